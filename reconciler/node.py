@@ -1,0 +1,71 @@
+"""
+What a node is, and what it permits.
+
+Facts are measured once a run and given as a value; a policy comes from the settings. Units are in the names.
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+
+class Gpu(Struct, frozen=True, kw_only=True):
+    """One GPU, as its driver names it."""
+
+    name: str
+    total_bytes: int
+    free_bytes: int
+    driver: str = ""
+
+
+class NodeFacts(Struct, frozen=True, kw_only=True):
+    """What this machine has, measured at the start of a run."""
+
+    gpus: tuple[Gpu, ...] = ()
+    memory_bytes: int = 0
+    disk_total_bytes: int = 0
+    disk_free_bytes: int = 0
+    #: Installed engines by name, with their versions: ``{"llama-cpp": "0.3.36"}``.
+    engines: dict[str, str] = {}  # noqa: RUF012  msgspec copies a mutable default
+    #: What test jobs run on: the GPUs' names and driver, or ``cpu``. A change of it calls for new tests.
+    device: str = "cpu"
+
+    @property
+    def gpu_bytes(self) -> int:
+        """Memory of the largest GPU, or 0: one model is loaded on one of them."""
+        return max((gpu.total_bytes for gpu in self.gpus), default=0)
+
+
+class Policy(Struct, frozen=True, kw_only=True):
+    """What the node's operator permits, beside what the network wants."""
+
+    #: Free space that is never used.
+    reserve_bytes: int = 1 << 30
+    #: How long the bytes of an unlisted model stay.
+    grace_seconds: float = 86400.0
+    generations: int = 10
+    quarantine_bytes: int = 10 << 30
+    #: Every blob is hashed at least this often.
+    scrub_seconds: float = 30 * 86400.0
+    #: URL templates of the operator's own mirrors, tried after the lock's sources where the network allows it.
+    fallback: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
+    excluded: tuple[str, ...] = ()
+
+
+class Limits(Struct, frozen=True, kw_only=True):
+    """Every cap in one place; what is past one is refused, never cut."""
+
+    envelope_bytes: int = 16 << 20
+    signatures: int = 64
+    clock_skew_seconds: float = 300.0
+    #: How far the clock may stand behind the latest time seen.
+    clock_back_seconds: float = 300.0
+    root_rotations: int = 256
+    archive_members: int = 100_000
+    #: Unpacked bytes of one archive, as a multiple of its own size ...
+    archive_ratio: int = 200
+    #: ... and in all.
+    archive_bytes: int = 2 << 40
+    archive_depth: int = 16
+    child_output_bytes: int = 65536

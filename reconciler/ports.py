@@ -1,0 +1,260 @@
+"""
+What the order of effects (``apply``) needs from the world, and what it tells about it.
+
+Rules that hold here:
+
+1. A port is named for the domain and has at most five methods; what an adapter MUST guarantee is written at the method.
+2. Every port has a memory twin in the tests, and one contract suite runs against both.
+3. Whatever goes wrong leaves an adapter as a ``ReconcileError``.
+4. Events are values. One stream of them feeds the terminal, ``--json``, the ledger's incidents, the metrics and the tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal, Protocol
+
+from msgspec import Struct
+
+from reconciler.errors import ReconcileError
+from reconciler.snapshot import Artifact, Runtime, Smoke
+
+# -- fetching --------------------------------------------------------------------------------------
+
+
+class Want(Struct, frozen=True, kw_only=True):
+    """A blob to fetch: its digest, its signed size in bytes, and its sources in the order in which they are tried."""
+
+    digest: str
+    size: int
+    sources: tuple[str, ...]
+
+
+class Fetched(Struct, frozen=True, kw_only=True):
+    """
+    A file in staging whose every byte was hashed to *digest*.
+
+    The numbers are those of the open file that was hashed: whoever gives it a name checks that the path still leads to it.
+    """
+
+    digest: str
+    size: int
+    path: Path
+    device: int
+    inode: int
+    mtime_ns: int
+    #: Where the bytes came from; several when mirrors were used together, empty when they were in staging already.
+    sources: tuple[str, ...] = ()
+
+
+class FetchFailed(Struct, frozen=True, kw_only=True):
+    """No source gave the bytes of *digest*; staging holds only what a later run may continue."""
+
+    digest: str
+    error: ReconcileError
+
+
+class Fetcher(Protocol):
+    """Brings blobs into staging and vouches for their bytes."""
+
+    def fetch(self, wants: Sequence[Want], report: Reporter) -> Iterator[Fetched | FetchFailed]:
+        """
+        Yield one outcome for each of *wants*, in the order in which they end.
+
+        MUST yield ``Fetched`` only after hashing every byte; MUST never raise for a single blob's failure; MUST report each
+        source that lied or failed as an ``Incident``; MUST stop all transfers when the iterator is closed.
+        """
+        ...
+
+    def close(self) -> None:
+        """End whatever was started; idempotent."""
+        ...
+
+
+# -- unpacking -------------------------------------------------------------------------------------
+
+
+class Unpacker(Protocol):
+    """Takes an archive apart, into plain files in a folder of its own."""
+
+    def unpack(self, archive: Path, kind: str, into: Path) -> tuple[str, ...]:
+        """
+        Unpack *archive*, of the kind that the snapshot names, *into* an empty folder; return the members' relative paths, sorted.
+
+        MUST write regular files and folders only, under names that passed ``archive.check``; MUST refuse the whole archive at the
+        first member that is anything else.
+
+        Raises:
+            UnpackRefused: the archive breaks a rule; what was written so far is the caller's to delete.
+            StoreError: the disk refused.
+        """
+        ...
+
+
+# -- test jobs -------------------------------------------------------------------------------------
+
+Verdict = Literal["passed", "bad", "unable"]
+
+
+class TestJob(Struct, frozen=True, kw_only=True):
+    """A test inference job: which model, where its tree lies, and what must come out."""
+
+    __test__ = False  # pytest collects what begins with Test
+
+    model: str
+    tree: Path
+    entrypoint: str
+    runtime: Runtime
+    smoke: Smoke
+    #: Bytes on the GPU that the network says the model takes; 0: it may run on the CPU.
+    gpu_memory: int = 0
+    memory: int = 0
+
+
+class TestReport(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """
+    How a test job ended.
+
+    ``bad`` means that the model is at fault, ``unable`` that this node could not test it now: only the first may fail a model.
+    """
+
+    __test__ = False
+
+    verdict: Verdict
+    #: One sentence for people; empty when it passed.
+    reason: str = ""
+    load_seconds: float = 0.0
+    run_seconds: float = 0.0
+    tokens: int = 0
+    tokens_per_second: float = 0.0
+    #: The answer, cut to 2,000 characters.
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    dimension: int = 0
+    #: What really ran it: ``cpu``, or the GPU's name with the layers that it held.
+    device: str = ""
+    gpu_layers: int = 0
+    gpu_memory_used: int = 0
+    engine: str = ""
+    engine_version: str = ""
+    sandbox: str = ""
+
+
+class Tester(Protocol):
+    """Runs test jobs, each in a child process that cannot reach the network or write the model."""
+
+    def engines(self) -> dict[str, str]:
+        """Return the installed engines by name, with their versions, without loading any of them."""
+        ...
+
+    def test(self, job: TestJob) -> TestReport:
+        """
+        Run *job* and return its report.
+
+        MUST return within the job's timeout and some seconds; MUST survive whatever the child does; MUST answer ``unable`` with a
+        reason that starts with ``sandbox-unavailable`` where no sandbox works, and never run the model without one.
+        """
+        ...
+
+
+# -- events ----------------------------------------------------------------------------------------
+
+
+class Event(Struct, frozen=True, kw_only=True, tag_field="type", tag=lambda name: "".join(
+    f"-{c.lower()}" if c.isupper() else c for c in name).lstrip("-"), omit_defaults=True):
+    """Something that happened, as it happens."""
+
+
+class RunStarted(Event, frozen=True, kw_only=True):
+    """A run begins; *lock* is the digest of the lock that everything after speaks of."""
+
+    lock: str
+    generation: int
+    models: int
+    download_bytes: int
+
+
+class FetchProgress(Event, frozen=True, kw_only=True):
+    """*done* bytes of *total* are here, *rate* of them a second, *hashed* of them verified so far."""
+
+    digest: str
+    done: int
+    total: int
+    rate: int = 0
+    hashed: int = 0
+    source: str = ""
+
+
+class BlobReady(Event, frozen=True, kw_only=True):
+    """A blob was verified and has its name now."""
+
+    digest: str
+    size: int
+    sources: tuple[str, ...] = ()
+
+
+class ModelPhase(Event, frozen=True, kw_only=True):
+    """A model enters a phase of its installation."""
+
+    model: str
+    phase: Literal["waiting", "fetching", "unpacking", "testing", "tested", "archiving", "restoring", "removing"]
+    detail: str = ""
+
+
+class ModelDone(Event, frozen=True, kw_only=True):
+    """A model reached the state in which this run leaves it."""
+
+    model: str
+    state: str
+    reason: str = ""
+
+
+class Swapped(Event, frozen=True, kw_only=True):
+    """A generation became the active one."""
+
+    generation: int
+    added: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+
+
+class Incident(Event, frozen=True, kw_only=True):
+    """A check failed, or something was refused, quarantined or repaired."""
+
+    kind: str
+    model: str = ""
+    blob: str = ""
+    source: str = ""
+    detail: str = ""
+
+
+class Notice(Event, frozen=True, kw_only=True):
+    """A sentence that people should read, and that is no incident."""
+
+    level: Literal["debug", "info", "warning"]
+    text: str
+
+
+class RunEnded(Event, frozen=True, kw_only=True):
+    """A run is over."""
+
+    lock: str
+    generation: int
+    active: int
+    failed: int
+    changed: bool
+    seconds: float
+
+
+class Reporter(Protocol):
+    """Whoever listens to events. It MUST be callable from any thread, return at once, and raise nothing."""
+
+    def __call__(self, event: Event, /) -> None:
+        """Take one event."""
+        ...
+
+
+__all__ = [
+    "Artifact", "BlobReady", "Event", "FetchFailed", "FetchProgress", "Fetched", "Fetcher", "Incident", "ModelDone", "ModelPhase",
+    "Notice", "Reporter", "RunEnded", "RunStarted", "Smoke", "Swapped", "TestJob", "TestReport", "Tester", "Unpacker", "Verdict", "Want",
+]

@@ -1,0 +1,70 @@
+"""
+JSON, read so that no two readers can disagree about what it says.
+
+msgspec already refuses NaN, byte-order marks, trailing data, lone surrogates, floats and booleans for integers. What it accepts
+silently, duplicate keys (the last one wins) and any depth, is refused here, over the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, TypeVar
+
+import msgspec
+
+MAX_DEPTH = 32
+_T = TypeVar("_T")
+
+
+class NotStrict(ValueError):
+    """The bytes are not strict JSON of the expected shape; the message says where."""
+
+
+def decode(data: bytes, kind: type[_T]) -> _T:
+    """
+    Decode *data* as *kind*.
+
+    Raises:
+        NotStrict: malformed, of another shape, with a duplicate key, or nested deeper than ``MAX_DEPTH``.
+    """
+    try:
+        value = msgspec.json.decode(data, type=kind)
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise NotStrict(_said(error)) from None
+    _refuse_ambiguity(data)
+    return value
+
+
+def _said(error: Exception) -> str:
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error)
+
+
+def _refuse_ambiguity(data: bytes) -> None:
+    """Refuse duplicate keys anywhere, also in parts that the reader ignores, and a depth that other readers may not take."""
+    try:
+        tree = json.loads(data.decode(), object_pairs_hook=_unique)
+    except RecursionError:
+        raise NotStrict("nested too deeply") from None
+    except ValueError as error:
+        raise NotStrict(str(error)) from None
+    level: list[Any] = [tree]
+    for _ in range(MAX_DEPTH + 1):
+        level = [child for parent in level for child in _children(parent)]
+        if not level:
+            return
+    raise NotStrict(f"nested deeper than {MAX_DEPTH}")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise NotStrict(f"duplicate key {twice[:80]!r}")
+    return found
+
+
+def _children(value: Any) -> Any:  # noqa: ANN401  JSON is any of six things
+    if isinstance(value, dict):
+        return [child for child in value.values() if isinstance(child, dict | list)]
+    return [child for child in value if isinstance(child, dict | list)] if isinstance(value, list) else ()
