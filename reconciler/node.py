@@ -26,7 +26,7 @@ class NodeFacts(Struct, frozen=True, kw_only=True):
     disk_total_bytes: int = 0
     disk_free_bytes: int = 0
     #: Installed engines by name, with their versions: ``{"llama-cpp": "0.3.36"}``.
-    engines: dict[str, str] = {}  # noqa: RUF012  msgspec copies a mutable default
+    engines: dict[str, str] = {}
     #: What test jobs run on: the GPUs' names and driver, or ``cpu``. A change of it calls for new tests.
     device: str = "cpu"
 

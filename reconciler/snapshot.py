@@ -42,14 +42,14 @@ MAX_PATH_BYTES = 1024
 MAX_COMPONENT_BYTES = 255  # NAME_MAX of every file system a store is put on
 
 
-class Runtime(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+class Runtime(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The engine that a model needs, and the versions of it that will do, as a PEP 440 specifier set."""
 
     engine: Name
     version: Annotated[str, Meta(max_length=256)] = ""
 
 
-class Expect(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+class Expect(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a test job's answer must be; all that is given must hold."""
 
     #: The answer contains this text.
@@ -66,7 +66,7 @@ class Expect(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit
     dimension: Positive | None = None
 
 
-class Smoke(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+class Smoke(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The test inference job of a model."""
 
     task: Task = "completion"
@@ -78,7 +78,7 @@ class Smoke(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_
     timeout: Annotated[str, Meta(max_length=16)] = "120s"
 
 
-class Artifact(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+class Artifact(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One file as it is downloaded: a model file, or an archive whose members take its place."""
 
     path: Annotated[str, Meta(min_length=1, max_length=MAX_PATH_BYTES)]
@@ -88,7 +88,7 @@ class Artifact(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, om
     unpack: Unpack | None = None
 
 
-class Model(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+class Model(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One model that the network approved, with what it needs."""
 
     name: Name
@@ -111,7 +111,7 @@ class Model(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_
         return f"{self.name}:{self.version}"
 
 
-class Sources(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+class Sources(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where blobs may be had beside the urls of their artifacts."""
 
     #: URL templates with ``{algorithm}`` and ``{hex}``.
@@ -120,7 +120,7 @@ class Sources(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omi
     allow_node_fallback: bool = True
 
 
-class Snapshot(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Snapshot(Struct, frozen=True, kw_only=True):
     """A versioned document that lists every model a node may hold."""
 
     schema: Literal[1]

@@ -64,7 +64,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _children(value: Any) -> Any:  # noqa: ANN401  JSON is any of six things
+def _children(value: Any) -> Any:
     if isinstance(value, dict):
         return [child for child in value.values() if isinstance(child, dict | list)]
     return [child for child in value if isinstance(child, dict | list)] if isinstance(value, list) else ()
