@@ -193,7 +193,9 @@ def check(data: bytes, compiled: Lock) -> None:
         return
     found, wanted = data.decode(errors="replace").splitlines(), expected.decode().splitlines()
     line = next((i for i, (a, b) in enumerate(zip(found, wanted, strict=False)) if a != b), min(len(found), len(wanted)))
-    raise LockMismatch(f"models.lock is not what its snapshot compiles to: line {line + 1} is {_line(found, line)}, expected {_line(wanted, line)}")
+    raise LockMismatch(
+        f"models.lock is not what its snapshot compiles to: line {line + 1} is {_line(found, line)}, expected {_line(wanted, line)}"
+    )
 
 
 def _line(lines: list[str], index: int) -> str:

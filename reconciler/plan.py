@@ -1,0 +1,387 @@
+"""
+The difference between what a lock asks for and what a node has: what will be done to each model, and why.
+
+Rules that hold here:
+
+1. A plan is a value: printed, compared, saved to a file; it holds no handle and the same arguments give the same plan.
+2. It names the lock, the generation and the snapshot that it was made against; a stale one is refused, never reinterpreted.
+3. What the store lost or gained by itself (drift) is listed apart from what the snapshot changed.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+from reconciler import digest, lifecycle, units
+from reconciler.errors import StalePlan
+from reconciler.lifecycle import Desired, Observed, Op
+from reconciler.lock import Lock, LockedModel
+from reconciler.node import NodeFacts, Policy
+from reconciler.state import ModelState, NodeState, Passed
+
+BlobOp = Literal["fetch", "check", "restore"]
+
+
+class ModelChange(Struct, frozen=True, kw_only=True, rename={"from_": "from"}):
+    """What is done with one model, and why."""
+
+    id: str
+    op: Op
+    from_: ModelState
+    to: ModelState
+    reason: str
+    #: Bytes that are fetched for it; a blob shared by several models counts for the first.
+    download_bytes: int = 0
+
+    @property
+    def changes(self) -> bool:
+        """Whether anything comes of it: a model that cannot run here and is not here is no change."""
+        return self.op != "keep" and not (self.op == "reject" and self.from_ == self.to)
+
+
+class BlobChange(Struct, frozen=True, kw_only=True):
+    """What is done with one blob: fetched, hashed again, or brought back from cold storage."""
+
+    digest: str
+    op: BlobOp
+    bytes: int
+
+
+class Disk(Struct, frozen=True, kw_only=True):
+    """Space in bytes: what the plan needs, what is free, and what stays free whatever happens."""
+
+    needed: int
+    free: int
+    reserve: int
+
+    @property
+    def short(self) -> int:
+        """Return the bytes that are missing, or 0."""
+        return max(0, self.needed + self.reserve - self.free) if self.needed else 0
+
+
+class Plan(Struct, frozen=True, kw_only=True):
+    """Everything that ``apply`` will do."""
+
+    schema: Literal[1] = 1
+    lock: str
+    generation: int
+    #: Digest of the snapshot that the lock was compiled from.
+    snapshot: str
+    changes: bool
+    summary: dict[str, int]
+    disk: Disk
+    models: tuple[ModelChange, ...]
+    blobs: tuple[BlobChange, ...]
+    drift: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+class Scene(Struct, frozen=True, kw_only=True):
+    """What a plan is computed from."""
+
+    lock: Lock
+    state: NodeState
+    node: NodeFacts
+    policy: Policy
+    now: datetime
+
+
+def diff(lock: Lock, lock_digest: str, state: NodeState, node: NodeFacts, policy: Policy, *, now: datetime) -> Plan:
+    """Return the plan that takes *state* to *lock* on *node* under *policy*, at *now*."""
+    blobs: dict[str, BlobChange] = {}
+    scene = Scene(lock=lock, state=state, node=node, policy=policy, now=now)
+    listed = [_listed(model, scene, blobs) for model in lock.model]
+    models = tuple(sorted([*listed, *_unlisted(lock, state, policy, now)], key=lambda change: change.id))
+    disk = Disk(needed=_disk_bytes(lock, models, blobs, state), free=node.disk_free_bytes, reserve=policy.reserve_bytes)
+    ordered = tuple(sorted(blobs.values(), key=lambda change: change.digest))
+    return Plan(
+        lock=lock_digest,
+        generation=state.active.number,
+        snapshot=lock.snapshot.digest,
+        changes=any(change.changes for change in models) or state.unfinished,
+        summary=_summary(models, ordered, disk),
+        disk=disk,
+        models=models,
+        blobs=ordered,
+        drift=state.drift,
+        warnings=_warnings(models, state, disk),
+    )
+
+
+def encode(plan: Plan) -> bytes:
+    """Return *plan* as one JSON document."""
+    return msgspec.json.format(msgspec.json.encode(plan), indent=2) + b"\n"
+
+
+def decode(data: bytes) -> Plan:
+    """
+    Return a saved plan.
+
+    Raises:
+        StalePlan: not a plan of this version.
+    """
+    try:
+        return msgspec.json.decode(data, type=Plan)
+    except msgspec.DecodeError as error:
+        raise StalePlan(f"not a saved plan: {error}") from None
+
+
+def check_fresh(saved: Plan, current: Plan) -> None:
+    """
+    Check that *saved* is still what would be planned now.
+
+    Raises:
+        StalePlan: the lock, the generation, the snapshot or what is to be done has moved.
+    """
+    for what in ("lock", "generation", "snapshot", "models", "blobs"):
+        if getattr(saved, what) != getattr(current, what):
+            raise StalePlan(f"the saved plan's {what} is not the current one")
+
+
+# -- listed models ---------------------------------------------------------------------------------
+
+
+def _listed(model: LockedModel, scene: Scene, blobs: dict[str, BlobChange]) -> ModelChange:
+    misfit = incompatible(model, scene.node)
+    desired: Desired = "incompatible" if model.state == "enabled" and misfit else model.state
+    observed, why = observe(model, scene)
+    op = lifecycle.decide(observed, desired)
+    before = _state_of(model.id, observed, scene.state)
+    if op != "keep" and _left_out(model.id, scene.policy):
+        return ModelChange(id=model.id, op="keep", from_=before, to=before, reason=lifecycle.reason("excluded"))
+    already = _fetched_bytes(blobs)
+    if op in {"install", "repair", "retest", "enable", "restore"}:
+        _add_blobs(model, scene, blobs)
+    return ModelChange(
+        id=model.id,
+        op=op,
+        from_=before,
+        to=_goal(op, model, before),
+        reason=_why(op, desired, why, misfit),
+        download_bytes=_fetched_bytes(blobs) - already,
+    )
+
+
+def _fetched_bytes(blobs: dict[str, BlobChange]) -> int:
+    return sum(change.bytes for change in blobs.values() if change.op == "fetch")
+
+
+def _left_out(model: str, policy: Policy) -> bool:
+    return model in policy.excluded or bool(policy.only and model not in policy.only)
+
+
+def observe(model: LockedModel, scene: Scene) -> tuple[Observed, str]:
+    """Return the row of the table that *model* is in, with the word of why."""
+    state = scene.state
+    tree = state.trees.get(model.recipe)
+    active = state.active.models.get(model.id)
+    record = state.records.get(model.id)
+    said = record.state if record is not None and record.recipe == model.recipe else None
+    if active is not None and (tree is None or tree.digest != active):
+        if said == "failed":
+            return "outdated", "failed-before"
+        return ("damaged", "damaged") if said else ("outdated", "content-changed")
+    if tree is not None and (tree.damaged or any(_damaged(name, state) for name in (*tree.blobs, *scene.lock.blobs_of(model)))):
+        return "damaged", "damaged"
+    if said == "failed":
+        return "failed", "failed-before"
+    if tree is None:
+        return _without_tree(model, scene)
+    doubt = _doubt(model, scene)
+    if active is not None:
+        return ("due", doubt) if doubt else ("active", "up-to-date")
+    settled = said == "inactive" and model.state != "enabled"  # nobody is served by it: its test can wait until it is enabled
+    return ("pending", doubt) if doubt and not settled else ("inactive", "up-to-date")
+
+
+def _without_tree(model: LockedModel, scene: Scene) -> tuple[Observed, str]:
+    needed, state = scene.lock.blobs_of(model), scene.state
+    if all(name in state.archived or name in state.blobs for name in needed) and any(name in state.archived for name in needed):
+        return "archived", "listed-again"
+    return "absent", "not-installed"
+
+
+def _damaged(name: str, state: NodeState) -> bool:
+    seen = state.blobs.get(name)
+    return seen is None or seen.damaged
+
+
+def _doubt(model: LockedModel, scene: Scene) -> str:
+    """Return why *model*, whose tree is there, must be tested again; empty if its last test is still good."""
+    state = scene.state
+    tree = state.trees[model.recipe]
+    if any(state.blobs[name].verified_at is None for name in tree.blobs):
+        return "unverified"
+    passed = state.passed.get(model.id)
+    if passed is None or passed.tree != tree.digest:
+        return "not-tested"
+    return _stale(passed, model, scene)
+
+
+def _stale(passed: Passed, model: LockedModel, scene: Scene) -> str:
+    node = scene.node
+    if passed.smoke != smoke_digest(model):
+        return "test-changed"
+    if (passed.engine, passed.engine_version) != (model.runtime.engine, node.engines.get(model.runtime.engine)):
+        return "runtime-changed"
+    if passed.device != node.device:
+        return "device-changed"
+    after = scene.lock.retest_after
+    if after and scene.now >= passed.at + timedelta(seconds=units.seconds(after)):
+        return "retest-due"
+    return ""
+
+
+def smoke_digest(model: LockedModel) -> str:
+    """Return the digest of *model*'s test job and of what it may ask of the device: another one calls for a new test."""
+    return digest.of(msgspec.json.encode((model.smoke, model.entrypoint, model.gpu_memory)))
+
+
+def incompatible(model: LockedModel, node: NodeFacts) -> str:
+    """Return why *node* cannot run *model*, and by how much; empty if it can."""
+    version = node.engines.get(model.runtime.engine)
+    if version is None:
+        extra = f"; pip install 'reconciler[{model.runtime.engine}]'" if model.runtime.engine == "llama-cpp" else ""
+        return f"engine {model.runtime.engine} is not installed{extra}"
+    if model.runtime.version and not _satisfies(version, model.runtime.version):
+        return f"engine {model.runtime.engine} is {version}, needs {model.runtime.version}"
+    if model.gpu_memory > node.gpu_bytes:
+        return f"needs {units.human_size(model.gpu_memory)} of GPU memory, the largest GPU has {units.human_size(node.gpu_bytes)}"
+    if model.memory > node.memory_bytes:
+        return f"needs {units.human_size(model.memory)} of memory, this node has {units.human_size(node.memory_bytes)}"
+    return ""
+
+
+_SATISFIED: dict[tuple[str, str], bool] = {}
+
+
+def _satisfies(version: str, specifier: str) -> bool:
+    """Remember answers: a thousand models ask about one version and a few specifiers."""
+    if (version, specifier) not in _SATISFIED:
+        from packaging.specifiers import SpecifierSet
+
+        _SATISFIED[version, specifier] = SpecifierSet(specifier).contains(version, prereleases=True)
+    return _SATISFIED[version, specifier]
+
+
+def _add_blobs(model: LockedModel, scene: Scene, blobs: dict[str, BlobChange]) -> None:
+    lock, state = scene.lock, scene.state
+    tree = state.trees.get(model.recipe)
+    for name in {*lock.blobs_of(model), *(tree.blobs if tree else ())}:
+        if name in blobs:
+            continue
+        seen = state.blobs.get(name)
+        if name in lock.blob and (seen is None or seen.damaged):
+            op: BlobOp = "restore" if name in state.archived and not state.archived[name].damaged else "fetch"
+            blobs[name] = BlobChange(digest=name, op=op, bytes=lock.blob[name].size)
+        elif seen is not None and seen.verified_at is None:
+            blobs[name] = BlobChange(digest=name, op="check", bytes=seen.size)
+
+
+def _state_of(model: str, observed: Observed, state: NodeState) -> ModelState:
+    if model in state.active.models:
+        return "active"
+    match observed:
+        case "damaged":
+            record = state.records.get(model)
+            return record.state if record and record.state != "active" else "pending"
+        case "outdated" | "due" | "active":
+            return "active"
+        case _:
+            return observed
+
+
+def _goal(op: Op, model: LockedModel, before: ModelState) -> ModelState:
+    match op:
+        case "install" | "retest" | "enable":
+            return "active"
+        case "repair" | "restore":
+            return "active" if model.state == "enabled" else "inactive"
+        case "disable":
+            return "inactive"
+        case "archive":
+            return "archived"
+        case "remove":
+            return "absent"
+        case "reject":
+            return "inactive" if before == "active" else before
+        case "keep":
+            return before
+
+
+_WORDS: dict[str, str] = {"disable": "disabled-by-snapshot", "archive": "archived-by-snapshot", "enable": "enabled-by-snapshot"}
+
+
+def _why(op: Op, desired: Desired, word: str, misfit: str) -> str:
+    if op == "reject" or desired == "incompatible":
+        return lifecycle.reason("incompatible", misfit)
+    if op == "keep" and desired != "enabled":
+        return lifecycle.reason(f"{desired}-by-snapshot")
+    if op == "remove":
+        return lifecycle.reason(word)
+    return lifecycle.reason(_WORDS.get(op, word))
+
+
+# -- unlisted models -------------------------------------------------------------------------------
+
+
+def _unlisted(lock: Lock, state: NodeState, policy: Policy, now: datetime) -> list[ModelChange]:
+    listed = {model.id for model in lock.model}
+    known = {*state.records, *state.active.models} - listed
+    return [_leaving(model, state, policy, now) for model in sorted(known)]
+
+
+def _leaving(model: str, state: NodeState, policy: Policy, now: datetime) -> ModelChange:
+    """Return what is done with an unlisted model: it stops being active at once, its bytes go after the grace."""
+    record = state.records.get(model)
+    before: ModelState = "active" if model in state.active.models else record.state if record else "absent"
+    if record is None or record.unlisted_since is None or model in state.active.models:
+        stay = f"its bytes stay for {units.human_time(policy.grace_seconds)}"
+        return ModelChange(id=model, op="remove", from_=before, to="absent", reason=f"not-listed: {stay}")
+    gone = record.unlisted_since + timedelta(seconds=policy.grace_seconds)
+    if now < gone:
+        reason = f"not-listed: its bytes go after {units.rfc3339(gone)}"
+        return ModelChange(id=model, op="keep", from_=before, to=before, reason=reason)
+    return ModelChange(id=model, op="remove", from_=before, to="absent", reason="not-listed: its grace is over, its bytes go")
+
+
+# -- the whole -------------------------------------------------------------------------------------
+
+
+def _disk_bytes(lock: Lock, models: tuple[ModelChange, ...], blobs: dict[str, BlobChange], state: NodeState) -> int:
+    """Return the bytes that come to the store. An archive counts twice: its members lie beside it, about as large as it is."""
+    coming = sum(change.bytes for change in blobs.values() if change.op in {"fetch", "restore"})
+    acted = {change.id for change in models if change.op in {"install", "repair", "restore"}}
+    unpacked = {
+        artifact.digest
+        for model in lock.model
+        if model.id in acted and model.recipe not in state.trees
+        for artifact in model.artifact
+        if artifact.unpack
+    }
+    return coming + sum(lock.blob[name].size for name in unpacked)
+
+
+def _summary(models: tuple[ModelChange, ...], blobs: tuple[BlobChange, ...], disk: Disk) -> dict[str, int]:
+    counts: dict[str, int] = dict.fromkeys(lifecycle.OPS, 0)
+    for change in models:
+        counts[change.op] += 1
+    return counts | {"download_bytes": sum(change.bytes for change in blobs if change.op == "fetch"), "disk_bytes": disk.needed}
+
+
+def _warnings(models: tuple[ModelChange, ...], state: NodeState, disk: Disk) -> tuple[str, ...]:
+    leaving = sum(change.from_ == "active" and change.to in {"absent", "archived"} for change in models)
+    found = []
+    if state.active.models and 2 * leaving > len(state.active.models):
+        found.append(f"this takes away {leaving} of {len(state.active.models)} active models")
+    if disk.short:
+        found.append(
+            f"not enough space: {units.human_size(disk.needed)} needed, {units.human_size(disk.free)} free, "
+            f"{units.human_size(disk.reserve)} of it kept in reserve: {units.human_size(disk.short)} short"
+        )
+    return tuple(found)

@@ -1,0 +1,200 @@
+"""
+``reconcile.toml``: what the node's operator chose.
+
+Every key has a default; an unknown one is an error that names the nearest known. Paths are relative to the file's folder.
+Sizes and times are checked here, so that nobody finds out at night that ``10 gigs`` is not a size.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct, field
+
+from reconciler import snapshot, units
+from reconciler.errors import SettingsError
+from reconciler.node import Policy
+
+Argv = tuple[str, ...]
+Positive = Annotated[int, Meta(ge=1, le=1024)]
+
+
+class Network(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where the network's word comes from."""
+
+    #: URL or path of the signed snapshot.
+    snapshot: str = "snapshot.json"
+    #: The pinned trust root.
+    root: str = "root.json"
+    #: The root's fingerprint, if it was told by another way than the file.
+    root_fingerprint: str = ""
+    #: URL or path template with ``{version}``, where newer roots are looked for.
+    root_updates: str = ""
+    lockfile: str = "models.lock"
+
+
+class StoreSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where blobs lie and how many may."""
+
+    path: str = "store"
+    archive: str = ""
+    reserve: str = "1GiB"
+    grace: str = "24h"
+    generations: Positive = 10
+    quarantine: str = "10GiB"
+
+
+class Download(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How blobs are fetched."""
+
+    fallback: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
+    allow_http: bool = False
+    connections: Annotated[int, Meta(ge=1, le=16)] = 8
+    concurrent: Annotated[int, Meta(ge=1, le=64)] = 4
+    limit: str = "0"
+    min_rate: str = "1KiB"
+    timeout: str = "60s"
+    proxy: str = ""
+    ca_file: str = ""
+    netrc: str = ""
+
+
+class SmokeSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How test jobs are confined."""
+
+    sandbox: Literal["auto", "bubblewrap", "landlock"] = "auto"
+    timeout: str = "300s"
+
+
+class LlamaCppSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The engine llama-cpp."""
+
+    gpu_layers: Annotated[int, Meta(ge=-1)] = -1
+    threads: Annotated[int, Meta(ge=0)] = 0
+
+
+class OpenAISettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A server with the OpenAI API; in *argv*, ``{model}`` and ``{port}`` are filled in."""
+
+    argv: Argv = ()
+    ready_timeout: str = "120s"
+
+
+class Runtimes(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Engines by name."""
+
+    llama_cpp: LlamaCppSettings = field(default=LlamaCppSettings(), name="llama-cpp")
+    openai: OpenAISettings = OpenAISettings()
+
+
+class Agent(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How often the agent looks."""
+
+    interval: str = "5m"
+    jitter: str = "30s"
+    scrub_after: str = "30d"
+
+
+class Hooks(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Commands that are told of, or asked about, a new generation."""
+
+    activated: Argv = ()
+    healthy: Argv = ()
+    healthy_timeout: str = "60s"
+
+
+class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All settings, with the folder that relative paths are relative to."""
+
+    network: Network = Network()
+    store: StoreSettings = StoreSettings()
+    download: Download = Download()
+    smoke: SmokeSettings = SmokeSettings()
+    runtime: Runtimes = Runtimes()
+    agent: Agent = Agent()
+    hooks: Hooks = Hooks()
+    base: str = "."
+
+    def path(self, text: str) -> Path:
+        """Return *text* as a path, relative to the settings' folder."""
+        return Path(self.base, Path(text).expanduser())
+
+    @property
+    def store_path(self) -> Path:
+        """The store's folder."""
+        return self.path(self.store.path)
+
+    @property
+    def archive_path(self) -> Path:
+        """The folder of cold storage."""
+        return self.path(self.store.archive) if self.store.archive else self.store_path / "archive"
+
+    @property
+    def policy(self) -> Policy:
+        """What these settings permit, in plain units."""
+        return Policy(
+            reserve_bytes=units.size(self.store.reserve),
+            grace_seconds=units.seconds(self.store.grace),
+            generations=self.store.generations,
+            quarantine_bytes=units.size(self.store.quarantine),
+            scrub_seconds=units.seconds(self.agent.scrub_after),
+            fallback=self.download.fallback,
+        )
+
+
+_SIZES = (("store", "reserve"), ("store", "quarantine"), ("download", "limit"), ("download", "min_rate"))
+_TIMES = (
+    ("store", "grace"), ("download", "timeout"), ("smoke", "timeout"), ("agent", "interval"), ("agent", "jitter"),
+    ("agent", "scrub_after"), ("hooks", "healthy_timeout"),
+)  # fmt: skip
+
+
+def decode(data: bytes, base: Path, name: str = "reconcile.toml") -> Settings:
+    """
+    Return the settings in *data*; relative paths in it are relative to *base*.
+
+    Raises:
+        SettingsError: not TOML, an unknown key, or a value that means nothing; the message names *name* and the key.
+    """
+    try:
+        tree = tomllib.loads(data.decode())
+    except ValueError as error:
+        raise SettingsError(f"{name} is not TOML: {error}") from None
+    _refuse_unknown(tree, Settings, name, "")
+    try:
+        settings = msgspec.convert(tree | {"base": str(base)}, Settings)
+        _check(settings)
+    except (msgspec.ValidationError, ValueError) as error:
+        raise SettingsError(f"{name}: {str(error).replace('`$.', '`')}") from None
+    return settings
+
+
+def _check(settings: Settings) -> None:
+    for table, key in (*_SIZES, *_TIMES):
+        text = getattr(getattr(settings, table), key)
+        try:
+            (units.size if (table, key) in _SIZES else units.seconds)(text)
+        except ValueError as error:
+            raise ValueError(f"[{table}] {key}: {error}") from None
+    for template in settings.download.fallback:
+        snapshot.check_template(template)
+
+
+def _refuse_unknown(tree: dict[str, Any], kind: type[Struct], name: str, where: str) -> None:
+    """Walk the tables beside the types: msgspec names an unknown key too, but not the one that was meant."""
+    known = {found.encode_name: found.type for found in msgspec.structs.fields(kind) if found.name != "base"}
+    for key, value in tree.items():
+        if key not in known:
+            raise SettingsError(f"{name}: unknown key {where + key!r}", hint=_nearest(key, known, where))
+        if isinstance(value, dict) and isinstance(known[key], type) and issubclass(known[key], Struct):
+            _refuse_unknown(value, known[key], name, f"{where}{key}.")
+
+
+def _nearest(key: str, known: dict[str, Any], where: str) -> str:
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return f"did you mean {where + near[0]!r}?" if near else f"known here: {', '.join(sorted(known))}"
