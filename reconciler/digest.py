@@ -71,3 +71,8 @@ def of(data: bytes, algorithm: str = "sha256") -> str:
     made = hasher(algorithm)
     made.update(data)
     return f"{algorithm}:{made.hexdigest()}"
+
+
+def is_digest(text: str) -> bool:
+    """Return whether *text* is exactly a digest."""
+    return _MATCH.fullmatch(text) is not None

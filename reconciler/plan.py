@@ -16,7 +16,7 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from reconciler import digest, lifecycle, units
+from reconciler import digest, lifecycle, snapshot, units
 from reconciler.errors import StalePlan
 from reconciler.lifecycle import Desired, Observed, Op
 from reconciler.lock import Lock, LockedModel
@@ -179,19 +179,19 @@ def observe(model: LockedModel, scene: Scene) -> tuple[Observed, str]:
     """Return the row of the table that *model* is in, with the word of why."""
     state = scene.state
     tree = state.trees.get(model.recipe)
-    active = state.active.models.get(model.id)
+    active = state.active.tree_of(model.id)
     record = state.records.get(model.id)
     said = record.state if record is not None and record.recipe == model.recipe else None
     if active is not None and (tree is None or tree.digest != active):
         if said == "failed":
             return "outdated", "failed-before"
-        return ("damaged", "damaged") if said else ("outdated", "content-changed")
+        return ("damaged", "damaged") if said else ("outdated", "content-changed" if record else "unverified")
     if tree is not None and (tree.damaged or any(_damaged(name, state) for name in (*tree.blobs, *scene.lock.blobs_of(model)))):
         return "damaged", "damaged"
     if said == "failed":
         return "failed", "failed-before"
     if tree is None:
-        return _without_tree(model, scene)
+        return _without_tree(model, scene, said)
     doubt = _doubt(model, scene)
     if active is not None:
         return ("due", doubt) if doubt else ("active", "up-to-date")
@@ -199,9 +199,10 @@ def observe(model: LockedModel, scene: Scene) -> tuple[Observed, str]:
     return ("pending", doubt) if doubt and not settled else ("inactive", "up-to-date")
 
 
-def _without_tree(model: LockedModel, scene: Scene) -> tuple[Observed, str]:
+def _without_tree(model: LockedModel, scene: Scene, said: ModelState | None) -> tuple[Observed, str]:
     needed, state = scene.lock.blobs_of(model), scene.state
-    if all(name in state.archived or name in state.blobs for name in needed) and any(name in state.archived for name in needed):
+    cold = said == "archived" or any(name in state.archived for name in needed)
+    if cold and all(name in state.archived or name in state.blobs for name in needed):
         return "archived", "listed-again"
     return "absent", "not-installed"
 
@@ -257,6 +258,12 @@ def incompatible(model: LockedModel, node: NodeFacts) -> str:
     return ""
 
 
+def expanded(templates: tuple[str, ...], name: str) -> tuple[str, ...]:
+    """Return the URLs that fallback *templates* give for the blob *name*."""
+    algorithm, digits = digest.parse(name)
+    return tuple(snapshot.expand(template, algorithm, digits) for template in templates)
+
+
 _SATISFIED: dict[tuple[str, str], bool] = {}
 
 
@@ -284,7 +291,7 @@ def _add_blobs(model: LockedModel, scene: Scene, blobs: dict[str, BlobChange]) -
 
 
 def _state_of(model: str, observed: Observed, state: NodeState) -> ModelState:
-    if model in state.active.models:
+    if model in state.active.entries:
         return "active"
     match observed:
         case "damaged":
@@ -332,15 +339,15 @@ def _why(op: Op, desired: Desired, word: str, misfit: str) -> str:
 
 def _unlisted(lock: Lock, state: NodeState, policy: Policy, now: datetime) -> list[ModelChange]:
     listed = {model.id for model in lock.model}
-    known = {*state.records, *state.active.models} - listed
+    known = {*state.records, *state.active.entries} - listed
     return [_leaving(model, state, policy, now) for model in sorted(known)]
 
 
 def _leaving(model: str, state: NodeState, policy: Policy, now: datetime) -> ModelChange:
     """Return what is done with an unlisted model: it stops being active at once, its bytes go after the grace."""
     record = state.records.get(model)
-    before: ModelState = "active" if model in state.active.models else record.state if record else "absent"
-    if record is None or record.unlisted_since is None or model in state.active.models:
+    before: ModelState = "active" if model in state.active.entries else record.state if record else "absent"
+    if record is None or record.unlisted_since is None or model in state.active.entries:
         stay = f"its bytes stay for {units.human_time(policy.grace_seconds)}"
         return ModelChange(id=model, op="remove", from_=before, to="absent", reason=f"not-listed: {stay}")
     gone = record.unlisted_since + timedelta(seconds=policy.grace_seconds)
@@ -377,8 +384,8 @@ def _summary(models: tuple[ModelChange, ...], blobs: tuple[BlobChange, ...], dis
 def _warnings(models: tuple[ModelChange, ...], state: NodeState, disk: Disk) -> tuple[str, ...]:
     leaving = sum(change.from_ == "active" and change.to in {"absent", "archived"} for change in models)
     found = []
-    if state.active.models and 2 * leaving > len(state.active.models):
-        found.append(f"this takes away {leaving} of {len(state.active.models)} active models")
+    if 2 * leaving > len(state.active.entries):
+        found.append(f"this takes away {leaving} of {len(state.active.entries)} active models")
     if disk.short:
         found.append(
             f"not enough space: {units.human_size(disk.needed)} needed, {units.human_size(disk.free)} free, "

@@ -11,14 +11,17 @@ Rules that hold here:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Literal, Protocol
 
 from msgspec import Struct
 
 from reconciler.errors import ReconcileError
-from reconciler.snapshot import Artifact, Runtime, Smoke
+from reconciler.lock import LockedArtifact
+from reconciler.snapshot import Runtime, Smoke
+from reconciler.state import ActiveModel, Generation, Passed, Record, TreeSeen
 
 # -- fetching --------------------------------------------------------------------------------------
 
@@ -158,6 +161,109 @@ class Tester(Protocol):
         ...
 
 
+# -- the store -------------------------------------------------------------------------------------
+
+
+class Blobs(Protocol):
+    """Immutable bytes under their digest. What it holds was hashed to its name; nothing else ever has one."""
+
+    def adopt(self, fetched: Fetched) -> None:
+        """Give a verified file in staging its name; MUST refuse one that is not the file that was hashed."""
+        ...
+
+    def check(self, name: str) -> bool:
+        """Hash the blob in full; return whether it is good, and believe a bad one no longer."""
+        ...
+
+    def discard(self, name: str) -> None:
+        """Delete the blob; a reader that holds it open keeps it."""
+        ...
+
+    def freeze(self, name: str) -> None:
+        """Move the blob to cold storage; MUST verify the copy before the original goes."""
+        ...
+
+    def thaw(self, name: str) -> None:
+        """Bring the blob back; MUST hash it in full, and raise ``BlobDamaged`` where it is another."""
+        ...
+
+
+class Trees(Protocol):
+    """Models' folders, named by the digest of their listing."""
+
+    def assemble(self, recipe: str, artifacts: Sequence[LockedArtifact], entrypoint: str) -> TreeSeen:
+        """Make, or mend, the tree of *artifacts*; it MUST be complete when its name appears."""
+        ...
+
+    def remove(self, name: str) -> None:
+        """Delete the tree; its blobs stay."""
+        ...
+
+
+class Generations(Protocol):
+    """Numbered sets of active models, of which one is active."""
+
+    def current(self) -> Generation:
+        """Return the active one."""
+        ...
+
+    def swap(self, entries: Mapping[str, ActiveModel]) -> Generation:
+        """Make a generation and let ``active`` lead to it: the old set or the new one, at every instant."""
+        ...
+
+    def reactivate(self, number: int) -> Generation:
+        """Let ``active`` lead to an earlier generation again."""
+        ...
+
+
+class Ledger(Protocol):
+    """What is remembered of models between runs."""
+
+    def put(self, record: Record) -> None:
+        """Remember *record*."""
+        ...
+
+    def forget(self, model: str) -> None:
+        """Forget a model."""
+        ...
+
+    def tested(self, model: str, report: TestReport, passed: Passed | None, at: datetime) -> None:
+        """Remember a test job's report; *passed* is None where the model did not pass."""
+        ...
+
+    def set_running(self, *, running: bool) -> None:
+        """Remember that a run began, or ended: one that was cut short is finished by the next."""
+        ...
+
+
+class Keeper(Protocol):
+    """Tidies the store at both ends of a run."""
+
+    def recover(self) -> None:
+        """Clear what a run that was cut short left in staging."""
+        ...
+
+    def quarantine(self, model: str, report: TestReport | None, detail: str, tree: str) -> None:
+        """Keep what failed, with a record of what was expected and found, within the policy's bound."""
+        ...
+
+    def sweep(self) -> None:
+        """Delete what no listed model, kept generation or grace needs."""
+        ...
+
+
+class Gate(Protocol):
+    """The operator's say about a new generation."""
+
+    def activated(self, generation: Generation) -> None:
+        """Tell of a swap."""
+        ...
+
+    def healthy(self, generation: Generation) -> str:
+        """Return why the node does not serve well after a swap; empty if it does."""
+        ...
+
+
 # -- events ----------------------------------------------------------------------------------------
 
 
@@ -216,6 +322,7 @@ class Swapped(Event, frozen=True, kw_only=True):
     generation: int
     added: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
+    what: str = ""
 
 
 class Incident(Event, frozen=True, kw_only=True):
@@ -253,8 +360,3 @@ class Reporter(Protocol):
         """Take one event."""
         ...
 
-
-__all__ = [
-    "Artifact", "BlobReady", "Event", "FetchFailed", "FetchProgress", "Fetched", "Fetcher", "Incident", "ModelDone", "ModelPhase",
-    "Notice", "Reporter", "RunEnded", "RunStarted", "Smoke", "Swapped", "TestJob", "TestReport", "Tester", "Unpacker", "Verdict", "Want",
-]

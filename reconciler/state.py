@@ -11,6 +11,9 @@ from typing import Literal
 
 from msgspec import Struct
 
+from reconciler import digest
+from reconciler.snapshot import Runtime, Task
+
 #: The network's five states, and ``absent``: listed, nothing on the node yet.
 ModelState = Literal["absent", "pending", "active", "inactive", "failed", "archived"]
 
@@ -54,6 +57,8 @@ class Record(Struct, frozen=True, kw_only=True, omit_defaults=True):
     state: ModelState
     #: The recipe that *state* speaks of.
     recipe: str = ""
+    #: The blobs that the recipe is made from.
+    blobs: tuple[str, ...] = ()
     reason: str = ""
     attempts: int = 0
     last_error: str = ""
@@ -62,11 +67,34 @@ class Record(Struct, frozen=True, kw_only=True, omit_defaults=True):
     unlisted_since: datetime | None = None
 
 
+class ActiveModel(Struct, frozen=True, kw_only=True):
+    """A model that is eligible for job routing, as ``active/index.json`` names it."""
+
+    id: str
+    tasks: tuple[Task, ...]
+    runtime: Runtime
+    #: The model's folder, relative to ``active``.
+    path: str
+    entrypoint: str
+    bytes: int
+    tree: str
+
+
 class Generation(Struct, frozen=True, kw_only=True):
-    """A set of active models, by id, with their trees."""
+    """A numbered set of active models, by id; number 0 is the empty set of a new store."""
 
     number: int = 0
-    models: dict[str, str] = {}
+    entries: dict[str, ActiveModel] = {}
+
+    def tree_of(self, model: str) -> str | None:
+        """Return the tree under which *model* is active, or None."""
+        entry = self.entries.get(model)
+        return entry.tree if entry else None
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 over the sorted (id, tree) pairs: two nodes with the same one serve the same bytes."""
+        return digest.of("".join(f"{model} {self.entries[model].tree}\n" for model in sorted(self.entries)).encode())
 
 
 class NodeState(Struct, frozen=True, kw_only=True):

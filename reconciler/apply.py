@@ -1,0 +1,590 @@
+"""
+The order of effects. It is the safety proof, so the code cites the steps by number:
+
+1. Remember that a run began. Clear what a run that was cut short left behind.
+2. Stop serving what may not be served: unlisted and disabled models leave the active set in one swap, before anything is fetched.
+3. Refuse, before the first byte, what the disk has no room for.
+4. Bring blobs: fetched, thawed or hashed again. Each gets its name only when its digest was checked.
+5. As soon as all blobs of a model are there: make its tree, run its test job. Different models overlap.
+6. Activate what passed, each time as a new generation by one swap; a failed model never takes another with it. Ask whether the node
+   is healthy; if not, return to the generation before.
+7. Retire what the network archived, once its successor serves. Only then forget and delete what nobody needs.
+8. Remember that the run ended.
+
+At every instant ``active`` leads to a complete generation of verified and tested models; whatever step is cut short, the next run's
+plan differs by what is missing, and the same steps finish it.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from reconciler import plan as plans
+from reconciler.errors import BlobDamaged, DiskFull, FetchError, ReconcileError, SmokeFailed, StoreError
+from reconciler.lock import Lock, LockedModel
+from reconciler.node import NodeFacts, Policy
+from reconciler.plan import ModelChange, Plan
+from reconciler.ports import (
+    BlobReady,
+    Blobs,
+    Fetched,
+    Fetcher,
+    FetchFailed,
+    Gate,
+    Generations,
+    Incident,
+    Keeper,
+    Ledger,
+    ModelDone,
+    ModelPhase,
+    Notice,
+    Reporter,
+    RunEnded,
+    RunStarted,
+    Swapped,
+    Tester,
+    TestJob,
+    TestReport,
+    Trees,
+    Want,
+)
+from reconciler.state import ActiveModel, Generation, ModelState, NodeState, Passed, Record, TreeSeen
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ports:
+    """Everything that a run may touch."""
+
+    blobs: Blobs
+    trees: Trees
+    generations: Generations
+    ledger: Ledger
+    keeper: Keeper
+    gate: Gate
+    fetcher: Fetcher
+    tester: Tester
+    report: Reporter
+    now: Callable[[], datetime]
+    #: Where a tree lies.
+    tree_path: Callable[[str], Path]
+    #: Where a model's folder lies in a generation.
+    active_path: Callable[[str], str]
+
+
+class Outcome(Struct, frozen=True, kw_only=True):
+    """How a run ended."""
+
+    lock: str
+    generation: int
+    active: tuple[str, ...]
+    failed: tuple[str, ...]
+    #: Models that could not be tested now.
+    untested: tuple[str, ...]
+    changed: bool
+
+
+class Prepared(Struct, frozen=True, kw_only=True):
+    """A model whose tree is made and whose test job ended; or why not."""
+
+    model: LockedModel
+    tree: TreeSeen | None = None
+    report: TestReport | None = None
+    error: ReconcileError | None = None
+
+
+class Brought(Struct, frozen=True, kw_only=True):
+    """A blob that is there now; or why not."""
+
+    digest: str
+    error: ReconcileError | None = None
+
+
+def execute(plan: Plan, lock: Lock, state: NodeState, node: NodeFacts, policy: Policy, ports: Ports) -> Outcome:
+    """
+    Carry out *plan*, which was made from the other arguments, and return how it ended.
+
+    Raises:
+        DiskFull: there is no room for what is planned; nothing was fetched.
+        StoreError: the disk refused; the next run finishes what this one began.
+    """
+    return _Run(plan, lock, state, node, policy, ports).execute()
+
+
+_WORK = {"install", "repair", "retest", "enable", "restore"}
+
+
+class _Run:
+    """One run's progress. Only the thread that called ``execute`` touches generations and records."""
+
+    def __init__(self, plan: Plan, lock: Lock, state: NodeState, node: NodeFacts, policy: Policy, ports: Ports) -> None:
+        self._plan = plan
+        self._lock = lock
+        self._state = state
+        self._node = node
+        self._policy = policy
+        self._ports = ports
+        self._models = {model.id: model for model in lock.model}
+        self._changes = {change.id: change for change in plan.models}
+        self._active = dict(state.active.entries)
+        self._records = dict(state.records)
+        self._messages: queue.Queue[Brought | Prepared] = queue.Queue()
+        self._failed: set[str] = set()
+        self._untested: set[str] = set()
+        self._began = ports.now()
+
+    def execute(self) -> Outcome:
+        ports, plan = self._ports, self._plan
+        ports.report(
+            RunStarted(
+                lock=plan.lock, generation=plan.generation, models=len(plan.models), download_bytes=plan.summary["download_bytes"]
+            )
+        )
+        ports.ledger.set_running(running=True)  # 1
+        ports.keeper.recover()
+        for warning in plan.warnings:
+            ports.report(Notice(level="warning", text=warning))
+        self._stop_serving()  # 2
+        self._refuse_without_room()  # 3
+        self._reject()
+        self._install()  # 4, 5, 6
+        self._retire()  # 7
+        ports.keeper.sweep()
+        ports.ledger.set_running(running=False)  # 8
+        return self._outcome()
+
+    def _outcome(self) -> Outcome:
+        ports, plan = self._ports, self._plan
+        generation = ports.generations.current()
+        changed = any(change.changes for change in plan.models)
+        seconds = (ports.now() - self._began).total_seconds()
+        ports.report(
+            RunEnded(
+                lock=plan.lock,
+                generation=generation.number,
+                active=len(generation.entries),
+                failed=len(self._failed),
+                changed=changed,
+                seconds=seconds,
+            )
+        )
+        return Outcome(
+            lock=plan.lock,
+            generation=generation.number,
+            active=tuple(generation.entries),
+            failed=tuple(sorted(self._failed)),
+            untested=tuple(sorted(self._untested)),
+            changed=changed,
+        )
+
+    # -- 2: what may not serve ---------------------------------------------------------------------
+
+    def _stop_serving(self) -> None:
+        leaving = [change for change in self._plan.models if change.op in {"remove", "disable"} or _deactivates(change)]
+        self._swap({}, [change.id for change in leaving if change.id in self._active], "removed or disabled by the snapshot")
+        for change in leaving:
+            if change.op == "disable":
+                self._settle(change.id, "inactive", change.reason)
+            elif change.op == "remove" and change.id not in self._models:
+                self._mark_unlisted(change)
+
+    def _mark_unlisted(self, change: ModelChange) -> None:
+        record = self._records.get(change.id) or Record(id=change.id, state="inactive")
+        if record.unlisted_since is None:
+            self._ports.report(Incident(kind="removed-unlisted", model=change.id, detail=change.reason))
+            self._put(msgspec.structs.replace(record, state="inactive", reason=change.reason, unlisted_since=self._began))
+            self._ports.report(ModelDone(model=change.id, state="inactive", reason=change.reason))
+
+    # -- 3: room -----------------------------------------------------------------------------------
+
+    def _refuse_without_room(self) -> None:
+        if self._plan.disk.short:
+            self._ports.ledger.set_running(running=False)
+            raise DiskFull(self._plan.warnings[-1])
+
+    def _reject(self) -> None:
+        for change in self._plan.models:
+            if change.op == "reject":
+                known = self._records.get(change.id)
+                if known is None or known.reason != change.reason:
+                    self._ports.report(Incident(kind="incompatible", model=change.id, detail=change.reason))
+                self._settle(change.id, change.to, change.reason)
+
+    # -- 4: blobs ----------------------------------------------------------------------------------
+
+    def _install(self) -> None:
+        work = [self._models[change.id] for change in self._plan.models if change.op in _WORK]
+        if not work:
+            return
+        waiting = {model.id: self._needed(model) for model in work}
+        stop = threading.Event()
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="test") as tests:
+            bringing = threading.Thread(target=self._bring, args=(stop,), name="bring", daemon=True)
+            bringing.start()
+            try:
+                for model in [model for model in work if not waiting[model.id]]:
+                    tests.submit(self._prepare_safely, model)
+                self._collect(work, waiting, tests)
+            finally:
+                stop.set()
+                tests.shutdown(wait=True, cancel_futures=True)
+                bringing.join()
+
+    def _needed(self, model: LockedModel) -> set[str]:
+        """Return the digests that must be brought before *model*'s tree can be made."""
+        tree = self._state.trees.get(model.recipe)
+        own = {*self._lock.blobs_of(model), *(tree.blobs if tree else ())}
+        return own & {change.digest for change in self._plan.blobs}
+
+    def _bring(self, stop: threading.Event) -> None:
+        """Bring every blob of the plan, in a thread of its own; each one's end is a message."""
+        try:
+            missing = [change.digest for change in self._plan.blobs if change.op == "fetch"]
+            local = [change for change in self._plan.blobs if change.op != "fetch"]
+            with ThreadPoolExecutor(max_workers=1, thread_name_prefix="hash") as hashing:
+                checked = [(change.digest, hashing.submit(self._have, change.digest, change.op)) for change in local]
+                self._fetch(missing, stop)
+                damaged = [name for name, good in checked if not good.result()]
+            self._fetch(damaged, stop)
+        except ReconcileError as error:
+            self._fail_rest(error)
+        except Exception as error:  # noqa: BLE001  a bug here must not leave the run waiting for ever
+            self._fail_rest(StoreError(f"unexpected: {type(error).__name__}: {error}"))
+
+    def _have(self, name: str, op: str) -> bool:
+        """Thaw or hash a blob that the node has; say whether it is good."""
+        try:
+            good = self._ports.blobs.check(name) if op == "check" else self._thawed(name)
+        except ReconcileError as error:
+            self._messages.put(Brought(digest=name, error=error))
+            return True
+        if good:
+            self._messages.put(Brought(digest=name))
+        else:
+            self._ports.report(Incident(kind="blob-damaged", blob=name, detail="its bytes are not what they were"))
+        return good
+
+    def _thawed(self, name: str) -> bool:
+        try:
+            self._ports.blobs.thaw(name)
+        except BlobDamaged:
+            return False
+        return True
+
+    def _fetch(self, names: list[str], stop: threading.Event) -> None:
+        unknown = [name for name in names if name not in self._lock.blob]
+        for name in unknown:  # a member of an archive: unpacking makes it again
+            self._messages.put(Brought(digest=name))
+        wants = [self._want(name) for name in names if name in self._lock.blob]
+        if not wants or stop.is_set():
+            return
+        outcomes = self._ports.fetcher.fetch(wants, self._ports.report)
+        for outcome in outcomes:
+            self._messages.put(self._adopted(outcome))
+            if stop.is_set():
+                _close(outcomes)
+                return
+
+    def _want(self, name: str) -> Want:
+        blob = self._lock.blob[name]
+        own = self._policy.fallback if self._lock.allow_node_fallback else ()
+        return Want(digest=name, size=blob.size, sources=(*blob.sources, *plans.expanded(own, name)))
+
+    def _adopted(self, outcome: Fetched | FetchFailed) -> Brought:
+        if isinstance(outcome, FetchFailed):
+            return Brought(digest=outcome.digest, error=outcome.error)
+        try:
+            self._ports.blobs.adopt(outcome)
+        except ReconcileError as error:
+            return Brought(digest=outcome.digest, error=error)
+        self._ports.report(BlobReady(digest=outcome.digest, size=outcome.size, sources=outcome.sources))
+        return Brought(digest=outcome.digest)
+
+    def _fail_rest(self, error: ReconcileError) -> None:
+        for change in self._plan.blobs:
+            self._messages.put(Brought(digest=change.digest, error=error))
+
+    # -- 5: trees and tests ------------------------------------------------------------------------
+
+    def _collect(self, work: list[LockedModel], waiting: dict[str, set[str]], tests: ThreadPoolExecutor) -> None:
+        """Take messages until every model of *work* has ended; those that came together are activated together."""
+        open_ = {model.id: model for model in work}
+        while open_:
+            ready: list[Prepared] = []
+            for message in _all_waiting(self._messages):
+                if isinstance(message, Prepared):
+                    ready.append(message)
+                    continue
+                ready += self._after(message, open_, waiting, tests)
+            for prepared in ready:
+                open_.pop(prepared.model.id, None)
+            self._conclude(ready)
+
+    def _after(
+        self, brought: Brought, open_: dict[str, LockedModel], waiting: dict[str, set[str]], tests: ThreadPoolExecutor
+    ) -> list[Prepared]:
+        """Start the models for which *brought* was the last blob; return those that fail with it."""
+        ended = []
+        for model in open_.values():
+            if brought.digest not in waiting[model.id]:
+                continue
+            waiting[model.id].discard(brought.digest)
+            if brought.error is not None:
+                waiting[model.id].clear()
+                ended.append(Prepared(model=model, error=brought.error))
+            elif not waiting[model.id]:
+                tests.submit(self._prepare_safely, model)
+        return ended
+
+    def _prepare_safely(self, model: LockedModel) -> None:
+        try:
+            prepared = self._prepare(model)
+        except ReconcileError as error:
+            prepared = Prepared(model=model, error=error)
+        except Exception as error:  # noqa: BLE001  a bug in one model's path must not leave the run waiting for ever
+            prepared = Prepared(model=model, error=StoreError(f"unexpected: {type(error).__name__}: {error}"))
+        self._messages.put(prepared)
+
+    def _prepare(self, model: LockedModel) -> Prepared:
+        report = self._ports.report
+        if any(artifact.unpack for artifact in model.artifact):
+            report(ModelPhase(model=model.id, phase="unpacking"))
+        tree = self._ports.trees.assemble(model.recipe, model.artifact, model.entrypoint)
+        if model.state != "enabled" or self._changes[model.id].op == "enable":
+            return Prepared(model=model, tree=tree)
+        report(ModelPhase(model=model.id, phase="testing"))
+        tested = self._ports.tester.test(
+            TestJob(
+                model=model.id,
+                tree=self._ports.tree_path(tree.digest),
+                entrypoint=model.entrypoint,
+                runtime=model.runtime,
+                smoke=model.smoke,
+                gpu_memory=model.gpu_memory,
+                memory=model.memory,
+            )
+        )
+        report(ModelPhase(model=model.id, phase="tested", detail=tested.reason or f"{tested.tokens} tokens on {tested.device}"))
+        return Prepared(model=model, tree=tree, report=tested)
+
+    # -- 6: activation -----------------------------------------------------------------------------
+
+    def _conclude(self, ready: list[Prepared]) -> None:
+        passed = [one for one in ready if self._judge(one)]
+        for one in ready:
+            if one not in passed:
+                self._give_up(one)
+        added = {one.model.id: self._entry(one.model, one.tree) for one in passed if one.model.state == "enabled" and one.tree}
+        gone = [one.model.id for one in ready if one.model.id in self._active and self._must_leave(one)]
+        why = "" if not (added or gone) else self._swap(added, [*gone, *self._succeeded(added)], "installed or tested")
+        for one in passed:
+            if why and one.model.id in added:
+                self._failed.add(one.model.id)
+                self._fail(one.model, SmokeFailed(f"the node was not healthy with it: {why}"))
+            else:
+                self._settle(one.model.id, "active" if one.model.state == "enabled" else "inactive", "up-to-date: nothing to do")
+
+    def _judge(self, one: Prepared) -> bool:
+        """Log a test's report; say whether the model may serve, or rest, now."""
+        if one.error is not None or one.tree is None:
+            return False
+        if one.report is None:
+            return True
+        at = self._ports.now()
+        passed = self._passed(one.model, one.tree, one.report, at) if one.report.verdict == "passed" else None
+        if one.report.verdict != "unable":
+            self._ports.ledger.tested(one.model.id, one.report, passed, at)
+        return passed is not None
+
+    def _passed(self, model: LockedModel, tree: TreeSeen, report: TestReport, at: datetime) -> Passed:
+        engine = model.runtime.engine
+        return Passed(
+            tree=tree.digest,
+            smoke=plans.smoke_digest(model),
+            engine=engine,
+            engine_version=self._node.engines.get(engine, report.engine_version),
+            device=self._node.device,
+            at=at,
+        )
+
+    def _give_up(self, one: Prepared) -> None:
+        """Log why a model did not pass: it is at fault, or this node could not say."""
+        model = one.model
+        if one.report is not None and one.report.verdict == "unable":
+            self._untested.add(model.id)
+            if one.report.reason.startswith("sandbox-unavailable"):
+                self._ports.report(Incident(kind="sandbox-unavailable", model=model.id, detail=one.report.reason))
+            self._settle(model.id, "active" if self._keeps(model) else "pending", f"not-tested: {one.report.reason}")
+            return
+        self._failed.add(model.id)
+        error = one.error or SmokeFailed(one.report.reason if one.report else "it has no tree")
+        if not isinstance(error, FetchError):
+            kind = error.name if error.name in {"smoke-failed", "unpack-refused", "disk-full", "blob-damaged"} else "smoke-failed"
+            self._ports.report(Incident(kind=kind, model=model.id, detail=error.message))
+            self._ports.keeper.quarantine(model.id, one.report, error.message, one.tree.digest if one.tree else "")
+        self._fail(model, error)
+
+    def _fail(self, model: LockedModel, error: ReconcileError) -> None:
+        known = self._records.get(model.id)
+        attempts = known.attempts + 1 if known and known.recipe == model.recipe else 1
+        text = f"{error.name}: {error.message}"
+        self._settle(model.id, "failed", f"failed-before: {text}", attempts=attempts, last_error=text)
+
+    def _keeps(self, model: LockedModel) -> bool:
+        """Say whether *model* is active with the very content that is listed."""
+        entry, tree = self._active.get(model.id), self._state.trees.get(model.recipe)
+        return entry is not None and tree is not None and tree.digest == entry.tree
+
+    def _must_leave(self, one: Prepared) -> bool:
+        """Say whether an active model leaves: its own bytes are bad, or it failed its retest. An old copy outlives a bad new one."""
+        if one.model.id not in self._failed:
+            return False
+        return self._changes[one.model.id].op in {"repair", "retest"}
+
+    def _succeeded(self, added: dict[str, ActiveModel]) -> list[str]:
+        """Return the archived versions whose successor is among *added*: they leave in the same swap."""
+        names = {model.partition(":")[0] for model in added}
+        return [change.id for change in self._plan.models if self._retires(change) and change.id.partition(":")[0] in names]
+
+    def _entry(self, model: LockedModel, tree: TreeSeen) -> ActiveModel:
+        return ActiveModel(
+            id=model.id,
+            tasks=model.tasks,
+            runtime=model.runtime,
+            path=self._ports.active_path(model.id),
+            entrypoint=model.entrypoint,
+            bytes=tree.bytes,
+            tree=tree.digest,
+        )
+
+    def _swap(self, added: dict[str, ActiveModel], gone: list[str], what: str) -> str:
+        """Swap in the set with *added* and without *gone*; return why the node was not healthy with it, or nothing."""
+        following = {model: entry for model, entry in (self._active | added).items() if model not in set(gone)}
+        if following == self._active:
+            return ""
+        before = self._ports.generations.current()
+        made = self._ports.generations.swap(following)
+        why = self._ports.gate.healthy(made) if added else ""
+        if why:
+            return self._swap_back(before, made, gone, why)
+        self._announce(made, tuple(sorted(added)), tuple(sorted(set(gone) & self._active.keys())), what)
+        self._active = following
+        return ""
+
+    def _swap_back(self, before: Generation, made: Generation, gone: list[str], why: str) -> str:
+        """Return to what served before; what may not serve any more stays out of it."""
+        self._ports.report(Incident(kind="smoke-failed", detail=f"generation {made.number} is not healthy: {why}"))
+        rest = {model: entry for model, entry in before.entries.items() if model not in gone or self._retiring(model)}
+        back = self._ports.generations.reactivate(before.number) if rest == before.entries else self._ports.generations.swap(rest)
+        self._announce(back, (), (), f"went back: not healthy: {why}")
+        self._active = dict(back.entries)
+        return why
+
+    def _retiring(self, model: str) -> bool:
+        change = self._changes.get(model)
+        return change is not None and self._retires(change)
+
+    def _announce(self, made: Generation, added: tuple[str, ...], removed: tuple[str, ...], what: str) -> None:
+        self._ports.report(Swapped(generation=made.number, added=added, removed=removed, what=what))
+        self._ports.gate.activated(made)
+
+    # -- 7: retiring and removing ------------------------------------------------------------------
+
+    def _retires(self, change: ModelChange) -> bool:
+        return change.op == "archive"
+
+    def _retire(self) -> None:
+        retiring = [change for change in self._plan.models if self._retires(change) and not self._awaited(change.id)]
+        self._swap({}, [change.id for change in retiring if change.id in self._active], "archived by the snapshot")
+        for change in retiring:
+            self._archive(self._models[change.id], change)
+        for change in self._plan.models:
+            if change.op == "remove":
+                self._remove(change)
+
+    def _awaited(self, model: str) -> bool:
+        """Say whether *model* still serves for a listed version of it that is not active yet."""
+        name = model.partition(":")[0]
+        successors = [one for one in self._lock.model if one.name == name and one.id != model and one.state == "enabled"]
+        coming = [one for one in successors if self._changes[one.id].op not in {"reject", "keep"}]
+        return model in self._active and any(one.id not in self._active for one in coming)
+
+    def _archive(self, model: LockedModel, change: ModelChange) -> None:
+        self._ports.report(ModelPhase(model=model.id, phase="archiving"))
+        shared = {name for other in self._lock.model if other.state != "archived" for name in self._lock.blobs_of(other)}
+        try:
+            for name in self._lock.blobs_of(model):
+                if name not in shared and name in self._state.blobs:
+                    self._ports.blobs.freeze(name)
+        except BlobDamaged as error:
+            self._ports.report(Incident(kind="blob-damaged", model=model.id, detail=error.message))
+            self._failed.add(model.id)
+            self._fail(model, error)
+            return
+        tree = self._state.trees.get(model.recipe)
+        if tree is not None and tree.digest not in {entry.tree for entry in self._active.values()}:
+            self._ports.trees.remove(tree.digest)
+        self._settle(model.id, "archived", change.reason)
+
+    def _remove(self, change: ModelChange) -> None:
+        """Forget a model whose time is over; the sweep frees what nobody else needs."""
+        record = self._records.get(change.id)
+        since = record.unlisted_since if record else None
+        over = since is None or (self._ports.now() - since).total_seconds() >= self._policy.grace_seconds
+        if change.id in self._models or over:
+            self._ports.report(ModelPhase(model=change.id, phase="removing"))
+            self._ports.ledger.forget(change.id)
+            self._records.pop(change.id, None)
+            self._ports.report(ModelDone(model=change.id, state="absent", reason=change.reason))
+
+    # -- records -----------------------------------------------------------------------------------
+
+    def _settle(self, model: str, state: ModelState, reason: str, *, attempts: int = 0, last_error: str = "") -> None:
+        """Remember and report the state in which this run leaves *model*."""
+        known, listed = self._records.get(model), self._models.get(model)
+        same = known is not None and known.state == state
+        record = Record(
+            id=model,
+            state=state,
+            recipe=listed.recipe if listed else known.recipe if known else "",
+            blobs=self._lock.blobs_of(listed) if listed else known.blobs if known else (),
+            reason=reason,
+            attempts=attempts,
+            last_error=last_error,
+            since=known.since if known and same else self._ports.now(),
+        )
+        if record != known:
+            self._put(record)
+        self._ports.report(ModelDone(model=model, state=state, reason=reason))
+
+    def _put(self, record: Record) -> None:
+        self._records[record.id] = record
+        self._ports.ledger.put(record)
+
+
+def _deactivates(change: ModelChange) -> bool:
+    return change.op == "reject" and change.from_ == "active"
+
+
+def _all_waiting(messages: queue.Queue[Brought | Prepared]) -> Iterator[Brought | Prepared]:
+    """Wait for a message, then yield it and all that came with it."""
+    yield messages.get()
+    while True:
+        try:
+            yield messages.get_nowait()
+        except queue.Empty:
+            return
+
+
+def _close(outcomes: Iterator[Fetched | FetchFailed]) -> None:
+    close = getattr(outcomes, "close", None)
+    if close is not None:
+        close()

@@ -1,0 +1,115 @@
+"""
+Fetching a signed document: small, capped, and worth nothing until its signature was checked.
+
+One request through the standard library, so that neither aria2 nor its client is loaded for it. Redirects are followed within the
+same rules as every other address: https, or http to this very machine.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import ssl
+import urllib.error
+import urllib.request
+from http.client import HTTPException, HTTPMessage
+from typing import IO
+from urllib.parse import urlsplit
+
+from msgspec import Struct
+
+from reconciler import snapshot
+from reconciler.errors import FetchError, TooLarge
+
+
+class Document(Struct, frozen=True, kw_only=True):
+    """What a server sent: bytes, or the word that they are still the same."""
+
+    data: bytes | None
+    etag: str = ""
+
+
+def is_url(text: str) -> bool:
+    """Say whether *text* is an address and not a path."""
+    return text.startswith(("http://", "https://"))
+
+
+def get(
+    url: str, *, max_bytes: int, timeout_seconds: float, etag: str = "", proxy: str = "", ca_file: str = "", allow_http: bool = False
+) -> Document:
+    """
+    Return what *url* holds, or that it is what *etag* named.
+
+    Raises:
+        FetchError: the address is not allowed, nobody answers, or the answer is no document.
+        TooLarge: more than *max_bytes*; nothing of it was kept.
+    """
+    _check(url, allow_http=allow_http)
+    headers = {"User-Agent": "reconcile", "Accept": "application/json, */*;q=0.1"} | ({"If-None-Match": etag} if etag else {})
+    opener = _opener(proxy, ca_file, allow_http=allow_http)
+    try:
+        with opener.open(urllib.request.Request(url, headers=headers), timeout=timeout_seconds) as answer:  # noqa: S310  checked above
+            return Document(data=_read(answer, max_bytes, url), etag=answer.headers.get("ETag", "")[:256])
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code == 304:
+            return Document(data=None, etag=etag)
+        raise FetchError(f"{_shown(url)} answered {error.code} {error.reason}") from None
+    except (OSError, HTTPException, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise FetchError(f"cannot fetch {_shown(url)}: {reason}") from None
+
+
+def _read(answer: IO[bytes], max_bytes: int, url: str) -> bytes:
+    data = answer.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise TooLarge(f"{_shown(url)} sends more than {max_bytes:,} bytes")
+    return data
+
+
+def _opener(proxy: str, ca_file: str, *, allow_http: bool) -> urllib.request.OpenerDirector:
+    context = ssl.create_default_context(cafile=ca_file or None)
+    proxies = urllib.request.ProxyHandler({"http": proxy, "https": proxy} if proxy else None)
+    return urllib.request.build_opener(proxies, urllib.request.HTTPSHandler(context=context), _Redirects(allow_http=allow_http))
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows at most five redirects, each to an address that would be allowed by itself."""
+
+    max_redirections = 5
+
+    def __init__(self, *, allow_http: bool) -> None:
+        self._allow_http = allow_http
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
+    ) -> urllib.request.Request | None:
+        """Return the next request, if its address is allowed."""
+        _check(newurl, allow_http=self._allow_http)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _check(url: str, *, allow_http: bool) -> None:
+    try:
+        snapshot.check_url(url)
+    except ValueError as error:
+        raise FetchError(f"{_shown(url)}: {error}") from None
+    parts = urlsplit(url)
+    if parts.scheme == "http" and not allow_http and not is_loopback(parts.hostname or ""):
+        raise FetchError(f"{_shown(url)}: plain http is refused except to this machine", hint="use https")
+
+
+def is_loopback(host: str) -> bool:
+    """Say whether *host* is this machine, by its text alone: a name that a resolver answers for is not."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _shown(url: str) -> str:
+    """Return *url* for people and logs: without user, password and query, which may be secrets."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    return f"{parts.scheme}://{host}{f':{parts.port}' if parts.port else ''}{parts.path}"[:300]
+
+

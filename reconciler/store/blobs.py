@@ -1,0 +1,142 @@
+"""
+Blobs: immutable bytes under their digest.
+
+Rules that hold here:
+
+1. A name appears under ``blobs/`` only for a file whose every byte was hashed to it, read-only and synced.
+2. Whoever hashed names the open file's numbers; before the rename they are compared, so that nothing can slip between.
+3. What is found to hold other bytes loses its name at once: it is deleted, the incident says so, and it is fetched again.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+
+from reconciler import digest as digests
+from reconciler.errors import BlobDamaged, HashMismatch, StoreError
+from reconciler.ports import Fetched
+from reconciler.store import durable
+from reconciler.store.layout import Layout
+from reconciler.store.ledger import Ledger, Verification
+
+#: Returns the digest of the file at a path, with the given algorithm; raises ``OSError`` or ``ReconcileError`` if it cannot be read.
+Hash = Callable[[Path, str], str]
+
+
+class Blobs:
+    """The blobs of one store, for its one writer."""
+
+    def __init__(self, layout: Layout, ledger: Ledger, hash_file: Hash, now: Callable[[], datetime]) -> None:
+        self._layout = layout
+        self._ledger = ledger
+        self._hash = hash_file
+        self._now = now
+
+    def adopt(self, fetched: Fetched) -> None:
+        """
+        Give a verified file in staging its name.
+
+        Raises:
+            HashMismatch: the path leads to another file than the one that was hashed, or it was written to since.
+            StoreError: the disk refused.
+        """
+        fd = _open(fetched.path)
+        try:
+            seen = os.fstat(fd)
+            found = (seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns)
+            if not stat.S_ISREG(seen.st_mode) or seen.st_nlink != 1 or found != (
+                fetched.device, fetched.inode, fetched.size, fetched.mtime_ns
+            ):  # fmt: skip
+                raise HashMismatch(f"{fetched.path.name} is not the file that was hashed")
+            self._name(fd, fetched.path, fetched.digest)
+        finally:
+            os.close(fd)
+
+    def take(self, path: Path) -> tuple[str, int]:
+        """Hash the plain file at *path*, give it its name, and return its digest and size; for the members of an archive."""
+        name = self._hash(path, "sha256")
+        fd = _open(path)
+        try:
+            if self._layout.blob(name).exists() and self.check(name):
+                return name, os.fstat(fd).st_size
+            self._name(fd, path, name)
+            return name, os.fstat(fd).st_size
+        finally:
+            os.close(fd)
+
+    def _name(self, fd: int, path: Path, name: str) -> None:
+        target = self._layout.blob(name)
+        with durable.refusals(f"keep {name}"):
+            durable.make_folder(target.parent)
+            durable.settle(fd, 0o444)
+        durable.rename(path, target)
+        self._remember(name, os.fstat(fd))
+
+    def check(self, name: str) -> bool:
+        """Hash the blob in full; return whether it is good. A bad one is no longer believed, and stays until it is replaced."""
+        path = self._layout.blob(name)
+        try:
+            before = path.lstat()
+            good = stat.S_ISREG(before.st_mode) and self._hash(path, digests.parse(name)[0]) == name
+        except (OSError, StoreError, HashMismatch, BlobDamaged):
+            good = False
+        if good:
+            self._remember(name, before)
+        else:
+            self._ledger.forget_blob(name)
+        return good
+
+    def discard(self, name: str) -> None:
+        """Delete the blob; a reader that holds it open keeps it."""
+        self._ledger.forget_blob(name)
+        durable.delete(self._layout.blob(name))
+
+    def freeze(self, name: str) -> None:
+        """
+        Copy the blob to cold storage, hash the copy, and only then delete the original.
+
+        Raises:
+            BlobDamaged: the copy is not the blob; the original stays.
+        """
+        cold = self._layout.cold_blob(name)
+        durable.make_folder(cold.parent)
+        self._carry(self._layout.blob(name), cold, cold.with_name(f".{cold.name}.tmp"), name)
+        self.discard(name)
+
+    def thaw(self, name: str) -> None:
+        """
+        Copy the blob back from cold storage, hash the copy in full, and only then delete the cold one.
+
+        Raises:
+            BlobDamaged: what lay in cold storage is not the blob any more; it is deleted, so that the blob is fetched again.
+        """
+        cold, target = self._layout.cold_blob(name), self._layout.blob(name)
+        durable.make_folder(target.parent)
+        try:
+            self._carry(cold, target, self._layout.staging / f"thaw-{target.name}", name)
+        except BlobDamaged:
+            durable.delete(cold)
+            raise
+        self._remember(name, target.lstat())
+        durable.delete(cold)
+
+    def _carry(self, source: Path, target: Path, temporary: Path, name: str) -> None:
+        durable.delete(temporary)
+        durable.copy(source, temporary)
+        if self._hash(temporary, digests.parse(name)[0]) != name:
+            durable.delete(temporary)
+            raise BlobDamaged(f"the copy of {name} has other bytes")
+        durable.rename(temporary, target)
+
+    def _remember(self, name: str, seen: os.stat_result) -> None:
+        found = Verification(size=seen.st_size, inode=seen.st_ino, mtime_ns=seen.st_mtime_ns, verified_at=self._now())
+        self._ledger.verified(name, found)
+
+
+def _open(path: Path) -> int:
+    with durable.refusals(f"open {path.name}"):
+        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -1,0 +1,173 @@
+"""
+The one room that renames, links, syncs and deletes.
+
+Rules that hold here:
+
+1. A name appears only when what it names is on the disk: write all, fsync the file, rename, fsync the folder.
+2. An fsync or close that fails means that the bytes are not trusted: the kernel may have dropped them and a second fsync says
+   nothing (LWN 752063). The temporary file goes, the error stays.
+3. Nothing here follows a link at the last component, and deleting never leaves the folder that it was given.
+4. Whatever the system refuses leaves as a ``StoreError``, or ``DiskFull`` where space or inodes are gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from reconciler.errors import DiskFull, StoreError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_COPY = 1 << 20
+
+
+@contextlib.contextmanager
+def refusals(what: str) -> Iterator[None]:
+    """Turn what the system refuses into a ``StoreError`` that says *what* was tried."""
+    try:
+        yield
+    except OSError as error:
+        kind = DiskFull if error.errno in _FULL else StoreError
+        raise kind(f"cannot {what}: {error.strerror or error}") from error
+
+
+def sync_folder(path: Path) -> None:
+    """Make the names in *path* survive a power cut."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def make_folder(path: Path, mode: int = 0o755) -> None:
+    """Make *path* and what is missing above it, whatever the umask, each name synced."""
+    missing = []
+    while not path.is_dir():
+        missing.append(path)
+        path = path.parent
+    with refusals(f"make the folder {missing[0]}" if missing else "make a folder"):
+        for folder in reversed(missing):
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir(mode)
+            folder.chmod(mode)
+            sync_folder(folder.parent)
+
+
+def write(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """Put *data* under the name *path*, whole or not at all."""
+    with refusals(f"write {path}"):
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+        try:
+            _write_new(temporary, data, mode)
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+
+
+def _write_new(path: Path, data: bytes, mode: int) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+        os.fchmod(fd, mode)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def settle(fd: int, mode: int) -> None:
+    """Make the open file's bytes and *mode* survive a power cut, before it gets its name."""
+    os.fchmod(fd, mode)
+    os.fsync(fd)
+
+
+def rename(old: Path, new: Path) -> None:
+    """Give what is at *old* the name *new*, for good; what was at *new* is gone in the same instant."""
+    with refusals(f"rename {old} to {new}"):
+        old.rename(new)
+        sync_folder(new.parent)
+        if old.parent != new.parent:
+            sync_folder(old.parent)
+
+
+def link(old: Path, new: Path) -> None:
+    """Give the file at *old* a second name; what was at *new* is replaced in one instant. The caller syncs the folder."""
+    with refusals(f"link {old} as {new}"):
+        temporary = new.with_name(f".{secrets.token_hex(6)}.tmp")
+        os.link(old, temporary, follow_symlinks=False)
+        try:
+            temporary.rename(new)
+        finally:
+            temporary.unlink(missing_ok=True)  # a rename between two names of one file does nothing (POSIX) and leaves both
+
+
+def symlink(target: str, path: Path) -> None:
+    """Make *path* a link to *target*, for good; a link that was there is replaced in one instant."""
+    with refusals(f"link {path} to {target}"):
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+        temporary.symlink_to(target)
+        try:
+            temporary.rename(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+
+
+def copy(old: Path, new: Path, mode: int = 0o444) -> None:
+    """Copy the plain file *old* to *new*, which must not exist, and sync it; for another file system, where a link cannot go."""
+    with refusals(f"copy {old} to {new}"):
+        source = os.open(old, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            target = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            try:
+                while chunk := os.read(source, _COPY):
+                    _write_all(target, chunk)
+                settle(target, mode)
+            finally:
+                os.close(target)
+        finally:
+            os.close(source)
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def sync_tree(path: Path) -> None:
+    """Make every file and folder under *path* survive a power cut, the deepest first."""
+    with refusals(f"sync {path}"):
+        for folder, _, files in os.walk(path, topdown=False):
+            for name in files:
+                fd = os.open(Path(folder, name), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+                try:
+                    os.fsync(fd)
+                finally:
+                    os.close(fd)
+            sync_folder(Path(folder))
+
+
+def delete(path: Path) -> None:
+    """Delete what is at *path*, a folder with all that is in it; links are deleted and never followed. Missing is fine."""
+    with refusals(f"delete {path}"):
+        try:
+            mode = path.lstat().st_mode
+        except FileNotFoundError:
+            return
+        if stat.S_ISDIR(mode):
+            shutil.rmtree(path)  # 3.11's walks by descriptors and does not follow links
+        else:
+            path.unlink(missing_ok=True)
+        sync_folder(path.parent)

@@ -1,0 +1,102 @@
+"""
+What this store has accepted of the network: the floor, the walked roots, and every accepted envelope by digest.
+
+Rules that hold here:
+
+1. The floor is written, durably, before the first change that a snapshot causes; a crash cannot reopen the window below it.
+2. It stands twice, in a file of its own and in the ledger. The higher one counts; if both are gone on a store that was used,
+   nothing is accepted until a person says so (``reconcile trust init``): a lost memory is what a replay needs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from reconciler import digest as digests
+from reconciler.errors import FloorLost, StoreError
+from reconciler.store import durable
+from reconciler.store.layout import Layout
+from reconciler.store.ledger import Ledger
+from reconciler.trust import Floor
+
+
+def read(layout: Layout, ledger: Ledger) -> Floor:
+    """
+    Return the floor of a store; the lowest one for a store that was never used.
+
+    Raises:
+        FloorLost: both copies are gone or damaged on a store that was used.
+    """
+    found = [floor for floor in (_in_file(layout), ledger.floor()) if floor is not None]
+    if found:
+        return max(found, key=_height)
+    if layout.used:
+        raise FloorLost(f"{_path(layout)} and its copy in the ledger are gone or damaged, on a store that was used")
+    return Floor()
+
+
+def _height(floor: Floor) -> tuple[float, int]:
+    """Order floors: by the time that they had seen, then by version, since other signers may count anew."""
+    return (floor.seen_at.timestamp() if floor.seen_at else 0.0, floor.version)
+
+
+def write(layout: Layout, ledger: Ledger, floor: Floor) -> None:
+    """Raise both copies to *floor*, durably."""
+    durable.make_folder(layout.trust)
+    durable.write(_path(layout), msgspec.json.encode(floor))
+    ledger.set_fact("floor", floor)
+
+
+def _in_file(layout: Layout) -> Floor | None:
+    try:
+        return msgspec.json.decode(_path(layout).read_bytes(), type=Floor)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def _path(layout: Layout) -> Path:
+    return layout.trust / "floor.json"
+
+
+def roots(layout: Layout) -> tuple[bytes, ...]:
+    """Return the envelopes of the roots that were walked, in the order of their versions."""
+    folder = layout.trust / "roots"
+    if not folder.is_dir():
+        return ()
+    found = sorted((int(path.stem), path) for path in folder.glob("*.json") if path.stem.isascii() and path.stem.isdecimal())
+    return tuple(path.read_bytes() for _, path in found)
+
+
+def keep_root(layout: Layout, version: int, envelope: bytes) -> None:
+    """Keep the envelope of root *version*, durably: a crash after this is a resume."""
+    folder = layout.trust / "roots"
+    durable.make_folder(folder)
+    durable.write(folder / f"{version}.json", envelope)
+
+
+def keep_envelope(layout: Layout, envelope: bytes) -> None:
+    """Keep an accepted snapshot's envelope by its digest."""
+    path = _envelope_path(layout, digests.of(envelope))
+    if not path.exists():
+        durable.make_folder(path.parent)
+        durable.write(path, envelope, 0o444)
+
+
+def envelope(layout: Layout, name: str) -> bytes:
+    """
+    Return the kept envelope with the digest *name*.
+
+    Raises:
+        StoreError: there is none.
+    """
+    try:
+        return _envelope_path(layout, name).read_bytes()
+    except OSError as error:
+        raise StoreError(f"envelope {name} is not in the store: {error.strerror}") from None
+
+
+def _envelope_path(layout: Layout, name: str) -> Path:
+    algorithm, digits = digests.parse(name)
+    return layout.trust / "snapshots" / f"{algorithm}-{digits}.json"

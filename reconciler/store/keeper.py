@@ -1,0 +1,232 @@
+"""
+Housekeeping: what a run that was cut short left, what failed, and what nobody needs any more.
+
+What is needed is found from the roots and never from age alone: the active generation and those kept, the trees and blobs of
+listed models, and those of unlisted ones within their grace. A run holds the store while it sweeps, so nothing is in the making.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from reconciler import digest as digests
+from reconciler.errors import StoreError
+from reconciler.lock import Lock
+from reconciler.node import Policy
+from reconciler.ports import TestReport
+from reconciler.state import Generation
+from reconciler.store import durable, generations
+from reconciler.store.layout import Layout
+from reconciler.store.ledger import Ledger
+
+#: A staging folder of the fetcher is older than this many seconds before it goes: a later run may still continue it.
+PARTIAL_SECONDS = 7 * 86400.0
+
+
+class Waste(Struct, frozen=True, kw_only=True):
+    """What may go: one thing, why, and the bytes that deleting it frees."""
+
+    kind: str
+    name: str
+    bytes: int
+    reason: str
+
+
+class QuarantineRecord(Struct, frozen=True, kw_only=True):
+    """What stands beside a quarantined model."""
+
+    model: str
+    at: datetime
+    detail: str
+    tree: str
+    report: TestReport | None = None
+
+
+class Keeper:
+    """The housekeeper of one store, for its one writer."""
+
+    def __init__(self, layout: Layout, ledger: Ledger, lock: Lock, policy: Policy, now: Callable[[], datetime]) -> None:
+        self._layout = layout
+        self._ledger = ledger
+        self._lock = lock
+        self._policy = policy
+        self._now = now
+
+    def recover(self) -> None:
+        """Make the folders of a store, and clear what a run that was cut short left; partial downloads stay, to be continued."""
+        for folder in (self._layout.blobs, self._layout.trees, self._layout.generations):
+            durable.make_folder(folder)
+        durable.make_folder(self._layout.staging, 0o700)
+        for path in self._layout.staging.iterdir():
+            if path.name.startswith(("unpack-", "tree-", "thaw-")):
+                durable.delete(path)
+        for folder in (self._layout.root, self._layout.generations, self._layout.trust):
+            for path in folder.glob(".*.tmp"):
+                durable.delete(path)
+
+    def quarantine(self, model: str, report: TestReport | None, detail: str, tree: str) -> None:
+        """Keep what failed, linked and not copied, with a record of what was expected and found; the oldest go first."""
+        now = self._now()
+        folder = self._layout.quarantine / f"{now:%Y%m%dT%H%M%S%f}-{digests.of(model.encode())[7:19]}"
+        with contextlib.suppress(StoreError):  # what cannot be kept for people must not stop the run
+            durable.make_folder(folder, 0o700)
+            record = QuarantineRecord(model=model, at=now, detail=detail, tree=tree, report=report)
+            durable.write(folder / "record.json", msgspec.json.format(msgspec.json.encode(record)))
+            if tree:
+                self._keep_files(self._layout.tree(tree), folder)
+            self._bound_quarantine()
+
+    def _keep_files(self, tree: Path, folder: Path) -> None:
+        for index, path in enumerate(sorted(path for path in tree.rglob("*") if path.is_file() and not path.is_symlink())):
+            durable.link(path, folder / f"{index:04d}-{path.name}"[:200])
+        durable.sync_folder(folder)
+
+    def _bound_quarantine(self) -> None:
+        kept = sorted(self._layout.quarantine.iterdir(), reverse=True)
+        total = 0
+        for index, folder in enumerate(kept):
+            total += _bytes_of(folder)
+            if index and (total > self._policy.quarantine_bytes or index >= 100):
+                durable.delete(folder)
+
+    def sweep(self) -> None:
+        """Delete what nothing needs."""
+        self.free(self.waste())
+
+    def waste(self) -> tuple[Waste, ...]:
+        """Return everything that may go, and why; changes nothing."""
+        gone = self._expired_generations()
+        roots = self._roots(gone)
+        return (*(self._of_generation(number) for number in gone), *self._trees(roots), *self._blobs(roots), *self._partials())
+
+    def free(self, waste: tuple[Waste, ...], *, at_most: int | None = None) -> int:
+        """Delete *waste* in its order until *at_most* bytes are free; return how many are."""
+        freed = 0
+        for one in waste:
+            if at_most is not None and freed >= at_most:
+                break
+            self._delete(one)
+            freed += one.bytes
+        return freed
+
+    def _delete(self, one: Waste) -> None:
+        match one.kind:
+            case "generation":
+                durable.delete(self._layout.generations / one.name)
+            case "tree":
+                for recipe, (tree, _) in self._ledger.trees().items():
+                    if tree == one.name:
+                        self._ledger.forget_tree(recipe)
+                durable.delete(self._layout.tree(one.name))
+            case "blob":
+                self._ledger.forget_blob(one.name)
+                durable.delete(self._layout.blob(one.name))
+            case _:
+                durable.delete(self._layout.staging / one.name)
+
+    # -- roots -------------------------------------------------------------------------------------
+
+    def _expired_generations(self) -> list[int]:
+        """Return generations past the bound, and those that hold what may not come back and stopped serving a grace ago."""
+        found, current = generations.numbers(self._layout), generations.current(self._layout).number
+        kept = set(found[-self._policy.generations :])
+        return [number for number in found if number != current and (number not in kept or self._is_expired(number, found))]
+
+    def _is_expired(self, number: int, found: list[int]) -> bool:
+        try:
+            held = generations.read(self._layout, number)
+        except StoreError:
+            return True
+        if not self._holds_unlisted(held):
+            return False
+        later = [other for other in found if other > number]
+        ended = (self._layout.generations / str(later[0] if later else number)).stat().st_mtime
+        return self._now().timestamp() - ended >= self._policy.grace_seconds
+
+    def _holds_unlisted(self, held: Generation) -> bool:
+        wanted = {model.recipe for model in self._lock.model if model.state == "enabled"}
+        trees = {tree for recipe, (tree, _) in self._ledger.trees().items() if recipe in wanted}
+        return any(entry.tree not in trees for entry in held.entries.values())
+
+    def _roots(self, gone: list[int]) -> tuple[set[str], set[str]]:
+        """Return the trees and the blobs that are needed."""
+        by_recipe = self._ledger.trees()
+        records = self._ledger.records()
+        trees = {entry.tree for held in self._kept(gone) for entry in held.entries.values()}
+        blobs: set[str] = set()
+        for model in self._lock.model:
+            record = records.get(model.id)
+            if record is not None and record.state == "archived" and model.state == "archived":
+                continue
+            if model.state != "archived" or (record is not None and record.recipe == model.recipe):
+                blobs.update(self._lock.blobs_of(model))
+                trees.update(tree for recipe, (tree, _) in by_recipe.items() if recipe == model.recipe)
+        listed = {model.id for model in self._lock.model}
+        for record in records.values():
+            if record.id not in listed:  # within its grace, or it would be forgotten
+                blobs.update(record.blobs)
+                trees.update(tree for recipe, (tree, _) in by_recipe.items() if recipe == record.recipe)
+        blobs.update(entry.digest for tree, listing in by_recipe.values() if tree in trees for entry in listing)
+        return trees, blobs
+
+    def _kept(self, gone: list[int]) -> list[Generation]:
+        kept: list[Generation] = []
+        for number in generations.numbers(self._layout):
+            with contextlib.suppress(StoreError):
+                if number not in gone:
+                    kept.append(generations.read(self._layout, number))
+        return kept
+
+    # -- waste -------------------------------------------------------------------------------------
+
+    def _of_generation(self, number: int) -> Waste:
+        return Waste(kind="generation", name=str(number), bytes=0, reason="past the number that is kept, or of models not listed")
+
+    def _trees(self, roots: tuple[set[str], set[str]]) -> list[Waste]:
+        shelves = [(algorithm.name, shelf) for algorithm in _folders(self._layout.trees) for shelf in _folders(algorithm)]
+        names = [f"{algorithm}:{path.name}" for algorithm, shelf in shelves for path in _folders(shelf)]
+        return [
+            Waste(kind="tree", name=name, bytes=0, reason="no listed model or kept generation is made of it")
+            for name in sorted(names)
+            if name not in roots[0] and digests.is_digest(name)
+        ]
+
+    def _blobs(self, roots: tuple[set[str], set[str]]) -> list[Waste]:
+        found = {
+            f"{algorithm.name}:{path.name}": path
+            for algorithm in _folders(self._layout.blobs)
+            for shelf in _folders(algorithm)
+            for path in shelf.iterdir()
+        }
+        return [
+            Waste(kind="blob", name=name, bytes=path.lstat().st_size, reason="no listed model, kept generation or grace needs it")
+            for name, path in sorted(found.items())
+            if name not in roots[1] and digests.is_digest(name)
+        ]
+
+    def _partials(self) -> list[Waste]:
+        """Return partial downloads that no listed blob continues, or that nobody continued for long."""
+        wanted = {name.replace(":", "-") for name in self._lock.blob}
+        now = self._now().timestamp()
+        return [
+            Waste(kind="partial", name=path.name, bytes=_bytes_of(path), reason="a download that nobody continues")
+            for path in _folders(self._layout.staging)
+            if digests.is_digest(path.name.replace("-", ":", 1))
+            and (path.name not in wanted or now - path.stat().st_mtime > PARTIAL_SECONDS)
+        ]
+
+
+def _folders(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return []
+    return sorted(child for child in path.iterdir() if child.is_dir() and not child.is_symlink())
+
+
+def _bytes_of(folder: Path) -> int:
+    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())

@@ -1,0 +1,91 @@
+"""
+Where everything in a store lies.
+
+``blob`` and ``tree`` are the only two places in which a path is made from a digest, and both go through ``digest.parse``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from msgspec import Struct
+
+from reconciler import digest
+from reconciler.errors import StoreError
+
+
+class Layout(Struct, frozen=True):
+    """The paths of a store at *root*, and of its cold storage."""
+
+    root: Path
+    cold: Path
+
+    @property
+    def active(self) -> Path:
+        """The one link that is swapped."""
+        return self.root / "active"
+
+    @property
+    def generations(self) -> Path:
+        """Numbered folders of links."""
+        return self.root / "generations"
+
+    @property
+    def blobs(self) -> Path:
+        """Complete, verified bytes by digest; nothing else is ever here."""
+        return self.root / "blobs"
+
+    @property
+    def trees(self) -> Path:
+        """Models' folders by the digest of their listing."""
+        return self.root / "trees"
+
+    @property
+    def staging(self) -> Path:
+        """What has no name yet: downloads, trees in the making."""
+        return self.root / "staging"
+
+    @property
+    def quarantine(self) -> Path:
+        """What failed, kept to be looked at."""
+        return self.root / "quarantine"
+
+    @property
+    def trust(self) -> Path:
+        """The floor, the walked roots, and every accepted envelope."""
+        return self.root / "trust"
+
+    @property
+    def ledger(self) -> Path:
+        """The database of what the file system cannot say."""
+        return self.root / "ledger.db"
+
+    @property
+    def writer(self) -> Path:
+        """The file whose lock the one writer holds. It is never deleted."""
+        return self.root / ".lock"
+
+    def blob(self, name: str) -> Path:
+        """Return where the blob *name* lies."""
+        return _by_digest(self.blobs, name)
+
+    def cold_blob(self, name: str) -> Path:
+        """Return where the blob *name* lies in cold storage."""
+        return _by_digest(self.cold / "blobs", name)
+
+    def tree(self, name: str) -> Path:
+        """Return where the tree *name* lies."""
+        return _by_digest(self.trees, name)
+
+    @property
+    def used(self) -> bool:
+        """Whether this store has ever held anything."""
+        return self.ledger.exists() or self.active.is_symlink() or self.blobs.exists()
+
+
+def _by_digest(folder: Path, name: str) -> Path:
+    try:
+        algorithm, digits = digest.parse(name)
+    except ValueError as error:
+        raise StoreError(str(error)) from None
+    return folder / algorithm / digits[:2] / digits

@@ -1,0 +1,400 @@
+"""
+What the file system cannot say: when bytes were verified, which tests passed, attempts, incidents, history.
+
+Rules that hold here:
+
+1. Losing the ledger costs hashing and testing again, never a download and never trust.
+2. Reading leaves no trace, not even a ``-wal`` file: hence a rollback journal and not WAL, whose readers write. After a crash the
+   journal is hot and a reader may not roll it back; it then reads a copy.
+3. A damaged ledger is put aside by the next writer, with an incident, and begun anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sqlite3
+import tempfile
+import threading
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from reconciler import units
+from reconciler.errors import DiskFull, StoreError
+from reconciler.ports import Incident, TestReport
+from reconciler.state import Passed, Record, TreeSeen
+from reconciler.store import durable
+from reconciler.trust import Floor
+
+MAX_INCIDENTS = 5_000
+MAX_HISTORY = 2_000
+#: The same incident within so many seconds is counted, not repeated.
+REPEAT_SECONDS = 24 * 3600
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS facts (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS blobs (
+  digest TEXT PRIMARY KEY, size INTEGER NOT NULL, inode INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, verified_at TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS trees (recipe TEXT PRIMARY KEY, tree TEXT NOT NULL, listing BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS models (id TEXT PRIMARY KEY, record BLOB NOT NULL, passed BLOB, report BLOB, tested_at TEXT) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS incidents (
+  id INTEGER PRIMARY KEY, at TEXT NOT NULL, last_at TEXT NOT NULL, times INTEGER NOT NULL,
+  kind TEXT NOT NULL, model TEXT NOT NULL, blob TEXT NOT NULL, source TEXT NOT NULL, detail TEXT NOT NULL
+);
+CREATE TABLE IF NOT EXISTS history (
+  id INTEGER PRIMARY KEY, at TEXT NOT NULL, generation INTEGER NOT NULL, actor TEXT NOT NULL, what TEXT NOT NULL, lock TEXT NOT NULL,
+  added BLOB NOT NULL, removed BLOB NOT NULL
+);
+"""
+_VERSION = 1
+_WHAT = ("kind", "model", "blob", "source", "detail")
+_T = TypeVar("_T")
+
+
+class Listing(Struct, frozen=True, kw_only=True):
+    """One file of a tree: its path in the tree, its blob, and its size in bytes."""
+
+    path: str
+    digest: str
+    size: int
+
+
+class Verification(Struct, frozen=True, kw_only=True):
+    """When the very file with these numbers was hashed and found good."""
+
+    size: int
+    inode: int
+    mtime_ns: int
+    verified_at: datetime
+
+
+class LoggedIncident(Struct, frozen=True, kw_only=True):
+    """An incident as it was logged; *times* counts its repetitions until *last_at*."""
+
+    id: int
+    at: datetime
+    kind: str
+    model: str
+    blob: str
+    source: str
+    detail: str
+    times: int = 1
+    last_at: datetime | None = None
+
+
+class Change(Struct, frozen=True, kw_only=True):
+    """A generation that became the active one, by whom and why."""
+
+    at: datetime
+    generation: int
+    actor: str
+    what: str
+    lock: str
+    added: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+
+
+class Ledger:
+    """The database at one path. Reading works on a store that another process writes."""
+
+    def __init__(self, connection: sqlite3.Connection | None) -> None:
+        self._connection = connection
+        self._guard = threading.RLock()
+
+    # -- opening -----------------------------------------------------------------------------------
+
+    @classmethod
+    @contextlib.contextmanager
+    def reading(cls, path: Path) -> Iterator[Ledger]:
+        """Open for reading, without a trace; a missing or damaged ledger reads as an empty one."""
+        with contextlib.ExitStack() as stack:
+            connection = _open_readable(path, stack)
+            try:
+                yield cls(connection)
+            finally:
+                if connection is not None:
+                    connection.close()
+
+    @classmethod
+    @contextlib.contextmanager
+    def writing(cls, path: Path) -> Iterator[Ledger]:
+        """Open for writing; the caller holds the store."""
+        ledger = cls._opened(path)
+        try:
+            yield ledger
+        finally:
+            ledger.close()
+
+    @classmethod
+    def _opened(cls, path: Path) -> Ledger:
+        with durable.refusals(f"open {path}"):
+            fresh = not path.exists()
+            path.touch(0o644)
+            if fresh:
+                durable.sync_folder(path.parent)
+        try:
+            return cls(_open_writable(path))
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError):
+                raise _refused(error) from error
+            return cls._begun_anew(path, error)
+
+    @classmethod
+    def _begun_anew(cls, path: Path, error: Exception) -> Ledger:
+        aside = path.with_name(f"{path.name}.damaged")
+        durable.delete(path.with_name(f"{path.name}-journal"))
+        durable.rename(path, aside)
+        ledger = cls(_open_writable(path))
+        detail = f"the ledger was damaged ({error}); kept as {aside.name}"
+        ledger.incident(Incident(kind="crash-recovered", detail=detail), datetime.now(UTC))
+        return ledger
+
+    def close(self) -> None:
+        """Let go of the database."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    # -- facts -------------------------------------------------------------------------------------
+
+    def fact(self, key: str, kind: type[_T]) -> _T | None:
+        """Return the fact *key*, or None."""
+        for (value,) in self._rows("SELECT value FROM facts WHERE key = ?", (key,)):
+            found: _T | None = _decoded(value, kind)
+            return found
+        return None
+
+    def set_fact(self, key: str, value: object) -> None:
+        """Remember *value* as *key*; None forgets it."""
+        if value is None:
+            self._write("DELETE FROM facts WHERE key = ?", (key,))
+        else:
+            self._write("INSERT OR REPLACE INTO facts VALUES (?, ?)", (key, msgspec.json.encode(value)))
+
+    def set_running(self, *, running: bool) -> None:
+        """Remember that a run began, or ended."""
+        self.set_fact("running", True if running else None)
+
+    def floor(self) -> Floor | None:
+        """Return the copy of the trust floor, or None."""
+        return self.fact("floor", Floor)
+
+    # -- blobs and trees ---------------------------------------------------------------------------
+
+    def verifications(self) -> dict[str, Verification]:
+        """Return what is known of each blob's bytes."""
+        return {
+            name: Verification(size=size, inode=inode, mtime_ns=mtime_ns, verified_at=_instant(at))
+            for name, size, inode, mtime_ns, at in self._rows("SELECT digest, size, inode, mtime_ns, verified_at FROM blobs")
+        }
+
+    def verified(self, name: str, found: Verification) -> None:
+        """Remember that a blob was hashed and found good."""
+        row = (name, found.size, found.inode, found.mtime_ns, units.rfc3339(found.verified_at))
+        self._write("INSERT OR REPLACE INTO blobs VALUES (?, ?, ?, ?, ?)", row)
+
+    def forget_blob(self, name: str) -> None:
+        """Forget a blob that is gone or damaged."""
+        self._write("DELETE FROM blobs WHERE digest = ?", (name,))
+
+    def trees(self) -> dict[str, tuple[str, tuple[Listing, ...]]]:
+        """Return (tree, listing) by recipe."""
+        rows = self._rows("SELECT recipe, tree, listing FROM trees")
+        found = ((recipe, tree, _decoded(listing, tuple[Listing, ...])) for recipe, tree, listing in rows)
+        return {recipe: (tree, listing) for recipe, tree, listing in found if listing is not None}
+
+    def assembled(self, seen: TreeSeen, listing: tuple[Listing, ...]) -> None:
+        """Remember which tree a recipe gave, and of what files it is made."""
+        self._write("INSERT OR REPLACE INTO trees VALUES (?, ?, ?)", (seen.recipe, seen.digest, msgspec.json.encode(listing)))
+
+    def forget_tree(self, recipe: str) -> None:
+        """Forget the tree of *recipe*."""
+        self._write("DELETE FROM trees WHERE recipe = ?", (recipe,))
+
+    # -- models ------------------------------------------------------------------------------------
+
+    def records(self) -> dict[str, Record]:
+        """Return what is remembered of each model."""
+        found = (_decoded(value, Record) for (value,) in self._rows("SELECT record FROM models"))
+        return {record.id: record for record in found if record is not None}
+
+    def put(self, record: Record) -> None:
+        """Remember *record*."""
+        upsert = "INSERT INTO models (id, record) VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET record = excluded.record"
+        self._write(upsert, (record.id, msgspec.json.encode(record)))
+
+    def forget(self, model: str) -> None:
+        """Forget a model."""
+        self._write("DELETE FROM models WHERE id = ?", (model,))
+
+    def passed(self) -> dict[str, Passed]:
+        """Return the last passed test of each model."""
+        rows = self._rows("SELECT id, passed FROM models WHERE passed IS NOT NULL")
+        found = ((model, _decoded(value, Passed)) for model, value in rows)
+        return {model: passed for model, passed in found if passed is not None}
+
+    def tested(self, model: str, report: TestReport, passed: Passed | None, at: datetime) -> None:
+        """Remember a test job's report; *passed* is None where the model is at fault."""
+        blank = msgspec.json.encode(Record(id=model, state="pending"))
+        self._write("INSERT OR IGNORE INTO models (id, record) VALUES (?, ?)", (model, blank))
+        row = (msgspec.json.encode(report), msgspec.json.encode(passed) if passed else None, units.rfc3339(at), model)
+        self._write("UPDATE models SET report = ?, passed = ?, tested_at = ? WHERE id = ?", row)
+
+    def report(self, model: str) -> tuple[TestReport, datetime] | None:
+        """Return the last report of *model*'s test job and when it was made, or None."""
+        for report, at in self._rows("SELECT report, tested_at FROM models WHERE id = ? AND report IS NOT NULL", (model,)):
+            found = _decoded(report, TestReport)
+            return (found, _instant(at)) if found else None
+        return None
+
+    # -- incidents and history ---------------------------------------------------------------------
+
+    def incident(self, incident: Incident, at: datetime) -> None:
+        """Log *incident*, bounded; the same one again within a day is counted."""
+        key = (incident.kind, incident.model, incident.blob, incident.source, escaped(incident.detail))
+        with self._guard:
+            since = units.rfc3339(datetime.fromtimestamp(at.timestamp() - REPEAT_SECONDS, UTC))
+            alike = "kind = ? AND model = ? AND blob = ? AND source = ? AND detail = ? AND last_at > ?"
+            same = self._rows(f"SELECT id FROM incidents WHERE {alike}", (*key, since))  # noqa: S608  the clause stands right above
+            if same:
+                self._write("UPDATE incidents SET times = times + 1, last_at = ? WHERE id = ?", (units.rfc3339(at), same[0][0]))
+                return
+            row = (units.rfc3339(at), units.rfc3339(at), 1, *key)
+            self._write("INSERT INTO incidents (at, last_at, times, kind, model, blob, source, detail) VALUES (?,?,?,?,?,?,?,?)", row)
+            self._write("DELETE FROM incidents WHERE id <= (SELECT max(id) FROM incidents) - ?", (MAX_INCIDENTS,))
+
+    def incidents(self, limit: int = MAX_INCIDENTS) -> tuple[LoggedIncident, ...]:
+        """Return the newest *limit* incidents, the oldest of them first."""
+        rows = self._rows(
+            "SELECT id, at, last_at, times, kind, model, blob, source, detail FROM incidents ORDER BY id DESC LIMIT ?", (limit,)
+        )
+        return tuple(
+            LoggedIncident(id=number, at=_instant(at), last_at=_instant(last), times=times, **dict(zip(_WHAT, what, strict=True)))
+            for number, at, last, times, *what in reversed(rows)
+        )
+
+    def changed(self, change: Change) -> None:
+        """Log a swap, bounded."""
+        row = (
+            units.rfc3339(change.at), change.generation, change.actor, change.what, change.lock,
+            msgspec.json.encode(change.added), msgspec.json.encode(change.removed),
+        )  # fmt: skip
+        with self._guard:
+            self._write("INSERT INTO history (at, generation, actor, what, lock, added, removed) VALUES (?,?,?,?,?,?,?)", row)
+            self._write("DELETE FROM history WHERE id <= (SELECT max(id) FROM history) - ?", (MAX_HISTORY,))
+
+    def history(self, limit: int = MAX_HISTORY) -> tuple[Change, ...]:
+        """Return the newest *limit* swaps, the oldest of them first."""
+        rows = self._rows("SELECT at, generation, actor, what, lock, added, removed FROM history ORDER BY id DESC LIMIT ?", (limit,))
+        return tuple(
+            Change(
+                at=_instant(at),
+                generation=number,
+                actor=actor,
+                what=what,
+                lock=lock,
+                added=_decoded(added, tuple[str, ...]) or (),
+                removed=_decoded(removed, tuple[str, ...]) or (),
+            )
+            for at, number, actor, what, lock, added, removed in reversed(rows)
+        )
+
+    # -- the database ------------------------------------------------------------------------------
+
+    def _rows(self, query: str, values: Iterable[Any] = ()) -> list[tuple[Any, ...]]:
+        if self._connection is None:
+            return []
+        with self._guard:
+            try:
+                return self._connection.execute(query, tuple(values)).fetchall()
+            except sqlite3.DatabaseError as error:
+                raise _refused(error) from error
+
+    def _write(self, statement: str, values: Iterable[Any]) -> None:
+        if self._connection is None:
+            raise StoreError("the ledger is not open for writing")
+        with self._guard:
+            try:
+                self._connection.execute(statement, tuple(values))
+            except sqlite3.DatabaseError as error:
+                raise _refused(error) from error
+
+
+def _open_writable(path: Path) -> sqlite3.Connection:
+    # Autocommit: each statement is a transaction of its own, durable when it returns.
+    connection = sqlite3.connect(path, isolation_level=None, timeout=10, check_same_thread=False)
+    try:
+        connection.execute("PRAGMA journal_mode = DELETE")
+        connection.execute("PRAGMA synchronous = EXTRA")  # FULL leaves the journal's deletion unsynced: a commit could be undone
+        connection.executescript(_SCHEMA)
+        connection.execute(f"PRAGMA user_version = {_VERSION}")
+        sound = connection.execute("PRAGMA quick_check(1)").fetchone() == ("ok",)
+    except BaseException:
+        connection.close()
+        raise
+    if not sound:
+        connection.close()
+        raise sqlite3.DatabaseError("its check failed")
+    return connection
+
+
+def _open_readable(path: Path, stack: contextlib.ExitStack) -> sqlite3.Connection | None:
+    if not path.is_file():
+        return None
+    journal = path.with_name(f"{path.name}-journal")
+    try:
+        return _checked(path)
+    except sqlite3.DatabaseError:
+        if not journal.exists():
+            return None
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="reconcile-")))
+    with contextlib.suppress(OSError, sqlite3.DatabaseError):
+        for part in (path, journal):
+            shutil.copyfile(part, folder / part.name)
+        return _checked(folder / path.name, mode="rw")
+    return None
+
+
+def _checked(path: Path, mode: str = "ro") -> sqlite3.Connection:
+    quoted = str(path.absolute()).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+    connection = sqlite3.connect(f"file:{quoted}?mode={mode}", uri=True, isolation_level=None, timeout=10, check_same_thread=False)
+    try:
+        for table in ("facts", "blobs", "trees", "models", "incidents", "history"):
+            connection.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchall()  # noqa: S608  the names stand right here
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _refused(error: sqlite3.Error) -> StoreError:
+    text = str(error)
+    if "full" in text:
+        return DiskFull(f"cannot write the ledger: {text}")
+    return StoreError(f"the ledger refused: {text}")
+
+
+def _decoded(value: bytes, kind: Any) -> Any:
+    """Return *value* as *kind*, or None: what is damaged is as good as forgotten."""
+    try:
+        return msgspec.json.decode(value, type=kind)
+    except (msgspec.DecodeError, TypeError):
+        return None
+
+
+def _instant(text: str) -> datetime:
+    try:
+        return datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+    except ValueError:
+        return datetime.fromtimestamp(0, UTC)
+
+
+def escaped(text: str) -> str:
+    """Return *text* on one line, control characters escaped, so that a server's words cannot forge a log line or a colour."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)[:2000]
