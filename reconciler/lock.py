@@ -18,6 +18,7 @@ import msgspec
 from msgspec import UNSET, Struct
 
 from reconciler import digest, snapshot, units
+from reconciler.digest import Digest
 from reconciler.errors import LockMismatch
 from reconciler.snapshot import Runtime, Smoke, Snapshot, Task, Unpack, Wanted
 from reconciler.trust import Verified
@@ -33,7 +34,7 @@ class LockedSnapshot(Struct, frozen=True, kw_only=True):
     """Which snapshot a lock was compiled from."""
 
     version: int
-    digest: str
+    digest: Digest
     issued_at: datetime
     expires_at: datetime
 
@@ -42,7 +43,7 @@ class LockedArtifact(Struct, frozen=True, kw_only=True):
     """Where a blob lies in a model's tree, or which archive's members do."""
 
     path: str
-    digest: str
+    digest: Digest
     unpack: Unpack | None = None
 
 
@@ -86,7 +87,7 @@ class Lock(Struct, frozen=True, kw_only=True):
     allow_node_fallback: bool = True
     snapshot: LockedSnapshot
     model: tuple[LockedModel, ...]
-    blob: dict[str, LockedBlob]
+    blob: dict[Digest, LockedBlob]
 
     def blobs_of(self, model: LockedModel) -> tuple[str, ...]:
         """Return the digests that *model* is made from, each once, sorted."""
@@ -177,8 +178,8 @@ def decode(data: bytes) -> Lock:
     """
     try:
         return msgspec.convert(tomllib.loads(data.decode()), Lock)
-    except (ValueError, msgspec.ValidationError) as error:
-        raise LockMismatch(f"models.lock is not a lock: {error}") from None
+    except (ValueError, msgspec.ValidationError, RecursionError) as error:
+        raise LockMismatch(f"models.lock is not a lock: {ascii(str(error))[1:-1]}") from None
 
 
 def check(data: bytes, compiled: Lock) -> None:
@@ -191,7 +192,7 @@ def check(data: bytes, compiled: Lock) -> None:
     expected = encode(compiled)
     if data == expected:
         return
-    found, wanted = data.decode(errors="replace").splitlines(), expected.decode().splitlines()
+    found, wanted = data.decode(errors="replace").split("\n"), expected.decode().split("\n")
     line = next((i for i, (a, b) in enumerate(zip(found, wanted, strict=False)) if a != b), min(len(found), len(wanted)))
     raise LockMismatch(
         f"models.lock is not what its snapshot compiles to: line {line + 1} is {_line(found, line)}, expected {_line(wanted, line)}"

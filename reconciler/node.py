@@ -57,6 +57,8 @@ class Limits(Struct, frozen=True, kw_only=True):
     """Every cap in one place; what is past one is refused, never cut."""
 
     envelope_bytes: int = 16 << 20
+    #: A root is decoded before any key of it is trusted, so its envelope is kept small: 128 keys take a tenth of this.
+    root_bytes: int = 512 << 10
     signatures: int = 64
     clock_skew_seconds: float = 300.0
     #: How far the clock may stand behind the latest time seen.

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+import warnings
 from datetime import UTC, datetime
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
@@ -159,6 +160,8 @@ def check(snapshot: Snapshot) -> None:
     Raises:
         ValueError: a rule is broken; the message names the place.
     """
+    _within("issued_at", check_instant, snapshot.issued_at)
+    _within("expires_at", check_instant, snapshot.expires_at)
     if snapshot.expires_at <= snapshot.issued_at:
         raise ValueError("expires_at is not after issued_at")
     if snapshot.retest_after is not UNSET:
@@ -178,6 +181,17 @@ def check(snapshot: Snapshot) -> None:
                 raise ValueError(f"two sizes for {artifact.digest} - at `{where}`")
             if not artifact.urls and not snapshot.sources.fallback:
                 raise ValueError(f"no source for {artifact.path!r} - at `{where}`")
+
+
+def check_instant(instant: datetime) -> None:
+    """
+    Refuse a time at the rim of the calendar, where conversion to UTC overflows and people's tools disagree.
+
+    Raises:
+        ValueError: before 1970 or after 9998.
+    """
+    if not 1970 <= instant.year <= 9998:
+        raise ValueError(f"the year {instant.year} is not between 1970 and 9998")
 
 
 def _within(where: str, rule, value) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001  a rule about any one value
@@ -304,7 +318,9 @@ def _check_regex(text: str | None) -> None:
     if text is None:
         return
     try:
-        re.compile(text)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # `[[a]` is understood and merely warned of, on standard error, of every command
+            re.compile(text)
     except (re.error, RecursionError, OverflowError) as error:
         raise ValueError(f"not a regular expression: {error}") from None
 

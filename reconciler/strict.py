@@ -2,12 +2,14 @@
 JSON, read so that no two readers can disagree about what it says.
 
 msgspec already refuses NaN, byte-order marks, trailing data, lone surrogates, floats and booleans for integers. What it accepts
-silently, duplicate keys (the last one wins) and any depth, is refused here, over the same bytes.
+silently is refused here, over the same bytes, also in parts that the reader ignores: duplicate keys (the last one wins), any depth,
+and numbers that readers hold differently. All of it takes time linear in the bytes, since some of them come from anybody.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from typing import Any, TypeVar
 
 import msgspec
@@ -36,13 +38,16 @@ def decode(data: bytes, kind: type[_T]) -> _T:
 
 
 def _said(error: Exception) -> str:
-    return "nested too deeply" if isinstance(error, RecursionError) else str(error)
+    """Return what the decoder says, with control characters escaped: it quotes the unknown field, which is anybody's text."""
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in str(error))
 
 
 def _refuse_ambiguity(data: bytes) -> None:
     """Refuse duplicate keys anywhere, also in parts that the reader ignores, and a depth that other readers may not take."""
     try:
-        tree = json.loads(data.decode(), object_pairs_hook=_unique)
+        tree = json.loads(data.decode(), object_pairs_hook=_unique, parse_int=_integer, parse_float=_finite)
     except RecursionError:
         raise NotStrict("nested too deeply") from None
     except ValueError as error:
@@ -58,10 +63,22 @@ def _refuse_ambiguity(data: bytes) -> None:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
         raise NotStrict(f"duplicate key {twice[:80]!r}")
     return found
+
+
+def _integer(text: str) -> int:
+    if len(text) > 20 or not -(2**63) <= int(text) < 2**64:
+        raise NotStrict(f"an integer of more than 64 bits: {text[:24]}")
+    return int(text)
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(float(text)):
+        raise NotStrict(f"a number that no reader holds: {text[:24]}")
+    return float(text)
 
 
 def _children(value: Any) -> Any:

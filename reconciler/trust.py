@@ -183,9 +183,10 @@ def check_clock(now: datetime, floor: Floor, *, limits: Limits = _LIMITS) -> Non
 def _check_version(verified: Verified, floor: Floor) -> None:
     found = verified.snapshot
     if floor.role and verified.role != floor.role:
-        # Other keys count anew, so that a version pushed to the top by thieves is no dead end; time still only goes forward.
-        if floor.issued_at and found.issued_at < floor.issued_at:
-            raise Rollback(f"snapshot {found.version} was issued before one that this store has accepted")
+        # Other keys count anew, so that a version pushed to the top by thieves is no dead end; time still only goes forward, and
+        # of two snapshots of one instant the first stays.
+        if floor.issued_at and found.issued_at <= floor.issued_at and verified.digest != floor.digest:
+            raise Rollback(f"snapshot {found.version} was not issued after the one that this store has accepted")
         return
     if found.version < floor.version:
         raise Rollback(f"snapshot {found.version} is older than {floor.version}, which this store has accepted")
@@ -194,11 +195,11 @@ def _check_version(verified: Verified, floor: Floor) -> None:
 
 
 def raised(floor: Floor, verified: Verified, now: datetime) -> Floor:
-    """Return the floor after *verified* was admitted at *now*."""
+    """Return the floor after *verified* was admitted at *now*; its times never go back."""
+    found = verified.snapshot
+    issued = max(floor.issued_at, found.issued_at) if floor.issued_at else found.issued_at
     seen = max(floor.seen_at, now) if floor.seen_at else now
-    return Floor(
-        version=verified.snapshot.version, digest=verified.digest, issued_at=verified.snapshot.issued_at, seen_at=seen, role=verified.role
-    )
+    return Floor(version=found.version, digest=verified.digest, issued_at=issued, seen_at=seen, role=verified.role)
 
 
 # -- roots -----------------------------------------------------------------------------------------
@@ -277,8 +278,12 @@ def check_root(root: TrustRoot) -> None:
     Refuse a root whose keys or thresholds protect nothing.
 
     Raises:
-        BadRootChain: a threshold that cannot be met, a key listed twice or unknown, or an unsafe key.
+        BadRootChain: a threshold that cannot be met, a key listed twice or unknown, an unsafe key, or a time out of all bounds.
     """
+    try:
+        snapshot.check_instant(root.expires_at)
+    except ValueError as error:
+        raise BadRootChain(f"expires_at: {error}") from None
     for name, role in (("root", root.roles.root), ("snapshot", root.roles.snapshot)):
         if len(set(role.keyids)) != len(role.keyids):
             raise BadRootChain(f"role {name!r} lists a key twice")
@@ -336,21 +341,23 @@ def _holds(key: Any, text: str, message: bytes) -> bool:
 
 
 def _read(envelope: bytes, payload_type: str, limits: Limits) -> Envelope:
-    read = decode_envelope(envelope, limits=limits)
+    cap = limits.root_bytes if payload_type == ROOT_TYPE else limits.envelope_bytes
+    read = decode_envelope(envelope, limits=limits, cap=cap)
     if read.payload_type != payload_type:
         raise BadEnvelope(f"payload type is {read.payload_type[:120]!r}, expected {payload_type!r}")
     return read
 
 
-def decode_envelope(envelope: bytes, *, limits: Limits = _LIMITS) -> Envelope:
+def decode_envelope(envelope: bytes, *, limits: Limits = _LIMITS, cap: int = 0) -> Envelope:
     """
-    Return the parts of *envelope*, none of them trusted yet.
+    Return the parts of *envelope*, none of them trusted yet; *cap* bytes at most, if that is less than any envelope may have.
 
     Raises:
         TooLarge, BadEnvelope: as their names say.
     """
-    if len(envelope) > limits.envelope_bytes:
-        raise TooLarge(f"the envelope has {len(envelope):,} bytes, more than {limits.envelope_bytes:,}")
+    cap = min(cap or limits.envelope_bytes, limits.envelope_bytes)
+    if len(envelope) > cap:
+        raise TooLarge(f"the envelope has {len(envelope):,} bytes, more than {cap:,}")
     try:
         read = strict.decode(envelope, Envelope)
     except ValueError as error:

@@ -78,4 +78,4 @@ def human_time(duration: float) -> str:
 
 def rfc3339(instant: datetime) -> str:
     """Return *instant* in UTC as ``2026-11-20T00:00:00Z`` (RFC 3339), whole seconds."""
-    return instant.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return f"{instant.astimezone(UTC).replace(tzinfo=None).isoformat(timespec='seconds')}Z"  # strftime's %Y does not pad
