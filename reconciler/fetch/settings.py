@@ -1,0 +1,48 @@
+"""How blobs are fetched: every limit in one place, with its unit in its name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from msgspec import Struct
+
+
+class FetchSettings(Struct, frozen=True, kw_only=True):
+    """What the node's operator permits and prefers; the defaults are those of the contract."""
+
+    #: URL templates of the operator's own mirrors, tried after a want's sources. Empty where the network forbids them.
+    fallback: tuple[str, ...] = ()
+    #: Hosts that may be asked, redirects included; empty: those that sources and fallbacks name.
+    allowed_hosts: tuple[str, ...] = ()
+    #: Plain http to other hosts than loopback.
+    allow_http: bool = False
+    #: Connections a file.
+    connections: int = 8
+    #: Files at once.
+    concurrent: int = 4
+    #: Bytes a second for all files together; 0: no limit.
+    limit_bytes: int = 0
+    #: A source that stays below this many bytes a second for ``slow_seconds`` is left for the next.
+    min_rate_bytes: int = 1024
+    slow_seconds: float = 20.0
+    #: How long a server may be silent, and how long it may take to answer with all of its headers.
+    timeout_seconds: float = 60.0
+    #: ``http://[user:password@]host:port``; empty: none, whatever the environment says.
+    proxy: str = ""
+    ca_file: Path | None = None
+    #: Credentials by host; ``default`` entries are ignored, since they would go to any host.
+    netrc: Path | None = None
+    #: Tries of one source in a run that bring nothing.
+    attempts: int = 3
+    #: Wait before the second try; doubled for each further one, up to the cap. A server's Retry-After counts up to the cap too.
+    backoff_seconds: float = 1.0
+    backoff_cap_seconds: float = 30.0
+    redirects: int = 5
+    #: Blobs up to this size come with the very answer that resolves their source: aria2 costs more than they do.
+    direct_bytes: int = 256 << 10
+    #: How long the downloader may leave a call unanswered before it counts as hung.
+    rpc_seconds: float = 10.0
+    #: How often the downloader may die or hang without having brought anything, before the run gives up on it.
+    restarts: int = 4
+    #: Another aria2c than the packaged one.
+    aria2c: Path | None = None

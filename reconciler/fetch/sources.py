@@ -1,0 +1,281 @@
+"""
+Where bytes may come from, and what a server's first answer says.
+
+Rules that hold here, none of which touches the network:
+
+1. Sources are tried in the want's order, then the node's own mirrors. A URL is plain http or https; plain http goes to loopback alone,
+   unless the operator allows it.
+2. A host must be named: by ``allowed_hosts``, or (where that is empty) by a source or a fallback. A redirect is a URL like any other.
+3. A name may lead to a public address. A private or link-local one (cloud metadata is at 169.254.169.254) needs the *settings* to name the
+   host: the network's word alone must not make a node knock on its operator's own doors. Loopback is fine where it is written as such.
+4. Credentials go to the host that they are for, over TLS or to loopback, and to no other.
+5. The signed size is known before the first byte: an answer with another length is refused before it is read.
+6. Whatever is shown to people has no user, no query and no control character.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterable, Mapping
+from email.utils import parsedate_to_datetime
+from typing import Literal
+from urllib.parse import urljoin, urlsplit
+
+from msgspec import Struct
+
+from reconciler import digest as digests
+from reconciler import snapshot
+from reconciler.fetch.settings import FetchSettings
+from reconciler.ports import Want
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Kind = Literal["source-failed", "size-mismatch", "hash-mismatch", "disk-full"]
+
+_CONTENT_RANGE = re.compile(r"bytes +([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)", re.ASCII)
+_LENGTH = re.compile(r"[0-9]{1,18}", re.ASCII)
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+#: Answers after which the same request may work later (RFC 9110 15.5, RFC 6585 4).
+TRANSIENT = frozenset({408, 421, 425, 429, 500, 502, 503, 504, 507, 509, 520, 521, 522, 523, 524})
+REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_SAID = {
+    400: "it does not understand the request", 401: "it asks for credentials that this node does not have",
+    403: "it refuses this node", 404: "it does not have the file", 407: "the proxy asks for credentials",
+    410: "it no longer has the file", 416: "its file is shorter than the signed size", 429: "it asks to come back later",
+    451: "it may not give the file", 503: "it is overloaded",
+}  # fmt: skip
+
+
+class Failure(Struct, frozen=True, kw_only=True):
+    """Why a source did not give the bytes; *permanent*: not in this run. *retry_after* is what the server asked for, in seconds."""
+
+    text: str
+    permanent: bool = True
+    kind: Kind = "source-failed"
+    retry_after: float = 0.0
+
+
+class Refused(Exception):
+    """A URL or an answer that the rules do not let pass."""
+
+    def __init__(self, text: str, *, kind: Kind = "source-failed") -> None:
+        super().__init__(text)
+        self.failure = Failure(text=text, kind=kind)
+
+
+class Rules(Struct, frozen=True, kw_only=True):
+    """Which hosts may be asked, and which of them the operator named."""
+
+    hosts: frozenset[str]
+    trusted: frozenset[str]
+    allow_http: bool
+
+    def check(self, url: str) -> str:
+        """
+        Return the host of *url*.
+
+        Raises:
+            Refused: the rules do not let it pass.
+        """
+        try:
+            snapshot.check_url(url)
+        except ValueError as error:
+            raise Refused(f"the URL is refused: {error}") from None
+        host = host_of(url)
+        if not host or "%" in host:
+            raise Refused("the URL is refused: it names no plain host")
+        if host not in self.hosts:
+            raise Refused(f"host {clean(host)} is not among the allowed hosts")
+        if urlsplit(url).scheme == "http" and not self.allow_http and not is_loopback_name(host):
+            raise Refused("plain http is refused; use https, or set allow_http")
+        literal = _literal(host)
+        if literal is not None:
+            self.check_address(host, literal)
+        return host
+
+    def check_address(self, host: str, address: Address) -> None:
+        """
+        Let *host* lead to *address*, or not.
+
+        Raises:
+            Refused: it is an address that only the settings may send us to, or no host's address at all.
+        """
+        real = _unwrapped(address)
+        if real.is_unspecified or real.is_multicast:
+            raise Refused(f"host {clean(host)} leads to {real}, which is no host's address")
+        if host in self.trusted or (real.is_loopback and is_loopback_name(host)):
+            return
+        if not real.is_global or real.is_loopback or real.is_link_local:
+            raise Refused(f"host {clean(host)} leads to {real}, a private address; only allowed_hosts or fallback may name such a host")
+
+
+class Answer(Struct, frozen=True, kw_only=True):
+    """A first answer that may be the blob's: whether *ranges* can be had, how long the answer's *body* is (-1: it does not say)."""
+
+    ranges: bool
+    body: int
+
+
+def rules(wants: Iterable[Want], settings: FetchSettings) -> Rules:
+    """Return the rules of one fetch: what *settings* permit, and what the sources of *wants* name."""
+    fallback = {host_of(url) for url in settings.fallback}
+    trusted = {host.rstrip(".").lower() for host in settings.allowed_hosts} | fallback
+    named = {host_of(url) for want in wants for url in want.sources}
+    hosts = (trusted if settings.allowed_hosts else named | fallback) - {""}
+    return Rules(hosts=frozenset(hosts), trusted=frozenset(trusted - {""}), allow_http=settings.allow_http)
+
+
+def order(want: Want, fallback: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the sources of *want* in the order in which they are tried, each once."""
+    algorithm, digits = digests.parse(want.digest)
+    own = (snapshot.expand(template, algorithm, digits) for template in fallback)
+    return tuple(dict.fromkeys((*want.sources, *own)))
+
+
+def judge(status: int, headers: Mapping[str, list[str]], size: int) -> Answer:
+    """
+    Return what the answer to a request for the first bytes of a blob of *size* bytes is good for; header names are in lower case.
+
+    Raises:
+        Refused: it is no 200 or 206, or of another length, or not the plain bytes.
+    """
+    coding = _only(headers, "content-encoding") or "identity"
+    if coding.lower() != "identity":
+        raise Refused(f"it sends {clean(coding)}-encoded bytes, although plain ones were asked for")
+    length = _length(headers)
+    if status == 206:
+        return _judge_range(headers, length, size)
+    if status != 200:
+        raise Refused(said(status))
+    if length >= 0 and length != size:
+        raise Refused(f"its file has {length} bytes, not the signed {size}", kind="size-mismatch")
+    return Answer(ranges=False, body=length)
+
+
+def _judge_range(headers: Mapping[str, list[str]], length: int, size: int) -> Answer:
+    if (_only(headers, "content-type") or "").lower().startswith("multipart/"):
+        raise Refused("it answers a request for one range with several parts")
+    found = _CONTENT_RANGE.fullmatch((_only(headers, "content-range") or "").strip())
+    if not found:
+        raise Refused("it sends a part of the file without saying which")
+    if found[3] != "*" and int(found[3]) != size:
+        raise Refused(f"its file has {found[3]} bytes, not the signed {size}", kind="size-mismatch")
+    if int(found[1]) != 0 or int(found[2]) >= size:
+        raise Refused(f"it sends bytes {found[1]} to {found[2]}, which were not asked for")
+    body = int(found[2]) + 1
+    if length not in {-1, body}:
+        raise Refused("its Content-Length and its Content-Range disagree")
+    return Answer(ranges=True, body=body)
+
+
+def failed(status: int, headers: Mapping[str, list[str]], now: float) -> Failure:
+    """Return what an answer that is neither a redirect nor bytes means for this run; *now* is in seconds since 1970."""
+    kind: Kind = "size-mismatch" if status == 416 else "source-failed"
+    wait = retry_after(_only(headers, "retry-after") or "", now) if status in TRANSIENT else 0.0
+    return Failure(text=said(status), permanent=status not in TRANSIENT, kind=kind, retry_after=wait)
+
+
+def said(status: int) -> str:
+    """Return what an HTTP status says, for people."""
+    meaning = _SAID.get(status) or ("it has an error of its own" if status >= 500 else "it does not give the file")
+    return f"HTTP {status}: {meaning}"
+
+
+def retry_after(text: str, now: float) -> float:
+    """Return the seconds that a Retry-After asks for (RFC 9110 10.2.3), 0 where it says nothing that can be understood."""
+    text = text.strip()
+    if _LENGTH.fullmatch(text):
+        return float(min(int(text), 86400))
+    try:
+        return min(max(parsedate_to_datetime(text).timestamp() - now, 0.0), 86400.0)
+    except (ValueError, TypeError, OverflowError):
+        return 0.0
+
+
+def target(url: str, headers: Mapping[str, list[str]]) -> str:
+    """
+    Return where a redirect from *url* leads.
+
+    Raises:
+        Refused: it does not say, or says what is no URL.
+    """
+    location = _only(headers, "location")
+    if not location or len(location) > 8192:
+        raise Refused("it redirects without saying where to")
+    # Checked before the join, which would turn a backslash or a stray control character into something harmless-looking.
+    if re.search(r"[\x00-\x20\\\x7f-\U0010ffff]", location):
+        raise Refused("it redirects to what is no URL")
+    try:
+        return urljoin(url, location).partition("#")[0]
+    except ValueError:
+        raise Refused("it redirects to what is no URL") from None
+
+
+def may_authorize(url: str) -> bool:
+    """Whether a credential may travel to *url*: over TLS, or without leaving the machine."""
+    return urlsplit(url).scheme == "https" or is_loopback_name(host_of(url))
+
+
+def host_of(url: str) -> str:
+    """Return the host of *url* in its one spelling, or nothing."""
+    try:
+        return (urlsplit(url).hostname or "").rstrip(".").lower()
+    except ValueError:
+        return ""
+
+
+def is_loopback_name(host: str) -> bool:
+    """Whether *host* is literally this machine: ``localhost``, or a loopback address. ``127.1`` and ``0x7f000001`` are not."""
+    literal = _literal(host)
+    return host == "localhost" or (literal is not None and literal.is_loopback)
+
+
+def redact(url: str) -> str:
+    """Return *url* for people and logs: without user, query and fragment."""
+    try:
+        parts = urlsplit(url)
+        place = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}{'?…' if parts.query else ''}"
+    except ValueError:
+        place = url.partition("?")[0].rpartition("@")[2]
+    return clean(place, 300)
+
+
+def clean(text: str, most: int = 200) -> str:
+    """Return *text* from outside in printable characters, cut to *most*."""
+    shown = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text[:most])
+    return shown + ("…" if len(text) > most else "")
+
+
+def _literal(host: str) -> Address | None:
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None
+
+
+def _unwrapped(address: Address) -> Address:
+    """Return the IPv4 address inside an IPv6 one, where that is what it leads to (RFC 4291 2.5.5.2, RFC 6052, RFC 3056)."""
+    if isinstance(address, ipaddress.IPv6Address):
+        inner = address.ipv4_mapped or address.sixtofour
+        if address in _NAT64:
+            inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+        return inner or address
+    return address
+
+
+def _only(headers: Mapping[str, list[str]], name: str) -> str | None:
+    values = {value.strip() for value in headers.get(name, ())}
+    if len(values) > 1:
+        raise Refused(f"it sends two different {name} headers")
+    return next(iter(values), None)
+
+
+def _length(headers: Mapping[str, list[str]]) -> int:
+    text = _only(headers, "content-length")
+    if text is None:
+        return -1
+    if not _LENGTH.fullmatch(text):
+        raise Refused("its Content-Length is no length")
+    if "transfer-encoding" in headers:
+        raise Refused("it sends both a Content-Length and a Transfer-Encoding")  # RFC 9112 6.3: an error, or an attack
+    return int(text)
