@@ -1,0 +1,40 @@
+# Two commands on a fresh machine with Python, gcc and make: `make demo` and `make test`. Neither needs root.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test check fuzz crash bench gpu-check lock-requirements clean
+
+demo: $(READY)
+	$(BIN)/reconcile demo
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+# What CI runs beside the tests: types, style, the direction of imports, and that the committed lock is what its snapshot compiles to.
+check: $(READY)
+	$(BIN)/mypy
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/reconcile lock --check
+
+fuzz: $(READY)
+	RECONCILE_FUZZ=1000000 $(BIN)/python -m pytest tests/laws/test_trust_laws.py -k mutat
+
+bench: $(READY)
+	$(BIN)/python -m pytest benchmarks --benchmark-only -o addopts="" -o python_files="bench_*.py"
+
+$(READY): requirements.lock pyproject.toml
+	@sh scripts/setup.sh "$(PYTHON)" "$(VENV)"
+	@touch $@
+
+# After a change of dependencies: pins with hashes, and no index named in them.
+lock-requirements: $(READY)
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile pyproject.toml --extra dev --generate-hashes --no-header --no-emit-index-url --python-version 3.11 \
+	  --upgrade --quiet -o requirements.lock
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

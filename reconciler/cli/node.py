@@ -1,0 +1,264 @@
+"""The commands that make a node what the network says: init, lock, plan, apply, sync, agent, status."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from reconciler.cli.shell import Shell, common
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from reconciler.apply import Outcome
+    from reconciler.engine.options import Options
+
+FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+class Seconds(click.ParamType[float]):
+    """A duration as people write it."""
+
+    name = "duration"
+
+    def convert(self, value: str | float, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the seconds that *value* names."""
+        from reconciler import units
+
+        try:
+            return units.seconds(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+LOCK_TIMEOUT = click.option("--lock-timeout", type=Seconds(), default=0.0, metavar="TIME", help="Wait so long for another run, as in 30s.")
+ONLY = click.option("--only", multiple=True, metavar="ID", help="This model alone (may be given again).")
+EXCEPT = click.option("--except", "excluded", multiple=True, metavar="ID", help="All but this model (may be given again).")
+LOCKED = click.option("--locked", is_flag=True, help="Refuse a lock that is not what the snapshot compiles to; never fetch a new one.")
+OFFLINE = click.option("--offline", is_flag=True, help="Touch no network at all.")
+YES = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+
+
+def _options(**given: object) -> Options:
+    import msgspec
+
+    from reconciler.engine.options import Options
+
+    return msgspec.convert(given, Options, strict=True)
+
+
+@click.command()
+@click.option("--root", "root_file", type=FILE, help="The network's trust root, to be pinned.")
+@click.option("--fingerprint", default="", help="The root's fingerprint, told by another way than the file.")
+@click.option("--snapshot", default="", help="URL or path of the network's signed snapshot.")
+@click.option("--store", default="store", help="The store's folder.")
+@click.option("--force", is_flag=True, help="Replace a reconcile.toml that is there.")
+@common()
+def init(shell: Shell, *, root_file: Path | None, fingerprint: str, snapshot: str, store: str, force: bool) -> None:
+    """
+    Write reconcile.toml and pin the network's trust root.
+
+    \b
+      reconcile init --root root.json --snapshot https://config.example.org/snapshot.json
+    """
+    from reconciler.engine import setup
+
+    made = setup.init(Path.cwd(), root_file=root_file, fingerprint=fingerprint, snapshot=snapshot, store=store, force=force)
+    shell.document(made, lambda to: to.print(made.sentence, markup=False))
+
+
+@click.command()
+@click.argument("source", default="", metavar="[SNAPSHOT]")
+@click.option("--check", is_flag=True, help="Only compare: exit 2 if the lock would change. Writes nothing.")
+@LOCK_TIMEOUT
+@common()
+def lock(shell: Shell, *, source: str, check: bool, lock_timeout: float) -> int:
+    """
+    Verify a snapshot and compile it to models.lock.
+
+    SNAPSHOT is a file or URL; without it, the one that the settings name. The signed envelope is kept beside the lock as snapshot.json:
+    commit both.
+
+    \b
+      reconcile lock
+      reconcile lock --check      in CI: is the committed lock what the snapshot compiles to?
+    """
+    from reconciler.engine import network, run
+    from reconciler.engine.options import wall_clock
+
+    settings = shell.settings()
+    if check:
+        same = network.check_lock(settings, source, wall_clock())
+        shell.document({"changes": not same}, lambda to: to.print("models.lock is up to date" if same else "models.lock would change"))
+        return 0 if same else 2
+    with shell.reporter(stream=False) as report:
+        heard = run.hear_and_accept(settings, source, report, patience_seconds=lock_timeout)
+    if heard is None:
+        return 1
+    found, changes = heard.confirmed, heard.changes
+    header = found.lock.snapshot
+    network_name, count = found.lock.network, len(found.lock.model)
+    said = f"models.lock {'written' if changes else 'is up to date'}: snapshot {header.version} of {network_name}, {count} models"
+    tree = {"schema": 1, "lock": found.lock_digest, "changes": changes, "network": network_name, "snapshot": header, "models": count}
+    shell.document(tree, lambda to: to.print(said, markup=False))
+    return 0
+
+
+@click.command()
+@click.option("--detailed-exitcode", is_flag=True, help="Exit 2 if there are changes, 0 if there are none.")
+@click.option("--out", type=FILE, metavar="FILE", help="Save the plan, for `reconcile apply FILE`.")
+@ONLY
+@EXCEPT
+@LOCKED
+@OFFLINE
+@common()
+def plan(
+    shell: Shell,
+    *,
+    detailed_exitcode: bool,
+    out: Path | None,
+    only: tuple[str, ...],
+    excluded: tuple[str, ...],
+    locked: bool,
+    offline: bool,
+) -> int:
+    """
+    Show what apply would do, and why. Changes nothing.
+
+    \b
+      reconcile plan
+      reconcile plan --detailed-exitcode --json-into plan.json      in CI: 0 no changes, 2 changes, 1 error
+      reconcile plan --out plan.json && reconcile apply plan.json   exactly what was seen, or a refusal
+    """
+    from reconciler import plan as plans
+    from reconciler.engine import run
+
+    made = run.preview(shell.settings(), _options(only=only, excluded=excluded, locked=locked, offline=offline)).plan
+    if out is not None:
+        out.write_bytes(plans.encode(made))
+
+    def show(to: Console) -> None:
+        from reconciler.report import terminal
+
+        terminal.plan(to, made)
+
+    shell.document(made, show)
+    return 2 if detailed_exitcode and made.changes else 0
+
+
+@click.command()
+@click.argument("planfile", type=click.Path(path_type=Path, dir_okay=False, exists=True), required=False)
+@ONLY
+@EXCEPT
+@LOCKED
+@OFFLINE
+@LOCK_TIMEOUT
+@YES
+@common()
+def apply(
+    shell: Shell,
+    *,
+    planfile: Path | None,
+    only: tuple[str, ...],
+    excluded: tuple[str, ...],
+    locked: bool,
+    offline: bool,
+    lock_timeout: float,
+    yes: bool,
+) -> int:
+    """
+    Make this node what the lock says: download, verify, test, activate.
+
+    Asks on a terminal, never elsewhere. With PLANFILE, does exactly what that plan says, or refuses if it is stale.
+
+    \b
+      reconcile apply --yes
+      reconcile apply --only mistral-7b-instruct:v1
+    """
+    from reconciler import plan as plans
+    from reconciler.engine import run
+    from reconciler.report import terminal
+
+    settings = shell.settings()
+    options = _options(only=only, excluded=excluded, locked=locked, offline=offline, lock_timeout_seconds=lock_timeout)
+    saved = plans.decode(planfile.read_bytes()) if planfile else None
+    if saved is None and not yes:
+        made = run.preview(settings, options).plan
+        if made.changes:
+            terminal.plan(shell.people, made)
+        if made.changes and not shell.agreed("Carry this out?", yes=yes):
+            raise click.Abort
+    with shell.reporter() as report:
+        return _code(run.apply(settings, report, options, saved=saved))
+
+
+def _code(outcome: Outcome) -> int:
+    return 3 if outcome.failed else 0
+
+
+@click.command()
+@ONLY
+@EXCEPT
+@LOCKED
+@OFFLINE
+@LOCK_TIMEOUT
+@common()
+def sync(shell: Shell, *, only: tuple[str, ...], excluded: tuple[str, ...], locked: bool, offline: bool, lock_timeout: float) -> int:
+    """
+    Hear the network, then apply: the line for cron.
+
+    A network that does not answer is a warning: the last known lock is applied.
+
+    \b
+      */5 * * * *  reconcile sync --quiet
+    """
+    from reconciler.engine import run
+
+    options = _options(only=only, excluded=excluded, locked=locked, offline=offline, lock_timeout_seconds=lock_timeout)
+    with shell.reporter() as report:
+        return _code(run.sync(shell.settings(), report, options))
+
+
+@click.command()
+@click.argument("model", required=False)
+@common()
+def status(shell: Shell, *, model: str | None) -> None:
+    """
+    Show every model's state and why; of one MODEL, its last test too.
+
+    \b
+      reconcile status
+      reconcile status mistral-7b-instruct:v1
+      reconcile status --json | jq -r '.models[] | select(.state == "active").id'
+    """
+    from reconciler import units
+    from reconciler.engine import look
+
+    found = look.status(shell.settings(), model or "")
+
+    def show(to: Console) -> None:
+        from reconciler.report import terminal
+        from reconciler.report.text import plain, short
+
+        until = units.rfc3339(found.snapshot.expires_at)
+        to.print(f"{found.network}, snapshot {found.snapshot.version} (good until {until}), generation {found.generation}", markup=False)
+        if found.refused:
+            to.print(f"warning: nothing new is installed: {plain(found.refused)}", style="bold yellow", markup=False)
+        terminal.models(to, found.models)
+        for one in found.models:
+            if one.test is not None:
+                terminal.test_report(to, one.test)
+            if model and one.last_error:
+                to.print(f"last error: {plain(one.last_error)}", markup=False)
+        for drifted in found.drift:
+            to.print(f"drift: {plain(drifted)}", style="yellow", markup=False)
+        if not model:
+            to.print(f"active set {short(found.active_digest)}", style="dim", markup=False)
+
+    shell.document(found, show)
+
+
+COMMANDS = (init, lock, plan, apply, sync, status)
+

@@ -1,0 +1,170 @@
+"""
+Between a command and its terminal: which settings, where text and JSON go, how an error is said.
+
+With ``--json``, standard output is JSON only and people's text goes to standard error; ``--json-into FILE`` puts the JSON there
+and leaves the terminal to people. There is never a prompt without a terminal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, TypeVar
+
+import click
+import msgspec
+
+from reconciler.errors import ReconcileError, SettingsError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from reconciler.ports import Event, Reporter
+    from reconciler.settings import Settings
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+CONFIG_NAME = "reconcile.toml"
+
+
+class Shell:
+    """What one command knows of its surroundings."""
+
+    def __init__(self, *, config: Path | None, json: bool, json_into: Path | None, color: bool, quiet: bool, verbose: bool) -> None:
+        self.config = config
+        self.json = json
+        self.json_into = json_into
+        self.color = color and "NO_COLOR" not in os.environ
+        self.quiet = quiet
+        self.verbose = verbose
+
+    def settings(self) -> Settings:
+        """Return the settings that hold here; all defaults, relative to the working directory, where no file is found."""
+        from reconciler import settings
+
+        path = find_config(self.config)
+        if path is None:
+            return settings.Settings(base=str(Path.cwd()))
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise SettingsError(f"{path} cannot be read: {error.strerror}", hint="`reconcile init` writes one") from None
+        return settings.decode(data, path.absolute().parent, str(path))
+
+    @property
+    def people(self) -> Console:
+        """Where people's text goes."""
+        from reconciler.report import terminal
+
+        stream = sys.stderr if self.json else sys.stdout
+        return terminal.console(stderr=self.json, color=self.color and stream.isatty())
+
+    def document(self, value: object, show: Callable[[Console], None]) -> None:
+        """Give *value* to programs as one JSON document where they asked for it, and *show* it to people."""
+        data = msgspec.json.format(msgspec.json.encode(value, order="deterministic"), indent=2) + b"\n"
+        if self.json_into:
+            self.json_into.write_bytes(data)
+        if self.json:
+            sys.stdout.write(data.decode())
+            sys.stdout.flush()
+        elif not self.quiet:
+            show(self.people)
+
+    @contextlib.contextmanager
+    def reporter(self, *, stream: bool = True) -> Iterator[Reporter]:
+        """Give a listener for a run's events: moving lines on a terminal, plain ones elsewhere, JSON where programs asked for it."""
+        from reconciler.engine.options import wall_clock
+        from reconciler.report import jsonl
+
+        with contextlib.ExitStack() as stack:
+            listeners: list[Reporter] = []
+            if self.json and stream:
+                listeners.append(jsonl.JsonLines(sys.stdout, wall_clock))
+            else:
+                listeners.append(stack.enter_context(self._lines()))
+            if self.json_into and stream:
+                file: IO[str] = stack.enter_context(self.json_into.open("w"))
+                listeners.append(jsonl.JsonLines(file, wall_clock))
+
+            def tell(event: Event) -> None:
+                for listener in listeners:
+                    listener(event)
+
+            yield tell
+
+    def _lines(self) -> Any:
+        from reconciler.report import terminal
+
+        to = self.people
+        kind = terminal.Moving if to.is_terminal and not self.quiet else terminal.Lines
+        return kind(to, quiet=self.quiet, verbose=self.verbose)
+
+    def agreed(self, question: str, *, yes: bool) -> bool:
+        """Ask on a terminal; without one, or with ``--yes``, or where programs read, the answer is yes."""
+        if yes or self.json or not (sys.stdin.isatty() and sys.stdout.isatty()):
+            return True
+        return click.confirm(question, default=False)
+
+
+def find_config(given: Path | None) -> Path | None:
+    """Return the settings' file: the one given, the environment's, or the nearest above the working directory."""
+    if given is not None:
+        return given
+    if os.environ.get("RECONCILE_CONFIG"):
+        return Path(os.environ["RECONCILE_CONFIG"])
+    here = Path.cwd()
+    return next((folder / CONFIG_NAME for folder in (here, *here.parents) if (folder / CONFIG_NAME).is_file()), None)
+
+
+def common(*, json: bool = True) -> Callable[[_F], _F]:
+    """Add the options that every command of the node has; the command gets a ``Shell`` as its first argument."""
+
+    def decorate(command: _F) -> _F:
+        def run(**given: Any) -> Any:
+            shell = Shell(
+                config=given.pop("config"),
+                json=given.pop("json", False),
+                json_into=given.pop("json_into", None),
+                color=given.pop("color"),
+                quiet=given.pop("quiet"),
+                verbose=given.pop("verbose"),
+            )
+            return command(shell, **given)
+
+        run.__name__, run.__doc__ = command.__name__, command.__doc__
+        run.__dict__.update(command.__dict__)
+        wrapped: Any = run
+        path = click.Path(path_type=Path, dir_okay=False)
+        options = [
+            click.option("-v", "--verbose", is_flag=True, help="Say more."),
+            click.option("-q", "--quiet", is_flag=True, help="Say only what went wrong."),
+            click.option("--color/--no-color", default=True, help="Colour on a terminal (NO_COLOR is heard too)."),
+            click.option("--config", type=path, help="The settings' file, else $RECONCILE_CONFIG, else the nearest above."),
+        ]
+        if json:
+            options += [
+                click.option("--json-into", type=path, metavar="FILE", help="JSON into FILE, people's text here."),
+                click.option("--json", is_flag=True, help="JSON on standard output, people's text on standard error."),
+            ]
+        for option in options:
+            wrapped = option(wrapped)
+        result: _F = wrapped
+        return result
+
+    return decorate
+
+
+def say(error: ReconcileError, *, json: bool) -> None:
+    """Tell of an error: what, why and what to do next."""
+    if json:
+        tree = {"error": {"name": error.name, "message": error.message, "hint": error.hint}}
+        click.echo(msgspec.json.encode(tree).decode())
+    click.secho(f"error[{error.name}]: {error.message}", err=True, fg="red" if _colored() else None)
+    if error.hint:
+        click.echo(f"hint: {error.hint}", err=True)
+
+
+def _colored() -> bool:
+    return sys.stderr.isatty() and "NO_COLOR" not in os.environ and "--no-color" not in sys.argv

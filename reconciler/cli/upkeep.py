@@ -1,0 +1,277 @@
+"""Housekeeping: verify, gc, rollback, history, incidents, retry, and what this node trusts. Whatever deletes has ``--dry-run``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from reconciler.cli.node import LOCK_TIMEOUT
+from reconciler.cli.shell import Shell, common
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from reconciler.store.keeper import Waste
+
+
+class Size(click.ParamType[int]):
+    """A size as people write it."""
+
+    name = "size"
+
+    def convert(self, value: str | int, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the bytes that *value* names."""
+        from reconciler import units
+
+        try:
+            return units.size(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class Share(click.ParamType[float]):
+    """A part of the whole, as in 10%."""
+
+    name = "share"
+
+    def convert(self, value: str | float, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return *value* as a number between 0 and 1."""
+        text = str(value)
+        try:
+            found = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        except ValueError:
+            found = -1.0
+        if not 0 < found <= 1:
+            self.fail(f"{text!r} is not a share; write it like 10%", param, ctx)
+        return found
+
+
+@click.command()
+@click.option("--repair", is_flag=True, help="Then fetch again what is damaged, and test and activate it.")
+@click.option("--sample", type=Share(), default="100%", help="Hash this share, what was not hashed for longest first.")
+@click.option("--limit", type=Size(), default="0", metavar="RATE", help="Bytes a second to read at most, as in 200MiB; 0: no limit.")
+@LOCK_TIMEOUT
+@common()
+def verify(shell: Shell, *, repair: bool, sample: float, limit: int, lock_timeout: float) -> int:
+    """
+    Hash the store again and compare with what the network signed.
+
+    Asks the network for nothing, unless it repairs. Exit 0: clean, or repaired; 3: damage found and not repaired.
+
+    \b
+      reconcile verify
+      reconcile verify --sample 10% --limit 200MiB     a share each night
+      reconcile verify --repair
+    """
+    import msgspec
+
+    from reconciler import units
+    from reconciler.engine import run, upkeep
+    from reconciler.engine.options import Options
+
+    settings = shell.settings()
+    with shell.reporter(stream=False) as report:
+        found = upkeep.verify(settings, report, sample=sample, rate=limit, lock_timeout_seconds=lock_timeout)
+        if found.damage and repair:
+            outcome = run.apply(settings, report, Options(lock_timeout_seconds=lock_timeout), actor="verify --repair")
+            again = upkeep.verify(settings, report, lock_timeout_seconds=lock_timeout)
+            found = msgspec.structs.replace(found, repaired=not again.damage and not outcome.failed)
+
+    def show(to: Console) -> None:
+        for one in found.damage:
+            to.print(f"damaged {one.kind} {one.name}: {one.detail}", style="red", markup=False)
+        verdict = "clean" if not found.damage else "repaired" if found.repaired else f"{len(found.damage)} damaged"
+        to.print(f"{found.checked} blobs, {units.human_size(found.bytes)}: {verdict}", markup=False)
+
+    shell.document(found, show)
+    return 3 if found.damage and not found.repaired else 0
+
+
+@click.command()
+@click.option("--dry-run", is_flag=True, help="Only show what would go, and why.")
+@click.option("--max", "at_most", type=Size(), metavar="SIZE", help="Free about so much and stop, as in 50GiB.")
+@LOCK_TIMEOUT
+@common()
+def gc(shell: Shell, *, dry_run: bool, at_most: int | None, lock_timeout: float) -> None:
+    """
+    Delete what no listed model, kept generation or grace needs.
+
+    \b
+      reconcile gc --dry-run
+      reconcile gc --max 50GiB
+    """
+    from reconciler import units
+    from reconciler.engine import upkeep
+
+    settings = shell.settings()
+    gone = upkeep.waste(settings) if dry_run else upkeep.gc(settings, at_most=at_most, lock_timeout_seconds=lock_timeout)
+    total = sum(one.bytes for one in gone)
+
+    def show(to: Console) -> None:
+        _show_waste(to, gone)
+        to.print(f"{'would free' if dry_run else 'freed'} {units.human_size(total)}", markup=False)
+
+    shell.document({"schema": 1, "dry_run": dry_run, "bytes": total, "items": gone}, show)
+
+
+def _show_waste(to: Console, gone: tuple[Waste, ...]) -> None:
+    from reconciler import units
+
+    for one in gone:
+        to.print(f"{one.kind} {one.name}  {units.human_size(one.bytes)}  {one.reason}", markup=False)
+
+
+@click.command()
+@click.argument("number", type=click.IntRange(min=1), required=False, metavar="[N]")
+@LOCK_TIMEOUT
+@common()
+def rollback(shell: Shell, *, number: int | None, lock_timeout: float) -> None:
+    """
+    Return to generation N, or to the one before.
+
+    Refused for what the current snapshot does not list: the network's word stands above the node's. The next apply goes forward again.
+
+    \b
+      reconcile history
+      reconcile rollback 12
+    """
+    from reconciler.engine import upkeep
+
+    with shell.reporter(stream=False) as report:
+        made = upkeep.rollback(shell.settings(), report, number, lock_timeout_seconds=lock_timeout)
+    shell.document(
+        {"schema": 1, "generation": made.number, "models": sorted(made.entries)},
+        lambda to: to.print(f"generation {made.number} is active: {', '.join(sorted(made.entries)) or 'no model'}", markup=False),
+    )
+
+
+COUNT = click.option("-n", "--number", "count", type=click.IntRange(min=1), default=30, help="Show the newest so many.")
+
+
+@click.command()
+@COUNT
+@common()
+def history(shell: Shell, *, count: int) -> None:
+    """Show which generations were swapped in, when, by what and why."""
+    from reconciler import units
+    from reconciler.engine import look
+
+    changes = look.history(shell.settings(), count)
+
+    def show(to: Console) -> None:
+        for one in changes:
+            signed = " ".join([*(f"+{model}" for model in one.added), *(f"-{model}" for model in one.removed)])
+            to.print(f"{units.rfc3339(one.at)}  generation {one.generation}  {one.actor}  {signed}  ({one.what})", markup=False)
+        if not changes:
+            to.print("nothing yet")
+
+    shell.document(changes, show)
+
+
+@click.command()
+@COUNT
+@common()
+def incidents(shell: Shell, *, count: int) -> None:
+    """Show what was refused, failed, quarantined or repaired."""
+    from reconciler import units
+    from reconciler.engine import look
+    from reconciler.report.text import short
+
+    found = look.incidents(shell.settings(), count)
+
+    def show(to: Console) -> None:
+        for one in found:
+            about = " ".join(part for part in (one.model, short(one.blob), one.source) if part)
+            times = f" ({one.times} times)" if one.times > 1 else ""
+            to.print(f"{units.rfc3339(one.at)}  {one.kind}  {about}  {one.detail}{times}", markup=False)
+        if not found:
+            to.print("no incidents")
+
+    shell.document(found, show)
+
+
+@click.command()
+@click.argument("model")
+@LOCK_TIMEOUT
+@common()
+def retry(shell: Shell, *, model: str, lock_timeout: float) -> None:
+    """Forget that MODEL failed: the next apply begins with it anew."""
+    from reconciler.engine import upkeep
+
+    upkeep.retry(shell.settings(), model, lock_timeout_seconds=lock_timeout)
+    shell.document({"schema": 1, "model": model}, lambda to: to.print(f"{model} begins anew with the next apply", markup=False))
+
+
+@click.group()
+def trust() -> None:
+    """Show and update what this node trusts."""
+
+
+@trust.command("show")
+@common()
+def trust_show(shell: Shell) -> None:
+    """Show the trusted root, its keys and thresholds, and the newest snapshot ever accepted."""
+    from reconciler import units
+    from reconciler.engine import confirm, network
+
+    settings = shell.settings()
+    root, floor = confirm.root(settings), network.read_floor(settings)
+
+    def show(to: Console) -> None:
+        to.print(f"network {root.network}, root {root.version}, good until {units.rfc3339(root.expires_at)}", markup=False)
+        for name, role in (("root", root.roles.root), ("snapshot", root.roles.snapshot)):
+            to.print(f"{name}: {role.threshold} of {len(role.keyids)} keys", markup=False)
+            for keyid in role.keyids:
+                to.print(f"  {keyid}", markup=False)
+        accepted = f"snapshot {floor.version}, {floor.digest}" if floor.version else "no snapshot yet"
+        to.print(f"newest accepted: {accepted}", markup=False)
+
+    tree = {
+        "schema": 1, "network": root.network, "version": root.version, "expires_at": root.expires_at, "roles": root.roles, "floor": floor,
+    }  # fmt: skip
+    shell.document(tree, show)
+
+
+@trust.command("update")
+@click.argument("sources", nargs=-1, required=True, metavar="FILE-or-URL…")
+@LOCK_TIMEOUT
+@common()
+def trust_update(shell: Shell, *, sources: tuple[str, ...], lock_timeout: float) -> None:
+    """
+    Walk newer roots: each must be signed by the one before it and by itself.
+
+    \b
+      reconcile trust update 2.root.json 3.root.json
+    """
+    from reconciler.engine import network
+
+    settings = shell.settings()
+    with network.held_store(settings, timeout_seconds=lock_timeout) as ledger:
+        root = network.update_roots(settings, sources, ledger)
+    shell.document(
+        {"schema": 1, "network": root.network, "version": root.version},
+        lambda to: to.print(f"root {root.version} of {root.network} is trusted now", markup=False),
+    )
+
+
+@trust.command("init")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@common()
+def trust_init(shell: Shell, *, yes: bool) -> None:
+    """
+    Begin the record of the newest snapshot anew, at the lock that is here.
+
+    For a store whose record was lost. Make sure first that the lock is the network's current one: an older one would be accepted.
+    """
+    from reconciler.engine import setup
+    from reconciler.engine.options import wall_clock
+
+    if not shell.agreed("Is models.lock the network's current one?", yes=yes):
+        raise click.Abort
+    made = setup.begin_floor(shell.settings(), wall_clock())
+    shell.document(made, lambda to: to.print(f"the record begins at snapshot {made.version}", markup=False))
+
+
+COMMANDS = (verify, gc, rollback, history, incidents, retry, trust)
+

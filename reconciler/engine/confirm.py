@@ -1,0 +1,159 @@
+"""
+The network's word, confirmed: settings and files in, a lock that may be acted on out.
+
+Every command that acts on a lock comes through here: it verifies the envelope against the root, compiles it again and compares the
+bytes. What was confirmed is remembered in the store by the digests of everything that went in, so that a plan over a thousand models
+need not compile them again; time and floor are checked each time all the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from datetime import datetime
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from reconciler import __version__, digest, trust
+from reconciler import lock as locks
+from reconciler.errors import LockMismatch, ReconcileError, SettingsError, StoreError
+from reconciler.lock import Lock
+from reconciler.node import Limits
+from reconciler.settings import Settings
+from reconciler.store import durable, floor
+from reconciler.store.layout import Layout
+from reconciler.trust import Floor, TrustRoot, Verified
+
+LIMITS = Limits()
+
+
+class Confirmed(Struct, frozen=True, kw_only=True):
+    """A lock that is what a verified envelope compiles to. Whether it may be acted on *now* is ``trust.admit``'s to say."""
+
+    lock: Lock
+    lock_digest: str
+    #: The snapshot's header; its models are in the lock.
+    verified: Verified
+    root: TrustRoot
+
+    def admit(self, floor_: Floor, now: datetime) -> None:
+        """Check time and floor; raises what ``trust.admit`` raises."""
+        trust.admit(self.verified, self.root, now=now, floor=floor_, limits=LIMITS)
+
+    def refusal(self, floor_: Floor, now: datetime) -> ReconcileError | None:
+        """Return why nothing new may be done on this lock now, or None."""
+        try:
+            self.admit(floor_, now)
+        except ReconcileError as error:
+            return error
+        return None
+
+
+def layout_of(settings: Settings) -> Layout:
+    """Return where the store of *settings* lies."""
+    return Layout(settings.store_path, settings.archive_path)
+
+
+def envelope_path(settings: Settings) -> Path:
+    """Return where the signed envelope is kept, beside the lock."""
+    return settings.path(settings.network.lockfile).with_name("snapshot.json")
+
+
+def root(settings: Settings) -> TrustRoot:
+    """
+    Return the root that is trusted now: the pinned one, and those that were walked from it.
+
+    Raises:
+        SettingsError: no root is pinned.
+        TrustError: the pinned root, or one that was walked, does not hold.
+    """
+    pinned = trust.pin(_pinned(settings), settings.network.root_fingerprint, limits=LIMITS)
+    return trust.walk(pinned, floor.roots(layout_of(settings)), limits=LIMITS)
+
+
+def _pinned(settings: Settings) -> bytes:
+    path = settings.path(settings.network.root)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise SettingsError(
+            f"the trust root {path} cannot be read: {error.strerror}", hint="pin the network's root with `reconcile init --root FILE`"
+        ) from None
+
+
+def confirm(settings: Settings) -> Confirmed:
+    """
+    Return the committed lock, confirmed.
+
+    Raises:
+        LockMismatch: there is no lock, no envelope, or one is not what the other compiles to.
+        TrustError: the envelope is not the network's word.
+    """
+    data, envelope = _files(settings)
+    return _recalled(_cache(settings, data, envelope)) or _compiled(settings, envelope, data)
+
+
+def _files(settings: Settings) -> tuple[bytes, bytes]:
+    path, beside = settings.path(settings.network.lockfile), envelope_path(settings)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise LockMismatch(f"there is no lock: {path}: {error.strerror}", hint="run `reconcile lock` to make one") from None
+    try:
+        return data, read_capped(beside)
+    except OSError as error:
+        raise LockMismatch(f"the lock has no envelope: {beside}: {error.strerror}", hint="run `reconcile lock` to make both") from None
+
+
+def read_capped(path: Path) -> bytes:
+    """Return the file's bytes, or enough of them for the cap to refuse; raises OSError."""
+    with path.open("rb") as file:
+        return file.read(LIMITS.envelope_bytes + 1)
+
+
+def _compiled(settings: Settings, envelope: bytes, data: bytes) -> Confirmed:
+    trusted = root(settings)
+    verified = trust.open_snapshot(envelope, trusted, limits=LIMITS)
+    lock = locks.compile(verified)
+    locks.check(data, lock)
+    return confirmed(lock, locks.digest_of(data), verified, trusted)
+
+
+def confirmed(lock: Lock, lock_digest: str, verified: Verified, trusted: TrustRoot) -> Confirmed:
+    """Return the value, with the snapshot's header alone: the models are in the lock, and it is kept small for the cache."""
+    header = msgspec.structs.replace(verified.snapshot, models=())
+    return Confirmed(lock=lock, lock_digest=lock_digest, verified=msgspec.structs.replace(verified, snapshot=header), root=trusted)
+
+
+def _cache(settings: Settings, data: bytes, envelope: bytes) -> Path:
+    """Return where a confirmation of exactly these inputs is kept: as trustworthy as the ledger beside it, and lost as cheaply."""
+    made, layout = hashlib.sha256(), layout_of(settings)
+    parts = (__version__.encode(), settings.network.root_fingerprint.encode(), _pinned(settings), *floor.roots(layout), data, envelope)
+    for part in parts:
+        made.update(hashlib.sha256(part).digest())
+    return layout.root / "cache" / f"confirmed-{made.hexdigest()}.msgpack"
+
+
+def _recalled(path: Path) -> Confirmed | None:
+    try:
+        return msgspec.msgpack.decode(path.read_bytes(), type=Confirmed)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def remember(settings: Settings, found: Confirmed) -> None:
+    """Keep what was confirmed, for the next command; the caller holds the store. Only the newest is kept."""
+    data, envelope = _files(settings)
+    if digest.of(data) != found.lock_digest:
+        return
+    path = _cache(settings, data, envelope)
+    if path.exists():
+        return
+    with contextlib.suppress(StoreError):  # a cache that cannot be written costs time and nothing else
+        durable.make_folder(path.parent)
+        for old in path.parent.glob("confirmed-*.msgpack"):
+            durable.delete(old)
+        durable.write(path, msgspec.msgpack.encode(found), 0o600)
+

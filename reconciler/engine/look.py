@@ -1,0 +1,144 @@
+"""What reads: status, incidents, history. Nothing here changes anything, and all of it works while a run holds the store."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from msgspec import Struct
+
+from reconciler import plan as plans
+from reconciler.engine import confirm, facts, network
+from reconciler.engine.options import Clock, wall_clock
+from reconciler.errors import ReconcileError, UsageError
+from reconciler.node import NodeFacts
+from reconciler.plan import ModelChange
+from reconciler.ports import TestReport
+from reconciler.settings import Settings
+from reconciler.state import ModelState, NodeState
+from reconciler.store import observe
+from reconciler.store.generations import path_of
+from reconciler.store.ledger import Change, Ledger, LoggedIncident
+
+
+class SnapshotStatus(Struct, frozen=True, kw_only=True):
+    """Which snapshot a status speaks of."""
+
+    version: int
+    digest: str
+    expires_at: datetime
+
+
+class ModelStatus(Struct, frozen=True, kw_only=True):
+    """One model: its state and why."""
+
+    id: str
+    state: ModelState
+    reason: str
+    tasks: tuple[str, ...] = ()
+    tree: str | None = None
+    #: Relative to the store's ``active``; null where it is not active.
+    path: str | None = None
+    bytes: int = 0
+    attempts: int = 0
+    last_error: str | None = None
+    since: datetime | None = None
+    test: TestReport | None = None
+    tested_at: datetime | None = None
+
+
+class Status(Struct, frozen=True, kw_only=True):
+    """A node's status, as the router and a fleet's controller read it."""
+
+    schema: int = 1
+    network: str
+    snapshot: SnapshotStatus
+    lock: str
+    generation: int
+    active_digest: str
+    node: NodeFacts
+    models: tuple[ModelStatus, ...]
+    #: Why nothing new is installed now, as an error's name and message; null where all is well.
+    refused: str | None = None
+    drift: tuple[str, ...] = ()
+
+
+def status(settings: Settings, model: str = "", *, clock: Clock = wall_clock) -> Status:
+    """
+    Return the states of all models, or of *model* alone, with the report of its last test.
+
+    Raises:
+        TrustError: the lock is not the network's word; a lock that has merely expired is shown, and said to be.
+        UsageError: there is no such model.
+    """
+    now, layout = clock(), confirm.layout_of(settings)
+    found = confirm.confirm(settings)
+    node = facts.measure(settings)
+    with Ledger.reading(layout.ledger) as ledger:
+        state = observe.node_state(layout, ledger)
+        made = plans.diff(found.lock, found.lock_digest, state, node, settings.policy, now=now)
+        shown = [change for change in made.models if not model or change.id == model]
+        if model and not shown:
+            raise UsageError(f"there is no model {model!r}", hint=f"there are: {', '.join(c.id for c in made.models) or 'none'}")
+        models = tuple(_model(change, found, state, ledger, detailed=bool(model)) for change in shown)
+    return Status(
+        network=found.lock.network,
+        snapshot=SnapshotStatus(
+            version=found.lock.snapshot.version, digest=found.lock.snapshot.digest, expires_at=found.lock.snapshot.expires_at
+        ),
+        lock=found.lock_digest,
+        generation=state.active.number,
+        active_digest=state.active.digest,
+        node=node,
+        models=models,
+        refused=_refused(settings, found, now),
+        drift=made.drift,
+    )
+
+
+def _refused(settings: Settings, found: confirm.Confirmed, now: datetime) -> str | None:
+    try:
+        refusal = found.refusal(network.read_floor(settings), now)
+    except ReconcileError as error:
+        refusal = error
+    return f"{refusal.name}: {refusal.message}" if refusal else None
+
+
+def _model(change: ModelChange, found: confirm.Confirmed, state: NodeState, ledger: Ledger, *, detailed: bool) -> ModelStatus:
+    record = state.records.get(change.id)
+    entry = state.active.entries.get(change.id)
+    listed = next((model for model in found.lock.model if model.id == change.id), None)
+    tree = state.trees.get(listed.recipe if listed else record.recipe if record else "")
+    report = ledger.report(change.id) if detailed else None
+    return ModelStatus(
+        id=change.id,
+        state=change.from_,
+        reason=_reason(change, record.reason if record else ""),
+        tasks=entry.tasks if entry else listed.tasks if listed else (),
+        tree=entry.tree if entry else tree.digest if tree else None,
+        path=path_of(change.id) if entry else None,
+        bytes=entry.bytes if entry else tree.bytes if tree else 0,
+        attempts=record.attempts if record else 0,
+        last_error=record.last_error or None if record else None,
+        since=record.since if record else None,
+        test=report[0] if report else None,
+        tested_at=report[1] if report else None,
+    )
+
+
+def _reason(change: ModelChange, remembered: str) -> str:
+    """Return why a model is as it is: what the last run said of it, unless something has to be done about it now."""
+    return remembered if change.op == "keep" and remembered and not change.reason.startswith("not-listed") else change.reason
+
+
+def incidents(settings: Settings, limit: int = 100) -> tuple[LoggedIncident, ...]:
+    """Return the newest incidents, the oldest of them first."""
+    with Ledger.reading(confirm.layout_of(settings).ledger) as ledger:
+        return ledger.incidents(limit)
+
+
+def history(settings: Settings, limit: int = 100) -> tuple[Change, ...]:
+    """Return the newest swaps, the oldest of them first."""
+    with Ledger.reading(confirm.layout_of(settings).ledger) as ledger:
+        return ledger.history(limit)
+
+

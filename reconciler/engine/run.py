@@ -1,0 +1,166 @@
+"""
+Plan, apply, sync: the main job.
+
+A plan holds nothing and leaves no trace. An apply holds the store, confirms the lock again, raises the floor, makes its own plan
+under the hold, and carries that out: what a person saw before is compared, never trusted.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import msgspec
+from msgspec import Struct
+
+from reconciler import apply as applying
+from reconciler import plan as plans
+from reconciler.apply import Outcome
+from reconciler.engine import confirm, facts, network, wiring
+from reconciler.engine.confirm import Confirmed
+from reconciler.engine.options import Clock, Options, wall_clock
+from reconciler.errors import FetchError, ReconcileError, RuntimeMissing, TrustError
+from reconciler.lock import Lock
+from reconciler.node import NodeFacts, Policy
+from reconciler.plan import Plan
+from reconciler.ports import Event, Incident, Notice, Reporter
+from reconciler.settings import Settings
+from reconciler.state import NodeState
+from reconciler.store import observe
+from reconciler.store.ledger import Ledger
+
+_OPTIONS = Options()
+
+
+class Preview(Struct, frozen=True, kw_only=True):
+    """A plan with all that it was made from."""
+
+    plan: Plan
+    confirmed: Confirmed
+    state: NodeState
+    node: NodeFacts
+    policy: Policy
+
+
+def preview(settings: Settings, options: Options = _OPTIONS, *, clock: Clock = wall_clock) -> Preview:
+    """
+    Return what ``apply`` would do now. Changes nothing.
+
+    Raises:
+        TrustError: the lock may not be acted on now.
+        StoreError: the store cannot be read.
+    """
+    now = clock()
+    found = confirm.confirm(settings)
+    layout = confirm.layout_of(settings)
+    with Ledger.reading(layout.ledger) as ledger:
+        state = observe.node_state(layout, ledger)
+    found.admit(network.read_floor(settings), now)
+    return _preview(settings, options, found, state, now)
+
+
+def _preview(settings: Settings, options: Options, found: Confirmed, state: NodeState, now: datetime) -> Preview:
+    node, policy = facts.measure(settings), _policy(settings, options)
+    made = plans.diff(found.lock, found.lock_digest, state, node, policy, now=now)
+    return Preview(plan=made, confirmed=found, state=state, node=node, policy=policy)
+
+
+def _policy(settings: Settings, options: Options) -> Policy:
+    return msgspec.structs.replace(settings.policy, only=options.only, excluded=options.excluded)
+
+
+def apply(
+    settings: Settings,
+    report: Reporter,
+    options: Options = _OPTIONS,
+    *,
+    saved: Plan | None = None,
+    actor: str = "apply",
+    clock: Clock = wall_clock,
+) -> Outcome:
+    """
+    Carry out what the lock asks for, and return how it ended.
+
+    Raises:
+        TrustError: the lock may not be acted on now; what is active stays active.
+        StalePlan: *saved* is not what would be done now.
+        StoreBusy, StoreError, DiskFull, RuntimeMissing: as their names say.
+    """
+    with network.held_store(settings, timeout_seconds=options.lock_timeout_seconds) as ledger:
+        now = clock()
+        report = _logged(report, ledger, clock)
+        found = _raised(settings, ledger, report, now)
+        layout = confirm.layout_of(settings)
+        seen = _preview(settings, options, found, observe.node_state(layout, ledger), now)
+        if saved is not None:
+            plans.check_fresh(saved, seen.plan)
+        _refuse_without_runtime(seen.plan, found.lock, seen.node)
+        with wiring.ports(settings, options, found, ledger, report, actor, clock) as ports:
+            return applying.execute(seen.plan, found.lock, seen.state, seen.node, seen.policy, ports)
+
+
+def _raised(settings: Settings, ledger: Ledger, report: Reporter, now: datetime) -> Confirmed:
+    try:
+        found = confirm.confirm(settings)
+        network.raise_floor(settings, found, ledger, now)
+    except TrustError as error:
+        report(Incident(kind=error.name, detail=error.message))
+        raise
+    confirm.remember(settings, found)
+    return found
+
+
+def _logged(report: Reporter, ledger: Ledger, clock: Clock) -> Reporter:
+    """Return a reporter that also keeps incidents."""
+
+    def both(event: Event) -> None:
+        if isinstance(event, Incident):
+            try:
+                ledger.incident(event, clock())
+            except ReconcileError as error:  # a full disk must not silence the run
+                report(Notice(level="warning", text=f"an incident could not be logged: {error.message}"))
+        report(event)
+
+    return both
+
+
+def _refuse_without_runtime(made: Plan, lock: Lock, node: NodeFacts) -> None:
+    """Refuse a run that could install nothing at all for want of an engine: one missing extra, not a hundred unfit models."""
+    wanted = {model.runtime.engine for model in lock.model if model.state == "enabled"}
+    if wanted and not wanted & node.engines.keys() and all(change.op in {"reject", "keep"} for change in made.models):
+        names = ", ".join(sorted(wanted))
+        raise RuntimeMissing(f"no engine is installed that the network's models need: {names}")
+
+
+def sync(settings: Settings, report: Reporter, options: Options = _OPTIONS, *, actor: str = "sync", clock: Clock = wall_clock) -> Outcome:
+    """
+    Hear the network, then apply. A network that does not answer is a warning: the last known lock is applied.
+
+    Raises:
+        TrustError: what the network's address holds is not its word, or the last known lock may not be acted on.
+        and whatever ``apply`` raises.
+    """
+    if not (options.locked or options.offline):
+        hear_and_accept(settings, "", report, clock=clock, patience_seconds=options.lock_timeout_seconds)
+    return apply(settings, report, options, actor=actor, clock=clock)
+
+
+def hear_and_accept(
+    settings: Settings, source: str, report: Reporter, *, clock: Clock = wall_clock, patience_seconds: float = 0.0
+) -> network.Heard | None:
+    """Hear the snapshot at *source* and make it the node's own; None if nobody answered and the last known lock stays."""
+    now = clock()
+    with network.held_store(settings, timeout_seconds=patience_seconds) as ledger:
+        report = _logged(report, ledger, clock)
+        network.follow_roots(settings, ledger)
+        try:
+            heard = network.hear(settings, source, now)
+        except FetchError as error:
+            if network.last_known(settings) is None:
+                raise
+            report(Notice(level="warning", text=f"the network does not answer ({error.message}); the last known lock stays"))
+            return None
+        except TrustError as error:
+            report(Incident(kind=error.name, detail=error.message, source=source or settings.network.snapshot))
+            raise
+        network.accept(settings, heard, ledger, now)
+    return heard

@@ -1,0 +1,150 @@
+"""Adapters joined to ports. Whatever is started here is ended here, in the opposite order."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from reconciler import units
+from reconciler.apply import Ports
+from reconciler.engine import confirm
+from reconciler.engine.confirm import Confirmed
+from reconciler.engine.options import Clock, Options
+from reconciler.fetch.fetcher import Aria2Fetcher
+from reconciler.fetch.offline import Offline
+from reconciler.fetch.settings import FetchSettings
+from reconciler.fetch.verify import Hashers
+from reconciler.hooks import Commands
+from reconciler.ports import Event, Fetcher, Reporter, Swapped, Tester, Unpacker
+from reconciler.settings import Settings
+from reconciler.store.blobs import Blobs
+from reconciler.store.generations import Generations, path_of
+from reconciler.store.keeper import Keeper
+from reconciler.store.layout import Layout
+from reconciler.store.ledger import Change, Ledger
+from reconciler.store.trees import Trees
+
+
+@contextlib.contextmanager
+def ports(
+    settings: Settings, options: Options, found: Confirmed, ledger: Ledger, report: Reporter, actor: str, now: Clock
+) -> Iterator[Ports]:
+    """Give the ports of a run; the caller holds the store."""
+    layout = confirm.layout_of(settings)
+    report = _historian(report, ledger, found.lock_digest, actor, now)
+    with hashing() as hash_file, contextlib.closing(fetcher(settings, layout, options)) as fetching:
+        blobs = Blobs(layout, ledger, hash_file, now)
+        yield Ports(
+            blobs=blobs,
+            trees=Trees(layout, ledger, blobs, unpacker(settings)),
+            generations=Generations(layout),
+            ledger=ledger,
+            keeper=Keeper(layout, ledger, found.lock, settings.policy, now),
+            gate=gate(settings, layout, report),
+            fetcher=fetching,
+            tester=tester(settings),
+            report=report,
+            now=now,
+            tree_path=layout.tree,
+            active_path=path_of,
+        )
+
+
+class _HashFile:
+    """Hashing for the store's one writer, from any of its threads, one file at a time."""
+
+    def __init__(self, hashers: Hashers) -> None:
+        self._hashers = hashers
+        self._guard = threading.Lock()
+
+    def __call__(self, path: Path, algorithm: str) -> str:
+        with self._guard:
+            return self._hashers.digest(path, algorithm)
+
+
+@contextlib.contextmanager
+def hashing() -> Iterator[_HashFile]:
+    """Give a function that hashes a file in a process of its own."""
+    with contextlib.closing(Hashers(1)) as hashers:
+        yield _HashFile(hashers)
+
+
+def fetcher(settings: Settings, layout: Layout, options: Options) -> Fetcher:
+    """Return what fetches blobs; offline, what says that it may not."""
+    if options.offline:
+        return Offline()
+    return Aria2Fetcher(layout.staging, fetch_settings(settings))
+
+
+def fetch_settings(settings: Settings) -> FetchSettings:
+    """Return the download settings in plain units."""
+    download = settings.download
+    return FetchSettings(
+        fallback=download.fallback,
+        allowed_hosts=download.allowed_hosts,
+        allow_http=download.allow_http,
+        connections=download.connections,
+        concurrent=download.concurrent,
+        limit_bytes=units.size(download.limit),
+        min_rate_bytes=units.size(download.min_rate),
+        timeout_seconds=units.seconds(download.timeout),
+        proxy=download.proxy,
+        ca_file=settings.path(download.ca_file) if download.ca_file else None,
+        netrc=settings.path(download.netrc) if download.netrc else None,
+    )
+
+
+def tester(settings: Settings) -> Tester:
+    """Return what runs test jobs."""
+    from reconciler.runtime.tester import SandboxedTester
+
+    return SandboxedTester(
+        sandbox=settings.smoke.sandbox,
+        timeout=units.seconds(settings.smoke.timeout),
+        gpu_layers=settings.runtime.llama_cpp.gpu_layers,
+        threads=settings.runtime.llama_cpp.threads,
+        cache=settings.store_path / "cache",
+        openai_argv=settings.runtime.openai.argv,
+    )
+
+
+def unpacker(settings: Settings) -> Unpacker:
+    """Return what takes archives apart."""
+    from reconciler.runtime.confined import SandboxedUnpacker
+
+    return SandboxedUnpacker(sandbox=settings.smoke.sandbox, cache=settings.store_path / "cache")
+
+
+def gate(settings: Settings, layout: Layout, report: Reporter) -> Commands:
+    """Return what asks the operator's hooks."""
+    hooks = settings.hooks
+    return Commands(
+        activated=hooks.activated,
+        healthy=hooks.healthy,
+        healthy_seconds=units.seconds(hooks.healthy_timeout),
+        index=lambda generation: layout.generations / str(generation.number) / "index.json",
+        report=report,
+    )
+
+
+def _historian(report: Reporter, ledger: Ledger, lock: str, actor: str, now: Clock) -> Reporter:
+    """Return a reporter that also keeps every swap."""
+
+    def both(event: Event) -> None:
+        if isinstance(event, Swapped):
+            ledger.changed(
+                Change(
+                    at=now(),
+                    generation=event.generation,
+                    actor=actor,
+                    what=event.what,
+                    lock=lock,
+                    added=event.added,
+                    removed=event.removed,
+                )
+            )
+        report(event)
+
+    return both

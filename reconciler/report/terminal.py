@@ -1,0 +1,213 @@
+"""
+People's view: tables, and progress while a run goes on.
+
+On a terminal each model has a line that moves; in a pipe or a CI log there are plain lines, one for what matters, and no terminal
+codes. Progress is drawn at most ten times a second.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol, Self
+
+from reconciler import units
+from reconciler.plan import ModelChange, Plan
+from reconciler.ports import Event, FetchProgress, Incident, ModelDone, ModelPhase, Notice, RunEnded, Swapped, TestReport
+from reconciler.report.text import MARKS, STYLES, plain, sentence, short
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import TaskID
+
+_OPS = {
+    "install": "+", "restore": "+", "enable": "+", "repair": "~", "retest": "~", "disable": "-", "archive": "-", "remove": "-",
+    "reject": "!", "keep": " ",
+}  # fmt: skip
+_OP_STYLES = {"+": "green", "~": "yellow", "-": "red", "!": "magenta", " ": "dim"}
+
+
+class Shown(Protocol):
+    """What a status line shows of a model."""
+
+    @property
+    def id(self) -> str: ...  # noqa: D102
+    @property
+    def state(self) -> str: ...  # noqa: D102
+    @property
+    def reason(self) -> str: ...  # noqa: D102
+    @property
+    def bytes(self) -> int: ...  # noqa: D102
+    @property
+    def attempts(self) -> int: ...  # noqa: D102
+
+
+def console(*, stderr: bool, color: bool) -> Console:
+    """Return where people's text goes; without *color*, no terminal codes at all."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, no_color=not color, highlight=False, soft_wrap=not color, force_terminal=None if color else False)
+
+
+def plan(to: Console, made: Plan) -> None:
+    """Show a plan: what changes first, then what it costs."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    for change in sorted(made.models, key=lambda one: (not one.changes, one.id)):
+        sign = _OPS[change.op]
+        style = _OP_STYLES[sign]
+        size = units.human_size(change.download_bytes) if change.download_bytes else ""
+        table.add_row(Text(sign, style), Text(change.id, "bold"), Text(change.op, style), _path(change), Text(plain(change.reason)), size)
+    if made.models:
+        to.print(table)
+    for drifted in made.drift:
+        to.print(f"drift: {plain(drifted)}", style="yellow", markup=False)
+    to.print(cost(made), markup=False)
+    for warning in made.warnings:
+        to.print(f"warning: {plain(warning)}", style="bold yellow", markup=False)
+
+
+def _path(change: ModelChange) -> str:
+    return change.from_ if change.from_ == change.to else f"{change.from_} → {change.to}"
+
+
+def cost(made: Plan) -> str:
+    """Return the last line of a plan: how many of what, and the bytes."""
+    if not made.changes:
+        return f"No changes: {made.summary['keep']} as they should be{_rejected(made)}."
+    counts = ", ".join(f"{count} to {op}" for op, count in made.summary.items() if count and op in _OPS and op not in {"keep", "reject"})
+    download = f"{units.human_size(made.summary['download_bytes'])} to download"
+    needed = f"{units.human_size(made.disk.needed)} of disk needed, {units.human_size(made.disk.free)} free"
+    return f"Plan: {counts or 'finish what was cut short'}{_rejected(made)}; {download}, {needed}."
+
+
+def _rejected(made: Plan) -> str:
+    return f", {made.summary['reject']} that this node cannot run" if made.summary["reject"] else ""
+
+
+def models(to: Console, shown: Iterable[Shown]) -> None:
+    """Show models with their states."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    for model in shown:
+        size = units.human_size(model.bytes) if model.bytes else ""
+        tries = f" (attempt {model.attempts})" if model.attempts else ""
+        state = Text(f"{MARKS[model.state]} {model.state}", STYLES[model.state])
+        table.add_row(state, Text(model.id, "bold"), size, Text(plain(model.reason) + tries))
+    to.print(table)
+
+
+def test_report(to: Console, report: TestReport) -> None:
+    """Show how a model's last test job ended."""
+    device = report.device or "no device"
+    gpu = f", {report.gpu_layers} layers on the GPU, {units.human_size(report.gpu_memory_used)} used" if report.gpu_layers else ""
+    lines = [
+        f"test job: {report.verdict}{': ' + plain(report.reason) if report.reason else ''}",
+        f"  tested on {device}{gpu}, {report.engine} {report.engine_version}, sandbox {report.sandbox or 'none'}",
+        f"  loaded in {report.load_seconds:.2f}s, {report.tokens} tokens, {report.tokens_per_second:.1f} tokens/s",
+    ]
+    if report.dimension:
+        lines.append(f"  embedding of {report.dimension} components")
+    if report.text:
+        lines.append(f"  answer: {plain(report.text)[:200]}")
+    for line in lines:
+        to.print(line, markup=False)
+
+
+class Lines:
+    """A reporter for logs: one plain line for each thing that matters."""
+
+    def __init__(self, to: Console, *, quiet: bool = False, verbose: bool = False) -> None:
+        self._console = to
+        self._quiet = quiet
+        self._verbose = verbose
+        self._deaf = False
+
+    def __call__(self, event: Event, /) -> None:
+        """Print one event, if it is worth a line here."""
+        if self._wanted(event) and not self._deaf:
+            try:
+                self._console.print(sentence(event), markup=False, style=_style(event))
+            except OSError:  # nobody reads any more: the run goes on
+                self._deaf = True
+
+    def _wanted(self, event: Event) -> bool:
+        match event:
+            case FetchProgress():
+                return False
+            case Notice():
+                return event.level == "warning" or (self._verbose and not self._quiet)
+            case Incident():
+                return True
+            case ModelDone():
+                return event.state == "failed" or not self._quiet
+            case _:
+                return not self._quiet
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        return None
+
+
+def _style(event: Event) -> str:
+    if isinstance(event, Incident) or (isinstance(event, ModelDone) and event.state == "failed"):
+        return "red"
+    if isinstance(event, Notice) and event.level == "warning":
+        return "yellow"
+    return "bold" if isinstance(event, RunEnded | Swapped) else ""
+
+
+class Moving(Lines):
+    """A reporter for a terminal: a moving line for each blob and model at work, plain lines above them."""
+
+    def __init__(self, to: Console, *, quiet: bool = False, verbose: bool = False) -> None:
+        super().__init__(to, quiet=quiet, verbose=verbose)
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+        self._progress = Progress(
+            TextColumn("{task.description}"), BarColumn(bar_width=24), DownloadColumn(binary_units=True), TransferSpeedColumn(),
+            TimeRemainingColumn(), TextColumn("{task.fields[source]}", style="dim"), console=to, transient=True, refresh_per_second=8,
+        )  # fmt: skip
+        self._tasks: dict[str, TaskID] = {}
+        self._guard = threading.Lock()
+
+    def __call__(self, event: Event, /) -> None:
+        """Move a line, or print one."""
+        with self._guard:
+            match event:
+                case FetchProgress():
+                    self._move(event)
+                case ModelPhase() if event.phase == "testing":
+                    self._tasks[event.model] = self._progress.add_task(f"testing {event.model}", total=None, source="")
+                    return
+                case ModelPhase() | ModelDone():
+                    self._end(event.model)
+                case _:
+                    pass
+        super().__call__(event)
+
+    def _move(self, event: FetchProgress) -> None:
+        if event.digest not in self._tasks:
+            self._tasks[event.digest] = self._progress.add_task(short(event.digest), total=event.total, source="")
+        self._progress.update(self._tasks[event.digest], completed=event.done, source=plain(event.source)[:40])
+        if event.done >= event.total and event.hashed >= event.total:
+            self._end(event.digest)
+
+    def _end(self, key: str) -> None:
+        task = self._tasks.pop(key, None)
+        if task is not None:
+            self._progress.remove_task(task)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._progress.stop()
