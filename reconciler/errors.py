@@ -142,6 +142,15 @@ class FloorLost(TrustError):
     hint = "check that nobody replays an old snapshot, then run `reconcile trust init` to start a new record"
 
 
+# -- the network's operator ---------------------------------------------------------------------------
+
+
+class PublishError(ReconcileError):
+    """What the operator asks for would lose a key, or make a document that nodes refuse."""
+
+    name = "publish"
+
+
 # -- transport and bytes ---------------------------------------------------------------------------
 
 

@@ -73,6 +73,19 @@ def write(path: Path, data: bytes, mode: int = 0o644) -> None:
         sync_folder(path.parent)
 
 
+def create(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """Put *data* under the name *path*, which nothing may have: for what must never be replaced, as a private key."""
+    with refusals(f"create {path}"):
+        try:
+            _write_new(path, data, mode)
+        except FileExistsError:
+            raise
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+
+
 def _write_new(path: Path, data: bytes, mode: int) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:

@@ -1,0 +1,344 @@
+"""
+Snapshots as their operators make them: models in, models out, everybody's signature, and what changed.
+
+Rules that hold here:
+
+1. Nothing is written that ``snapshot.decode`` refuses, over the very bytes that are written.
+2. A change makes the signatures void, so they go, and says so; a signed snapshot that changes gets the next version.
+3. Each change is issued anew, for as long as the snapshot was meant to live: a network that stops signing is noticed by its nodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, Raw, Struct
+from msgspec.structs import replace
+
+from reconciler import digest, snapshot, trust, units
+from reconciler.errors import BadEnvelope, PublishError, WrongNetwork
+from reconciler.publish import documents
+from reconciler.publish.documents import Document
+from reconciler.publish.keys import PublicKey
+from reconciler.snapshot import Model, Snapshot, Sources, Wanted
+from reconciler.trust import TrustRoot
+
+
+class Edited(Struct, frozen=True, kw_only=True):
+    """A changed snapshot, with what a person should be told of it."""
+
+    data: bytes
+    version: int
+    #: Whose signatures the change made void.
+    dropped: tuple[str, ...] = ()
+
+
+class Signer(Struct, frozen=True, kw_only=True):
+    """Who signed; ``valid`` is unknown without a root, which carries the keys."""
+
+    keyid: str
+    valid: bool | None = None
+
+
+class Entry(Struct, frozen=True, kw_only=True):
+    """One model in a report."""
+
+    id: str
+    state: Wanted
+    tasks: tuple[str, ...]
+    engine: str
+    gpu_memory: int
+    memory: int
+    bytes: int
+    digests: tuple[str, ...]
+
+
+class SnapshotReport(Struct, frozen=True, kw_only=True):
+    """A snapshot for people to look at before they sign it."""
+
+    network: str
+    version: int
+    issued_at: datetime
+    expires_at: datetime
+    digest: str
+    #: Bytes of all artifacts, each blob once.
+    bytes: int
+    models: tuple[Entry, ...]
+    fallback: tuple[str, ...]
+    retest_after: str
+    #: Top-level fields that this program carries along and does not read.
+    other_fields: tuple[str, ...]
+    signatures: tuple[Signer, ...]
+    #: Signatures that the root still asks for; -1: no root was given.
+    missing: int
+
+
+class Changed(Struct, frozen=True, kw_only=True):
+    """One field of a model, or of the snapshot itself (then ``id`` is empty), before and after."""
+
+    id: str
+    field: str
+    before: Any
+    after: Any
+
+
+class Difference(Struct, frozen=True, kw_only=True):
+    """What a node would make of the second snapshot after the first."""
+
+    before: int
+    after: int
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+    changed: tuple[Changed, ...]
+
+
+def new(
+    network: str,
+    *,
+    now: datetime,
+    lifetime: timedelta,
+    version: int = 1,
+    fallback: tuple[str, ...] = (),
+    retest_after: str = "",
+) -> bytes:
+    """
+    Return an empty snapshot of *network*, unsigned.
+
+    Raises:
+        PublishError: it would not be a snapshot.
+    """
+    made = Snapshot(
+        schema=1,
+        network=network,
+        version=version,
+        issued_at=snapshot.utc(now),
+        expires_at=snapshot.utc(now + lifetime),
+        sources=Sources(fallback=fallback),
+        retest_after=retest_after or UNSET,
+        models=(),
+    )
+    return _unsigned(made, {})
+
+
+def _unsigned(made: Snapshot, extra: dict[str, Raw]) -> bytes:
+    payload = documents.joined(made, extra)
+    try:
+        snapshot.decode(payload)
+    except BadEnvelope as error:
+        raise PublishError(error.message.replace("not a snapshot", "this would not be a snapshot that nodes take", 1)) from None
+    return documents.write(Document(kind=trust.SNAPSHOT_TYPE, payload=payload))
+
+
+def edited(data: bytes, change: Callable[[Snapshot], Snapshot], *, now: datetime, lifetime: timedelta | None = None) -> Edited:
+    """
+    Return the snapshot in *data* with *change* applied, issued at *now* and unsigned; its lifetime stays if none is given.
+
+    Raises:
+        PublishError: it would not be a snapshot.
+    """
+    document = documents.read(data, trust.SNAPSHOT_TYPE)
+    before = snapshot.decode(document.payload)
+    lifetime = lifetime or before.expires_at - before.issued_at
+    after = replace(
+        change(before),
+        version=before.version + 1 if document.signatures else before.version,
+        issued_at=snapshot.utc(now),
+        expires_at=snapshot.utc(now + lifetime),
+    )
+    return Edited(
+        data=_unsigned(after, documents.unknown_fields(document.payload, Snapshot)),
+        version=after.version,
+        dropped=tuple(signature.keyid for signature in document.signatures),
+    )
+
+
+def with_model(found: Snapshot, model: Model) -> Snapshot:
+    """
+    Return *found* with *model* after its others.
+
+    Raises:
+        PublishError: it lists one of this id.
+    """
+    if any(one.id == model.id for one in found.models):
+        raise PublishError(
+            f"the snapshot lists {model.id} already",
+            hint="another content is another version, as in name:v2; `reconcile snapshot remove` takes the listed one out",
+        )
+    return replace(found, models=(*found.models, model))
+
+
+def without_model(found: Snapshot, model_id: str) -> Snapshot:
+    """
+    Return *found* without the model *model_id*.
+
+    Raises:
+        PublishError: it lists no such model.
+    """
+    _ = _listed(found, model_id)
+    return replace(found, models=tuple(one for one in found.models if one.id != model_id))
+
+
+def with_state(found: Snapshot, model_id: str, state: Wanted) -> Snapshot:
+    """
+    Return *found* with another wanted state of the model *model_id*.
+
+    Raises:
+        PublishError: it lists no such model.
+    """
+    changed = replace(_listed(found, model_id), state=state)
+    return replace(found, models=tuple(changed if one.id == model_id else one for one in found.models))
+
+
+def _listed(found: Snapshot, model_id: str) -> Model:
+    for model in found.models:
+        if model.id == model_id:
+            return model
+    raise PublishError(f"the snapshot lists no model {model_id[:200]!r}", hint="`reconcile snapshot inspect FILE` lists them")
+
+
+# -- signatures ------------------------------------------------------------------------------------
+
+
+def sign(data: bytes, key: Any, *, now: datetime, root: TrustRoot | None = None) -> bytes:
+    """
+    Return the snapshot in *data* with the signature of the private *key*; all that was there stays.
+
+    Raises:
+        PublishError: no node would take it: it has expired, or the key is not one of *root*'s snapshot role.
+    """
+    document = _to_sign(data, trust.keyid_of(key.public_key()), now, root)
+    return documents.write(documents.signed(document, key))
+
+
+def attach(data: bytes, public: PublicKey, signature: bytes, *, now: datetime, root: TrustRoot | None = None) -> bytes:
+    """
+    Return the snapshot in *data* with a *signature* that was made elsewhere, for example by openssl.
+
+    Raises:
+        BadSignature: it does not hold. PublishError: as ``sign``.
+    """
+    document = _to_sign(data, public.keyid, now, root)
+    return documents.write(documents.attached(document, public.key, signature))
+
+
+def _to_sign(data: bytes, keyid: str, now: datetime, root: TrustRoot | None) -> Document:
+    document = documents.read(data, trust.SNAPSHOT_TYPE)
+    found = snapshot.decode(document.payload)
+    if now >= found.expires_at:
+        raise PublishError(
+            f"snapshot {found.version} expired at {units.rfc3339(found.expires_at)}: no node would take it",
+            hint="`reconcile snapshot set FILE --expires 30d` issues it anew",
+        )
+    if root is not None:
+        _check_network(found, root)
+        if keyid not in root.roles.snapshot.keyids:
+            raise PublishError(f"key {keyid} may not sign under root {root.version}", hint="`reconcile root inspect` lists who may")
+    return document
+
+
+def _check_network(found: Snapshot, root: TrustRoot) -> None:
+    if found.network != root.network:
+        raise WrongNetwork(f"the snapshot is for network {found.network!r}, the trust root for {root.network!r}")
+
+
+def pae(data: bytes) -> bytes:
+    """Return the bytes that a signer of the snapshot in *data* signs."""
+    document = documents.read(data, trust.SNAPSHOT_TYPE)
+    snapshot.decode(document.payload)
+    return document.pae()
+
+
+# -- to look at ------------------------------------------------------------------------------------
+
+
+def inspect(data: bytes, *, root: TrustRoot | None = None) -> SnapshotReport:
+    """
+    Return what there is to see of the snapshot in *data*, signed or not.
+
+    Raises:
+        TrustError: it is no snapshot, or not one of *root*'s network.
+    """
+    document = documents.read(data, trust.SNAPSHOT_TYPE)
+    found = snapshot.decode(document.payload)
+    valid: frozenset[str] = frozenset()
+    if root is not None:
+        _check_network(found, root)
+        valid = trust.valid_keyids(document.envelope(), document.payload, root, root.roles.snapshot)
+    sizes = {artifact.digest: artifact.size for model in found.models for artifact in model.artifacts}
+    return SnapshotReport(
+        network=found.network,
+        version=found.version,
+        issued_at=found.issued_at,
+        expires_at=found.expires_at,
+        digest=digest.of(document.payload),
+        bytes=sum(sizes.values()),
+        models=tuple(_entry(model) for model in sorted(found.models, key=lambda one: one.id)),
+        fallback=found.sources.fallback,
+        retest_after="" if found.retest_after is UNSET else found.retest_after,
+        other_fields=tuple(documents.unknown_fields(document.payload, Snapshot)),
+        signatures=tuple(Signer(keyid=one.keyid, valid=one.keyid in valid if root else None) for one in document.signatures),
+        missing=max(0, root.roles.snapshot.threshold - len(valid)) if root else -1,
+    )
+
+
+def _entry(model: Model) -> Entry:
+    return Entry(
+        id=model.id,
+        state=model.state,
+        tasks=model.tasks,
+        engine=f"{model.runtime.engine} {model.runtime.version}".strip(),
+        gpu_memory=model.gpu_memory,
+        memory=model.memory,
+        bytes=sum(artifact.size for artifact in model.artifacts),
+        digests=tuple(artifact.digest for artifact in model.artifacts),
+    )
+
+
+def diff(before: bytes, after: bytes) -> Difference:
+    """
+    Return what changed from the snapshot in *before* to the one in *after*, signed or not.
+
+    Raises:
+        TrustError: one is no snapshot, or they are of two networks.
+    """
+    old_document, new_document = documents.read(before, trust.SNAPSHOT_TYPE), documents.read(after, trust.SNAPSHOT_TYPE)
+    old, new_ = snapshot.decode(old_document.payload), snapshot.decode(new_document.payload)
+    if old.network != new_.network:
+        raise WrongNetwork(f"one snapshot is for network {old.network!r}, the other for {new_.network!r}")
+    was, now_is = {model.id: model for model in old.models}, {model.id: model for model in new_.models}
+    both = sorted(was.keys() & now_is.keys())
+    return Difference(
+        before=old.version,
+        after=new_.version,
+        added=tuple(sorted(now_is.keys() - was.keys())),
+        removed=tuple(sorted(was.keys() - now_is.keys())),
+        changed=(
+            *_changes("", _settings(old_document, old), _settings(new_document, new_)),
+            *(change for name in both for change in _changes(name, _fields(was[name]), _fields(now_is[name]))),
+        ),
+    )
+
+
+def _settings(document: Document, found: Snapshot) -> dict[str, Any]:
+    """Return the fields of the snapshot itself, those that this program does not know among them."""
+    fields = _fields(found)
+    for name in ("models", "version", "issued_at", "expires_at"):
+        del fields[name]
+    others = documents.unknown_fields(document.payload, Snapshot)
+    return fields | {name: msgspec.json.decode(value) for name, value in others.items()}
+
+
+def _fields(value: Struct) -> dict[str, Any]:
+    fields: dict[str, Any] = msgspec.to_builtins(value)
+    return fields
+
+
+def _changes(name: str, before: dict[str, Any], after: dict[str, Any]) -> list[Changed]:
+    return [
+        Changed(id=name, field=field, before=before.get(field), after=after.get(field))
+        for field in sorted(before.keys() | after.keys())
+        if before.get(field) != after.get(field)
+    ]
