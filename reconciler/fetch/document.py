@@ -2,16 +2,21 @@
 Fetching a signed document: small, capped, and worth nothing until its signature was checked.
 
 One request through the standard library, so that neither aria2 nor its client is loaded for it. Redirects are followed within the
-same rules as every other address: https, or http to this very machine.
+same rules as every other address: https, or http to this very machine. A body that ends early or drips in is a failure of the
+network, said as one, and never half a document.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
+import math
 import ssl
+import time
 import urllib.error
 import urllib.request
-from http.client import HTTPException, HTTPMessage
+from collections.abc import Iterator
+from http.client import HTTPException, HTTPMessage, HTTPResponse
 from typing import IO
 from urllib.parse import urlsplit
 
@@ -43,27 +48,70 @@ def get(
         FetchError: the address is not allowed, nobody answers, or the answer is no document.
         TooLarge: more than *max_bytes*; nothing of it was kept.
     """
-    _check(url, allow_http=allow_http)
-    headers = {"User-Agent": "reconcile", "Accept": "application/json, */*;q=0.1"} | ({"If-None-Match": etag} if etag else {})
-    opener = _opener(proxy, ca_file, allow_http=allow_http)
+    headers = {"Accept": "application/json, */*;q=0.1"} | ({"If-None-Match": etag} if etag else {})
     try:
-        with opener.open(urllib.request.Request(url, headers=headers), timeout=timeout_seconds) as answer:  # noqa: S310  checked above
-            return Document(data=_read(answer, max_bytes, url), etag=answer.headers.get("ETag", "")[:256])
+        with opened(url, timeout_seconds=timeout_seconds, headers=headers, proxy=proxy, ca_file=ca_file, allow_http=allow_http) as answer:
+            parts = chunks(answer, url, max_bytes=max_bytes, within_seconds=timeout_seconds)
+            return Document(data=b"".join(parts), etag=answer.headers.get("ETag", "")[:256])
+    except _Unchanged:
+        return Document(data=None, etag=etag)
+
+
+class _Unchanged(Exception):
+    """What the server has is what the ETag names."""
+
+
+@contextlib.contextmanager
+def opened(
+    url: str,
+    *,
+    timeout_seconds: float,
+    headers: dict[str, str] | None = None,
+    proxy: str = "",
+    ca_file: str = "",
+    allow_http: bool = False,
+) -> Iterator[HTTPResponse]:
+    """
+    Give the answer of *url*; its body is read with ``chunks`` inside.
+
+    Raises:
+        FetchError: the address is not allowed, nobody answers, or the answer is a refusal.
+    """
+    _check(url, allow_http=allow_http)
+    asked = urllib.request.Request(url, headers={"User-Agent": "reconcile"} | (headers or {}))  # noqa: S310  checked above
+    try:
+        with _opener(proxy, ca_file, allow_http=allow_http).open(asked, timeout=timeout_seconds) as answer:
+            yield answer
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == 304:
-            return Document(data=None, etag=etag)
-        raise FetchError(f"{_shown(url)} answered {error.code} {error.reason}") from None
+            raise _Unchanged from None
+        raise FetchError(f"{_shown(url)} answered {error.code} {error.reason!a}") from None
     except (OSError, HTTPException, ValueError) as error:
         reason = getattr(error, "reason", error)
-        raise FetchError(f"cannot fetch {_shown(url)}: {reason}") from None
+        raise FetchError(f"cannot fetch {_shown(url)}: {ascii(str(reason))[1:-1]}") from None
 
 
-def _read(answer: IO[bytes], max_bytes: int, url: str) -> bytes:
-    data = answer.read(max_bytes + 1)
-    if len(data) > max_bytes:
-        raise TooLarge(f"{_shown(url)} sends more than {max_bytes:,} bytes")
-    return data
+def chunks(answer: HTTPResponse, url: str, *, max_bytes: int, within_seconds: float = math.inf) -> Iterator[bytes]:
+    """
+    Yield the body of *answer* as it comes in. ``http.client`` ends silently where a connection is cut: here that is a failure.
+
+    Raises:
+        FetchError: it ends before its length, is encoded, or takes longer than *within_seconds* in all.
+        TooLarge: more than *max_bytes*.
+    """
+    if answer.headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise FetchError(f"{_shown(url)} sends a compressed body, which nobody asked for")
+    whole, ends, got = answer.length, time.monotonic() + within_seconds, 0
+    while chunk := answer.read1(1 << 18):
+        got += len(chunk)
+        if got > max_bytes:
+            raise TooLarge(f"{_shown(url)} sends more than {max_bytes:,} bytes")
+        if time.monotonic() > ends:
+            raise FetchError(f"{_shown(url)} has sent {got:,} bytes in {within_seconds:.0f} s and is not done")
+        yield chunk
+    if whole is not None and got != whole:
+        raise FetchError(f"{_shown(url)} ended after {got:,} of {whole:,} bytes")
 
 
 def _opener(proxy: str, ca_file: str, *, allow_http: bool) -> urllib.request.OpenerDirector:

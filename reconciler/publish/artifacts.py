@@ -1,0 +1,72 @@
+"""
+What a file is, before a network signs for it: digest and size over every byte, and its first bytes for whoever reads formats.
+
+The digest is made here and never taken from a server's headers or a page: what is signed is what was seen.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from msgspec import Struct
+
+from reconciler import digest as digests
+from reconciler.errors import PublishError
+
+_STEP = 1 << 20
+
+
+class Measured(Struct, frozen=True, kw_only=True):
+    """A file's digest and size, with its first bytes."""
+
+    digest: str
+    size: int
+    head: bytes
+
+    def __repr__(self) -> str:
+        """Leave the bytes out: they are up to 64 MiB."""
+        return f"Measured(digest={self.digest!r}, size={self.size})"
+
+
+def measure(chunks: Iterable[bytes], *, algorithm: str = "sha256", head_bytes: int = 0) -> Measured:
+    """
+    Return what the bytes in *chunks* are, and the first *head_bytes* of them.
+
+    Raises:
+        PublishError: there are none.
+    """
+    hasher, size, head = digests.hasher(algorithm), 0, bytearray()
+    for chunk in chunks:
+        hasher.update(chunk)
+        size += len(chunk)
+        if len(head) < head_bytes:
+            head += chunk[: head_bytes - len(head)]
+    if not size:
+        raise PublishError("the file is empty")
+    return Measured(digest=f"{algorithm}:{hasher.hexdigest()}", size=size, head=bytes(head))
+
+
+def chunks(path: Path, *, max_bytes: int) -> Iterator[bytes]:
+    """
+    Yield the bytes of the plain file *path*.
+
+    Raises:
+        PublishError: it is no plain file, it cannot be read, it is larger than *max_bytes*, or it changes meanwhile.
+    """
+    try:
+        with path.open("rb", buffering=0) as file:
+            before = os.fstat(file.fileno())
+            if not stat.S_ISREG(before.st_mode):
+                raise PublishError(f"{path} is not a plain file")
+            if before.st_size > max_bytes:
+                raise PublishError(f"{path} has {before.st_size:,} bytes, more than {max_bytes:,}", hint="raise --max-size")
+            while chunk := file.read(_STEP):
+                yield chunk
+            after = os.fstat(file.fileno())
+    except OSError as error:
+        raise PublishError(f"{path} cannot be read: {error.strerror}") from None
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise PublishError(f"{path} changed while it was read")
