@@ -27,7 +27,7 @@ bench: $(READY)
 	$(BIN)/python -m pytest benchmarks --benchmark-only -o addopts="" -o python_files="bench_*.py"
 
 $(READY): requirements.lock pyproject.toml
-	@sh scripts/setup.sh "$(PYTHON)" "$(VENV)"
+	@sh .ci/setup.sh "$(PYTHON)" "$(VENV)"
 	@touch $@
 
 # After a change of dependencies: pins with hashes, and no index named in them.

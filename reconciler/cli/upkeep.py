@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -273,5 +274,28 @@ def trust_init(shell: Shell, *, yes: bool) -> None:
     shell.document(made, lambda to: to.print(f"the record begins at snapshot {made.version}", markup=False))
 
 
-COMMANDS = (verify, gc, rollback, history, incidents, retry, trust)
+@click.command()
+@click.option("--folder", type=click.Path(path_type=Path, file_okay=False), help="Play it in this new folder and leave it there.")
+def demo(folder: Path | None) -> None:
+    """
+    Play the whole main job here, on real models that it makes, against a real local server.
+
+    Takes under a minute, touches nothing else, and cleans up after itself unless a folder is given.
+    """
+    import shutil
+    import sys
+    import tempfile
+
+    from reconciler.cli import run
+    from reconciler.demo import Story
+
+    place = folder or Path(tempfile.mkdtemp(prefix="reconcile-demo-"))
+    try:
+        Story(place, lambda arguments: run(list(arguments)), sys.stdout).tell()
+    finally:
+        if folder is None:
+            shutil.rmtree(place, ignore_errors=True)
+
+
+COMMANDS = (verify, gc, rollback, history, incidents, retry, trust, demo)
 

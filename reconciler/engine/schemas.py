@@ -1,0 +1,61 @@
+"""
+JSON Schemas of everything that other programs read, made from the very types that read and write it.
+
+``python -m reconciler.engine.schemas FOLDER`` writes them; a test compares the committed ones.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import msgspec
+
+from reconciler.engine.look import Status
+from reconciler.plan import Plan
+from reconciler.ports import (
+    BlobReady,
+    FetchProgress,
+    Incident,
+    ModelDone,
+    ModelPhase,
+    Notice,
+    RunEnded,
+    RunStarted,
+    Swapped,
+)
+from reconciler.settings import Settings
+from reconciler.snapshot import Snapshot
+from reconciler.store.generations import Index
+from reconciler.store.ledger import LoggedIncident
+from reconciler.trust import Envelope, TrustRoot
+
+Events = RunStarted | FetchProgress | BlobReady | ModelPhase | ModelDone | Swapped | Incident | Notice | RunEnded
+
+DOCUMENTS: dict[str, object] = {
+    "envelope": Envelope,
+    "root": TrustRoot,
+    "snapshot": Snapshot,
+    "settings": Settings,
+    "plan": Plan,
+    "status": Status,
+    "incidents": tuple[LoggedIncident, ...],
+    "events": Events,
+    "index": Index,
+}
+
+
+def schema(kind: object) -> bytes:
+    """Return the JSON Schema (2020-12) of *kind*."""
+    made = {"$schema": "https://json-schema.org/draft/2020-12/schema", **msgspec.json.schema(kind)}
+    return msgspec.json.format(msgspec.json.encode(made, order="sorted"), indent=2) + b"\n"
+
+
+def main() -> None:
+    """Write every schema into the folder named on the command line."""
+    for name, kind in DOCUMENTS.items():
+        Path(sys.argv[1], f"{name}.schema.json").write_bytes(schema(kind))
+
+
+if __name__ == "__main__":
+    main()
