@@ -35,6 +35,7 @@ MAX_INCIDENTS = 5_000
 MAX_HISTORY = 2_000
 #: The same incident within so many seconds is counted, not repeated.
 REPEAT_SECONDS = 24 * 3600
+_COUNTED = "incidents/"
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS facts (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
@@ -259,6 +260,8 @@ class Ledger:
         """Log *incident*, bounded; the same one again within a day is counted."""
         key = (incident.kind, incident.model, incident.blob, incident.source, escaped(incident.detail))
         with self._guard:
+            counted = f"{_COUNTED}{incident.kind}"
+            self.set_fact(counted, (self.fact(counted, int) or 0) + 1)  # a counter must not fall when old lines go
             since = units.rfc3339(datetime.fromtimestamp(at.timestamp() - REPEAT_SECONDS, UTC))
             alike = "kind = ? AND model = ? AND blob = ? AND source = ? AND detail = ? AND last_at > ?"
             same = self._rows(f"SELECT id FROM incidents WHERE {alike}", (*key, since))  # noqa: S608  the clause stands right above
@@ -278,6 +281,11 @@ class Ledger:
             LoggedIncident(id=number, at=_instant(at), last_at=_instant(last), times=times, **dict(zip(_WHAT, what, strict=True)))
             for number, at, last, times, *what in reversed(rows)
         )
+
+    def incident_totals(self) -> dict[str, int]:
+        """Return how many incidents there ever were, by kind."""
+        rows = self._rows("SELECT key, value FROM facts WHERE key >= ? AND key < ?", (_COUNTED, f"{_COUNTED}\x7f"))
+        return {key.removeprefix(_COUNTED): _decoded(value, int) or 0 for key, value in rows}
 
     def changed(self, change: Change) -> None:
         """Log a swap, bounded."""
