@@ -179,7 +179,7 @@ def check(snapshot: Snapshot) -> None:
         for artifact in model.artifacts:
             if sizes.setdefault(artifact.digest, artifact.size) != artifact.size:
                 raise ValueError(f"two sizes for {artifact.digest} - at `{where}`")
-            if not artifact.urls and not snapshot.sources.fallback:
+            if not (artifact.urls or snapshot.sources.fallback or snapshot.sources.allow_node_fallback):
                 raise ValueError(f"no source for {artifact.path!r} - at `{where}`")
 
 

@@ -15,7 +15,7 @@ from msgspec import Struct
 from reconciler import apply as applying
 from reconciler import plan as plans
 from reconciler.apply import Outcome
-from reconciler.engine import confirm, facts, network, wiring
+from reconciler.engine import confirm, facts, network
 from reconciler.engine.confirm import Confirmed
 from reconciler.engine.options import Clock, Options, wall_clock
 from reconciler.errors import FetchError, ReconcileError, RuntimeMissing, TrustError
@@ -85,6 +85,8 @@ def apply(
         StalePlan: *saved* is not what would be done now.
         StoreBusy, StoreError, DiskFull, RuntimeMissing: as their names say.
     """
+    from reconciler.engine import wiring  # the downloader and the engines come with it, and a plan needs neither
+
     with network.held_store(settings, timeout_seconds=options.lock_timeout_seconds) as ledger:
         now = clock()
         report = _logged(report, ledger, clock)

@@ -54,8 +54,11 @@ def make_folder(path: Path, mode: int = 0o755) -> None:
         path = path.parent
     with refusals(f"make the folder {missing[0]}" if missing else "make a folder"):
         for folder in reversed(missing):
-            with contextlib.suppress(FileExistsError):
+            try:
                 folder.mkdir(mode)
+            except FileExistsError:
+                if not folder.is_dir():  # a file, or a link to nowhere: not to be taken for a folder that somebody else just made
+                    raise
             folder.chmod(mode)
             sync_folder(folder.parent)
 

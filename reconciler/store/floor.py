@@ -29,7 +29,7 @@ def read(layout: Layout, ledger: Ledger) -> Floor:
     Raises:
         FloorLost: both copies are gone or damaged on a store that was used.
     """
-    found = [floor for floor in (_in_file(layout), ledger.floor()) if floor is not None]
+    found = [floor for floor in (in_file(layout), ledger.floor()) if floor is not None]
     if found:
         return max(found, key=_height)
     if layout.used:
@@ -49,7 +49,8 @@ def write(layout: Layout, ledger: Ledger, floor: Floor) -> None:
     ledger.set_fact("floor", floor)
 
 
-def _in_file(layout: Layout) -> Floor | None:
+def in_file(layout: Layout) -> Floor | None:
+    """Return the floor as its file says it, or None if that is gone or damaged."""
     try:
         return msgspec.json.decode(_path(layout).read_bytes(), type=Floor)
     except (OSError, msgspec.DecodeError):
