@@ -123,10 +123,11 @@ class Network:
         """Return the current root's envelope, signed by just as many of its keys as it asks for, or by *signers*."""
         return self.sign_root(self.root_document(**changes), signers)
 
-    def sign_root(self, document: Document, signers: Sequence[Key] | None = None) -> bytes:
-        """Return *document* as a root's envelope."""
+    def sign_root(self, document: Document | bytes, signers: Sequence[Key] | None = None) -> bytes:
+        """Return *document*, or the very bytes given, as a root's envelope."""
+        payload = document if isinstance(document, bytes) else compact(document)
         chosen = self.root_keys[: self.root_threshold] if signers is None else signers
-        return envelope(trust.ROOT_TYPE, compact(document), chosen)
+        return envelope(trust.ROOT_TYPE, payload, chosen)
 
     def trusted(self) -> trust.TrustRoot:
         """Return the current root as a node that pinned it holds it."""
