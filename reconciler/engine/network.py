@@ -53,9 +53,6 @@ def held_store(settings: Settings, *, timeout_seconds: float = 0.0) -> Iterator[
     layout = confirm.layout_of(settings)
     durable.make_folder(layout.root)
     with writer.hold(layout.writer, timeout_seconds=timeout_seconds):
-        if layout.used:
-            with Ledger.reading(layout.ledger) as ledger:
-                floor.read(layout, ledger)  # a new ledger must not make a used store look new
         with Ledger.writing(layout.ledger) as ledger:
             yield ledger
 

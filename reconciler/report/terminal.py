@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import TaskID
 
+_PIPE_WIDTH = 400
 _OPS = {
     "install": "+", "restore": "+", "enable": "+", "repair": "~", "retest": "~", "disable": "-", "archive": "-", "remove": "-",
     "reject": "!", "keep": " ",
@@ -47,7 +48,10 @@ def console(*, stderr: bool, color: bool) -> Console:
     """Return where people's text goes; without *color*, no terminal codes at all."""
     from rich.console import Console
 
-    return Console(stderr=stderr, no_color=not color, highlight=False, soft_wrap=not color, force_terminal=None if color else False)
+    # In a pipe nobody sees a width: lines stay whole, so that grep finds what it looks for.
+    width = None if color else _PIPE_WIDTH
+    terminal = None if color else False
+    return Console(stderr=stderr, no_color=not color, highlight=False, soft_wrap=not color, force_terminal=terminal, width=width)
 
 
 def plan(to: Console, made: Plan) -> None:

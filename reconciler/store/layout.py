@@ -79,8 +79,8 @@ class Layout(Struct, frozen=True):
 
     @property
     def used(self) -> bool:
-        """Whether this store has ever held anything."""
-        return self.ledger.exists() or self.active.is_symlink() or self.blobs.exists()
+        """Whether this store has ever accepted a snapshot."""
+        return self.active.is_symlink() or self.blobs.exists() or (self.trust / "snapshots").exists()
 
 
 def _by_digest(folder: Path, name: str) -> Path:

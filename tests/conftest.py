@@ -1,0 +1,24 @@
+"""Fixtures that more than one room of tests needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from reconciler.demo.server import Server, serving
+from tests.node import Node
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    """A real HTTP server on this machine."""
+    with serving() as running:
+        yield running
+
+
+@pytest.fixture
+def node(tmp_path: Path, server: Server) -> Node:
+    """A node with its own network and store."""
+    return Node(tmp_path / "node", server)

@@ -1,0 +1,132 @@
+"""
+A whole node in a folder: a network that the test controls, a real HTTP server, and the real command line.
+
+    node = Node(folder, server)
+    node.publish(node.item("a:v1", tiny("a")))
+    assert node.run("apply").code == 0
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import io
+import json
+import tempfile
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from msgspec import Struct
+
+from reconciler import cli
+from reconciler.demo import models
+from reconciler.demo.server import Server
+from tests.network import Document, Network
+
+
+class Ran(Struct, frozen=True):
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """Standard output as one JSON document."""
+        return json.loads(self.out)
+
+    @property
+    def events(self) -> list[Document]:
+        """Standard output as JSON, one document a line."""
+        return [json.loads(line) for line in self.out.splitlines()]
+
+
+class Node:
+    """A node in *folder*, whose blobs *server* has."""
+
+    def __init__(self, folder: Path, server: Server, settings: str = "") -> None:
+        self.folder = folder
+        self.server = server
+        self.network = Network()
+        self.network.now = datetime.now(UTC).replace(microsecond=0) - timedelta(minutes=1)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.configure(settings)
+        (self.folder / "root.json").write_bytes(self.network.root())
+
+    def configure(self, settings: str) -> None:
+        """Write the settings: the defaults of a test, and *settings* after them."""
+        text = '[network]\nsnapshot = "published.json"\n\n[store]\nreserve = "1MiB"\n'
+        (self.folder / "reconcile.toml").write_text(text + settings)
+
+    @property
+    def store(self) -> Path:
+        """The node's store."""
+        return self.folder / "store"
+
+    def item(self, name: str, data: bytes, *, serve: bool = True, **changes: Any) -> Document:
+        """Return a model of *data*, which the server has."""
+        digits = hashlib.sha256(data).hexdigest()
+        if serve:
+            self.server.add(data)
+        changes.setdefault("urls", [f"{self.server.address}/sha256/{digits}"])
+        changes.setdefault("smoke", {"prompt": "Hello", "max_tokens": 4, "timeout": "60s"})
+        return self.network.model(name, data, **changes)
+
+    def publish(self, *items: Document, **changes: Any) -> None:
+        """Sign the next snapshot and put it where the node hears it, and lock it."""
+        (self.folder / "published.json").write_bytes(self.network.snapshot(*items, **changes))
+        ran = self.run("lock")
+        assert ran.code == 0, ran
+
+    def run(self, command: str, *arguments: str) -> Ran:
+        """Run one command with this node's settings, in this process."""
+        return run(command, "--config", str(self.folder / "reconcile.toml"), *arguments)
+
+    def states(self) -> dict[str, str]:
+        """Return every model's state."""
+        return {model["id"]: model["state"] for model in self.run("status", "--json").json["models"]}
+
+    def index(self) -> Document:
+        """Return what ``active/index.json`` says."""
+        found: Document = json.loads((self.store / "active" / "index.json").read_bytes())
+        return found
+
+
+def run(*arguments: str) -> Ran:
+    """Run one command line in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = cli.run(list(arguments))
+    return Ran(code, out.getvalue(), err.getvalue())
+
+
+@functools.cache
+def tiny(seed: str, kind: str = "completion", width: int = 32) -> bytes:
+    """Return a real GGUF model that follows from its arguments."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "model.gguf")
+        models.write(models.Shape(seed=seed, kind=kind, width=width), path)  # type: ignore[arg-type]  # a test may ask for nonsense
+        return path.read_bytes()
+
+
+def traces(folder: Path, *, ledger: bool = True) -> dict[str, tuple[int, int, str]]:
+    """Return what is in *folder*: for each path its kind, time of change, and a digest of its bytes or its target."""
+    return {str(path.relative_to(folder)): _trace(path) for path in _everything(folder) if ledger or "ledger.db" not in path.name}
+
+
+def _everything(folder: Path) -> Iterator[Path]:
+    if folder.exists():
+        yield folder
+        yield from sorted(folder.rglob("*"))
+
+
+def _trace(path: Path) -> tuple[int, int, str]:
+    seen = path.lstat()
+    if path.is_symlink():
+        return seen.st_mode, seen.st_mtime_ns, str(path.readlink())
+    content = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+    return seen.st_mode, seen.st_mtime_ns, content
