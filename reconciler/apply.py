@@ -1,9 +1,9 @@
 """
 The order of effects. It is the safety proof, so the code cites the steps by number:
 
-1. Remember that a run began. Clear what a run that was cut short left behind.
-2. Stop serving what may not be served: unlisted and disabled models leave the active set in one swap, before anything is fetched.
-3. Refuse, before the first byte, what the disk has no room for.
+1. Stop serving what may not be served: unlisted and disabled models leave the active set in one swap, before anything is fetched.
+2. Refuse, before the first byte, what the disk has no room for.
+3. Remember that a run began. Clear what a run that was cut short left behind.
 4. Bring blobs: fetched, thawed or hashed again. Each gets its name only when its digest was checked.
 5. As soon as all blobs of a model are there: make its tree, run its test job. Different models overlap.
 6. Activate what passed, each time as a new generation by one swap; a failed model never takes another with it. Ask whether the node
@@ -148,12 +148,12 @@ class _Run:
                 lock=plan.lock, generation=plan.generation, models=len(plan.models), download_bytes=plan.summary["download_bytes"]
             )
         )
-        ports.ledger.set_running(running=True)  # 1
-        ports.keeper.recover()
         for warning in plan.warnings:
             ports.report(Notice(level="warning", text=warning))
-        self._stop_serving()  # 2
-        self._refuse_without_room()  # 3
+        self._stop_serving()  # 1
+        self._refuse_without_room()  # 2
+        ports.ledger.set_running(running=True)  # 3
+        ports.keeper.recover()
         self._reject()
         self._install()  # 4, 5, 6
         self._retire()  # 7
@@ -185,7 +185,7 @@ class _Run:
             changed=changed,
         )
 
-    # -- 2: what may not serve ---------------------------------------------------------------------
+    # -- 1: what may not serve ---------------------------------------------------------------------
 
     def _stop_serving(self) -> None:
         leaving = [change for change in self._plan.models if change.op in {"remove", "disable"} or _deactivates(change)]
@@ -203,11 +203,10 @@ class _Run:
             self._put(msgspec.structs.replace(record, state="inactive", reason=change.reason, unlisted_since=self._began))
             self._ports.report(ModelDone(model=change.id, state="inactive", reason=change.reason))
 
-    # -- 3: room -----------------------------------------------------------------------------------
+    # -- 2: room -----------------------------------------------------------------------------------
 
     def _refuse_without_room(self) -> None:
         if self._plan.disk.short:
-            self._ports.ledger.set_running(running=False)
             raise DiskFull(self._plan.warnings[-1])
 
     def _reject(self) -> None:

@@ -90,7 +90,7 @@ def apply(
     with network.held_store(settings, timeout_seconds=options.lock_timeout_seconds) as ledger:
         now = clock()
         report = _logged(report, ledger, clock)
-        found = _raised(settings, ledger, report, now)
+        found = _raised(settings, ledger, now)
         layout = confirm.layout_of(settings)
         seen = _preview(settings, options, found, observe.node_state(layout, ledger), now)
         if saved is not None:
@@ -100,12 +100,12 @@ def apply(
             return applying.execute(seen.plan, found.lock, seen.state, seen.node, seen.policy, ports)
 
 
-def _raised(settings: Settings, ledger: Ledger, report: Reporter, now: datetime) -> Confirmed:
+def _raised(settings: Settings, ledger: Ledger, now: datetime) -> Confirmed:
     try:
         found = confirm.confirm(settings)
         network.raise_floor(settings, found, ledger, now)
     except TrustError as error:
-        report(Incident(kind=error.name, detail=error.message))
+        ledger.incident(Incident(kind=error.name, detail=error.message), now)
         raise
     confirm.remember(settings, found)
     return found
@@ -152,7 +152,6 @@ def hear_and_accept(
     """Hear the snapshot at *source* and make it the node's own; None if nobody answered and the last known lock stays."""
     now = clock()
     with network.held_store(settings, timeout_seconds=patience_seconds) as ledger:
-        report = _logged(report, ledger, clock)
         network.follow_roots(settings, ledger)
         try:
             heard = network.hear(settings, source, now)
@@ -162,7 +161,7 @@ def hear_and_accept(
             report(Notice(level="warning", text=f"the network does not answer ({error.message}); the last known lock stays"))
             return None
         except TrustError as error:
-            report(Incident(kind=error.name, detail=error.message, source=source or settings.network.snapshot))
+            ledger.incident(Incident(kind=error.name, detail=error.message, source=source or settings.network.snapshot), now)
             raise
         network.accept(settings, heard, ledger, now)
     return heard

@@ -1,0 +1,239 @@
+"""Bad input: a clear message, its exit code, and a store that is as it was."""
+
+from __future__ import annotations
+
+import base64
+import fcntl
+import json
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.node import Node, Ran, tiny, traces
+
+
+@pytest.fixture
+def used(node: Node) -> Node:
+    """A node that serves one model."""
+    node.publish(node.item("a:v1", tiny("a")))
+    assert node.run("apply").code == 0
+    return node
+
+
+def refused(node: Node, ran: Ran, code: int, name: str) -> None:
+    assert ran.code == code, ran
+    assert json.loads(ran.out)["error"]["name"] == name, ran
+    assert ran.err.startswith(f"error[{name}]: ")
+    assert "Traceback" not in ran.err
+
+
+def offered(node: Node, envelope: bytes, name: str) -> Ran:
+    """Offer *envelope* to `lock`; check that nothing but the log of it changed."""
+    before = traces(node.folder, ledger=False)
+    (node.folder / "published.json").write_bytes(envelope)
+
+    ran = node.run("lock", "--json")
+
+    refused(node, ran, 4, name)
+    after = traces(node.folder, ledger=False)
+    for changing in (".", "published.json", "store"):  # what the test wrote, and where the ledger's journal comes and goes
+        before.pop(changing, None), after.pop(changing, None)
+    assert after == before
+    return ran
+
+
+def test_one_flipped_bit_is_refused(used: Node) -> None:
+    envelope = json.loads(used.network.snapshot(used.item("a:v1", tiny("a"))))
+    payload = bytearray(base64.b64decode(envelope["payload"]))
+    payload[len(payload) // 2] ^= 1
+    envelope["payload"] = base64.b64encode(payload).decode()
+
+    offered(used, json.dumps(envelope).encode(), "bad-signature")
+
+
+def test_unsigned_is_refused(used: Node) -> None:
+    offered(used, used.network.snapshot(used.item("a:v1", tiny("a")), signers=()), "bad-signature")
+
+
+def test_another_network_is_refused(used: Node) -> None:
+    offered(used, used.network.snapshot(used.item("a:v1", tiny("a")), network="elsewhere"), "wrong-network")
+
+
+def test_a_17_mib_envelope_is_refused(used: Node) -> None:
+    offered(used, b"{" + b" " * (17 << 20) + b"}", "too-large")
+
+
+def test_an_older_snapshot_is_refused(used: Node) -> None:
+    old = used.network.snapshot(used.item("a:v1", tiny("a")))
+    used.publish(used.item("a:v1", tiny("a")), used.item("b:v1", tiny("b")))
+    offered(used, old, "rollback")
+
+
+def test_two_snapshots_of_one_version_are_refused(used: Node) -> None:
+    other = used.network.snapshot(used.item("b:v1", tiny("b")), version=used.network.version)
+    offered(used, other, "equivocation")
+
+
+def artifact(**changes: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda model: model["artifacts"][0].update(changes)
+
+
+GOOD = "sha256:" + "a" * 64
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (artifact(path="../x"), "models[0].artifacts[0].path"),
+        (artifact(path="/x"), "models[0].artifacts[0].path"),
+        (artifact(path="a\\b"), "models[0].artifacts[0].path"),
+        (artifact(path="a\nb"), "models[0].artifacts[0].path"),
+        (artifact(digest=GOOD.upper()), "models[0].artifacts[0].digest"),
+        (artifact(digest=GOOD[:-1]), "models[0].artifacts[0].digest"),
+        (artifact(digest=GOOD + "\n"), "models[0].artifacts[0].digest"),
+        (artifact(digest="md5:" + "a" * 32), "models[0].artifacts[0].digest"),
+        (artifact(size=0), "models[0].artifacts[0].size"),
+        (artifact(size=1.0), "models[0].artifacts[0].size"),
+        (artifact(urls=["file:///etc/passwd"]), "models[0].artifacts[0].urls[0]"),
+        (artifact(unpack="rar"), "models[0].artifacts[0].unpack"),
+        (lambda model: model.update(name="../a"), "models[0].name"),
+        (lambda model: model.update(state="on"), "models[0].state"),
+        (lambda model: model.update(tasks=["paint"]), "models[0].tasks"),
+        (lambda model: model.update(surprise=1), "surprise"),
+        (lambda model: model.update(entrypoint="other.gguf"), "models[0].entrypoint"),
+    ],
+)
+def test_a_snapshot_that_means_nothing_says_where(used: Node, spoil: Callable[[dict[str, Any]], None], said: str) -> None:
+    model = used.item("a:v1", tiny("a"))
+    spoil(model)
+
+    ran = offered(used, used.network.snapshot(model), "bad-envelope")
+
+    assert said in ran.err
+
+
+def test_duplicate_ids_are_refused(used: Node) -> None:
+    model = used.item("a:v1", tiny("a"))
+    ran = offered(used, used.network.snapshot(model, model), "bad-envelope")
+    assert "duplicate id 'a:v1'" in ran.err
+
+
+def test_duplicate_json_keys_are_refused(used: Node) -> None:
+    payload = json.dumps(used.network.snapshot_document(used.item("a:v1", tiny("a")))).replace('"schema": 1', '"schema": 1, "schema": 1')
+    ran = offered(used, used.network.sign_snapshot(payload.encode()), "bad-envelope")
+    assert "duplicate key 'schema'" in ran.err
+
+
+@pytest.mark.parametrize("command", ["plan", "apply", "status"])
+def test_an_edited_lock_is_refused(used: Node, command: str) -> None:
+    lock = used.folder / "models.lock"
+    lock.write_text(lock.read_text().replace("max_tokens = 4", "max_tokens = 5"))
+    before = traces(used.store, ledger=False)
+
+    ran = used.run(command, "--json")
+
+    refused(used, ran, 4, "lock-mismatch") if command != "apply" else None
+    assert ran.code == 4
+    assert "models.lock is not what its snapshot compiles to" in ran.err
+    before.pop("."), (after := traces(used.store, ledger=False)).pop(".")
+    assert after == before
+
+
+@pytest.mark.parametrize("command", ["plan", "status"])
+def test_a_lock_without_its_envelope_is_refused(used: Node, command: str) -> None:
+    (used.folder / "snapshot.json").unlink()
+    refused(used, used.run(command, "--json"), 4, "lock-mismatch")
+
+
+def test_an_unknown_key_names_the_nearest_known(used: Node) -> None:
+    used.configure('grase = "1h"\n')
+    ran = used.run("plan", "--json")
+    refused(used, ran, 1, "bad-settings")
+    assert "hint: did you mean 'store.grace'?" in ran.err
+
+
+def test_settings_that_are_not_toml_are_refused(used: Node) -> None:
+    used.configure("this is [not TOML\n")
+    refused(used, used.run("plan", "--json"), 1, "bad-settings")
+
+
+@pytest.mark.parametrize("text", ["10 gigs", "-1", "1e3", ""])
+def test_a_size_that_is_none_is_refused(used: Node, text: str) -> None:
+    used.configure(f'quarantine = "{text}"\n')
+    ran = used.run("plan", "--json")
+    refused(used, ran, 1, "bad-settings")
+    assert "quarantine" in ran.err
+
+
+@pytest.mark.parametrize("command", ["plan", "apply", "lock", "verify"])
+def test_a_store_that_is_a_file_is_refused(node: Node, command: str) -> None:
+    node.publish(node.item("a:v1", tiny("a")))
+    node.configure('path = "file"\n')
+    (node.folder / "file").write_bytes(b"mine")
+
+    ran = node.run(command, "--json")
+
+    assert ran.code == 1, ran
+    assert '"name":"store"' in ran.out
+    assert (node.folder / "file").read_bytes() == b"mine"
+
+
+def test_a_second_run_is_told_that_the_store_is_held(used: Node) -> None:
+    before = traces(used.store)
+    fd = os.open(used.store / ".lock", os.O_RDWR)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        for command in ("apply", "sync", "verify", "gc", "lock"):
+            ran = used.run(command, "--json")
+            assert ran.code == 5, ran
+            assert f"process {os.getpid()}" in ran.err
+        assert used.run("plan").code == 0
+        assert used.run("status").code == 0
+    finally:
+        os.close(fd)
+    assert traces(used.store) == before
+
+
+@pytest.mark.parametrize("arguments", [["--frob"], ["plan", "--frob"], ["nonsense"], ["apply", "no-such-plan.json"], ["gc", "--max", "lots"]])
+def test_wrong_usage_exits_with_64(arguments: list[str]) -> None:
+    from tests.node import run
+
+    ran = run(*arguments)
+
+    assert ran.code == 64
+    assert ran.err.startswith("error[usage]: ")
+    assert "hint: " in ran.err
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a file system of 4 MiB."""
+    place = tmp_path / "small"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", place], capture_output=True).returncode:
+        pytest.skip("mounting a small tmpfs needs root: the check for a full disk is not run here")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", place], check=True)
+
+
+def test_no_space_is_refused_before_the_first_byte(node: Node, small_disk: Path) -> None:
+    node.configure(f'path = "{small_disk}/store"\n')
+    big = tiny("big", "completion", 512)
+    node.publish(node.item("big:v1", big))
+    before = traces(small_disk, ledger=False)
+
+    ran = node.run("apply", "--json")
+
+    assert ran.code == 1
+    assert json.loads(ran.out.splitlines()[-1])["error"]["name"] == "disk-full"
+    assert "short" in ran.err
+    assert not [path for path in (small_disk / "store").rglob("*") if path.is_file() and "blobs" in path.parts]
+    assert {key: value for key, value in traces(small_disk, ledger=False).items() if "blobs" in key} == {
+        key: value for key, value in before.items() if "blobs" in key
+    }
