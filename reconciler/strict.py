@@ -53,7 +53,7 @@ def _refuse_ambiguity(data: bytes) -> None:
     except ValueError as error:
         raise NotStrict(str(error)) from None
     level: list[Any] = [tree]
-    for _ in range(MAX_DEPTH + 1):
+    for _ in range(MAX_DEPTH):
         level = [child for parent in level for child in _children(parent)]
         if not level:
             return
