@@ -198,7 +198,7 @@ def _name(source: str) -> str:
 
 
 def _entrypoint(artifacts: tuple[Artifact, ...]) -> str:
-    models = [one.path for one in artifacts if one.path.endswith(".gguf")]
+    models = [one.path for one in artifacts if one.path.endswith(".gguf") and not one.unpack]
     if len(artifacts) == 1 and not artifacts[0].unpack:
         return artifacts[0].path
     if models:
