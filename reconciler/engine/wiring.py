@@ -100,21 +100,14 @@ def tester(settings: Settings) -> Tester:
     """Return what runs test jobs."""
     from reconciler.runtime.tester import SandboxedTester
 
-    return SandboxedTester(
-        sandbox=settings.smoke.sandbox,
-        timeout=units.seconds(settings.smoke.timeout),
-        gpu_layers=settings.runtime.llama_cpp.gpu_layers,
-        threads=settings.runtime.llama_cpp.threads,
-        cache=settings.store_path / "cache",
-        openai_argv=settings.runtime.openai.argv,
-    )
+    return SandboxedTester(settings)
 
 
 def unpacker(settings: Settings) -> Unpacker:
     """Return what takes archives apart."""
     from reconciler.runtime.confined import SandboxedUnpacker
 
-    return SandboxedUnpacker(sandbox=settings.smoke.sandbox, cache=settings.store_path / "cache")
+    return SandboxedUnpacker(settings)
 
 
 def gate(settings: Settings, layout: Layout, report: Reporter) -> Commands:

@@ -1,0 +1,69 @@
+"""Unpacking in the sandbox: the extractor runs as a child that may read one archive and write one folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from reconciler.errors import DiskFull, ReconcileError, SandboxUnavailable, StoreError, UnpackRefused
+from reconciler.node import Limits
+from reconciler.runtime import sandbox
+from reconciler.runtime.sandbox import Cell, Ended
+from reconciler.settings import Settings
+
+_MODULE = "reconciler.store.unpack"
+_LEAST_SECONDS = 120.0
+#: An archive that comes apart slower than this is one that was made to.
+_BYTES_A_SECOND = 5 << 20
+#: A hundred thousand members with long paths.
+_ANSWER_BYTES = 64 << 20
+_NAMES: dict[str, type[ReconcileError]] = {"unpack-refused": UnpackRefused, "store": StoreError, "disk-full": DiskFull}
+
+
+class SandboxedUnpacker:
+    """Takes archives apart in a sandbox; where none works, archives stay whole."""
+
+    def __init__(self, settings: Settings, limits: Limits | None = None) -> None:
+        self._settings = settings
+        self._limits = limits or Limits()
+
+    def unpack(self, archive: Path, kind: str, into: Path) -> tuple[str, ...]:
+        """
+        Unpack *archive* *into* an empty folder; return the members' relative paths, sorted.
+
+        Raises:
+            UnpackRefused: the archive breaks a rule, or its extractor died or did not end in time.
+            SandboxUnavailable: no sandbox works here.
+            StoreError: the disk refused.
+        """
+        box = sandbox.choose(self._settings.smoke.sandbox, self._settings.store_path / "cache")
+        size = archive.stat().st_size
+        job: dict[str, Any] = {
+            "archive": str(archive.resolve()), "kind": kind, "into": str(into.resolve()), "limits": msgspec.to_builtins(self._limits),
+        }  # fmt: skip
+        ended = box.run(
+            Cell(
+                module=_MODULE,
+                job=job,
+                seconds=_LEAST_SECONDS + size / _BYTES_A_SECOND,
+                read=(archive.resolve(),),
+                write=into.resolve(),
+                file_bytes=self._limits.archive_bytes,
+                answer_bytes=_ANSWER_BYTES,
+            )
+        )
+        return _members(ended)
+
+
+def _members(ended: Ended) -> tuple[str, ...]:
+    if ended.setup_failed:
+        raise SandboxUnavailable(ended.errors.strip()[-300:])
+    if ended.answer is None:
+        how = "did not end in time" if ended.timed_out else f"ended with {ended.code} and no answer"
+        raise UnpackRefused(f"its extractor {how}: {ended.errors.strip()[-300:]}")
+    error = ended.answer.get("error")
+    if error is not None:
+        raise _NAMES.get(str(error.get("name")), UnpackRefused)(str(error.get("message"))[:1000])
+    return tuple(sorted(map(str, ended.answer["members"])))

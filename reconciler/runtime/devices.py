@@ -1,0 +1,58 @@
+"""GPUs, as their driver names them. A missing driver is a fact: no GPU."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+from pathlib import Path
+
+from reconciler.node import Gpu
+
+
+def gpus() -> tuple[Gpu, ...]:
+    """Return the NVIDIA GPUs of this machine; quick and silent where there is no driver."""
+    if not _has_driver():
+        return ()
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return ()
+    try:
+        driver = str(pynvml.nvmlSystemGetDriverVersion())
+        return tuple(_gpu(pynvml, index, driver) for index in range(pynvml.nvmlDeviceGetCount()))
+    except pynvml.NVMLError:
+        return ()
+    finally:
+        with contextlib.suppress(pynvml.NVMLError):
+            pynvml.nvmlShutdown()
+
+
+def _has_driver() -> bool:
+    """Look for the driver's library before its binding is loaded: a plan on a machine without one pays nothing."""
+    try:
+        ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError:
+        return False
+    return True
+
+
+def _gpu(pynvml, index: int, driver: str) -> Gpu:  # type: ignore[no-untyped-def]  # noqa: ANN001  a module without types
+    handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+    memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+    name = pynvml.nvmlDeviceGetName(handle)
+    return Gpu(name=str(name), total_bytes=int(memory.total), free_bytes=int(memory.free), driver=driver)
+
+
+def device_label(found: tuple[Gpu, ...]) -> str:
+    """Return what test jobs run on: a change of it calls for new tests."""
+    if not found:
+        return "cpu"
+    names = ", ".join(sorted({gpu.name for gpu in found}))
+    return f"{len(found)} x {names}, driver {found[0].driver}"
+
+
+def nodes() -> tuple[Path, ...]:
+    """Return the device files that a test job on a GPU needs."""
+    return tuple(sorted([*Path("/dev").glob("nvidia*"), *Path("/dev").glob("dri"), *Path("/dev").glob("kfd")]))

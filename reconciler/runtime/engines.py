@@ -1,0 +1,51 @@
+"""
+Engines by name: which are installed, in what version, and which child program tests a model with each.
+
+An engine is an entry point of the group ``reconciler.runtimes``: a class with the methods of ``Engine``. None of them is loaded to
+be asked for its version.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from typing import Any, Protocol
+
+from reconciler.settings import Settings
+
+GROUP = "reconciler.runtimes"
+
+
+class Engine(Protocol):
+    """One way to load a model and run a test job on it."""
+
+    #: As snapshots name it.
+    name: str
+
+    def version(self, settings: Settings) -> str | None:
+        """Return the installed version, or None; MUST NOT load the engine."""
+        ...
+
+    def module(self) -> str:
+        """Return the module that the child runs with ``python -m``: JSON job in, JSON verdict out."""
+        ...
+
+    def options(self, settings: Settings) -> dict[str, Any]:
+        """Return what the settings say about this engine, for the child."""
+        ...
+
+
+def known() -> dict[str, Engine]:
+    """Return every engine that is known here, by name; the built-in ones also in a checkout that was never installed."""
+    from reconciler.runtime.llama_cpp import LlamaCpp
+
+    found: dict[str, Engine] = {"llama-cpp": LlamaCpp()}
+    for entry in importlib.metadata.entry_points(group=GROUP):
+        if entry.name not in found:
+            found[entry.name] = entry.load()()
+    return found
+
+
+def installed(settings: Settings) -> dict[str, str]:
+    """Return the installed engines' versions by name."""
+    versions = {name: engine.version(settings) for name, engine in known().items()}
+    return {name: version for name, version in versions.items() if version is not None}

@@ -1,0 +1,31 @@
+"""The engine llama-cpp: llama.cpp through llama-cpp-python, in the child."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from typing import Any
+
+from reconciler.settings import Settings
+
+
+class LlamaCpp:
+    """Tests GGUF models with the package ``llama-cpp-python``."""
+
+    name = "llama-cpp"
+
+    def version(self, settings: Settings) -> str | None:
+        """Return the package's version, without loading it."""
+        del settings
+        try:
+            return importlib.metadata.version("llama-cpp-python")
+        except importlib.metadata.PackageNotFoundError:
+            return None
+
+    def module(self) -> str:
+        """Return the child's module."""
+        return "reconciler.runtime.llama_child"
+
+    def options(self, settings: Settings) -> dict[str, Any]:
+        """Return layers on the GPU and threads."""
+        chosen = settings.runtime.llama_cpp
+        return {"gpu_layers": chosen.gpu_layers, "threads": chosen.threads}
