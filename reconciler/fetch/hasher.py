@@ -10,7 +10,8 @@ Rules that hold here:
 4. It imports the standard library alone (and blake3 where asked), so that it starts in some milliseconds.
 
 Asked ``{"path", "algorithm", "size", "threads", "upto"}``, then ``{"upto"}`` as more of the file is there, or ``{"stop": true}``.
-It answers ``{"hashed"}`` now and then, and at last ``{"hex", "size", "device", "inode", "mtime_ns"}``, ``{"error"}`` or ``{"stopped": true}``.
+It answers ``{"hashed"}`` now and then,
+and at last ``{"hex", "size", "device", "inode", "mtime_ns"}``, ``{"error"}`` or ``{"stopped": true}``.
 """
 
 from __future__ import annotations

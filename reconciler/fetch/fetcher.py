@@ -1,0 +1,265 @@
+"""
+The port ``Fetcher``, over aria2.
+
+One loop in the caller's thread drives all blobs: it takes what resolvers, downloader and hashers have to say, lets each passage go on, and
+sleeps until one of them has more. Nothing runs between two steps of the iterator but what was begun already; closing it ends that too.
+
+Rules that hold here:
+
+1. One call a round to the downloader, whatever the number of files; four rounds a second, and more only where a file is about to end.
+2. A downloader that is lost is started again, and everything continues from the disk; one that keeps getting lost without having
+   brought anything fails its blobs, and theirs alone.
+3. At most ten progress events a second in all, each file in its turn.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from reconciler.errors import FetchError, ReconcileError
+from reconciler.fetch import aria2, credentials, sources, verify
+from reconciler.fetch.passage import Passage, Tools
+from reconciler.fetch.resolve import Resolver
+from reconciler.fetch.settings import FetchSettings
+from reconciler.fetch.staging import Staging
+from reconciler.ports import Fetched, FetchFailed, FetchProgress, Notice, Reporter, Want
+
+_POLL_SECONDS = 0.25
+_POLL_LEAST = 0.01
+_PROGRESS_SECONDS = 0.1
+#: Small files that are given to the downloader ahead of their turn, so that it need not wait for the next round.
+_AHEAD = 32
+_AHEAD_BYTES = 64 << 20
+
+
+class Aria2Fetcher:
+    """Fetches blobs into *staging*, a folder on the store's file system that is this object's alone."""
+
+    def __init__(self, staging: Path, settings: FetchSettings) -> None:
+        self._settings = settings
+        self._staging = Staging(staging)
+        self._daemon: aria2.Daemon | None = None
+        self._hashers: verify.Hashers | None = None
+
+    def fetch(self, wants: Sequence[Want], report: Reporter) -> Iterator[Fetched | FetchFailed]:
+        """Yield one outcome for each of *wants*, in the order in which they end."""
+        if not wants:
+            return
+        try:
+            self._staging.open()
+            known = credentials.read(self._settings.netrc)
+        except ReconcileError as error:
+            yield from (FetchFailed(digest=want.digest, error=error) for want in wants)
+            return
+        self._daemon = self._daemon or aria2.Daemon(self._settings, self._staging.root, self._staging.lock, known)
+        self._hashers = self._hashers or verify.Hashers(max(self._settings.concurrent, os.cpu_count() or 1))
+        resolver = Resolver(self._settings, known, self._hashers.wake)
+        tools = Tools(self._settings, sources.rules(wants, self._settings), self._staging, resolver, self._hashers, report)
+        run = _Run(wants, tools, self._daemon)
+        try:
+            yield from run.outcomes()
+        finally:
+            resolver.close()
+            run.stop()
+
+    def reap(self, max_age_seconds: float, *, now: float | None = None) -> tuple[str, ...]:
+        """
+        Delete partial files that were not written to for *max_age_seconds*; return the names of their folders.
+
+        Raises:
+            StoreBusy: a run of another process is at work here.
+            StoreError: the disk refused.
+        """
+        self._staging.open()
+        return self._staging.reap(max_age_seconds, time.time() if now is None else now)
+
+    def close(self) -> None:
+        """End the downloader and the hashing processes; idempotent."""
+        if self._daemon:
+            self._daemon.close()
+            self._daemon = None
+        if self._hashers:
+            self._hashers.close()
+            self._hashers = None
+        self._staging.close()
+
+
+class _Run:
+    """One call of ``fetch``."""
+
+    def __init__(self, wants: Sequence[Want], tools: Tools, daemon: aria2.Daemon) -> None:
+        self._tools, self._daemon = tools, daemon
+        passages = [Passage(token, want, tools) for token, want in enumerate(wants)]
+        self._by_token = dict(enumerate(passages))
+        self._waiting = deque(passages)
+        self._active: list[Passage] = []
+        self._polled_at = self._told_at = 0.0
+        self._restarts = 0
+        self._most_moved = 0
+        self._warming: threading.Thread | None = None
+        if not all(passage.direct for passage in passages):
+            self._warming = threading.Thread(target=aria2.warm, name="warm", daemon=True)
+            self._warming.start()
+
+    def outcomes(self) -> Iterator[Fetched | FetchFailed]:
+        """Drive all passages to their ends."""
+        while self._waiting or self._active:
+            now = time.monotonic()
+            self._admit()
+            for question, reply in self._tools.resolver.replies():
+                self._by_token[question.token].answered(question, reply, now)
+            for passage in self._active:
+                passage.step(now)
+            self._transfer(now)
+            for passage in self._active:
+                passage.step(now)
+            self._tell(now)
+            ended = [passage for passage in self._active if passage.outcome]
+            self._active = [passage for passage in self._active if not passage.outcome]
+            for passage in ended:
+                assert passage.outcome
+                yield passage.outcome
+            if self._active and not ended:
+                self._tools.hashers.wait(self._pause(time.monotonic()))
+
+    def stop(self) -> None:
+        """End what still runs, and leave what a later run may continue."""
+        if any(passage.gid for passage in self._active):
+            self._daemon.kill()
+        for passage in self._active:
+            passage.abandon()
+        for passage in self._by_token.values():
+            if passage.phase == "done":
+                self._tools.staging.tidy(passage.want.digest)
+
+    def _admit(self) -> None:
+        """Let waiting blobs begin: large ones as the operator permits, small ones as many as can be asked for at once."""
+        settings = self._tools.settings
+        held = [passage for passage in self._active if not passage.direct and passage.phase != "hashing"]
+        ahead = sum(passage.want.size for passage in held)
+        places, room = len(held), self._tools.resolver.room
+        kept: deque[Passage] = deque()
+        while self._waiting:
+            passage = self._waiting.popleft()
+            if passage.direct:
+                admitted = room > 0
+                room -= 1
+            else:
+                small = places < settings.concurrent + _AHEAD and ahead + passage.want.size <= _AHEAD_BYTES
+                admitted = places < settings.concurrent or small
+                places, ahead = places + admitted, ahead + passage.want.size * admitted
+            (self._active if admitted else kept).append(passage)
+            if room <= 0 and places >= settings.concurrent:
+                break
+        kept.extend(self._waiting)
+        self._waiting = kept
+
+    # -- the downloader --------------------------------------------------------------------------------
+
+    def _transfer(self, now: float) -> None:
+        try:
+            self._launch(now)
+            moving = [passage for passage in self._active if passage.gid]
+            if moving and now >= self._polled_at + self._period(moving):
+                self._poll(moving)
+                self._polled_at = time.monotonic()
+        except aria2.Lost as error:
+            self._restart(str(error))
+        except FetchError as error:
+            for passage in self._active:
+                if passage.phase in {"ready", "moving", "stopping"}:
+                    passage.fail(error)
+
+    def _launch(self, now: float) -> None:
+        ready = [passage for passage in self._active if passage.phase == "ready"]
+        if not ready:
+            return
+        if self._warming:
+            self._warming.join()
+        self._daemon.start()
+        begun = []
+        for passage in ready:
+            with _failing(passage):
+                begun.append((passage, passage.launch(now)))
+        wrong = self._daemon.add([transfer for _, transfer in begun])
+        for passage, transfer in begun:
+            if transfer.gid in wrong:
+                passage.refused(wrong[transfer.gid], now)
+
+    def _poll(self, moving: list[Passage]) -> None:
+        statuses = self._daemon.poll([passage.gid for passage in moving])
+        now = time.monotonic()
+        stop, over = [], []
+        for passage in moving:
+            gid = passage.gid
+            with _failing(passage):
+                if gid not in statuses:
+                    passage.refused("it forgot the transfer", now)
+                elif passage.seen(statuses[gid], now):
+                    stop.append(gid)
+            if not passage.gid:
+                over.append(gid)
+            while passage.gid and passage.late:
+                self._daemon.widen(gid, [passage.late.popleft()])
+        self._daemon.stop(stop)
+        self._daemon.forget([gid for gid in over if gid in statuses])
+
+    def _restart(self, why: str) -> None:
+        moved = sum(passage.moved for passage in self._by_token.values())
+        self._restarts = 1 if moved > self._most_moved + (1 << 20) else self._restarts + 1
+        self._most_moved = max(moved, self._most_moved)
+        self._tools.report(Notice(level="warning", text=f"the downloader was lost ({why}); it is started again"))
+        lost = [passage for passage in self._active if passage.phase in {"moving", "stopping"}]
+        for passage in lost:
+            passage.interrupted(time.monotonic())
+        if self._restarts > self._tools.settings.restarts:
+            error = FetchError(f"aria2c does not stay up: {why}")
+            for passage in self._active:
+                if passage.phase == "ready":
+                    passage.fail(error)
+
+    # -- time ------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _period(moving: list[Passage]) -> float:
+        """Return how long to wait between two polls: until the next file should end, within limits."""
+        left = [(passage.want.size - passage.moved) / passage.speed for passage in moving if passage.speed > 0]
+        fresh = 0.02 if any(passage.speed == 0 and passage.want.size < (16 << 20) for passage in moving) else _POLL_SECONDS
+        return min(max(min(left, default=_POLL_SECONDS) / 2, _POLL_LEAST), _POLL_SECONDS, fresh)
+
+    def _pause(self, now: float) -> float:
+        moving = [passage for passage in self._active if passage.gid]
+        until = [now + _POLL_SECONDS]
+        if moving:
+            until.append(self._polled_at + self._period(moving))
+        until += [passage.until for passage in self._active if passage.phase in {"choosing", "asking"} and passage.until]
+        return max(0.0, min(until) - now)
+
+    def _tell(self, now: float) -> None:
+        """Report one file's progress, if it is time: the one that was reported longest ago."""
+        if now - self._told_at < _PROGRESS_SECONDS:
+            return
+        for index, passage in enumerate(self._active):
+            if passage.phase in {"moving", "stopping", "hashing"}:
+                self._told_at = now
+                self._active.append(self._active.pop(index))
+                self._tools.report(FetchProgress(
+                    digest=passage.want.digest, done=min(passage.moved, passage.want.size), total=passage.want.size, rate=passage.speed,
+                    hashed=passage.hashed, source=passage.source,
+                ))  # fmt: skip
+                return
+
+
+@contextlib.contextmanager
+def _failing(passage: Passage) -> Iterator[None]:
+    """Let what the disk refuses to one blob be that blob's failure."""
+    try:
+        yield
+    except ReconcileError as error:
+        passage.fail(error)

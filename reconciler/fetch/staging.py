@@ -1,0 +1,260 @@
+"""
+Files that are being fetched, and what earlier runs left of them.
+
+``<staging>/<algorithm>-<hex>/<attempt>/data``: one folder a blob, one folder an attempt, always the same flat name in it.
+
+Rules that hold here:
+
+1. Everything is private (0700) and looked at before it is used; links, devices, pipes and other people's files are deleted, not followed.
+2. Nothing on the disk is believed. What was downloaded is continued from the end of its unbroken beginning, which the file system knows
+   (``SEEK_HOLE``: connections that ran ahead leave a hole behind them); the downloader's own record is deleted, since an empty or torn one
+   stops it for ever, and a stale one makes it skip bytes that it never wrote. The digest decides in the end.
+3. One process at a time: a lock that the downloader inherits, so that one that outlived its parent still holds it.
+4. What nobody came back for is deleted (``reap``); a blob keeps one attempt at most.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import secrets
+import shutil
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from reconciler import digest as digests
+from reconciler.errors import DiskFull, StoreBusy, StoreError
+
+DATA = "data"
+_LOCK = ".fetch.lock"
+_BLOCK = 4096
+#: The granularity in which a file system reports holes may not be coarser: tmpfs with huge pages says 2 MiB.
+_COARSEST = 64 << 10
+_LOCK_SECONDS = 10.0
+
+
+class Attempt:
+    """One attempt's folder; ``resumed`` bytes of its file are from an earlier transfer."""
+
+    def __init__(self, folder: Path, resumed: int = 0) -> None:
+        self.folder = folder
+        self.data = folder / DATA
+        self.resumed = resumed
+
+
+class Staging:
+    """The folder *root*, which must be on the store's file system."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._lock = -1
+        self._holes: int | None = None
+
+    def open(self) -> None:
+        """
+        Make the folder and take its lock.
+
+        Raises:
+            StoreBusy: a downloader of another run still writes here.
+            StoreError: the folder cannot be made, or is not this user's.
+        """
+        if self._lock >= 0:
+            return
+        with refusals(f"use {self.root} for downloads"):
+            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _own_folder(self.root)
+            fd = os.open(self.root / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        deadline = time.monotonic() + _LOCK_SECONDS
+        while not _locked(fd):
+            if time.monotonic() > deadline:
+                os.close(fd)
+                raise StoreBusy(f"another downloader still writes to {self.root}")
+            time.sleep(0.05)
+        self._lock = fd
+
+    @property
+    def lock(self) -> int:
+        """The lock's descriptor, for the downloader to inherit."""
+        return self._lock
+
+    def close(self) -> None:
+        """Give the lock back."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def resume(self, name: str, size: int) -> Attempt | None:
+        """Return the attempt that an earlier transfer left, cut to its unbroken beginning; delete all else that lies there."""
+        with refusals(f"look at what is left of {name}"):
+            best: Attempt | None = None
+            for path in self._entries(name):
+                left = self._left(path, size)
+                if left and (best is None or left > best.resumed):
+                    if best:
+                        remove(best.folder)
+                    best = Attempt(path, left)
+                else:
+                    remove(path)
+            if best:
+                os.truncate(best.data, best.resumed)
+            return best
+
+    def fresh(self, name: str) -> Attempt:
+        """Return a new attempt; what earlier ones left is deleted."""
+        with refusals(f"make a folder for {name}"):
+            self.discard(name)
+            path = self._folder(name) / secrets.token_hex(4)
+            path.mkdir(mode=0o700, parents=True)
+            path.parent.chmod(0o700)
+            return Attempt(path)
+
+    def discard(self, name: str) -> None:
+        """Delete all that there is of *name*."""
+        with refusals(f"delete what is left of {name}"):
+            remove(self._folder(name))
+
+    def tidy(self, name: str) -> None:
+        """Delete the blob's folder, if nothing is in it any more."""
+        with contextlib.suppress(OSError):
+            for path in _listed(self._folder(name)):
+                path.rmdir()
+            self._folder(name).rmdir()
+
+    def reap(self, max_age_seconds: float, now: float) -> tuple[str, ...]:
+        """Delete what was not written to for *max_age_seconds* before *now* (seconds since 1970); return the digests' folder names."""
+        gone = []
+        with refusals(f"tidy {self.root}"):
+            for path in _listed(self.root):
+                if _is_ours(path.name) and now - _touched(path) > max_age_seconds:
+                    remove(path)
+                    gone.append(path.name)
+        return tuple(gone)
+
+    def _folder(self, name: str) -> Path:
+        algorithm, digits = digests.parse(name)
+        return self.root / f"{algorithm}-{digits}"
+
+    def _entries(self, name: str) -> Iterator[Path]:
+        folder = self._folder(name)
+        with contextlib.suppress(FileNotFoundError):
+            try:
+                _own_folder(folder)
+            except NotADirectoryError:
+                remove(folder)
+                return
+            yield from _listed(folder)
+
+    def _left(self, path: Path, size: int) -> int:
+        """Return how many bytes from the front of the attempt at *path* are worth continuing."""
+        try:
+            _own_folder(path)
+            for other in _listed(path):
+                if other.name != DATA:
+                    remove(other)
+            seen = (path / DATA).lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            return 0
+        if not stat.S_ISREG(seen.st_mode) or seen.st_nlink != 1 or seen.st_uid != os.geteuid() or seen.st_size > size:
+            return 0
+        return self._unbroken(path / DATA, seen.st_size)
+
+    def _unbroken(self, data: Path, size: int) -> int:
+        coarse = self._granularity()
+        if not coarse or not size:
+            return 0
+        fd = os.open(data, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            hole = os.lseek(fd, 0, os.SEEK_HOLE)
+        finally:
+            os.close(fd)
+        # The block before a hole may have been written in part. The end of the file is exact.
+        return size if hole >= size else max(0, hole - coarse)
+
+    def _granularity(self) -> int:
+        """Return how exactly the file system reports holes, in bytes; 0: too coarsely, or not at all."""
+        if self._holes is None:
+            probe = self.root / f".probe.{secrets.token_hex(4)}"
+            fd = os.open(probe, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                os.pwrite(fd, b"\1", 0)
+                os.pwrite(fd, b"\1", 4 * _COARSEST)
+                found = os.lseek(fd, 0, os.SEEK_HOLE)
+            except OSError:
+                found = 0
+            finally:
+                os.close(fd)
+                probe.unlink()
+            self._holes = max(found, _BLOCK) if 0 < found <= _COARSEST else 0
+        return self._holes
+
+
+def length(path: Path) -> int:
+    """Return the size of the plain file at *path* in bytes, -1 where there is none."""
+    try:
+        seen = path.lstat()
+    except OSError:
+        return -1
+    return seen.st_size if stat.S_ISREG(seen.st_mode) else -1
+
+
+def remove(path: Path) -> None:
+    """Delete what is at *path*, a folder with all that is in it; links are deleted and never followed. Missing is fine."""
+    try:
+        mode = path.lstat().st_mode
+        if stat.S_ISDIR(mode):
+            shutil.rmtree(path)  # walks by descriptors and does not follow links
+        else:
+            path.unlink()
+    except FileNotFoundError:
+        return
+
+
+@contextlib.contextmanager
+def refusals(what: str) -> Iterator[None]:
+    """Turn what the system refuses into a ``StoreError`` that says *what* was tried."""
+    try:
+        yield
+    except OSError as error:
+        kind = DiskFull if error.errno in {errno.ENOSPC, errno.EDQUOT} else StoreError
+        raise kind(f"cannot {what}: {error.strerror or error}") from error
+
+
+def _own_folder(path: Path) -> None:
+    """Let *path* be a folder of this user and nobody else's; raise ``NotADirectoryError`` where it cannot be."""
+    seen = path.lstat()
+    if not stat.S_ISDIR(seen.st_mode) or seen.st_uid != os.geteuid():
+        raise NotADirectoryError(errno.ENOTDIR, "it is not a folder of this user")
+    if seen.st_mode & 0o077:
+        path.chmod(0o700)
+
+
+def _locked(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _listed(path: Path) -> list[Path]:
+    return sorted(path.iterdir())
+
+
+def _is_ours(name: str) -> bool:
+    try:
+        digests.parse(name.replace("-", ":", 1))
+    except ValueError:
+        return False
+    return True
+
+
+def _touched(path: Path) -> float:
+    """Return when anything in *path* was last written to."""
+    seen = path.lstat()
+    if not stat.S_ISDIR(seen.st_mode):
+        return seen.st_mtime
+    return max((_touched(child) for child in path.iterdir()), default=seen.st_mtime)
