@@ -18,6 +18,7 @@ from reconciler.cli.papers import FILE, JSON, PASSPHRASE, Size
 from reconciler.errors import FetchError, PublishError
 
 if TYPE_CHECKING:
+    from reconciler.gguf import GgufFacts
     from reconciler.publish.artifacts import Measured
     from reconciler.publish.snapshots import Changed, Edited, SnapshotReport
     from reconciler.snapshot import Artifact, Model, Snapshot, Task, Unpack, Wanted
@@ -63,11 +64,11 @@ def snapshot_new(*, file: Path, network: str, expires: datetime, version: int, f
 @click.option("--path", "paths", multiple=True, help="The file's name in the model's folder, for each SOURCE in turn [default: its own].")
 @click.option("--unpack", type=click.Choice(["tar", "tar.gz", "tar.xz", "tar.zst", "zip"]), help="SOURCE is an archive.")
 @click.option("--entrypoint", help="The file that the engine is given [default: the only file, or the first GGUF].")
-@click.option("--task", "tasks", type=_TASK, multiple=True, help="What it is for (may be given again) [default: what the GGUF says].")
+@click.option("--task", "tasks", type=_TASK, multiple=True, help="What it is for [default: what its GGUF header tells].")
 @click.option("--engine", default="llama-cpp", help="The engine that loads it.")
 @click.option("--engine-version", default="", show_default=False, metavar="SPEC", help="Versions that will do, as in '>=0.3,<0.5'.")
 @click.option("--gpu-memory", type=Size(), metavar="SIZE", help="Memory on the GPU [default: an estimate, to be confirmed].")
-@click.option("--memory", type=Size(), metavar="SIZE", help="Main memory [default: an estimate, to be confirmed].")
+@click.option("--memory", type=Size(), metavar="SIZE", default=0, help="Main memory; 0: nodes do not ask.")
 @click.option("--state", type=_STATE, default="enabled")
 @click.option("--prompt", default="Hello", help="The test job's prompt.")
 @click.option("--smoke-task", type=_TASK, help="The test job's task [default: the first of the model's].")
@@ -96,14 +97,22 @@ def snapshot_add(*, file: Path, model_id: str, sources: tuple[str, ...], max_siz
     if len(given["paths"]) not in {0, len(sources)}:
         raise PublishError(f"{len(sources)} SOURCEs and {len(given['paths'])} --path", hint="give --path once for each SOURCE, or never")
     measured = [_measured(source, max_size, ca_file) for source in sources]
-    model = _model(model_id, sources, measured, given)
+    told, refusals = _told(sources, measured)
+    model = _model(model_id, sources, measured, given, told)
     _written(file, snapshots.edited(data, lambda found: snapshots.with_model(found, model), now=papers.now()))
     if not all(artifact.urls for artifact in model.artifacts):
         papers.note("it names no --url: nodes have it from the snapshot's --fallback, or from mirrors of their own")
     if any("?" in url for artifact in model.artifacts for url in artifact.urls):
         papers.note("a URL carries a query, and everybody reads snapshots: make sure that it is no secret and does not run out")
+    for refusal in refusals:
+        papers.note(f"an engine may refuse this: {papers.clean(refusal)}")
     size = units.human_size(sum(one.size for one in measured))
     papers.say(f"added {model.id}: {size}, {', '.join(model.tasks)}, {_memory(model)}")
+    if told:
+        parts = f"{told.architecture}, {told.quantisation}, {told.parameters:,} parameters, context {told.context_length:,}"
+        papers.say(f"its header tells: {papers.clean(parts)}")
+        if given["gpu_memory"] is None:
+            papers.note("the GPU memory is an estimate: load it on a node, look, and give --gpu-memory (0: a node without a GPU will do)")
 
 
 def _check_not_listed(data: bytes, model_id: str) -> None:
@@ -147,12 +156,45 @@ def _shown(chunks: Iterator[bytes], size: int, source: str) -> Iterator[bytes]:
             bar.update(len(chunk))
 
 
-def _model(model_id: str, sources: tuple[str, ...], measured: list[Measured], given: dict[str, Any]) -> Model:
+def _told(sources: tuple[str, ...], measured: list[Measured]) -> tuple[GgufFacts | None, list[str]]:
+    """
+    Return what the first header that tells anything tells, or what is wrong with all of them. A model in parts has its header in the
+    first, and the others count as weights.
+    """
+    from msgspec.structs import replace
+
+    from reconciler import gguf
+    from reconciler.publish import artifacts
+
+    refusals = []
+    for source, one in sorted(zip(sources, measured, strict=True), key=lambda pair: pair[0]):
+        try:
+            found = artifacts.facts(one)
+        except gguf.Malformed as error:
+            refusals.append(f"{source}: {error}")
+            continue
+        if found:
+            others = sum(other.size for other in measured if other is not one and other.head.startswith(gguf.MAGIC))
+            return replace(found, gpu_bytes_estimate=found.gpu_bytes_estimate + others * 6 // 5), []
+        if _name(source).endswith(".gguf"):
+            refusals.append(f"{source} does not begin like a GGUF file")
+    return None, refusals
+
+
+def _tasks(told: GgufFacts | None) -> tuple[Task, ...]:
+    if told and told.embedding:
+        return ("embedding",)
+    return ("chat", "completion") if told and told.chat_template else ("completion",)
+
+
+def _model(
+    model_id: str, sources: tuple[str, ...], measured: list[Measured], given: dict[str, Any], told: GgufFacts | None
+) -> Model:
     from reconciler.snapshot import Expect, Model, Runtime, Smoke
 
     artifacts = _artifacts(sources, measured, given)
     entrypoint = given["entrypoint"] or _entrypoint(artifacts)
-    tasks: tuple[Task, ...] = tuple(dict.fromkeys(given["tasks"])) or ("completion",)
+    tasks: tuple[Task, ...] = tuple(dict.fromkeys(given["tasks"])) or _tasks(told)
     name, _, version = model_id.partition(":")
     task: Task = given["smoke_task"] or tasks[0]
     return Model(
@@ -161,8 +203,8 @@ def _model(model_id: str, sources: tuple[str, ...], measured: list[Measured], gi
         state=given["state"],
         tasks=tasks,
         runtime=Runtime(engine=given["engine"], version=given["engine_version"]),
-        gpu_memory=given["gpu_memory"] or 0,
-        memory=given["memory"] or 0,
+        gpu_memory=(told.gpu_bytes_estimate if told else 0) if given["gpu_memory"] is None else given["gpu_memory"],
+        memory=given["memory"],
         artifacts=artifacts,
         entrypoint=entrypoint,
         smoke=Smoke(
@@ -170,7 +212,10 @@ def _model(model_id: str, sources: tuple[str, ...], measured: list[Measured], gi
             prompt=given["prompt"],
             max_tokens=given["max_tokens"],
             expect=Expect(
-                text=given["expect_text"], regex=given["expect_regex"], min_tokens=0 if task == "embedding" else given["min_tokens"]
+                text=given["expect_text"],
+                regex=given["expect_regex"],
+                min_tokens=0 if task == "embedding" else given["min_tokens"],
+                dimension=(told.embedding_length or None) if told and task == "embedding" else None,
             ),
             timeout=given["timeout"],
         ),

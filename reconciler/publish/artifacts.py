@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 import stat
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from msgspec import Struct
 
 from reconciler import digest as digests
+from reconciler import gguf
 from reconciler.errors import PublishError
 
 _STEP = 1 << 20
@@ -47,6 +49,23 @@ def measure(chunks: Iterable[bytes], *, algorithm: str = "sha256", head_bytes: i
     if not size:
         raise PublishError("the file is empty")
     return Measured(digest=f"{algorithm}:{hasher.hexdigest()}", size=size, head=bytes(head))
+
+
+def facts(measured: Measured) -> gguf.GgufFacts | None:
+    """
+    Return what the header of a GGUF file tells, or None if it is another file. Works on the first bytes alone, so that a file which
+    was read from a server need not be kept: the rest of it is a hole.
+
+    Raises:
+        Malformed: it says that it is a GGUF file, and is no sound one; or its header is longer than the bytes that were kept.
+    """
+    if not measured.head.startswith(gguf.MAGIC):
+        return None
+    with tempfile.NamedTemporaryFile(suffix=".gguf") as file:
+        file.write(measured.head)
+        file.truncate(measured.size)
+        file.flush()
+        return gguf.check(Path(file.name))
 
 
 def chunks(path: Path, *, max_bytes: int) -> Iterator[bytes]:

@@ -11,12 +11,13 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from reconciler import trust
 from reconciler.cli import run
+from reconciler.demo import models
 from reconciler.engine.options import wall_clock
 from reconciler.errors import BadSignature, ReconcileError
 from tests.network import b64
@@ -323,6 +324,44 @@ def test_a_time_that_is_past_or_none_is_a_wrong_usage(ready: Terminal) -> None:
 def test_a_model_without_an_address_is_noted(ready: Terminal) -> None:
     ready("snapshot add snapshot.json tiny:v2 tiny.gguf")
     assert "note: it names no --url" in ready.err
+
+
+def gguf_of(path: Path, kind: Literal["chat", "embedding"]) -> bytes:
+    """Return a tiny real model, written to *path*."""
+    models.write(models.Shape(seed="seed", kind=kind, width=64), path)
+    return path.read_bytes()
+
+
+def test_what_a_gguf_header_tells_is_filled_in_and_said_to_be_an_estimate(ready: Terminal) -> None:
+    data = gguf_of(ready.folder / "chat.gguf", "chat")
+    ready("snapshot add snapshot.json chat:v1 chat.gguf --url https://models.example.org/chat.gguf")
+    assert "its header tells: llama, " in ready.out
+    assert "note: the GPU memory is an estimate" in ready.err
+    added = next(one for one in ready.json("snapshot inspect snapshot.json")["models"] if one["id"] == "chat:v1")
+    assert added["tasks"] == ["chat", "completion"]
+    assert added["gpu_memory"] > len(data) / 2
+    with serving(sends(data)) as url:
+        ready(f"snapshot add snapshot.json chat:v2 {url}/chat.gguf --gpu-memory 0 --task chat")
+    assert "an estimate" not in ready.err
+    assert "no GPU memory" in ready.out
+
+
+def test_an_embedding_model_is_tested_for_its_dimension(ready: Terminal) -> None:
+    gguf_of(ready.folder / "e.gguf", "embedding")
+    ready("snapshot add snapshot.json e:v1 e.gguf --url https://models.example.org/e.gguf")
+    for name in ("carol", "dave"):
+        ready(f"snapshot sign snapshot.json --key {name}.key")
+    added = accepted(ready).snapshot.models[1]
+    assert added.tasks == ("embedding",)
+    assert added.smoke.expect.dimension == 64
+    assert added.smoke.expect.min_tokens == 0
+
+
+def test_a_malformed_gguf_is_added_with_a_warning(ready: Terminal) -> None:
+    (ready.folder / "cut.gguf").write_bytes(gguf_of(ready.folder / "whole.gguf", "chat")[:2000])
+    for name in ("tiny.gguf", "cut.gguf"):
+        ready(f"snapshot add snapshot.json {name[:4]}:v9 {name} --url https://models.example.org/{name}")
+        assert "note: an engine may refuse this" in ready.err
 
 
 # -- a model at a URL ------------------------------------------------------------------------------
