@@ -139,6 +139,8 @@ class _Run:
         self._messages: queue.Queue[Brought | Prepared] = queue.Queue()
         self._failed: set[str] = set()
         self._untested: set[str] = set()
+        #: Blobs that were on the disk, and whose bytes are not what they were.
+        self._lost: set[str] = set()
         self._began = ports.now()
 
     def execute(self) -> Outcome:
@@ -150,9 +152,13 @@ class _Run:
         )
         for warning in plan.warnings:
             ports.report(Notice(level="warning", text=warning))
+        if text := plans.taken_away(plan.models, len(self._active)):
+            ports.report(Incident(kind="removed-unlisted", detail=text))
         self._stop_serving()  # 1
         self._refuse_without_room()  # 2
         ports.ledger.set_running(running=True)  # 3
+        if self._state.unfinished:
+            ports.report(Incident(kind="crash-recovered", detail="the last run was cut short; this one finishes it"))
         ports.keeper.recover()
         self._reject()
         self._install()  # 4, 5, 6
@@ -188,13 +194,42 @@ class _Run:
     # -- 1: what may not serve ---------------------------------------------------------------------
 
     def _stop_serving(self) -> None:
-        leaving = [change for change in self._plan.models if change.op in {"remove", "disable"} or _deactivates(change)]
-        self._swap({}, [change.id for change in leaving if change.id in self._active], "removed or disabled by the snapshot")
+        leaving = [change for change in self._plan.models if change.op in {"remove", "disable"} or self._deactivates(change)]
+        spoiled = [model for model in self._active if self._is_spoiled(model)]
+        gone = [*(change.id for change in leaving if change.id in self._active), *spoiled]
+        self._swap({}, gone, "removed or disabled by the snapshot", anew=bool(self._state.strayed))
         for change in leaving:
             if change.op == "disable":
                 self._settle(change.id, "inactive", change.reason)
             elif change.op == "remove" and change.id not in self._models:
                 self._mark_unlisted(change)
+
+    def _deactivates(self, change: ModelChange) -> bool:
+        """Say whether a listed model stops being active whatever else is done with it."""
+        if change.op == "reject":
+            return change.from_ == "active"
+        return change.op in _WORK and self._models[change.id].state == "disabled"
+
+    def _is_spoiled(self, model: str) -> bool:
+        """
+        Say whether an active copy cannot go on, and cannot be mended: what is mended is what the snapshot lists.
+
+        It is an older content of its id, kept because the new one is not there yet, and damaged; or its link leads elsewhere.
+        """
+        entry, listed = self._active[model], self._models.get(model)
+        own = self._state.trees.get(listed.recipe) if listed else None
+        if own is not None and own.digest == entry.tree:
+            return False
+        if model in self._state.strayed:
+            return True
+        seen = [tree for tree in self._state.trees.values() if tree.digest == entry.tree]
+        blobs = [self._state.blobs.get(name) for tree in seen for name in tree.blobs]
+        spoiled = self._changes[model].op == "install" and (
+            any(tree.damaged for tree in seen) or any(blob is None or blob.damaged for blob in blobs)
+        )
+        if spoiled:
+            self._ports.report(Incident(kind="blob-damaged", model=model, detail="its older copy is damaged and is not served any more"))
+        return spoiled
 
     def _mark_unlisted(self, change: ModelChange) -> None:
         record = self._records.get(change.id) or Record(id=change.id, state="inactive")
@@ -206,8 +241,13 @@ class _Run:
     # -- 2: room -----------------------------------------------------------------------------------
 
     def _refuse_without_room(self) -> None:
-        if self._plan.disk.short:
-            raise DiskFull(self._plan.warnings[-1])
+        if not self._plan.disk.short:
+            return
+        for change in self._plan.models:  # what nobody needs may be all that is in the way of the next run
+            if change.op == "remove":
+                self._remove(change)
+        self._ports.keeper.sweep()
+        raise DiskFull(self._plan.warnings[-1])
 
     def _reject(self) -> None:
         for change in self._plan.models:
@@ -229,13 +269,24 @@ class _Run:
             bringing = threading.Thread(target=self._bring, args=(stop,), name="bring", daemon=True)
             bringing.start()
             try:
+                work = self._enable(work, waiting)
                 for model in [model for model in work if not waiting[model.id]]:
                     tests.submit(self._prepare_safely, model)
                 self._collect(work, waiting, tests)
+            except BaseException:
+                self._ports.fetcher.close()  # a transfer may take hours, and nobody waits for it any more
+                raise
             finally:
                 stop.set()
                 tests.shutdown(wait=True, cancel_futures=True)
                 bringing.join()
+
+    def _enable(self, work: list[LockedModel], waiting: dict[str, set[str]]) -> list[LockedModel]:
+        """Activate, in one swap, what only needs its link again; return the rest of *work*."""
+        ready = [model for model in work if self._changes[model.id].op == "enable" and not waiting[model.id]]
+        if ready:
+            self._conclude([self._prepared(model) for model in ready])
+        return [model for model in work if model not in ready]
 
     def _needed(self, model: LockedModel) -> set[str]:
         """Return the digests that must be brought before *model*'s tree can be made."""
@@ -268,6 +319,8 @@ class _Run:
         if good:
             self._messages.put(Brought(digest=name))
         else:
+            if op == "check":
+                self._lost.add(name)
             self._ports.report(Incident(kind="blob-damaged", blob=name, detail="its bytes are not what they were"))
         return good
 
@@ -344,13 +397,15 @@ class _Run:
         return ended
 
     def _prepare_safely(self, model: LockedModel) -> None:
+        self._messages.put(self._prepared(model))
+
+    def _prepared(self, model: LockedModel) -> Prepared:
         try:
-            prepared = self._prepare(model)
+            return self._prepare(model)
         except ReconcileError as error:
-            prepared = Prepared(model=model, error=error)
+            return Prepared(model=model, error=error)
         except Exception as error:  # noqa: BLE001  a bug in one model's path must not leave the run waiting for ever
-            prepared = Prepared(model=model, error=StoreError(f"unexpected: {type(error).__name__}: {error}"))
-        self._messages.put(prepared)
+            return Prepared(model=model, error=StoreError(f"unexpected: {type(error).__name__}: {error}"))
 
     def _prepare(self, model: LockedModel) -> Prepared:
         report = self._ports.report
@@ -421,9 +476,13 @@ class _Run:
             self._untested.add(model.id)
             if one.report.reason.startswith("sandbox-unavailable"):
                 self._ports.report(Incident(kind="sandbox-unavailable", model=model.id, detail=one.report.reason))
-            self._settle(model.id, "active" if self._keeps(model) else "pending", f"not-tested: {one.report.reason}")
+            self._settle(model.id, "active" if self._keeps(one) else "pending", f"not-tested: {one.report.reason}")
             return
         self._failed.add(model.id)
+        if one.error is not None and self._keeps(one) and not self._must_leave(one):  # the disk refused: not the model's fault
+            self._ports.report(Notice(level="warning", text=f"{model.id} could not be tested: {one.error.message}"))
+            self._settle(model.id, "active", f"not-tested: {one.error.name}: {one.error.message}")
+            return
         error = one.error or SmokeFailed(one.report.reason if one.report else "it has no tree")
         if not isinstance(error, FetchError):
             kind = error.name if error.name in {"smoke-failed", "unpack-refused", "disk-full", "blob-damaged"} else "smoke-failed"
@@ -437,16 +496,26 @@ class _Run:
         text = f"{error.name}: {error.message}"
         self._settle(model.id, "failed", f"failed-before: {text}", attempts=attempts, last_error=text)
 
-    def _keeps(self, model: LockedModel) -> bool:
-        """Say whether *model* is active with the very content that is listed."""
-        entry, tree = self._active.get(model.id), self._state.trees.get(model.recipe)
+    def _keeps(self, one: Prepared) -> bool:
+        """Say whether a model is active with the very content that is listed."""
+        entry, tree = self._active.get(one.model.id), one.tree or self._state.trees.get(one.model.recipe)
         return entry is not None and tree is not None and tree.digest == entry.tree
 
     def _must_leave(self, one: Prepared) -> bool:
-        """Say whether an active model leaves: its own bytes are bad, or it failed its retest. An old copy outlives a bad new one."""
+        """
+        Say whether an active model leaves: its own bytes are bad, or it failed its retest.
+
+        An old copy outlives a bad new one, and a good one outlives a disk that refuses.
+        """
         if one.model.id not in self._failed:
             return False
-        return self._changes[one.model.id].op in {"repair", "retest"}
+        if self._changes[one.model.id].op == "repair":
+            return True
+        lost = bool(self._lost & set(self._lock.blobs_of(one.model)))
+        if one.tree is None and one.model.recipe not in self._state.trees:  # which content is active was forgotten with the ledger
+            return lost and one.model.id in self._active
+        refused = isinstance(one.error, StoreError) and not isinstance(one.error, BlobDamaged)
+        return self._keeps(one) and (lost or not refused)
 
     def _succeeded(self, added: dict[str, ActiveModel]) -> list[str]:
         """Return the archived versions whose successor is among *added*: they leave in the same swap."""
@@ -464,10 +533,14 @@ class _Run:
             tree=tree.digest,
         )
 
-    def _swap(self, added: dict[str, ActiveModel], gone: list[str], what: str) -> str:
-        """Swap in the set with *added* and without *gone*; return why the node was not healthy with it, or nothing."""
+    def _swap(self, added: dict[str, ActiveModel], gone: list[str], what: str, *, anew: bool = False) -> str:
+        """
+        Swap in the set with *added* and without *gone*; return why the node was not healthy with it, or nothing.
+
+        The same set is swapped in only if it must be made *anew*.
+        """
         following = {model: entry for model, entry in (self._active | added).items() if model not in set(gone)}
-        if following == self._active:
+        if following == self._active and not anew:
             return ""
         before = self._ports.generations.current()
         made = self._ports.generations.swap(following)
@@ -482,7 +555,8 @@ class _Run:
         """Return to what served before; what may not serve any more stays out of it."""
         self._ports.report(Incident(kind="smoke-failed", detail=f"generation {made.number} is not healthy: {why}"))
         rest = {model: entry for model, entry in before.entries.items() if model not in gone or self._retiring(model)}
-        back = self._ports.generations.reactivate(before.number) if rest == before.entries else self._ports.generations.swap(rest)
+        whole = before.number and rest == before.entries
+        back = self._ports.generations.reactivate(before.number) if whole else self._ports.generations.swap(rest)
         self._announce(back, (), (), f"went back: not healthy: {why}")
         self._active = dict(back.entries)
         return why
@@ -513,7 +587,7 @@ class _Run:
         """Say whether *model* still serves for a listed version of it that is not active yet."""
         name = model.partition(":")[0]
         successors = [one for one in self._lock.model if one.name == name and one.id != model and one.state == "enabled"]
-        coming = [one for one in successors if self._changes[one.id].op not in {"reject", "keep"}]
+        coming = [one for one in successors if self._changes[one.id].op != "reject"]
         return model in self._active and any(one.id not in self._active for one in coming)
 
     def _archive(self, model: LockedModel, change: ModelChange) -> None:
@@ -567,10 +641,6 @@ class _Run:
     def _put(self, record: Record) -> None:
         self._records[record.id] = record
         self._ports.ledger.put(record)
-
-
-def _deactivates(change: ModelChange) -> bool:
-    return change.op == "reject" and change.from_ == "active"
 
 
 def _all_waiting(messages: queue.Queue[Brought | Prepared]) -> Iterator[Brought | Prepared]:

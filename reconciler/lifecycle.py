@@ -49,6 +49,7 @@ REASONS = {
     "listed-again": "the network lists it again",
     "not-tested": "no test job has passed on this node",
     "test-changed": "the network asks for another test job",
+    "index-changed": "the index does not say of it what the snapshot says",
     "runtime-changed": "the engine's version is another than when it was tested",
     "device-changed": "the device is another than when it was tested",
     "retest-due": "its last test is older than the network allows",

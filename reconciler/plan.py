@@ -21,7 +21,7 @@ from reconciler.errors import StalePlan
 from reconciler.lifecycle import Desired, Observed, Op
 from reconciler.lock import Lock, LockedModel
 from reconciler.node import NodeFacts, Policy
-from reconciler.state import ModelState, NodeState, Passed
+from reconciler.state import ActiveModel, BlobSeen, ModelState, NodeState, Passed, TreeSeen
 
 BlobOp = Literal["fetch", "check", "restore"]
 
@@ -103,7 +103,7 @@ def diff(lock: Lock, lock_digest: str, state: NodeState, node: NodeFacts, policy
         lock=lock_digest,
         generation=state.active.number,
         snapshot=lock.snapshot.digest,
-        changes=any(change.changes for change in models) or state.unfinished,
+        changes=any(change.changes for change in models) or state.unfinished or bool(state.strayed),
         summary=_summary(models, ordered, disk),
         disk=disk,
         models=models,
@@ -183,10 +183,8 @@ def observe(model: LockedModel, scene: Scene) -> tuple[Observed, str]:
     record = state.records.get(model.id)
     said = record.state if record is not None and record.recipe == model.recipe else None
     if active is not None and (tree is None or tree.digest != active):
-        if said == "failed":
-            return "outdated", "failed-before"
-        return ("damaged", "damaged") if said else ("outdated", "content-changed" if record else "unverified")
-    if tree is not None and (tree.damaged or any(_damaged(name, state) for name in (*tree.blobs, *scene.lock.blobs_of(model)))):
+        return _without_its_tree(said, known=record is not None)
+    if tree is not None and _is_damaged(model, tree, scene):
         return "damaged", "damaged"
     if said == "failed":
         return "failed", "failed-before"
@@ -194,21 +192,59 @@ def observe(model: LockedModel, scene: Scene) -> tuple[Observed, str]:
         return _without_tree(model, scene, said)
     doubt = _doubt(model, scene)
     if active is not None:
+        doubt = doubt or _misdescribed(model, tree, state.active.entries[model.id])
         return ("due", doubt) if doubt else ("active", "up-to-date")
     settled = said == "inactive" and model.state != "enabled"  # nobody is served by it: its test can wait until it is enabled
     return ("pending", doubt) if doubt and not settled else ("inactive", "up-to-date")
+
+
+def _without_its_tree(said: ModelState | None, *, known: bool) -> tuple[Observed, str]:
+    """Return the row of a model that is active with another tree than the listed one, or whose listed tree is gone."""
+    if said == "failed":
+        return "outdated", "failed-before"
+    if said == "active":
+        return "damaged", "damaged"
+    if said is not None:  # its new content is here and could not be tested yet
+        return "outdated", "not-tested"
+    return "outdated", "content-changed" if known else "unverified"
+
+
+def _is_damaged(model: LockedModel, tree: TreeSeen, scene: Scene) -> bool:
+    """
+    Return whether a copy is not intact.
+
+    On its way to cold storage a copy comes apart: its blobs move one by one, then its tree goes. What has arrived is not lost.
+    """
+    state, own = scene.state, scene.lock.blobs_of(model)
+    if model.state == "archived" and model.id not in state.active.entries:
+        return any(_damaged(name, state.blobs) and _damaged(name, state.archived) for name in own)
+    return tree.damaged or any(_damaged(name, state.blobs) for name in (*tree.blobs, *own))
+
+
+def _misdescribed(model: LockedModel, tree: TreeSeen, entry: ActiveModel) -> str:
+    """Return why the index must be written anew for an active model: the snapshot says other things of it, or the file was changed."""
+    said = (entry.tasks, entry.runtime, entry.entrypoint, entry.bytes)
+    return "" if said == (model.tasks, model.runtime, model.entrypoint, tree.bytes) else "index-changed"
 
 
 def _without_tree(model: LockedModel, scene: Scene, said: ModelState | None) -> tuple[Observed, str]:
     needed, state = scene.lock.blobs_of(model), scene.state
     cold = said == "archived" or any(name in state.archived for name in needed)
     if cold and all(name in state.archived or name in state.blobs for name in needed):
+        if model.state == "archived" and _left_behind(model, scene):
+            return "inactive", "up-to-date"
         return "archived", "listed-again"
     return "absent", "not-installed"
 
 
-def _damaged(name: str, state: NodeState) -> bool:
-    seen = state.blobs.get(name)
+def _left_behind(model: LockedModel, scene: Scene) -> bool:
+    """Return whether a blob of an archived model never reached cold storage, and nobody else holds it back any more."""
+    here = {name for name in scene.lock.blobs_of(model) if name in scene.state.blobs and name not in scene.state.archived}
+    return bool(here) and not here <= {name for one in scene.lock.model if one.state != "archived" for name in scene.lock.blobs_of(one)}
+
+
+def _damaged(name: str, blobs: dict[str, BlobSeen]) -> bool:
+    seen = blobs.get(name)
     return seen is None or seen.damaged
 
 
@@ -216,7 +252,8 @@ def _doubt(model: LockedModel, scene: Scene) -> str:
     """Return why *model*, whose tree is there, must be tested again; empty if its last test is still good."""
     state = scene.state
     tree = state.trees[model.recipe]
-    if any(state.blobs[name].verified_at is None for name in tree.blobs):
+    seen = [state.blobs.get(name) for name in tree.blobs]
+    if any(blob is None or blob.verified_at is None for blob in seen):
         return "unverified"
     passed = state.passed.get(model.id)
     if passed is None or passed.tree != tree.digest:
@@ -381,11 +418,14 @@ def _summary(models: tuple[ModelChange, ...], blobs: tuple[BlobChange, ...], dis
     return counts | {"download_bytes": sum(change.bytes for change in blobs if change.op == "fetch"), "disk_bytes": disk.needed}
 
 
-def _warnings(models: tuple[ModelChange, ...], state: NodeState, disk: Disk) -> tuple[str, ...]:
+def taken_away(models: tuple[ModelChange, ...], active: int) -> str:
+    """Return a warning where more than half of the *active* models leave: a valid signature can still be a mistake."""
     leaving = sum(change.from_ == "active" and change.to in {"absent", "archived"} for change in models)
-    found = []
-    if 2 * leaving > len(state.active.entries):
-        found.append(f"this takes away {leaving} of {len(state.active.entries)} active models")
+    return f"this takes away {leaving} of {active} active models" if 2 * leaving > active else ""
+
+
+def _warnings(models: tuple[ModelChange, ...], state: NodeState, disk: Disk) -> tuple[str, ...]:
+    found = [text] if (text := taken_away(models, len(state.active.entries))) else []
     if disk.short:
         found.append(
             f"not enough space: {units.human_size(disk.needed)} needed, {units.human_size(disk.free)} free, "

@@ -111,5 +111,7 @@ class NodeState(Struct, frozen=True, kw_only=True):
     passed: dict[str, Passed] = {}
     #: Ways in which the store differs from what the last run left.
     drift: tuple[str, ...] = ()
+    #: Active models whose link in the active generation does not lead to their tree: it is made anew before anything else.
+    strayed: tuple[str, ...] = ()
     #: A run was cut short; the next one finishes it.
     unfinished: bool = False

@@ -10,6 +10,7 @@ Rules that hold here:
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable
@@ -25,6 +26,8 @@ from reconciler.store.ledger import Ledger, Verification
 
 #: Returns the digest of the file at a path, with the given algorithm; raises ``OSError`` or ``ReconcileError`` if it cannot be read.
 Hash = Callable[[Path, str], str]
+#: Refusals that speak of this process and not of the file: no reason to believe it bad and fetch it again.
+_SAYS_NOTHING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR}
 
 
 class Blobs:
@@ -58,7 +61,7 @@ class Blobs:
 
     def take(self, path: Path) -> tuple[str, int]:
         """Hash the plain file at *path*, give it its name, and return its digest and size; for the members of an archive."""
-        name = self._hash(path, "sha256")
+        name = self._digest(path, "sha256")
         fd = _open(path)
         try:
             if self._layout.blob(name).exists() and self.check(name):
@@ -70,9 +73,10 @@ class Blobs:
 
     def _name(self, fd: int, path: Path, name: str) -> None:
         target = self._layout.blob(name)
+        durable.make_folder(target.parent)
         with durable.refusals(f"keep {name}"):
-            durable.make_folder(target.parent)
             durable.settle(fd, 0o444)
+        _make_way(target)
         durable.rename(path, target)
         self._remember(name, os.fstat(fd))
 
@@ -82,7 +86,15 @@ class Blobs:
         try:
             before = path.lstat()
             good = stat.S_ISREG(before.st_mode) and self._hash(path, digests.parse(name)[0]) == name
-        except (OSError, StoreError, HashMismatch, BlobDamaged):
+            if good and stat.S_IMODE(before.st_mode) != 0o444:
+                path.chmod(0o444)
+        except FileNotFoundError:
+            good = False
+        except OSError as error:
+            if error.errno in _SAYS_NOTHING:
+                raise StoreError(f"cannot hash {name}: {error.strerror}") from error
+            good = False
+        except (StoreError, HashMismatch, BlobDamaged):
             good = False
         if good:
             self._remember(name, before)
@@ -127,14 +139,25 @@ class Blobs:
     def _carry(self, source: Path, target: Path, temporary: Path, name: str) -> None:
         durable.delete(temporary)
         durable.copy(source, temporary)
-        if self._hash(temporary, digests.parse(name)[0]) != name:
+        if self._digest(temporary, digests.parse(name)[0]) != name:
             durable.delete(temporary)
             raise BlobDamaged(f"the copy of {name} has other bytes")
+        _make_way(target)
         durable.rename(temporary, target)
+
+    def _digest(self, path: Path, algorithm: str) -> str:
+        with durable.refusals(f"read {path.name}"):
+            return self._hash(path, algorithm)
 
     def _remember(self, name: str, seen: os.stat_result) -> None:
         found = Verification(size=seen.st_size, inode=seen.st_ino, mtime_ns=seen.st_mtime_ns, verified_at=self._now())
         self._ledger.verified(name, found)
+
+
+def _make_way(target: Path) -> None:
+    """Delete a folder that stands where a blob belongs: no rename of a file replaces it."""
+    if target.is_dir() and not target.is_symlink():
+        durable.delete(target)
 
 
 def _open(path: Path) -> int:

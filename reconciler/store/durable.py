@@ -48,11 +48,11 @@ def sync_folder(path: Path) -> None:
 
 def make_folder(path: Path, mode: int = 0o755) -> None:
     """Make *path* and what is missing above it, whatever the umask, each name synced."""
-    missing = []
-    while not path.is_dir():
-        missing.append(path)
-        path = path.parent
-    with refusals(f"make the folder {missing[0]}" if missing else "make a folder"):
+    with refusals(f"make the folder {path}"):
+        missing = []
+        while not path.is_dir():
+            missing.append(path)
+            path = path.parent
         for folder in reversed(missing):
             try:
                 folder.mkdir(mode)
@@ -116,6 +116,12 @@ def rename(old: Path, new: Path) -> None:
             sync_folder(old.parent)
 
 
+def new_symlink(target: str, path: Path) -> None:
+    """Make *path*, which nothing may have, a link to *target*. The caller syncs the folder."""
+    with refusals(f"link {path} to {target}"):
+        path.symlink_to(target)
+
+
 def link(old: Path, new: Path) -> None:
     """Give the file at *old* a second name; what was at *new* is replaced in one instant. The caller syncs the folder."""
     with refusals(f"link {old} as {new}"):
@@ -143,8 +149,10 @@ def symlink(target: str, path: Path) -> None:
 def copy(old: Path, new: Path, mode: int = 0o444) -> None:
     """Copy the plain file *old* to *new*, which must not exist, and sync it; for another file system, where a link cannot go."""
     with refusals(f"copy {old} to {new}"):
-        source = os.open(old, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        source = os.open(old, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
+            if not stat.S_ISREG(os.fstat(source).st_mode):  # a FIFO would be waited for without end
+                raise OSError(errno.EINVAL, "not a plain file", str(old))
             target = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             try:
                 while chunk := os.read(source, _COPY):
@@ -164,10 +172,16 @@ def _write_all(fd: int, data: bytes) -> None:
 
 def sync_tree(path: Path) -> None:
     """Make every file and folder under *path* survive a power cut, the deepest first."""
+
+    def refuse(error: OSError) -> None:
+        raise error  # os.walk passes over what it cannot read, and that would count as synced
+
     with refusals(f"sync {path}"):
-        for folder, _, files in os.walk(path, topdown=False):
+        for folder, _, files in os.walk(path, topdown=False, onerror=refuse):
             for name in files:
-                fd = os.open(Path(folder, name), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+                if Path(folder, name).is_symlink():
+                    continue  # a link is a name and nothing else; syncing its folder keeps it
+                fd = os.open(Path(folder, name), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
                 try:
                     os.fsync(fd)
                 finally:

@@ -10,8 +10,11 @@ Rules that hold here:
 
 from __future__ import annotations
 
+import errno
+import os
 import secrets
-from collections.abc import Callable, Mapping
+import stat
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -38,31 +41,30 @@ class Generations:
         self._layout = layout
 
     def current(self) -> Generation:
-        """Return the active generation."""
-        return current(self._layout)
+        """Return the active generation; a damaged one is as good as none."""
+        return serving(self._layout)
 
     def swap(self, entries: Mapping[str, ActiveModel]) -> Generation:
         """Make a generation of *entries* and let ``active`` lead to it; return it."""
-        number = max([*numbers(self._layout), self.current().number]) + 1 if self._layout.generations.is_dir() else 1
+        number = max([0, *numbers(self._layout)]) + 1
         made = Generation(number=number, entries={model: entries[model] for model in sorted(entries)})
         self._write(made)
-        durable.symlink(f"generations/{number}", self._layout.active)
+        self._lead_to(number)
         return made
 
     def reactivate(self, number: int) -> Generation:
         """Let ``active`` lead to an earlier generation again; return it."""
         found = read(self._layout, number)
-        durable.symlink(f"generations/{number}", self._layout.active)
+        self._lead_to(number)
         return found
 
-    def prune(self, keep: int, expired: Callable[[Generation], bool]) -> tuple[int, ...]:
-        """Delete all but the newest *keep* generations, and those that are *expired*; never the active one. Return their numbers."""
-        now = self.current().number
-        found = numbers(self._layout)
-        gone = [number for number in found if number != now and (number not in found[-keep:] or expired(read(self._layout, number)))]
-        for number in gone:
-            durable.delete(self._layout.generations / str(number))
-        return tuple(gone)
+    def _lead_to(self, number: int) -> None:
+        active = self._layout.active
+        if active.is_dir() and not active.is_symlink():  # a copy of the store that followed links made it; no rename replaces it
+            aside = active.with_name("active.damaged")
+            durable.delete(aside)
+            durable.rename(active, aside)
+        durable.symlink(f"generations/{number}", active)
 
     def _write(self, made: Generation) -> None:
         folder = self._layout.generations / f".{made.number}.{secrets.token_hex(6)}.tmp"
@@ -80,8 +82,12 @@ class Generations:
     def _link(self, folder: Path, entry: ActiveModel) -> None:
         path = folder / entry.path
         durable.make_folder(path.parent)
-        tree = self._layout.tree(entry.tree).relative_to(self._layout.root)
-        path.symlink_to(Path("../../../..", tree))  # of a folder that nobody sees yet; the swap syncs and names it
+        durable.new_symlink(target_of(self._layout, entry), path)  # in a folder that nobody sees yet; the swap syncs and names it
+
+
+def target_of(layout: Layout, entry: ActiveModel) -> str:
+    """Return what the link of *entry* in a generation says: the way from there to its tree."""
+    return f"../../../../{layout.tree(entry.tree).relative_to(layout.root)}"
 
 
 def path_of(model: str) -> str:
@@ -95,20 +101,49 @@ def current(layout: Layout) -> Generation:
     Return the generation that ``active`` leads to; the empty one where there is none yet.
 
     Raises:
-        StoreError: ``active`` is no link to a generation, or that cannot be read.
+        Damaged: ``active`` does not lead to a whole generation.
+        StoreError: the disk refused.
     """
     try:
         target = layout.active.readlink()
     except FileNotFoundError:
         return Generation()
     except OSError as error:
-        raise StoreError(f"{layout.active} is not a link: {error.strerror}", hint=_ACTIVE_HINT) from None
+        kind = Damaged if error.errno == errno.EINVAL else StoreError
+        raise kind(f"active cannot be read as a link: {error.strerror}") from None
     if target.parent != Path("generations") or not target.name.isascii() or not target.name.isdecimal():
-        raise StoreError(f"{layout.active} leads to {str(target)[:100]!r}, which is no generation", hint=_ACTIVE_HINT)
+        raise Damaged(f"active leads to {str(target)[:100]!r}, which is no generation")
     return read(layout, int(target.name))
 
 
-_ACTIVE_HINT = "run `reconcile rollback` to return to an earlier generation, or remove the link and run `reconcile apply`"
+class Damaged(StoreError):
+    """``active``, or a generation, is not what was made: as good as none, where a disk that refuses to read says nothing."""
+
+    hint = "run `reconcile apply`: it makes a new one"
+
+
+def serving(layout: Layout) -> Generation:
+    """Return the active generation; the empty one where there is none yet, or where it is damaged."""
+    try:
+        return current(layout)
+    except Damaged:
+        return Generation()
+
+
+def strayed(layout: Layout, found: Generation) -> tuple[str, ...]:
+    """Return the models of a generation whose link does not lead to their tree."""
+    folder = f"{layout.generations}/{found.number}"
+    return tuple(model for model, entry in found.entries.items() if not _leads(f"{folder}/{entry.path}", target_of(layout, entry)))
+
+
+def _leads(path: str, target: str) -> bool:
+    try:
+        return os.readlink(path) == target  # noqa: PTH115  Path tidies what a link says; this is a comparison of bytes
+    except OSError:
+        return False
+
+
+_GONE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP}
 
 
 def read(layout: Layout, number: int) -> Generation:
@@ -116,18 +151,37 @@ def read(layout: Layout, number: int) -> Generation:
     Return the generation *number*.
 
     Raises:
-        StoreError: there is none, or its index is damaged.
+        Damaged: there is none, or its index is not what was written.
+        StoreError: the disk refused.
     """
     path = layout.generations / str(number) / "index.json"
     try:
-        index = msgspec.json.decode(path.read_bytes(), type=Index)
-    except (OSError, msgspec.DecodeError) as error:
-        raise StoreError(f"generation {number} cannot be read: {error}", hint=_ACTIVE_HINT) from None
+        index = msgspec.json.decode(_bytes_of(path), type=Index)
+    except OSError as error:
+        kind = Damaged if error.errno in _GONE else StoreError
+        raise kind(f"active: generation {number} cannot be read: {error.strerror}") from None
+    except msgspec.DecodeError as error:
+        raise Damaged(f"active: the index of generation {number} is damaged: {error}") from None
+    if index.generation != number or any(entry.path != path_of(entry.id) or ".." in entry.path for entry in index.models):
+        raise Damaged(f"active: the index of generation {number} is another's")
     return Generation(number=number, entries={entry.id: entry for entry in index.models})
+
+
+def _bytes_of(path: Path) -> bytes:
+    """Return the bytes of a plain file; a FIFO in its place would be waited for without end."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EISDIR, "not a plain file")
+        return file.read()
 
 
 def numbers(layout: Layout) -> list[int]:
     """Return the numbers of the generations that there are, in order."""
-    if not layout.generations.is_dir():
+    try:
+        names = [path.name for path in layout.generations.iterdir()]
+    except FileNotFoundError:
         return []
-    return sorted(int(path.name) for path in layout.generations.iterdir() if path.name.isascii() and path.name.isdecimal())
+    except OSError as error:
+        raise StoreError(f"cannot read {layout.generations}: {error.strerror}") from error
+    return sorted(int(name) for name in names if name.isascii() and name.isdecimal())

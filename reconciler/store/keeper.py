@@ -8,7 +8,7 @@ listed models, and those of unlisted ones within their grace. A run holds the st
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 
@@ -63,12 +63,14 @@ class Keeper:
         for folder in (self._layout.blobs, self._layout.trees, self._layout.generations):
             durable.make_folder(folder)
         durable.make_folder(self._layout.staging, 0o700)
-        for path in self._layout.staging.iterdir():
-            if path.name.startswith(("unpack-", "tree-", "thaw-")):
-                durable.delete(path)
-        for folder in (self._layout.root, self._layout.generations, self._layout.trust):
-            for path in folder.glob(".*.tmp"):
-                durable.delete(path)
+        trust = self._layout.trust
+        with durable.refusals("clear what a run left"):
+            left = [path for path in self._layout.staging.iterdir() if path.name.startswith(("unpack-", "tree-", "thaw-"))]
+            for folder in (self._layout.root, self._layout.generations, trust, trust / "roots", trust / "snapshots"):
+                left += folder.glob(".*.tmp")
+            left += (self._layout.cold / "blobs").glob("*/*/.*.tmp")
+        for path in left:
+            durable.delete(path)
 
     def quarantine(self, model: str, report: TestReport | None, detail: str, tree: str) -> None:
         """Keep what failed, linked and not copied, with a record of what was expected and found; the oldest go first."""
@@ -101,9 +103,11 @@ class Keeper:
 
     def waste(self) -> tuple[Waste, ...]:
         """Return everything that may go, and why; changes nothing."""
-        gone = self._expired_generations()
-        roots = self._roots(gone)
-        return (*(self._of_generation(number) for number in gone), *self._trees(roots), *self._blobs(roots), *self._partials())
+        with durable.refusals("look through the store"):
+            gone = self._expired_generations()
+            roots = self._roots(gone)
+            stale = (self._of_generation(number) for number in gone)
+            return (*stale, *self._trees(roots), *self._blobs(roots), *self._cold(), *self._partials())
 
     def free(self, waste: tuple[Waste, ...], *, at_most: int | None = None) -> int:
         """Delete *waste* in its order until *at_most* bytes are free; return how many are."""
@@ -127,6 +131,8 @@ class Keeper:
             case "blob":
                 self._ledger.forget_blob(one.name)
                 durable.delete(self._layout.blob(one.name))
+            case "cold":
+                durable.delete(self._layout.cold_blob(one.name))
             case _:
                 durable.delete(self._layout.staging / one.name)
 
@@ -134,7 +140,7 @@ class Keeper:
 
     def _expired_generations(self) -> list[int]:
         """Return generations past the bound, and those that hold what may not come back and stopped serving a grace ago."""
-        found, current = generations.numbers(self._layout), generations.current(self._layout).number
+        found, current = generations.numbers(self._layout), generations.serving(self._layout).number
         kept = set(found[-self._policy.generations :])
         return [number for number in found if number != current and (number not in kept or self._is_expired(number, found))]
 
@@ -163,6 +169,8 @@ class Keeper:
         for model in self._lock.model:
             record = records.get(model.id)
             if record is not None and record.state == "archived" and model.state == "archived":
+                # What it shared with a model that has gone since was never moved.
+                blobs.update(name for name in self._lock.blobs_of(model) if not self._layout.cold_blob(name).exists())
                 continue
             if model.state != "archived" or (record is not None and record.recipe == model.recipe):
                 blobs.update(self._lock.blobs_of(model))
@@ -198,16 +206,22 @@ class Keeper:
         ]
 
     def _blobs(self, roots: tuple[set[str], set[str]]) -> list[Waste]:
-        found = {
-            f"{algorithm.name}:{path.name}": path
-            for algorithm in _folders(self._layout.blobs)
-            for shelf in _folders(algorithm)
-            for path in shelf.iterdir()
-        }
         return [
             Waste(kind="blob", name=name, bytes=path.lstat().st_size, reason="no listed model, kept generation or grace needs it")
-            for name, path in sorted(found.items())
-            if name not in roots[1] and digests.is_digest(name)
+            for name, path in sorted(_by_digest(self._layout.blobs))
+            if name not in roots[1]
+        ]
+
+    def _cold(self) -> list[Waste]:
+        """Return what lies in cold storage for nobody: its model is not listed any more and its grace is over, or it is back."""
+        listed = {model.id for model in self._lock.model}
+        back = {name for model in self._lock.model if model.state != "archived" for name in self._lock.blobs_of(model)}
+        leaving = [record for record in self._ledger.records().values() if record.id not in listed]
+        needed = {*self._lock.blob, *(name for record in leaving for name in record.blobs)}
+        return [
+            Waste(kind="cold", name=name, bytes=path.lstat().st_size, reason="in cold storage, and nobody asks for it any more")
+            for name, path in sorted(_by_digest(self._layout.cold / "blobs"))
+            if name not in needed or (name in back and self._layout.blob(name).is_file())
         ]
 
     def _partials(self) -> list[Waste]:
@@ -220,6 +234,15 @@ class Keeper:
             if digests.is_digest(path.name.replace("-", ":", 1))
             and (path.name not in wanted or now - path.stat().st_mtime > PARTIAL_SECONDS)
         ]
+
+
+def _by_digest(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Yield what lies under *folder* by its digest."""
+    for algorithm in _folders(folder):
+        for shelf in _folders(algorithm):
+            for path in shelf.iterdir():
+                if digests.is_digest(f"{algorithm.name}:{path.name}"):
+                    yield f"{algorithm.name}:{path.name}", path
 
 
 def _folders(path: Path) -> list[Path]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import sqlite3
+import stat
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator
@@ -135,23 +136,29 @@ class Ledger:
     @classmethod
     def _opened(cls, path: Path) -> Ledger:
         with durable.refusals(f"open {path}"):
-            fresh = not path.exists()
+            there = path.is_symlink() or path.exists()
+            if there and not stat.S_ISREG(path.lstat().st_mode):
+                return cls._begun_anew(path, "it is no plain file")
             path.touch(0o644)
-            if fresh:
+            if not there:
                 durable.sync_folder(path.parent)
         try:
             return cls(_open_writable(path))
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.OperationalError):
                 raise _refused(error) from error
-            return cls._begun_anew(path, error)
+            return cls._begun_anew(path, str(error))
 
     @classmethod
-    def _begun_anew(cls, path: Path, error: Exception) -> Ledger:
+    def _begun_anew(cls, path: Path, error: str) -> Ledger:
         aside = path.with_name(f"{path.name}.damaged")
+        durable.delete(aside)
         durable.delete(path.with_name(f"{path.name}-journal"))
         durable.rename(path, aside)
-        ledger = cls(_open_writable(path))
+        try:
+            ledger = cls(_open_writable(path))
+        except sqlite3.DatabaseError as refused:
+            raise _refused(refused) from refused
         detail = f"the ledger was damaged ({error}); kept as {aside.name}"
         ledger.incident(Incident(kind="crash-recovered", detail=detail), datetime.now(UTC))
         return ledger
@@ -258,7 +265,7 @@ class Ledger:
 
     def incident(self, incident: Incident, at: datetime) -> None:
         """Log *incident*, bounded; the same one again within a day is counted."""
-        key = (incident.kind, incident.model, incident.blob, incident.source, escaped(incident.detail))
+        key = tuple(escaped(text) for text in (incident.kind, incident.model, incident.blob, incident.source, incident.detail))
         with self._guard:
             counted = f"{_COUNTED}{incident.kind}"
             self.set_fact(counted, (self.fact(counted, int) or 0) + 1)  # a counter must not fall when old lines go
@@ -385,7 +392,8 @@ def _refused(error: sqlite3.Error) -> StoreError:
     text = str(error)
     if "full" in text:
         return DiskFull(f"cannot write the ledger: {text}")
-    return StoreError(f"the ledger refused: {text}")
+    hint = "" if isinstance(error, sqlite3.OperationalError) else "run `reconcile apply`: it puts a damaged ledger aside"
+    return StoreError(f"the ledger refused: {text}", hint=hint)
 
 
 def _decoded(value: bytes, kind: Any) -> Any:

@@ -2,12 +2,13 @@
 What is on the node, as a value. Reads and changes nothing, not even a time stamp.
 
 A plan must not hash: a blob counts as good while the file is the very one (inode, size, time of change) that was hashed and found
-good. Anything else is unknown and is hashed by ``apply`` before it is used. A mode is no evidence of anything (DVC's cache was
-fooled by it).
+good. Anything else is unknown and is hashed by ``apply`` before it is used. That a file is read-only is no evidence that it is good
+(DVC's cache was fooled by it); that it no longer is, is evidence that somebody was there.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from pathlib import Path
@@ -30,6 +31,8 @@ def node_state(layout: Layout, ledger: Ledger) -> NodeState:
     if layout.root.exists() and not layout.root.is_dir():
         raise StoreError(f"the store {layout.root} is not a folder", hint="set [store] path to a folder, or move the file away")
     active, drift = _active(layout)
+    strayed = generations.strayed(layout, active)
+    drift = (*drift, *(f"active: the link of {model} does not lead to its tree" for model in strayed))
     known = ledger.verifications()
     found = _scan(layout.blobs)
     blobs = {name: _blob(seen, known.get(name)) for name, seen in found.items()}
@@ -41,10 +44,11 @@ def node_state(layout: Layout, ledger: Ledger) -> NodeState:
         active=active,
         blobs=blobs,
         trees={recipe: seen for recipe, seen in trees.items() if layout.tree(seen.digest).is_dir()},
-        archived={name: BlobSeen(size=seen.st_size) for name, seen in _scan(layout.cold / "blobs").items()},
+        archived={name: _blob(seen, None) for name, seen in _scan(layout.cold / "blobs").items()},
         records=ledger.records(),
         passed=ledger.passed(),
         drift=(*drift, *lost, *damaged, *torn),
+        strayed=strayed,
         unfinished=bool(ledger.fact("running", bool)),
     )
 
@@ -53,7 +57,7 @@ def _active(layout: Layout) -> tuple[Generation, tuple[str, ...]]:
     """Return the active generation; a damaged one is as good as none, and apply makes a new one."""
     try:
         return generations.current(layout), ()
-    except StoreError as error:
+    except generations.Damaged as error:
         return Generation(), (error.message,)
 
 
@@ -65,7 +69,8 @@ def _scan(folder: Path) -> dict[str, os.stat_result]:
             for entry in _entries(shelf.path):
                 name = f"{algorithm}:{entry.name}"
                 if digest.is_digest(name) and entry.name.startswith(shelf.name):
-                    found[name] = entry.stat(follow_symlinks=False)
+                    with contextlib.suppress(FileNotFoundError):  # a run that holds the store deleted it meanwhile
+                        found[name] = entry.stat(follow_symlinks=False)
     return found
 
 
@@ -82,7 +87,7 @@ def _entries(path: Path | str) -> list[os.DirEntry[str]]:
 def _blob(seen: os.stat_result, known: Verification | None) -> BlobSeen:
     if not stat.S_ISREG(seen.st_mode) or (known is not None and seen.st_size != known.size):
         return BlobSeen(size=seen.st_size, damaged=True)
-    same = known is not None and (seen.st_ino, seen.st_mtime_ns) == (known.inode, known.mtime_ns)
+    same = known is not None and (seen.st_ino, seen.st_mtime_ns, stat.S_IMODE(seen.st_mode)) == (known.inode, known.mtime_ns, 0o444)
     return BlobSeen(size=seen.st_size, verified_at=known.verified_at if known is not None and same else None)
 
 
@@ -93,8 +98,30 @@ def _tree(layout: Layout, recipe: str, name: str, listing: tuple[Listing, ...], 
         recipe=recipe,
         blobs=tuple(sorted({entry.digest for entry in listing})),
         bytes=sum(entry.size for entry in listing),
-        damaged=not all(_same_file(folder, entry, found) for entry in listing),
+        damaged=folder.is_symlink() or not all(_same_file(folder, entry, found) for entry in listing) or _torn(folder, listing),
     )
+
+
+def _torn(folder: Path, listing: tuple[Listing, ...]) -> bool:
+    """Return whether there is something in *folder* that *listing* does not name, or a link where it has a folder."""
+    paths = {entry.path for entry in listing}
+    return _names(folder) != paths.union(*(_above(path) for path in paths if "/" in path))
+
+
+def _above(path: str) -> set[str]:
+    """Return the folders that the relative *path* goes through."""
+    parts = path.split("/")[:-1]
+    return {"/".join(parts[: end + 1]) for end in range(len(parts))}
+
+
+def _names(folder: Path, prefix: str = "") -> set[str]:
+    """Return the paths of everything in *folder*; a link is named and not followed."""
+    found: set[str] = set()
+    for entry in _entries(f"{folder}/{prefix}"):
+        found.add(prefix + entry.name)
+        if entry.is_dir(follow_symlinks=False):
+            found |= _names(folder, f"{prefix}{entry.name}/")
+    return found
 
 
 def _same_file(folder: Path, entry: Listing, found: dict[str, os.stat_result]) -> bool:

@@ -63,6 +63,9 @@ class Trees:
 
     def remove(self, name: str) -> None:
         """Delete the tree *name*; its blobs stay."""
+        for recipe, (tree, _) in self._ledger.trees().items():
+            if tree == name:  # first: what is half deleted must not be missed by anybody
+                self._ledger.forget_tree(recipe)
         durable.delete(self._layout.tree(name))
 
     def _listing(self, artifacts: Sequence[LockedArtifact]) -> tuple[Listing, ...]:
@@ -117,12 +120,16 @@ class Trees:
     def _mend(self, target: Path, listing: tuple[Listing, ...]) -> None:
         """Put back each file that is not its blob, one rename each: a reader sees the old file or the new one."""
         for entry in listing:
-            if not is_linked(target / entry.path, self._layout.blob(entry.digest)):
+            if _through_link(target, entry.path) or not is_linked(target / entry.path, self._layout.blob(entry.digest)):
                 self._link(target, entry)
         wanted = {entry.path for entry in listing}
         for found in files_of(target):
             if found not in wanted:
                 durable.delete(target / found)
+        above = {target / parent for path in wanted for parent in Path(path).parents}
+        for folder, _, _ in os.walk(target):
+            if Path(folder) not in above:
+                durable.delete(Path(folder))
         durable.sync_tree(target)
 
     def _link(self, folder: Path, entry: Listing) -> None:
@@ -135,6 +142,11 @@ class Trees:
         if path.is_dir() and not path.is_symlink():
             durable.delete(path)
         durable.link(self._layout.blob(entry.digest), path)
+
+
+def _through_link(folder: Path, path: str) -> bool:
+    """Whether the way to *path* goes through a link, which may lead to the same files by another way."""
+    return any((folder / above).is_symlink() for above in Path(path).parents[:-1])
 
 
 def digest_of(listing: tuple[Listing, ...]) -> str:

@@ -31,7 +31,8 @@ def hold(path: Path, *, timeout_seconds: float = 0.0) -> Iterator[None]:
     with durable.refusals(f"open {path}"):
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
     try:
-        _take(fd, timeout_seconds)
+        with durable.refusals(f"lock {path}"):
+            _take(fd, timeout_seconds)
         yield
     finally:
         os.close(fd)
