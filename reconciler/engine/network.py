@@ -16,17 +16,28 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from reconciler import digest, trust, units
 from reconciler import lock as locks
-from reconciler import trust, units
 from reconciler.engine import confirm
 from reconciler.engine.confirm import LIMITS, Confirmed
 from reconciler.errors import FetchError, LockMismatch, ReconcileError, SettingsError
+from reconciler.fetch import document
+from reconciler.fetch.document import Document
 from reconciler.settings import Settings
 from reconciler.store import durable, floor, writer
 from reconciler.store.ledger import Ledger
 from reconciler.trust import Floor
 
 _ROOT_CAP = 1 << 20
+
+
+class Etag(Struct, frozen=True, kw_only=True):
+    """The name that a server gave to a document."""
+
+    url: str
+    etag: str
+    #: Digest of the document.
+    envelope: str
 
 
 class Heard(Struct, frozen=True, kw_only=True):
@@ -38,6 +49,8 @@ class Heard(Struct, frozen=True, kw_only=True):
     data: bytes
     #: Whether the lock on disk is another.
     changes: bool
+    #: What the server calls this very document, to be asked only for another.
+    etag: Etag | None = None
 
 
 def read_floor(settings: Settings) -> Floor:
@@ -52,9 +65,8 @@ def held_store(settings: Settings, *, timeout_seconds: float = 0.0) -> Iterator[
     """Hold the store, made if it is missing, and open its ledger for writing."""
     layout = confirm.layout_of(settings)
     durable.make_folder(layout.root)
-    with writer.hold(layout.writer, timeout_seconds=timeout_seconds):
-        with Ledger.writing(layout.ledger) as ledger:
-            yield ledger
+    with writer.hold(layout.writer, timeout_seconds=timeout_seconds), Ledger.writing(layout.ledger) as ledger:
+        yield ledger
 
 
 def hear(settings: Settings, source: str, now: datetime) -> Heard:
@@ -65,13 +77,13 @@ def hear(settings: Settings, source: str, now: datetime) -> Heard:
         FetchError: nobody answers.
         TrustError: it is not the network's word, not now, or not any more.
     """
-    envelope = _read(settings, source or settings.network.snapshot, from_settings=not source)
+    envelope, etag = _heard(settings, source)
     trusted = confirm.root(settings)
     verified = trust.verify(envelope, trusted, now=now, floor=read_floor(settings), limits=LIMITS)
     lock = locks.compile(verified)
     data = locks.encode(lock)
     found = confirm.confirmed(lock, locks.digest_of(data), verified, trusted)
-    return Heard(confirmed=found, envelope=envelope, data=data, changes=not _on_disk(settings, data, envelope))
+    return Heard(confirmed=found, envelope=envelope, data=data, changes=not _on_disk(settings, data, envelope), etag=etag)
 
 
 def _on_disk(settings: Settings, data: bytes, envelope: bytes) -> bool:
@@ -82,24 +94,48 @@ def _on_disk(settings: Settings, data: bytes, envelope: bytes) -> bool:
     return kept == (data, envelope)
 
 
-def _read(settings: Settings, source: str, *, from_settings: bool, cap: int = LIMITS.envelope_bytes) -> bytes:
-    from reconciler.fetch import document
+def _heard(settings: Settings, source: str) -> tuple[bytes, Etag | None]:
+    """Return the envelope at *source*; where the server says that it is the one that we have, that one."""
+    place = source or settings.network.snapshot
+    known = _known(settings, place)
+    fetched = _read(settings, place, from_settings=not source, etag=known[1].etag if known else "")
+    if fetched.data is None:
+        if known is None:
+            raise FetchError(f"{place} says that nothing changed, and was not asked")
+        return known
+    etag = Etag(url=place, etag=fetched.etag, envelope=digest.of(fetched.data)) if fetched.etag else None
+    return fetched.data, etag
 
+
+def _known(settings: Settings, url: str) -> tuple[bytes, Etag] | None:
+    """Return the envelope that came from *url* last, if it still lies beside the lock, with its name."""
+    with Ledger.reading(confirm.layout_of(settings).ledger) as ledger:
+        etag = ledger.fact("etag", Etag)
+    if etag is None or etag.url != url:
+        return None
+    try:
+        envelope = confirm.read_capped(confirm.envelope_path(settings))
+    except OSError:
+        return None
+    return (envelope, etag) if digest.of(envelope) == etag.envelope else None
+
+
+def _read(settings: Settings, source: str, *, from_settings: bool, cap: int = LIMITS.envelope_bytes, etag: str = "") -> Document:
     if document.is_url(source):
         download = settings.download
-        fetched = document.get(
+        return document.get(
             source,
             max_bytes=cap,
             timeout_seconds=units.seconds(download.timeout),
+            etag=etag,
             proxy=download.proxy,
             ca_file=str(settings.path(download.ca_file)) if download.ca_file else "",
             allow_http=download.allow_http,
         )
-        return fetched.data or b""
     path = settings.path(source) if from_settings else Path(source)
     try:
         with path.open("rb") as file:
-            return file.read(cap + 1)
+            return Document(data=file.read(cap + 1))
     except OSError as error:
         raise SettingsError(f"{path} cannot be read: {error.strerror}", hint="give a signed snapshot's file or URL") from None
 
@@ -112,6 +148,7 @@ def accept(settings: Settings, heard: Heard, ledger: Ledger, now: datetime) -> N
     if heard.changes:
         durable.write(confirm.envelope_path(settings), heard.envelope)
         durable.write(settings.path(settings.network.lockfile), heard.data)
+    ledger.set_fact("etag", heard.etag)
     confirm.remember(settings, heard.confirmed)
 
 
@@ -141,7 +178,7 @@ def update_roots(settings: Settings, sources: tuple[str, ...], ledger: Ledger) -
     """
     layout, trusted = confirm.layout_of(settings), confirm.root(settings)
     del ledger  # proof that the caller holds the store
-    envelopes = [_read(settings, source, from_settings=False, cap=_ROOT_CAP) for source in sources]
+    envelopes = [_read(settings, source, from_settings=False, cap=_ROOT_CAP).data or b"" for source in sources]
     for envelope in sorted(envelopes, key=trust.root_version):
         if trust.root_version(envelope) > trusted.version:
             trusted = trust.advance(trusted, envelope, limits=LIMITS)

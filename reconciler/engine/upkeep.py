@@ -95,7 +95,9 @@ def _recorded(done: Checked, ledger: Ledger, report: Reporter, clock: Clock) -> 
     # A size that no file has marks the blob as damaged until it is replaced: the file itself stays, to be looked at.
     ledger.verified(done.digest, Verification(size=-1, inode=0, mtime_ns=0, verified_at=clock()))
     detail = done.error or f"its bytes hash to {done.found}"
-    report(Incident(kind="blob-damaged", blob=done.digest, detail=detail))
+    incident = Incident(kind="blob-damaged", blob=done.digest, detail=detail)
+    ledger.incident(incident, clock())
+    report(incident)
     return [Damage(kind="blob", name=done.digest, detail=detail)]
 
 

@@ -198,7 +198,10 @@ def test_a_second_run_is_told_that_the_store_is_held(used: Node) -> None:
     assert traces(used.store) == before
 
 
-@pytest.mark.parametrize("arguments", [["--frob"], ["plan", "--frob"], ["nonsense"], ["apply", "no-such-plan.json"], ["gc", "--max", "lots"]])
+MISUSES = [["--frob"], ["plan", "--frob"], ["nonsense"], ["apply", "no-such-plan.json"], ["gc", "--max", "lots"]]
+
+
+@pytest.mark.parametrize("arguments", MISUSES)
 def test_wrong_usage_exits_with_64(arguments: list[str]) -> None:
     from tests.node import run
 

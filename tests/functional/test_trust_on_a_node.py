@@ -1,0 +1,311 @@
+"""What a node does with a hostile network, a lost memory and a wrong clock; what serves goes on serving."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reconciler import settings as settings_
+from reconciler.engine import look, network, run
+from reconciler.errors import Expired, FloorLost, NotYetValid, TrustError
+from reconciler.ports import Event
+from tests import network as networks
+from tests.node import Node, tiny, traces
+from tests.node import run as command
+
+
+@pytest.fixture
+def used(node: Node) -> Node:
+    node.publish(node.item("a:v1", tiny("a")))
+    assert node.run("apply").code == 0
+    return node
+
+
+def settings_of(node: Node) -> settings_.Settings:
+    path = node.folder / "reconcile.toml"
+    return settings_.decode(path.read_bytes(), node.folder)
+
+
+def deaf(event: Event) -> None:
+    del event
+
+
+def serves(node: Node) -> bool:
+    return (node.store / "active/models/a/v1/a.gguf").read_bytes() == tiny("a")
+
+
+def test_rollback_by_lost_state_is_refused(used: Node) -> None:
+    old = (used.folder / "published.json").read_bytes()
+    used.publish(used.item("a:v1", tiny("a")), used.item("b:v1", tiny("b")))
+    (used.store / "trust/floor.json").unlink()
+    (used.store / "ledger.db").unlink()
+    (used.folder / "published.json").write_bytes(old)
+
+    for name in ("lock", "sync", "plan", "apply"):
+        ran = used.run(name, "--json")
+        assert ran.code == 4, (name, ran)
+        assert json.loads(ran.out.splitlines()[-1])["error"]["name"] == "floor-lost"
+        assert "trust init" in ran.err
+    assert serves(used)
+    assert used.run("status").code == 0
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"version": "x"}', b"\x00" * 100])
+def test_one_damaged_copy_of_the_floor_is_enough(used: Node, damage: bytes) -> None:
+    old = (used.folder / "published.json").read_bytes()
+    used.publish(used.item("a:v1", tiny("a")), used.item("b:v1", tiny("b")))
+    (used.store / "trust/floor.json").write_bytes(damage)
+    (used.folder / "published.json").write_bytes(old)
+
+    ran = used.run("lock", "--json")
+
+    assert ran.code == 4
+    assert ran.json["error"]["name"] == "rollback"
+    assert used.run("apply").code == 0
+    assert json.loads((used.store / "trust/floor.json").read_bytes())["version"] == 2
+
+
+def test_a_lost_floor_begins_anew_by_a_persons_word(used: Node) -> None:
+    (used.store / "trust/floor.json").unlink()
+    (used.store / "ledger.db").unlink()
+
+    ran = command("trust", "init", "--yes", "--config", str(used.folder / "reconcile.toml"))
+
+    assert ran.code == 0, ran
+    assert used.run("apply").code == 0
+    assert serves(used)
+
+
+def test_freeze_leaves_what_serves_and_installs_nothing(used: Node) -> None:
+    later = used.network.now + timedelta(days=31)
+    before = traces(used.store, ledger=False)
+
+    with pytest.raises(Expired):
+        run.preview(settings_of(used), clock=lambda: later)
+    with pytest.raises(Expired):
+        run.apply(settings_of(used), deaf, clock=lambda: later)
+    with pytest.raises(Expired):
+        run.sync(settings_of(used), deaf, clock=lambda: later)
+
+    status = look.status(settings_of(used), clock=lambda: later)
+    assert status.refused is not None
+    assert status.refused.startswith("expired: ")
+    assert [model.state for model in status.models] == ["active"]
+    assert serves(used)
+    after = traces(used.store, ledger=False)
+    before.pop("."), after.pop(".")
+    assert after == before
+    kinds = [incident.kind for incident in look.incidents(settings_of(used))]
+    assert kinds.count("expired") == 2  # once from each place; the same again is counted
+
+
+def test_expiry_is_refused_at_the_very_instant(used: Node) -> None:
+    end = used.network.now + timedelta(days=30)
+    with pytest.raises(Expired):
+        run.preview(settings_of(used), clock=lambda: end)
+    assert not run.preview(settings_of(used), clock=lambda: end - timedelta(seconds=1)).plan.changes
+
+
+def test_a_clock_set_back_is_refused(used: Node) -> None:
+    earlier = datetime.now(used.network.now.tzinfo) - timedelta(hours=1)
+    with pytest.raises(NotYetValid, match="has seen"):
+        run.preview(settings_of(used), clock=lambda: earlier)
+    assert serves(used)
+
+
+def test_an_unreachable_network_is_a_warning_and_the_last_lock_is_applied(node: Node) -> None:
+    node.publish(node.item("a:v1", tiny("a")))
+    text = (node.folder / "reconcile.toml").read_text()
+    (node.folder / "reconcile.toml").write_text(text.replace('"published.json"', '"http://127.0.0.1:9/snapshot.json"'))
+
+    ran = node.run("sync")
+
+    assert ran.code == 0, ran
+    assert "does not answer" in ran.out
+    assert "last known lock stays" in ran.out
+    assert serves(node)
+    assert node.run("lock").code == 1
+
+
+def test_removing_more_than_half_is_said_loudly(node: Node) -> None:
+    items = [node.item(f"{name}:v1", tiny(name)) for name in "abc"]
+    node.publish(*items)
+    assert node.run("apply").code == 0
+    node.publish(items[0])
+
+    planned = node.run("plan")
+    assert node.run("apply").code == 0
+
+    assert "this takes away 2 of 3 active models" in planned.out
+    details = [one["detail"] for one in node.run("incidents", "--json").json]
+    assert "this takes away 2 of 3 active models" in details
+    node.publish(*items)
+    assert node.run("plan", "--json").json["summary"]["download_bytes"] == 0
+
+
+def test_a_lock_swapped_between_plan_and_apply_is_refused(used: Node, tmp_path: Path) -> None:
+    used.publish(used.item("a:v1", tiny("a")), used.item("b:v1", tiny("b")))
+    saved = tmp_path / "plan.json"
+    assert used.run("plan", "--out", str(saved)).code == 0
+    used.publish(used.item("a:v1", tiny("a")), used.item("c:v1", tiny("c")))
+
+    ran = used.run("apply", str(saved))
+
+    assert ran.code == 1
+    assert "error[stale-plan]" in ran.err
+    assert used.states() == {"a:v1": "active", "c:v1": "absent"}
+
+
+def test_a_tampered_active_blob_is_found_and_healed(used: Node) -> None:
+    path = next(path for path in (used.store / "blobs").rglob("*") if path.is_file())
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(data)
+
+    found = used.run("verify", "--json")
+    assert found.code == 3
+    assert used.run("plan", "--json").json["models"][0]["op"] in {"repair", "retest"}
+    healed = used.run("verify", "--repair")
+
+    assert healed.code == 0, healed
+    assert serves(used)
+    assert "blob-damaged" in {one["kind"] for one in used.run("incidents", "--json").json}
+
+
+def test_a_server_cannot_forge_a_line_in_the_log(node: Node) -> None:
+    from reconciler.ports import Incident
+    from reconciler.report.text import sentence
+
+    node.publish(node.item("a:v1", tiny("a")))
+    evil = Incident(kind="source-failed", source="https://x/\x1b[2Jy", detail="404\nincident fine: \x1b[31mall is well\r")
+    with network.held_store(settings_of(node)) as ledger:
+        ledger.incident(evil, node.network.now)
+
+    shown = node.run("incidents").out
+
+    assert "\x1b" not in shown
+    assert not [line for line in shown.splitlines() if line.startswith("incident fine")]
+    assert "\x1b" not in sentence(evil)
+    assert "\n" not in sentence(evil)
+
+
+def test_roots_are_walked_on_sync_and_a_crash_between_is_a_resume(used: Node) -> None:
+    roots = used.folder / "roots"
+    roots.mkdir()
+    (roots / "2.json").write_bytes(used.network.rotate(snapshot_keys=networks.keys("second", 2)))
+    (roots / "3.json").write_bytes(used.network.rotate(root_keys=networks.keys("third", 2)))
+    text = (used.folder / "reconcile.toml").read_text()
+    template = f'root_updates = "{roots}/{{version}}.json"\n'
+    (used.folder / "reconcile.toml").write_text(text.replace("[network]\n", f"[network]\n{template}"))
+    with network.held_store(settings_of(used)) as ledger:
+        network.update_roots(settings_of(used), (str(roots / "2.json"),), ledger)  # and then the power goes
+
+    used.network.now += timedelta(seconds=1)
+    (used.folder / "published.json").write_bytes(used.network.snapshot(used.item("a:v1", tiny("a"))))
+    assert used.run("sync").code == 0
+
+    shown = command("trust", "show", "--json", "--config", str(used.folder / "reconcile.toml")).json
+    assert shown["version"] == 3
+    assert shown["roles"]["snapshot"]["keyids"] == [key.id for key in networks.keys("second", 2)]
+    assert serves(used)
+
+
+def test_a_root_that_skips_or_is_not_signed_by_the_old_one_is_refused(used: Node, tmp_path: Path) -> None:
+    used.network.rotate()
+    skipping = tmp_path / "3.json"
+    skipping.write_bytes(used.network.rotate())
+    refused = command("trust", "update", str(skipping), "--config", str(used.folder / "reconcile.toml"))
+    assert refused.code == 4
+    assert "error[bad-root-chain]" in refused.err
+    alone = tmp_path / "2.json"
+    other = networks.Network()
+    other.root_keys = networks.keys("thief", 2)
+    other.root_version = 2
+    alone.write_bytes(other.root())
+    refused = command("trust", "update", str(alone), "--config", str(used.folder / "reconcile.toml"))
+    assert refused.code == 4
+    assert serves(used)
+
+
+class _Tagged(BaseHTTPRequestHandler):
+    """Serves one document with an ETag, and counts what it sends."""
+
+    document = b""
+    sent: list[int] = []  # noqa: RUF012  one server a test
+
+    def do_GET(self) -> None:
+        fresh = self.headers.get("If-None-Match") == '"one"'
+        self.sent.append(304 if fresh else 200)
+        self.send_response(self.sent[-1])
+        self.send_header("ETag", '"one"')
+        body = b"" if fresh else self.document
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+        pass
+
+
+@pytest.fixture
+def tagged() -> Iterator[type[_Tagged]]:
+    handler = type("Handler", (_Tagged,), {"sent": []})
+    server = HTTPServer(("127.0.0.1", 0), handler)
+    handler.address = f"http://127.0.0.1:{server.server_address[1]}/snapshot.json"  # type: ignore[attr-defined]
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    yield handler
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_an_unchanged_snapshot_is_not_sent_twice(node: Node, tagged: type[_Tagged]) -> None:
+    tagged.document = node.network.snapshot(node.item("a:v1", tiny("a")))
+    text = (node.folder / "reconcile.toml").read_text()
+    address = tagged.address  # type: ignore[attr-defined]
+    (node.folder / "reconcile.toml").write_text(text.replace('"published.json"', f'"{address}"'))
+
+    assert node.run("sync").code == 0
+    assert node.run("sync").code == 0
+    (node.folder / "snapshot.json").unlink()
+    assert node.run("sync").code == 0
+
+    assert tagged.sent == [200, 304, 200]
+
+
+def test_a_snapshot_that_never_ends_is_cut_off(node: Node, tagged: type[_Tagged]) -> None:
+    tagged.document = b" " * (17 << 20)
+    text = (node.folder / "reconcile.toml").read_text()
+    address = tagged.address  # type: ignore[attr-defined]
+    (node.folder / "reconcile.toml").write_text(text.replace('"published.json"', f'"{address}"'))
+
+    ran = node.run("lock", "--json")
+
+    assert ran.code == 4
+    assert ran.json["error"]["name"] == "too-large"
+
+
+def test_nothing_switches_the_checks_off(used: Node) -> None:
+    import re
+
+    from reconciler.cli import cli
+
+    words = re.compile(r"insecure|no-verify|skip-(check|verify|sign)|allow-unsigned|trust-all|force-trust", re.IGNORECASE)
+    names = [option for command in cli.commands.values() for parameter in command.params for option in parameter.opts]
+    assert names
+    assert not [name for name in names if words.search(name)]
+    used.configure("insecure = true\n")
+    assert used.run("plan").code == 1
+
+
+def test_floor_lost_is_a_trust_error() -> None:
+    assert issubclass(FloorLost, TrustError)
