@@ -70,7 +70,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _integer(text: str) -> int:
-    if len(text) > 20 or not -(2**63) <= int(text) < 2**64:
+    if len(text) > 18 and (len(text) > 20 or not -(2**63) <= int(text) < 2**64):
         raise NotStrict(f"an integer of more than 64 bits: {text[:24]}")
     return int(text)
 

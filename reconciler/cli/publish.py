@@ -107,9 +107,11 @@ def root() -> None:
 @click.option("--snapshot-key", "snapshot_keys", multiple=True, required=True, type=FILE, help="A public key that may sign snapshots.")
 @click.option("--snapshot-threshold", type=click.IntRange(1), default=1, help="How many of them must.")
 @click.option("--expires", type=papers.End(), default="365d", metavar="TIME", help="When it ends: 365d, 2027-11-20, …")
+@click.option("--version", type=click.IntRange(1), default=1, help="For a network that starts over: higher than any root nodes have.")
 def root_new(
     *,
     file: Path,
+    version: int,
     network: str,
     root_keys: tuple[Path, ...],
     root_threshold: int,
@@ -128,7 +130,7 @@ def root_new(
     from reconciler.publish import roots
 
     roles = [[papers.public_key(path) for path in paths] for paths in (root_keys, snapshot_keys)]
-    data = roots.new(network, expires, (roles[0], root_threshold), (roles[1], snapshot_threshold))
+    data = roots.new(network, expires, (roles[0], root_threshold), (roles[1], snapshot_threshold), version=version)
     papers.write(file, data, new=True)
     papers.say(f"wrote {file}, unsigned; next: reconcile root sign {file} --key KEY")
 

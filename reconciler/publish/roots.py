@@ -52,16 +52,23 @@ class RootReport(Struct, frozen=True, kw_only=True):
     complete: bool
 
 
-def new(network: str, expires_at: datetime, root: tuple[Sequence[PublicKey], int], snapshots: tuple[Sequence[PublicKey], int]) -> bytes:
+def new(
+    network: str,
+    expires_at: datetime,
+    root: tuple[Sequence[PublicKey], int],
+    snapshots: tuple[Sequence[PublicKey], int],
+    *,
+    version: int = 1,
+) -> bytes:
     """
-    Return the first root of *network*, unsigned; *root* and *snapshots* are each role's keys and threshold.
+    Return a root of *network* that follows no other, unsigned; *root* and *snapshots* are each role's keys and threshold.
 
     Raises:
         PublishError: it would protect nothing, or not be a root.
     """
     roles = Roles(root=_role(*root), snapshot=_role(*snapshots))
     keys = {key.keyid: _listed(key) for key in (*root[0], *snapshots[0])}
-    made = TrustRoot(schema=1, network=network, version=1, expires_at=snapshot.utc(expires_at), keys=keys, roles=roles)
+    made = TrustRoot(schema=1, network=network, version=version, expires_at=snapshot.utc(expires_at), keys=keys, roles=roles)
     return _unsigned(made, {})
 
 
