@@ -109,9 +109,9 @@ class Floor(Struct, frozen=True, kw_only=True):
     version: int = 0
     digest: str = ""
     #: When the accepted snapshot was issued.
-    issued_at: datetime | None = None
+    issued_at: Instant | None = None
     #: The latest time at which a snapshot was accepted.
-    seen_at: datetime | None = None
+    seen_at: Instant | None = None
     #: Who could sign it: ``signers`` of the root. A role with other keys begins a new count (TUF 5.3.11, fast-forward recovery).
     role: str = ""
 
