@@ -15,7 +15,7 @@ from typing import NoReturn
 import click
 
 from reconciler import __version__
-from reconciler.cli import node, publish, upkeep
+from reconciler.cli import agent, node, publish, upkeep
 from reconciler.cli.shell import say
 from reconciler.errors import ReconcileError, UsageError
 
@@ -62,7 +62,7 @@ def cli() -> None:
     """
 
 
-for _command in (*node.COMMANDS, *upkeep.COMMANDS, publish.key, publish.root, publish.snapshot):
+for _command in (*node.COMMANDS, *upkeep.COMMANDS, *agent.COMMANDS, publish.key, publish.root, publish.snapshot):
     cli.add_command(_command)
 
 

@@ -1,0 +1,101 @@
+"""The commands for a machine that looks after itself: agent, and doctor, which says what it lacks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from reconciler.cli.node import FILE, LOCKED, OFFLINE, Seconds
+from reconciler.cli.shell import Shell, common
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_MARKS = {"ok": ("ok     ", "green"), "warning": ("warning", "yellow"), "error": ("error  ", "bold red")}
+
+
+@click.command()
+@click.option("--once", is_flag=True, help="One cycle, then exit as sync does: for cron or a timer.")
+@click.option("--interval", type=Seconds(), metavar="TIME", help="Time between cycles, as in 5m, instead of the settings'.")
+@click.option("--metrics-file", type=FILE, metavar="FILE", help="Write Prometheus metrics there, for node exporter's textfile collector.")
+@click.option("--metrics-port", type=click.IntRange(0, 65535), metavar="PORT", help="Serve Prometheus metrics on loopback; 0: any port.")
+@LOCKED
+@OFFLINE
+@common()
+def agent(
+    shell: Shell,
+    *,
+    once: bool,
+    interval: float | None,
+    metrics_file: Path | None,
+    metrics_port: int | None,
+    locked: bool,
+    offline: bool,
+) -> int:
+    """
+    Sync for ever: with interval, jitter, and a longer wait after failures.
+
+    Each cycle also hashes a share of the store, so that every blob is looked at within [agent] scrub_after, and repairs what is
+    damaged. How it is stands in <store>/health.json. SIGTERM and SIGINT end it within seconds, SIGHUP reads the settings anew and
+    begins the next cycle; under systemd it notifies and feeds the watchdog.
+
+    \b
+      reconcile agent
+      reconcile agent --interval 1m --metrics-port 9464
+      reconcile agent --once --metrics-file /var/lib/node_exporter/reconcile.prom
+    """
+    from reconciler.engine.agent import Agent, AgentOptions
+    from reconciler.engine.options import Options
+    from reconciler.engine.signals import Bell
+
+    options = AgentOptions(
+        interval_seconds=interval,
+        metrics_file=metrics_file.absolute() if metrics_file else None,
+        metrics_port=metrics_port,
+        run=Options(locked=locked, offline=offline),
+    )
+    with shell.reporter() as report, Bell() as bell:
+        made = Agent(shell.settings, report, bell, options)
+        if not once:
+            made.run()
+            return 0
+        ended = made.once()
+    if ended.error is not None:
+        raise ended.error
+    return 3 if ended.outcome == "models-failed" else 0
+
+
+@click.command()
+@OFFLINE
+@common()
+def doctor(shell: Shell, *, offline: bool) -> int:
+    """
+    Examine this machine: what reconcile needs here, what is missing, and what to do about it.
+
+    Changes nothing. Exit 1 if there is an error.
+
+    \b
+      reconcile doctor
+      reconcile doctor --offline --json
+    """
+    from reconciler.engine import doctor as examining
+
+    found = examining.examine(shell.settings, offline=offline)
+
+    def show(to: Console) -> None:
+        from rich.text import Text
+
+        for one in found:
+            mark, style = _MARKS[one.level]
+            to.print(Text.assemble((mark, style), f"  {one.name}: {one.text}"))
+            if one.hint and one.level != "ok":
+                to.print(f"         hint: {one.hint}", markup=False, style="dim")
+
+    failed = any(one.level == "error" for one in found)
+    shell.document({"schema": 1, "ok": not failed, "findings": found}, show)
+    return 1 if failed else 0
+
+
+COMMANDS = (agent, doctor)

@@ -1,0 +1,66 @@
+"""
+Hashing the store little by little: each blob within ``[agent] scrub_after``, the longest unchecked first, evenly spread.
+
+With n blobs and a time T, one blob is hashed every T/n. Nothing is kept for it but the times at which blobs were hashed, so an agent
+that is started anew every day scrubs as much as one that runs for a year.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from datetime import datetime
+
+from reconciler import units
+from reconciler.engine import confirm, run, upkeep
+from reconciler.engine.options import Clock, Options, wall_clock
+from reconciler.ports import Notice, Reporter
+from reconciler.settings import Settings
+from reconciler.store import observe
+from reconciler.store.ledger import Ledger
+
+
+def due(ages: Sequence[float], within: float) -> int:
+    """
+    Return how many blobs to hash now, the oldest first, so that none is ever unchecked for more than *within* seconds.
+
+    *ages* are the seconds since each was hashed; those never hashed are infinitely old. The one with j older ones before it needs
+    j + 1 turns of within/n seconds each; what its age leaves no turn for is due at once.
+    """
+    if within <= 0:
+        return len(ages)
+    turn = within / len(ages) if ages else within
+    late = 0
+    for before, age in enumerate(sorted(ages, reverse=True)):
+        turns = 0 if age >= within else math.floor((within - age) / turn)
+        late = max(late, before + 1 - turns)
+    return late
+
+
+def scrub(settings: Settings, report: Reporter, options: Options, *, delay_seconds: float, clock: Clock = wall_clock) -> int:
+    """
+    Hash what is due and repair what is damaged; return how many things were found damaged.
+
+    *delay_seconds* is the longest time until the next call: a blob must not come of age before it.
+
+    Raises:
+        StoreBusy, StoreError, TrustError: as their names say.
+    """
+    asked = units.seconds(settings.agent.scrub_after)
+    ages = _ages(settings, clock())
+    count = due(ages, min(0.9 * asked, asked - delay_seconds))
+    if not count:
+        return 0
+    found = upkeep.verify(settings, report, sample=count / len(ages), workers=1, clock=clock)
+    report(Notice(level="info", text=f"scrubbed {found.checked} of {len(ages)} blobs, {units.human_size(found.bytes)}"))
+    if found.damage:
+        run.apply(settings, report, options, actor="agent", clock=clock)
+    return len(found.damage)
+
+
+def _ages(settings: Settings, now: datetime) -> list[float]:
+    layout = confirm.layout_of(settings)
+    with Ledger.reading(layout.ledger) as ledger:
+        known = ledger.verifications()
+        blobs = observe.node_state(layout, ledger).blobs
+    return [(now - known[name].verified_at).total_seconds() if name in known else math.inf for name in blobs]

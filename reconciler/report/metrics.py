@@ -1,0 +1,236 @@
+"""
+A node's figures as Prometheus text, through ``prometheus-client``.
+
+Rules that hold here:
+
+1. Names end in their unit (``_bytes``, ``_seconds``, ``_timestamp_seconds``), counters in ``_total``; instants are Unix times, so that
+   the one who asks computes the age and a file that nobody writes any more is seen to be old.
+2. A registry of its own, filled from values at each scrape: no global state, and a model that is gone leaves no series behind.
+3. What is not known has no sample; zero is never said in its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from typing import TYPE_CHECKING, get_args
+
+from msgspec import Struct
+
+from reconciler import __version__
+from reconciler.state import ModelState
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.core import Metric
+
+STATES: tuple[str, ...] = get_args(ModelState)
+
+
+class ModelFigures(Struct, frozen=True, kw_only=True):
+    """What is told of one model; None where it is not known."""
+
+    id: str
+    state: ModelState
+    bytes: int = 0
+    attempts: int = 0
+    since: datetime | None = None
+    tested_at: datetime | None = None
+    load_seconds: float | None = None
+    run_seconds: float | None = None
+    tokens_per_second: float | None = None
+
+
+class NetworkFigures(Struct, frozen=True, kw_only=True):
+    """What this node knows of its network's word."""
+
+    network: str
+    lock: str
+    snapshot_version: int
+    snapshot_expires_at: datetime
+    root_version: int
+    root_expires_at: datetime
+    floor_version: int | None = None
+    #: The name of the error for which nothing new is installed; empty where all is well.
+    refused: str = ""
+
+
+class StoreFigures(Struct, frozen=True, kw_only=True):
+    """What lies in the store, and on the disk under it."""
+
+    generation: int
+    blobs: int
+    blob_bytes: int
+    archived_bytes: int
+    damaged_blobs: int
+    drift: int
+    disk_free_bytes: int
+    disk_reserve_bytes: int
+    #: When the blob that was not hashed for longest was hashed.
+    oldest_verified_at: datetime | None = None
+
+
+class RunFigures(Struct, frozen=True, kw_only=True):
+    """How the agent's cycles went."""
+
+    at: datetime
+    seconds: float
+    failures: int
+    #: How many cycles ended how, by outcome.
+    totals: dict[str, int] = {}
+    succeeded_at: datetime | None = None
+    next_at: datetime | None = None
+
+
+class Figures(Struct, frozen=True, kw_only=True):
+    """Everything that is told; None where it could not be found out."""
+
+    models: tuple[ModelFigures, ...] = ()
+    network: NetworkFigures | None = None
+    store: StoreFigures | None = None
+    run: RunFigures | None = None
+    #: Incidents ever logged, by kind.
+    incidents: dict[str, int] = {}
+
+
+def registry(figures: Callable[[], Figures], now: Callable[[], datetime]) -> CollectorRegistry:
+    """Return a registry that asks for *figures* at each scrape."""
+    from prometheus_client import CollectorRegistry
+
+    made = CollectorRegistry()
+    made.register(_Figures(figures, now))
+    return made
+
+
+def render(figures: Figures, now: datetime) -> bytes:
+    """Return *figures* in Prometheus' text format, as node exporter's textfile collector reads it."""
+    from prometheus_client import generate_latest
+
+    text: bytes = generate_latest(registry(lambda: figures, lambda: now))
+    return text
+
+
+def serve(port: int, figures: Callable[[], Figures], now: Callable[[], datetime]) -> tuple[int, Callable[[], None]]:
+    """
+    Serve the figures on *port* of this machine's loopback; return the port, a free one for 0, and what ends the server.
+
+    Raises:
+        OSError: the port is taken.
+    """
+    from prometheus_client import start_http_server
+
+    server, thread = start_http_server(port, addr="127.0.0.1", registry=registry(figures, now))
+
+    def end() -> None:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+    return server.server_port, end
+
+
+class _Figures:
+    """The collector of one registry."""
+
+    def __init__(self, figures: Callable[[], Figures], now: Callable[[], datetime]) -> None:
+        self._figures = figures
+        self._now = now
+
+    def collect(self) -> Iterator[Metric]:
+        """Give the families of one scrape."""
+        figures, now = self._figures(), self._now()
+        yield _family("build_info", "Which reconcile this is.", [({"version": __version__}, 1.0)])
+        yield from _models(figures.models)
+        if figures.network is not None:
+            yield from _network(figures.network, now)
+        if figures.store is not None:
+            yield from _store(figures.store)
+        if figures.run is not None:
+            yield from _run(figures.run)
+        yield _family("incidents_total", "Incidents ever logged, by kind.", _by("kind", figures.incidents), counter=True)
+
+
+Samples = list[tuple[dict[str, str], float]]
+
+
+def _family(name: str, text: str, samples: Samples, *, counter: bool = False) -> Metric:
+    """Return one family; *samples* with their labels, all with the same ones."""
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+    labels = tuple(samples[0][0]) if samples else ()
+    kind = CounterMetricFamily if counter else GaugeMetricFamily
+    made = kind(f"reconcile_{name}", text, labels=labels)
+    for labelled, value in samples:
+        made.add_metric([labelled[label] for label in labels], value)
+    return made
+
+
+def _one(name: str, text: str, value: float | datetime | None) -> Iterator[Metric]:
+    if value is not None:
+        yield _family(name, text, [({}, _number(value))])
+
+
+def _number(value: float | datetime) -> float:
+    return value.timestamp() if isinstance(value, datetime) else float(value)
+
+
+def _by(label: str, values: dict[str, int]) -> Samples:
+    return [({label: key}, float(values[key])) for key in sorted(values)]
+
+
+_OF_MODELS = (
+    ("model_bytes", "Bytes of the model's files.", "bytes"),
+    ("model_attempts", "Failed attempts since it last worked.", "attempts"),
+    ("model_state_since_timestamp_seconds", "When the model came into its state.", "since"),
+    ("model_tested_timestamp_seconds", "When the last test job ended.", "tested_at"),
+    ("model_test_load_seconds", "How long the last test job took to load the model.", "load_seconds"),
+    ("model_test_run_seconds", "How long the last test job took to answer.", "run_seconds"),
+    ("model_test_tokens_per_second", "Tokens a second of the last test job.", "tokens_per_second"),
+)
+
+
+def _models(models: tuple[ModelFigures, ...]) -> Iterator[Metric]:
+    counts = dict.fromkeys(STATES, 0)
+    for model in models:
+        counts[model.state] += 1
+    yield _family("models", "Models by state.", _by("state", counts))
+    states: Samples = [({"model": model.id, "state": state}, float(model.state == state)) for model in models for state in STATES]
+    yield _family("model_state", "1 for the state in which the model is, 0 for the others.", states)
+    for name, text, field in _OF_MODELS:
+        known = [(model.id, getattr(model, field)) for model in models]
+        yield _family(name, text, [({"model": model}, _number(value)) for model, value in known if value is not None])
+
+
+def _network(of: NetworkFigures, now: datetime) -> Iterator[Metric]:
+    left = (of.snapshot_expires_at - now).total_seconds()
+    yield _family("snapshot_info", "Which lock this node acts on.", [({"network": of.network, "lock": of.lock}, 1.0)])
+    yield from _one("snapshot_version", "Version of the snapshot.", of.snapshot_version)
+    yield from _one("snapshot_expires_timestamp_seconds", "When the snapshot expires.", of.snapshot_expires_at)
+    yield from _one("snapshot_expiry_seconds", "Seconds until the snapshot expires, when this was said; negative: it has.", left)
+    yield from _one("root_version", "Version of the trust root.", of.root_version)
+    yield from _one("root_expires_timestamp_seconds", "When the trust root expires.", of.root_expires_at)
+    yield from _one("floor_version", "The newest snapshot version ever accepted.", of.floor_version)
+    refused: Samples = [({"reason": of.refused}, 1.0)] if of.refused else []
+    yield _family("refused", "1 while nothing new is installed, with the error's name.", refused)
+
+
+def _store(of: StoreFigures) -> Iterator[Metric]:
+    yield from _one("generation", "Number of the active generation.", of.generation)
+    yield from _one("store_blobs", "Blobs in the store.", of.blobs)
+    yield from _one("store_blob_bytes", "Bytes of the blobs in the store.", of.blob_bytes)
+    yield from _one("store_archived_bytes", "Bytes in cold storage.", of.archived_bytes)
+    yield from _one("store_damaged_blobs", "Blobs whose bytes are not what they were.", of.damaged_blobs)
+    yield from _one("store_drift", "Ways in which the store differs from what the last run left.", of.drift)
+    text = "When the blob that was not hashed for longest was hashed; 0: one never was."
+    yield from _one("store_oldest_verification_timestamp_seconds", text, of.oldest_verified_at)
+    yield from _one("disk_free_bytes", "Free bytes on the store's file system.", of.disk_free_bytes)
+    yield from _one("disk_reserve_bytes", "Free bytes that are never used.", of.disk_reserve_bytes)
+
+
+def _run(of: RunFigures) -> Iterator[Metric]:
+    yield from _one("last_run_timestamp_seconds", "When the last cycle ended.", of.at)
+    yield from _one("last_run_duration_seconds", "How long the last cycle took.", of.seconds)
+    yield from _one("last_success_timestamp_seconds", "When a cycle last ended without an error.", of.succeeded_at)
+    yield from _one("next_run_timestamp_seconds", "When the next cycle begins.", of.next_at)
+    yield from _one("run_failures", "Cycles in a row that ended with an error.", of.failures)
+    yield _family("runs_total", "Cycles by outcome.", _by("outcome", of.totals), counter=True)
