@@ -142,7 +142,7 @@ def plan(
     def show(to: Console) -> None:
         from reconciler.report import terminal
 
-        terminal.plan(to, made)
+        terminal.plan(to, made, verbose=shell.verbose)
 
     shell.document(made, show)
     return 2 if detailed_exitcode and made.changes else 0

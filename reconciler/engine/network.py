@@ -13,6 +13,7 @@ import contextlib
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
@@ -21,14 +22,13 @@ from reconciler import lock as locks
 from reconciler.engine import confirm
 from reconciler.engine.confirm import LIMITS, Confirmed
 from reconciler.errors import FetchError, LockMismatch, ReconcileError, SettingsError
-from reconciler.fetch import document
-from reconciler.fetch.document import Document
 from reconciler.settings import Settings
 from reconciler.store import durable, floor, writer
 from reconciler.store.ledger import Ledger
 from reconciler.trust import Floor
 
-_ROOT_CAP = 1 << 20
+if TYPE_CHECKING:
+    from reconciler.fetch.document import Document
 
 
 class Etag(Struct, frozen=True, kw_only=True):
@@ -121,6 +121,8 @@ def _known(settings: Settings, url: str) -> tuple[bytes, Etag] | None:
 
 
 def _read(settings: Settings, source: str, *, from_settings: bool, cap: int = LIMITS.envelope_bytes, etag: str = "") -> Document:
+    from reconciler.fetch import document  # TLS comes with it, and a plan needs none
+
     if document.is_url(source):
         download = settings.download
         return document.get(
@@ -135,7 +137,7 @@ def _read(settings: Settings, source: str, *, from_settings: bool, cap: int = LI
     path = settings.path(source) if from_settings else Path(source)
     try:
         with path.open("rb") as file:
-            return Document(data=file.read(cap + 1))
+            return document.Document(data=file.read(cap + 1))
     except OSError as error:
         raise SettingsError(f"{path} cannot be read: {error.strerror}", hint="give a signed snapshot's file or URL") from None
 
@@ -178,7 +180,7 @@ def update_roots(settings: Settings, sources: tuple[str, ...], ledger: Ledger) -
     """
     layout, trusted = confirm.layout_of(settings), confirm.root(settings)
     del ledger  # proof that the caller holds the store
-    envelopes = [_read(settings, source, from_settings=False, cap=_ROOT_CAP).data or b"" for source in sources]
+    envelopes = [_read(settings, source, from_settings=False, cap=LIMITS.root_bytes).data or b"" for source in sources]
     for envelope in sorted(envelopes, key=trust.root_version):
         if trust.root_version(envelope) > trusted.version:
             trusted = trust.advance(trusted, envelope, limits=LIMITS)

@@ -8,13 +8,12 @@ under the hold, and carries that out: what a person saw before is compared, neve
 from __future__ import annotations
 
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec import Struct
 
-from reconciler import apply as applying
 from reconciler import plan as plans
-from reconciler.apply import Outcome
 from reconciler.engine import confirm, facts, network
 from reconciler.engine.confirm import Confirmed
 from reconciler.engine.options import Clock, Options, wall_clock
@@ -27,6 +26,9 @@ from reconciler.settings import Settings
 from reconciler.state import NodeState
 from reconciler.store import observe
 from reconciler.store.ledger import Ledger
+
+if TYPE_CHECKING:
+    from reconciler.apply import Outcome
 
 _OPTIONS = Options()
 
@@ -85,6 +87,7 @@ def apply(
         StalePlan: *saved* is not what would be done now.
         StoreBusy, StoreError, DiskFull, RuntimeMissing: as their names say.
     """
+    from reconciler import apply as applying
     from reconciler.engine import wiring  # the downloader and the engines come with it, and a plan needs neither
 
     with network.held_store(settings, timeout_seconds=options.lock_timeout_seconds) as ledger:

@@ -54,18 +54,19 @@ def console(*, stderr: bool, color: bool) -> Console:
     return Console(stderr=stderr, no_color=not color, highlight=False, soft_wrap=not color, force_terminal=terminal, width=width)
 
 
-def plan(to: Console, made: Plan) -> None:
-    """Show a plan: what changes first, then what it costs."""
+def plan(to: Console, made: Plan, *, verbose: bool = False) -> None:
+    """Show a plan: what changes, then what it costs; what stays as it is too, if *verbose*."""
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
-    for change in sorted(made.models, key=lambda one: (not one.changes, one.id)):
+    shown = [change for change in made.models if verbose or change.op != "keep" or not change.reason.startswith("up-to-date")]
+    for change in sorted(shown, key=lambda one: (not one.changes, one.id)):
         sign = _OPS[change.op]
         style = _OP_STYLES[sign]
         size = units.human_size(change.download_bytes) if change.download_bytes else ""
         table.add_row(Text(sign, style), Text(change.id, "bold"), Text(change.op, style), _path(change), Text(plain(change.reason)), size)
-    if made.models:
+    if shown:
         to.print(table)
     for drifted in made.drift:
         to.print(f"drift: {plain(drifted)}", style="yellow", markup=False)

@@ -52,9 +52,10 @@ def write(layout: Layout, ledger: Ledger, floor: Floor) -> None:
 def in_file(layout: Layout) -> Floor | None:
     """Return the floor as its file says it, or None if that is gone or damaged."""
     try:
-        return msgspec.json.decode(_path(layout).read_bytes(), type=Floor)
+        found = msgspec.json.decode(_path(layout).read_bytes(), type=Floor)
     except (OSError, msgspec.DecodeError):
         return None
+    return found if found.version else None  # an empty object decodes well, and is no memory of anything
 
 
 def _path(layout: Layout) -> Path:

@@ -87,7 +87,7 @@ class Generations:
 
 def target_of(layout: Layout, entry: ActiveModel) -> str:
     """Return what the link of *entry* in a generation says: the way from there to its tree."""
-    return f"../../../../{layout.tree(entry.tree).relative_to(layout.root)}"
+    return f"../../../../{layout.tree_from_root(entry.tree)}"
 
 
 def path_of(model: str) -> str:

@@ -77,6 +77,10 @@ class Layout(Struct, frozen=True):
         """Return where the tree *name* lies."""
         return _by_digest(self.trees, name)
 
+    def tree_from_root(self, name: str) -> str:
+        """Return the way from the store's root to the tree *name*."""
+        return str(_by_digest(Path("trees"), name))
+
     @property
     def used(self) -> bool:
         """Whether this store has ever accepted a snapshot."""
@@ -88,4 +92,4 @@ def _by_digest(folder: Path, name: str) -> Path:
         algorithm, digits = digest.parse(name)
     except ValueError as error:
         raise StoreError(str(error)) from None
-    return folder / algorithm / digits[:2] / digits
+    return Path(f"{folder}/{algorithm}/{digits[:2]}/{digits}")

@@ -406,7 +406,7 @@ def _decoded(value: bytes, kind: Any) -> Any:
 
 def _instant(text: str) -> datetime:
     try:
-        return datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+        return datetime.fromisoformat(text)
     except ValueError:
         return datetime.fromtimestamp(0, UTC)
 
