@@ -183,7 +183,7 @@ class Agent:
                 ended = self._cycle()
                 if self._bell.stops():
                     break
-                seconds = delay(self._interval, self.health.failures) + self._jitter(units.seconds(self._settings.agent.jitter))
+                seconds = delay(self._interval, self.health.failures) + self._jitter(min(self._interval, self._most_jitter))
                 self._tell(ended, seconds)
                 self._wait(seconds)
                 self._reload()
@@ -227,6 +227,10 @@ class Agent:
         asked = self._options.interval_seconds
         return units.seconds(self._settings.agent.interval) if asked is None else asked
 
+    @property
+    def _most_jitter(self) -> float:
+        return units.seconds(self._settings.agent.jitter)
+
     def _wait(self, seconds: float) -> None:
         self._pulse.beat(seconds)
         until = self._timer() + seconds
@@ -269,7 +273,7 @@ class Agent:
             return "error", f"unexpected {type(error).__name__}: {error}", error
 
     def _synced_and_scrubbed(self) -> tuple[Word, str]:
-        longest = max(self._interval, BACKOFF_SECONDS) + units.seconds(self._settings.agent.jitter)
+        longest = max(self._interval, BACKOFF_SECONDS) + self._most_jitter
         failed = self._work.sync(self._settings, self._hear, self._options.run)
         damaged = self._work.scrub(self._settings, self._hear, self._options.run, longest)
         words = [f"{failed} models failed"] * bool(failed) + [f"{damaged} damaged, repair tried"] * bool(damaged)
@@ -300,7 +304,8 @@ class Agent:
         next_at = ended.at + timedelta(seconds=seconds) if seconds is not None else None
         self.health = msgspec.structs.replace(self.health, next_at=next_at)
         if ended.outcome in _FAILURES and seconds is not None:
-            again = f"; tried again in {units.human_time(seconds)}"
+            hint = getattr(ended.error, "hint", "")
+            again = f"; tried again in {units.human_time(seconds)}{' (' if hint else ''}{hint}{')' if hint else ''}"
             self._report(Notice(level="warning", text=ended.message + again))
         self._write_health("stopped" if seconds is None else "waiting")
         self._measure()

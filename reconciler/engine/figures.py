@@ -31,7 +31,7 @@ def measure(settings: Settings, *, clock: Clock = wall_clock) -> Figures:
     status = _known(lambda: look.status(settings, clock=clock))
     with Ledger.reading(confirm.layout_of(settings).ledger) as ledger:
         return Figures(
-            models=tuple(_model(model, ledger.report(model.id)) for model in status.models) if status else (),
+            models=tuple(_model(model, ledger.report(model.id)) for model in status.models) if status else None,
             network=_known(lambda: _network(settings, status)) if status else None,
             store=_known(lambda: _store(settings, ledger)),
             incidents=_known(ledger.incident_totals) or {},

@@ -24,16 +24,16 @@ def due(ages: Sequence[float], within: float) -> int:
     """
     Return how many blobs to hash now, the oldest first, so that none is ever unchecked for more than *within* seconds.
 
-    *ages* are the seconds since each was hashed; those never hashed are infinitely old. The one with j older ones before it needs
-    j + 1 turns of within/n seconds each; what its age leaves no turn for is due at once.
+    *ages* are the seconds since each was hashed; those never hashed are infinitely old. The one with j older ones before it waits for
+    j turns of within/n seconds each: as many of the oldest are due now as its age leaves no turns for. So blobs that came together
+    are hashed one after the other, and a single one when it comes of age.
     """
     if within <= 0:
         return len(ages)
     turn = within / len(ages) if ages else within
     late = 0
     for before, age in enumerate(sorted(ages, reverse=True)):
-        turns = 0 if age >= within else math.floor((within - age) / turn)
-        late = max(late, before + 1 - turns)
+        late = max(late, before + 1 if age >= within else before - math.floor((within - age) / turn))
     return late
 
 

@@ -85,7 +85,7 @@ class RunFigures(Struct, frozen=True, kw_only=True):
 class Figures(Struct, frozen=True, kw_only=True):
     """Everything that is told; None where it could not be found out."""
 
-    models: tuple[ModelFigures, ...] = ()
+    models: tuple[ModelFigures, ...] | None = None
     network: NetworkFigures | None = None
     store: StoreFigures | None = None
     run: RunFigures | None = None
@@ -140,7 +140,8 @@ class _Figures:
         """Give the families of one scrape."""
         figures, now = self._figures(), self._now()
         yield _family("build_info", "Which reconcile this is.", [({"version": __version__}, 1.0)])
-        yield from _models(figures.models)
+        if figures.models is not None:
+            yield from _models(figures.models)
         if figures.network is not None:
             yield from _network(figures.network, now)
         if figures.store is not None:
