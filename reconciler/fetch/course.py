@@ -3,8 +3,8 @@ The course that one blob takes over its sources. Decisions only: no clock, no fi
 
 Rules that hold here:
 
-1. All good sources are used together, until bytes that came from several prove wrong; from then on one at a time, from byte 0, so that
-   each is answerable for what it sends.
+1. All good sources are used together, until bytes that came from several prove wrong, or a shared transfer fails without having gained
+   anything; from then on one at a time, so that each is answerable for what it does. After wrong bytes, from byte 0.
 2. A source that lied is not asked again in this run. One that failed is, ``attempts`` times, with a growing pause between; bytes that
    were gained start the count anew, and they are counted by the furthest point ever reached, so that this ends.
 3. A source that is slow comes after those that are not.
@@ -96,9 +96,18 @@ class Course:
                 news.append(source.url)
         return [Blame(url, failure) for url in news]
 
+    def broke(self, urls: tuple[str, ...], failure: Failure, now: float, *, gained: bool) -> list[Blame]:
+        """Take note that a transfer from *urls* ended early. Of several, nobody knows which is at fault: each is tried alone then."""
+        if len(urls) < 2:
+            return self.failed(urls, failure, now, gained=gained)
+        self.together = gained
+        return [] if gained else [Blame("", Failure(text=f"{failure.text}; {_alone(urls)}", kind=failure.kind))]
+
     def slow(self, urls: tuple[str, ...], now: float) -> list[Blame]:
         """Take note that *urls*, together, were slower than permitted: others come first now."""
         failure = Failure(text=f"slower than {self._settings.min_rate_bytes} bytes a second", permanent=False)
+        if len(urls) > 1:
+            return self.broke(urls, failure, now, gained=False)
         for url in urls:
             self._sources[url].slow = True
         others = any(source.open and not source.slow for source in self._sources.values())
@@ -117,9 +126,7 @@ class Course:
         if len(urls) > 1:
             self.together = False
             self._suspects = set(urls)
-            shown = ", ".join(sources.redact(url) for url in urls)
-            text = f"{failure.text}; it came from several, each is tried alone now: {shown}"
-            return [Blame("", Failure(text=text, kind=failure.kind))]
+            return [Blame("", Failure(text=f"{failure.text}; {_alone(urls)}", kind=failure.kind))]
         self._suspects -= set(urls)
         for url in urls:
             self._sources[url].open = False
@@ -142,3 +149,7 @@ class Course:
         more = f"; and {len(reasons) - 3} more" if len(reasons) > 3 else ""
         kind = HashMismatch if "hash-mismatch" in kinds else SizeMismatch if "size-mismatch" in kinds else FetchError
         return kind(f"no source gave {self._digest}: {'; '.join(reasons[:3])}{more}")
+
+
+def _alone(urls: tuple[str, ...]) -> str:
+    return f"several were used together, each is tried alone now: {', '.join(sources.redact(url) for url in urls)}"

@@ -305,7 +305,7 @@ class Passage:
             kind = DiskFull if ending.failure.kind == "disk-full" else StoreError
             self.fail(kind(f"cannot keep {self.want.digest}: {ending.failure.text}"))
             return
-        self._blame(self.course.failed(self._used, ending.failure, now, gained=self._gained()))
+        self._blame(self.course.broke(self._used, ending.failure, now, gained=self._gained()))
         self._again(now, discard=ending.discard)
 
     def _gained(self) -> bool:

@@ -277,10 +277,12 @@ class _Hand:
         slowest = question.size / self._settings.min_rate_bytes if self._settings.min_rate_bytes else _MOST_SECONDS
         self.deadline = time.monotonic() + self._settings.slow_seconds + min(slowest, _MOST_SECONDS)
         data = response.read(question.size + 1)
-        if len(data) != question.size:
-            longer = len(data) > question.size
-            text = f"it sends {'more than' if longer else f'{len(data)} of'} the signed {question.size} bytes"
-            return Failure(text=text, kind="size-mismatch", permanent=longer)
+        if len(data) > question.size:
+            return Failure(text=f"it sends more than the signed {question.size} bytes", kind="size-mismatch")
+        if time.monotonic() >= self.deadline:
+            return _SILENT
+        if len(data) < question.size:
+            return Failure(text=f"it sent {len(data)} of the signed {question.size} bytes", permanent=False)
         try:
             return Brought(hashed=_written(into, data, digests.parse(question.digest)[0]))
         except OSError as error:
@@ -317,10 +319,14 @@ class _Hand:
         self._current = connection
         try:
             connection.request("GET", path, headers=headers)
-            return connection.getresponse()
+            response = connection.getresponse()
         except BaseException:
             connection.close()
             raise
+        if time.monotonic() >= self.deadline:
+            connection.close()
+            raise TimeoutError  # headers that were cut off look like headers that ended
+        return response
 
     def _open(self, rules: Rules, place: tuple[str, str, int]) -> _Connection:
         scheme, host, port = place
