@@ -127,7 +127,8 @@ def _model(change: ModelChange, found: confirm.Confirmed, state: NodeState, ledg
 
 def _reason(change: ModelChange, remembered: str) -> str:
     """Return why a model is as it is: what the last run said of it, unless something has to be done about it now."""
-    return remembered if change.op == "keep" and remembered and not change.reason.startswith("not-listed") else change.reason
+    settled = change.op == "keep" and not change.reason.startswith("not-listed")
+    return remembered if remembered and (settled or change.from_ == "failed") else change.reason
 
 
 def incidents(settings: Settings, limit: int = 100) -> tuple[LoggedIncident, ...]:
