@@ -163,6 +163,7 @@ class _Run:
         self._reject()
         self._install()  # 4, 5, 6
         self._retire()  # 7
+        self._correct()
         ports.keeper.sweep()
         ports.ledger.set_running(running=False)  # 8
         return self._outcome()
@@ -637,6 +638,15 @@ class _Run:
         if record != known:
             self._put(record)
         self._ports.report(ModelDone(model=model, state=state, reason=reason))
+
+    def _correct(self) -> None:
+        """Set right what was remembered wrongly of models that need nothing: a run was cut short between an effect and its record."""
+        for change in self._plan.models:
+            listed, known = self._models.get(change.id), self._records.get(change.id)
+            if change.op != "keep" or listed is None or known is None or change.reason.startswith("excluded"):
+                continue
+            if known.state != change.from_ or (known.recipe != listed.recipe and change.from_ != "absent"):
+                self._settle(change.id, change.from_, change.reason)
 
     def _put(self, record: Record) -> None:
         self._records[record.id] = record
