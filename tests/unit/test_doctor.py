@@ -1,0 +1,331 @@
+"""The doctor: what each check says of a healthy node and of a sick one."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from reconciler.engine import confirm, doctor, reach
+from reconciler.engine.doctor import Case, Finding
+from reconciler.engine.health import Health, path, write
+from reconciler.errors import SettingsError
+from reconciler.settings import Settings, decode
+from reconciler.store import floor
+from reconciler.store.ledger import Ledger
+from reconciler.trust import Floor
+from tests.network import NOW, Network
+from tests.node import run
+
+
+@pytest.fixture
+def network() -> Network:
+    return Network()
+
+
+@pytest.fixture
+def case(tmp_path: Path, network: Network) -> Case:
+    (tmp_path / "root.json").write_bytes(network.root())
+    (tmp_path / "published.json").write_bytes(network.snapshot(network.model("a:v1")))
+    return Case(settings=decode(b'[network]\nsnapshot = "published.json"\n[store]\nreserve = "1MiB"\n', tmp_path), now=NOW)
+
+
+@pytest.fixture
+def locked(case: Case) -> Case:
+    from reconciler import lock as locks
+    from reconciler.engine import network as hearing
+
+    heard = hearing.hear(case.settings, "", NOW)
+    assert heard is not None
+    confirm.envelope_path(case.settings).write_bytes(heard.envelope)
+    case.settings.path("models.lock").write_bytes(locks.encode(heard.confirmed.lock))
+    return case
+
+
+def levels(check: doctor.Check, case: Case) -> list[str]:
+    return [finding.level for finding in doctor.examined(check, case)]
+
+
+def one(check: doctor.Check, case: Case) -> Finding:
+    (found,) = doctor.examined(check, case)
+    return found
+
+
+# -- the doctor
+
+
+def test_a_check_that_breaks_ends_no_other(case: Case) -> None:
+    def broken_one(_: Case) -> Iterator[Finding]:
+        yield Finding(name="before", level="ok", text="")
+        raise ZeroDivisionError("division by zero")
+
+    before, after = doctor.examined(broken_one, case)
+
+    assert before.name == "before"
+    assert (after.name, after.level) == ("broken one", "error")
+    assert "ZeroDivisionError" in after.text
+
+
+def test_settings_that_do_not_hold_leave_the_machine_examined() -> None:
+    def load() -> Settings:
+        raise SettingsError("reconcile.toml: unknown key 'stor'", hint="did you mean 'store'?")
+
+    found = doctor.examine(load, offline=True)
+
+    assert (found[0].name, found[0].level, found[0].hint) == ("settings", "error", "did you mean 'store'?")
+    assert {"python", "aria2c", "sandbox"} <= {finding.name for finding in found}
+
+
+def test_every_finding_of_a_sick_node_says_what_to_do(case: Case) -> None:
+    found = doctor.examine(lambda: case.settings, offline=True, clock=lambda: NOW)
+
+    assert all(finding.text for finding in found)
+    assert all(finding.hint for finding in found if finding.level != "ok"), found
+    assert "lock" in {finding.name for finding in found if finding.level == "error"}
+
+
+def test_the_exit_code_and_the_json_say_whether_there_is_an_error(case: Case) -> None:
+    config = case.settings.path("reconcile.toml")
+    config.write_text('[network]\nsnapshot = "published.json"\n')
+    sick = run("doctor", "--offline", "--json", "--config", str(config))
+
+    assert sick.code == 1
+    assert sick.json["ok"] is False
+    assert {"name", "level", "text", "hint"} == set(sick.json["findings"][0])
+    assert "error    lock: lock-mismatch" in run("doctor", "--offline", "--config", str(config)).out
+
+
+def test_the_doctor_leaves_no_trace(locked: Case) -> None:
+    folder = Path(locked.settings.base)
+    before = sorted(folder.rglob("*"))
+    doctor.examine(lambda: locked.settings, offline=True, clock=lambda: NOW)
+
+    assert sorted(folder.rglob("*")) == before
+
+
+# -- the machine
+
+
+def test_aria2c_is_found_and_runs(case: Case) -> None:
+    found = one(doctor.aria2c, case)
+
+    assert found.level == "ok"
+    assert found.text[0].isdigit()
+
+
+def test_an_aria2c_that_does_not_run_is_an_error(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from reconciler.fetch import aria2
+
+    broken = tmp_path / "aria2c"
+    broken.write_text("#!/bin/sh\nexit 3\n")
+    broken.chmod(0o755)
+    monkeypatch.setattr(aria2, "find", lambda: broken)
+
+    assert levels(doctor.aria2c, case) == ["error"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "works", "expected"),
+    [
+        ("auto", (True, True), ["ok", "ok", "ok"]),
+        ("auto", (False, True), ["warning", "ok", "ok"]),
+        ("auto", (False, False), ["error", "error", "error"]),
+        ("bubblewrap", (False, True), ["error", "ok", "error"]),
+        ("landlock", (False, True), ["ok", "ok", "ok"]),
+    ],
+)
+def test_only_a_sandbox_that_holds_counts(
+    case: Case, monkeypatch: pytest.MonkeyPatch, setting: str, works: tuple[bool, bool], expected: list[str]
+) -> None:
+    from reconciler.runtime import sandbox
+
+    probed = (
+        sandbox.Probed(mode="bubblewrap", works=works[0], detail="what it saw"),
+        sandbox.Probed(mode="landlock", works=works[1], detail="what it saw"),
+    )
+    monkeypatch.setattr(sandbox, "examine", lambda: probed)
+    settings = decode(f'[smoke]\nsandbox = "{setting}"\n'.encode(), Path(case.settings.base))
+
+    assert levels(doctor.sandbox, msgspec.structs.replace(case, settings=settings)) == expected
+
+
+def test_the_real_sandbox_is_probed(case: Case) -> None:
+    assert [finding.name for finding in doctor.examined(doctor.sandbox, case)] == ["sandbox bubblewrap", "sandbox landlock", "sandbox"]
+
+
+def test_a_missing_engine_matters_only_where_a_model_needs_it(locked: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    from reconciler.runtime import engines
+
+    monkeypatch.setattr(engines, "installed", lambda _: {})
+    found = {finding.name: finding for finding in doctor.examined(doctor.runtimes, locked)}
+
+    assert found["runtime llama-cpp"].level == "error"
+    assert "reconciler[llama-cpp]" in found["runtime llama-cpp"].hint
+    assert all(finding.level == "ok" for name, finding in found.items() if name != "runtime llama-cpp")
+
+
+# -- the node
+
+
+@pytest.mark.parametrize(("days", "expected"), [(-1, "error"), (0, "error"), (29, "warning"), (31, "ok")])
+def test_a_root_that_ends_soon_is_told_in_time(tmp_path: Path, network: Network, days: int, expected: str) -> None:
+    (tmp_path / "root.json").write_bytes(network.root())
+    now = NOW + timedelta(days=365 - days)
+
+    assert one(doctor.trust_root, Case(settings=Settings(base=str(tmp_path)), now=now)).level == expected
+
+
+def test_a_node_without_a_root_is_told_how_to_pin_one(tmp_path: Path) -> None:
+    found = one(doctor.trust_root, Case(settings=Settings(base=str(tmp_path)), now=NOW))
+
+    assert found.level == "error"
+    assert "reconcile init --root" in found.hint
+
+
+@pytest.mark.parametrize(("days", "expected"), [(0, "ok"), (26, "ok"), (28, "warning"), (30, "error")])
+def test_a_lock_is_judged_by_its_time(locked: Case, days: int, expected: str) -> None:
+    assert one(doctor.lock, msgspec.structs.replace(locked, now=NOW + timedelta(days=days))).level == expected
+
+
+def test_an_edited_lock_is_an_error(locked: Case) -> None:
+    path = locked.settings.path("models.lock")
+    path.write_bytes(path.read_bytes().replace(b"version = 1", b"version = 2"))
+
+    assert one(doctor.lock, locked).text.startswith("lock-mismatch")
+
+
+def test_a_clock_behind_what_was_seen_is_an_error(case: Case) -> None:
+    layout = confirm.layout_of(case.settings)
+    layout.root.mkdir()
+    with Ledger.writing(layout.ledger) as ledger:
+        floor.write(layout, ledger, Floor(version=1, digest="sha256:" + "0" * 64, seen_at=NOW + timedelta(days=1)))
+    os.utime(layout.ledger, (NOW.timestamp(), NOW.timestamp()))
+
+    assert one(doctor.clock, case).level == "error"
+    assert one(doctor.clock, msgspec.structs.replace(case, now=NOW + timedelta(days=1))).level == "ok"
+
+
+def test_files_from_the_future_are_a_warning(case: Case) -> None:
+    path = case.settings.path("models.lock")
+    path.write_bytes(b"")
+    os.utime(path, (NOW.timestamp() + 3600, NOW.timestamp() + 3600))
+
+    assert one(doctor.clock, case).level == "warning"
+
+
+def test_a_disk_within_the_reserve_is_an_error(case: Case) -> None:
+    settings = decode(b'[store]\nreserve = "900PiB"\n', Path(case.settings.base))
+
+    assert one(doctor.disk, msgspec.structs.replace(case, settings=settings)).level == "error"
+
+
+def test_a_damaged_ledger_is_a_warning_with_what_it_costs(case: Case) -> None:
+    layout = confirm.layout_of(case.settings)
+    layout.root.mkdir()
+    with Ledger.writing(layout.ledger) as ledger:
+        ledger.set_fact("x", 1)
+    assert one(doctor.ledger, case).level == "ok"
+    layout.ledger.write_bytes(b"garbage" * 1000)
+
+    found = one(doctor.ledger, case)
+    assert found.level == "warning"
+    assert "nothing is downloaded" in found.hint
+
+
+def test_an_active_link_that_leads_nowhere_is_an_error(case: Case) -> None:
+    layout = confirm.layout_of(case.settings)
+    layout.root.mkdir()
+    layout.active.symlink_to("generations/7")
+
+    assert one(doctor.active, case).level == "error"
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, "ok"),
+        ({"failures": 3, "outcome": "error", "message": "no disk"}, "warning"),
+        ({"next_at": NOW - timedelta(hours=1)}, "warning"),
+        ({"next_at": NOW + timedelta(hours=1)}, "ok"),
+    ],
+)
+def test_an_agent_that_fails_or_is_overdue_is_a_warning(case: Case, changes: dict[str, object], expected: str) -> None:
+    said = Health(phase="waiting", outcome="done", started_at=NOW, ended_at=NOW)
+    write(case.settings, msgspec.structs.replace(said, **changes))
+
+    assert path(case.settings).exists()
+    assert one(doctor.agent, case).level == expected
+
+
+# -- reach
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield listening
+
+
+@pytest.fixture
+def shut() -> int:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port: int = closed.getsockname()[1]
+    return port
+
+
+def sources(case: Case, snapshot: str, fallback: str) -> Case:
+    text = f'[network]\nsnapshot = {json.dumps(snapshot)}\n[download]\nfallback = ["{fallback}/{{algorithm}}/{{hex}}"]\n'
+    return msgspec.structs.replace(case, settings=decode(text.encode(), Path(case.settings.base)))
+
+
+def test_hosts_are_knocked_on_and_those_that_matter_most_count_most(case: Case, listener: socket.socket, shut: int) -> None:
+    port = listener.getsockname()[1]
+    up, down = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{shut}"
+
+    assert levels(doctor.reachable, sources(case, f"{up}/s.json", down)) == ["ok", "warning"]
+    assert levels(doctor.reachable, sources(case, f"{down}/s.json", up)) == ["error", "ok"]
+    assert levels(doctor.reachable, sources(case, f"{up}/s.json", up)) == ["ok"], "each host once"
+
+
+def test_offline_touches_no_network(case: Case, shut: int) -> None:
+    looked = msgspec.structs.replace(sources(case, f"http://127.0.0.1:{shut}/s.json", f"http://127.0.0.1:{shut}"), offline=True)
+
+    assert levels(doctor.reachable, looked) == ["ok"]
+
+
+def test_behind_a_proxy_only_the_proxy_is_knocked_on(case: Case, listener: socket.socket) -> None:
+    port = listener.getsockname()[1]
+    text = f'[network]\nsnapshot = "https://config.example.org/s.json"\n[download]\nproxy = "http://127.0.0.1:{port}"\n'
+    behind = msgspec.structs.replace(case, settings=decode(text.encode(), Path(case.settings.base)))
+
+    assert one(doctor.reachable, behind).name == f"network 127.0.0.1:{port}"
+
+
+def test_a_host_that_speaks_no_tls_does_not_answer(case: Case, listener: socket.socket) -> None:
+    host = reach.Host(name="127.0.0.1", port=listener.getsockname()[1], tls=True)
+    (answer,) = reach.knock([host], case.settings, 0.3)
+
+    assert answer.error
+
+
+@pytest.mark.parametrize("url", ["", "file:///etc/passwd", "https://", "ftp://x/", "https://x:99999/", "models/{hex}", "http://[::1"])
+def test_what_is_no_http_url_has_no_host(url: str) -> None:
+    assert reach.host_of(url) is None
+
+
+def test_ports_follow_the_scheme() -> None:
+    assert str(reach.host_of("https://models.example.org/x")) == "models.example.org:443"
+    assert str(reach.host_of("http://[::1]/x")) == "[::1]:80"
+
+
+def test_a_name_that_is_none_is_an_answer_too(case: Case) -> None:
+    (answer,) = reach.knock([reach.Host(name="x" * 64 + ".invalid", port=80, tls=False)], case.settings, 1.0)
+
+    assert answer.error
