@@ -29,7 +29,7 @@ import msgspec
 from msgspec import Struct
 
 from reconciler import plan as plans
-from reconciler.errors import BlobDamaged, DiskFull, FetchError, ReconcileError, SmokeFailed, StoreError
+from reconciler.errors import BlobDamaged, DiskFull, FetchError, ReconcileError, SandboxUnavailable, SmokeFailed, StoreError
 from reconciler.lock import Lock, LockedModel
 from reconciler.node import NodeFacts, Policy
 from reconciler.plan import ModelChange, Plan
@@ -403,6 +403,8 @@ class _Run:
     def _prepared(self, model: LockedModel) -> Prepared:
         try:
             return self._prepare(model)
+        except SandboxUnavailable as error:  # an archive is unpacked in one too: nobody is at fault, and it is tried again
+            return Prepared(model=model, report=TestReport(verdict="unable", reason=f"{error.name}: {error.message}"))
         except ReconcileError as error:
             return Prepared(model=model, error=error)
         except Exception as error:  # noqa: BLE001  a bug in one model's path must not leave the run waiting for ever
