@@ -3,13 +3,15 @@ The inside of the sandbox: what the child does to itself before it runs a line o
 
 Limits, a seccomp filter and, where there are no namespaces, Landlock; by ``ctypes`` and ``prctl``, without a dependency. Nothing here
 can be undone by the process (``PR_SET_NO_NEW_PRIVS``; seccomp(2), landlock(7)). Whatever cannot be set up ends the child at once, with
-``SETUP_FAILED``, before any of the model is read.
+``SETUP_FAILED``, before any of the model is read; once all is set up it says ``CONFINED``, so that its parent can tell a sandbox that
+failed from a model that did: nothing of the model has run by then, and nothing that it writes later comes before that line.
 
 Run as ``python -I -c BOOTSTRAP SETUP``: *SETUP* is a JSON document, standard input is the job's.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -20,39 +22,58 @@ import signal
 import stat
 import struct
 import sys
+from pathlib import Path
 from typing import Any
 
 #: Exit code of a child that could not confine itself.
 SETUP_FAILED = 97
+
+#: The first line of a child's standard output, once it is confined.
+CONFINED = b"confined\n"
 
 #: Argument of ``python -I -c``: this package's folder is named, since an isolated interpreter has no other way to a checkout.
 BOOTSTRAP = "import sys; sys.path.insert(0, sys.argv[2]); from reconciler.runtime import cage; cage.main(sys.argv[1])"
 
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _PR_SET_DUMPABLE = 1, 38, 22, 4
 _SECCOMP_MODE_FILTER = 2
+_CAPABILITIES_V3 = 0x20080522
+_KEPT_CAPABILITIES = 0b110  # DAC_OVERRIDE and DAC_READ_SEARCH: which files, Landlock says; root's others reach beyond files
 
 #: (audit architecture, system call numbers) by machine; asm/unistd.h of each.
-_MACHINES = {
+_MACHINES: dict[str, tuple[int, dict[str, int]]] = {
     "x86_64": (0xC000003E, {
-        "chmod": 90, "fchmod": 91, "chown": 92, "fchown": 93, "lchown": 94, "utime": 132, "setxattr": 188, "lsetxattr": 189,
-        "fsetxattr": 190, "removexattr": 197, "lremovexattr": 198, "fremovexattr": 199, "utimes": 235, "fchownat": 260, "futimesat": 261,
-        "fchmodat": 268, "utimensat": 280, "fchmodat2": 452, "socket": 41, "socketpair": 53, "connect": 42, "clone": 56, "execve": 59,
-        "kill": 62, "ptrace": 101, "pivot_root": 155,
-        "chroot": 161, "mount": 165, "umount2": 166, "reboot": 169, "init_module": 175, "tkill": 200, "kexec_load": 246, "add_key": 248,
-        "request_key": 249, "keyctl": 250, "unshare": 272, "perf_event_open": 298, "open_by_handle_at": 304, "setns": 308,
-        "process_vm_readv": 310, "process_vm_writev": 311, "finit_module": 313, "bpf": 321, "execveat": 322, "userfaultfd": 323,
-        "pidfd_send_signal": 424, "io_uring_setup": 425, "pidfd_open": 434, "clone3": 435, "pidfd_getfd": 438,
+        "shmget": 29, "shmat": 30, "shmctl": 31, "socket": 41, "connect": 42, "socketpair": 53, "clone": 56, "fork": 57, "vfork": 58,
+        "execve": 59, "kill": 62, "semget": 64, "semop": 65, "semctl": 66, "msgget": 68, "msgsnd": 69, "msgrcv": 70, "msgctl": 71,
+        "chmod": 90, "fchmod": 91, "chown": 92, "fchown": 93, "lchown": 94, "ptrace": 101, "syslog": 103, "rt_sigqueueinfo": 129,
+        "utime": 132, "setpriority": 141, "sched_setparam": 142, "sched_setscheduler": 144, "pivot_root": 155, "chroot": 161,
+        "mount": 165, "umount2": 166, "reboot": 169, "init_module": 175, "setxattr": 188, "lsetxattr": 189, "fsetxattr": 190,
+        "removexattr": 197, "lremovexattr": 198, "fremovexattr": 199, "tkill": 200, "sched_setaffinity": 203, "semtimedop": 220,
+        "tgkill": 234, "utimes": 235, "mq_open": 240, "mq_unlink": 241, "kexec_load": 246, "add_key": 248, "request_key": 249,
+        "keyctl": 250, "ioprio_set": 251, "fchownat": 260, "futimesat": 261, "fchmodat": 268, "unshare": 272, "utimensat": 280,
+        "rt_tgsigqueueinfo": 297, "perf_event_open": 298, "prlimit64": 302, "open_by_handle_at": 304, "setns": 308,
+        "process_vm_readv": 310, "process_vm_writev": 311, "finit_module": 313, "sched_setattr": 314, "bpf": 321, "execveat": 322,
+        "userfaultfd": 323, "pidfd_send_signal": 424, "io_uring_setup": 425, "pidfd_open": 434, "clone3": 435, "pidfd_getfd": 438,
+        "fchmodat2": 452, "setxattrat": 463, "removexattrat": 466,
     }),
     "aarch64": (0xC00000B7, {
-        "setxattr": 5, "lsetxattr": 6, "fsetxattr": 7, "removexattr": 14, "lremovexattr": 15, "fremovexattr": 16, "fchmod": 52,
-        "fchmodat": 53, "fchownat": 54, "fchown": 55, "utimensat": 88, "fchmodat2": 452, "umount2": 39, "mount": 40, "pivot_root": 41,
-        "chroot": 51, "unshare": 97, "kexec_load": 104, "init_module": 105, "ptrace": 117,
-        "kill": 129, "tkill": 130, "reboot": 142, "socket": 198, "socketpair": 199, "connect": 203, "add_key": 217, "request_key": 218,
-        "keyctl": 219, "clone": 220, "execve": 221, "perf_event_open": 241, "open_by_handle_at": 265, "setns": 268,
-        "process_vm_readv": 270, "process_vm_writev": 271, "finit_module": 273, "bpf": 280, "execveat": 281, "userfaultfd": 282,
-        "pidfd_send_signal": 424, "io_uring_setup": 425, "pidfd_open": 434, "clone3": 435, "pidfd_getfd": 438,
+        "setxattr": 5, "lsetxattr": 6, "fsetxattr": 7, "removexattr": 14, "lremovexattr": 15, "fremovexattr": 16, "ioprio_set": 30,
+        "umount2": 39, "mount": 40, "pivot_root": 41, "chroot": 51, "fchmod": 52, "fchmodat": 53, "fchownat": 54, "fchown": 55,
+        "utimensat": 88, "unshare": 97, "kexec_load": 104, "init_module": 105, "syslog": 116, "ptrace": 117, "sched_setparam": 118,
+        "sched_setscheduler": 119, "sched_setaffinity": 122, "kill": 129, "tkill": 130, "tgkill": 131, "rt_sigqueueinfo": 138,
+        "setpriority": 140, "reboot": 142, "mq_open": 180, "mq_unlink": 181, "msgget": 186, "msgctl": 187, "msgrcv": 188, "msgsnd": 189,
+        "semget": 190, "semctl": 191, "semtimedop": 192, "semop": 193, "shmget": 194, "shmctl": 195, "shmat": 196, "socket": 198,
+        "socketpair": 199, "connect": 203, "add_key": 217, "request_key": 218, "keyctl": 219, "clone": 220, "execve": 221,
+        "rt_tgsigqueueinfo": 240, "perf_event_open": 241, "prlimit64": 261, "open_by_handle_at": 265, "setns": 268,
+        "process_vm_readv": 270, "process_vm_writev": 271, "finit_module": 273, "sched_setattr": 274, "bpf": 280, "execveat": 281,
+        "userfaultfd": 282, "pidfd_send_signal": 424, "io_uring_setup": 425, "pidfd_open": 434, "clone3": 435, "pidfd_getfd": 438,
+        "fchmodat2": 452, "setxattrat": 463, "removexattrat": 466,
     }),
 }  # fmt: skip
+#: Open in a cell that starts a server and talks to it; only namespaces make that safe.
+_SERVER_CALLS = {"socketpair", "connect", "fork", "vfork", "execve", "execveat", "kill", "tgkill", "tkill", "prlimit64"}
+_SERVER_CALLS |= {"sched_setaffinity", "sched_setscheduler", "sched_setparam", "setpriority"}
+_SERVER_FAMILIES = (1, 2, 10)  # AF_UNIX, AF_INET, AF_INET6
+_THREAD = 0x00010000  # CLONE_THREAD
 _NAMESPACES = 0x7E020000  # CLONE_NEWNS, CGROUP, UTS, IPC, USER, PID, NET
 _ALLOW, _DENY, _ABSENT, _KILL = 0x7FFF0000, 0x00050000 | 13, 0x00050000 | 38, 0x80000000  # EACCES, ENOSYS
 
@@ -75,21 +96,41 @@ def main(setup: str) -> None:
         sys.stderr.write(f"the sandbox could not be set up: {type(error).__name__}: {error}\n")
         sys.stderr.flush()
         os._exit(SETUP_FAILED)
-    runpy.run_module(wanted["module"], run_name="__main__")
+    os.write(1, CONFINED)
+    runpy.run_module(wanted["module"], run_name="__main__", alter_sys=True)  # types are looked up in the module of their name
 
 
 def confine(wanted: dict[str, Any]) -> None:
-    """Set up death with the parent, limits, Landlock if asked for, and the filter, in this order: each could forbid the one before."""
+    """
+    Set up death with the parent, limits, Landlock if asked for, and the filter, in this order: each could forbid the one before.
+
+    Raises:
+        SetupFailed, OSError: something could not be set up; the process may be half confined and MUST end.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     _call(libc.prctl, _PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if wanted["parent"] and os.getppid() != wanted["parent"]:
         raise SetupFailed("the parent is gone")
+    with contextlib.suppress(OSError):  # a courtesy to the node, not a wall: in want of memory this process goes first
+        Path("/proc/self/oom_score_adj").write_text("1000")
     _limit(wanted["limits"])
     _call(libc.prctl, _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     _call(libc.prctl, _PR_SET_DUMPABLE, 0, 0, 0, 0)
+    _drop_capabilities(libc)
     if wanted["landlock"]:
         _landlock(libc, wanted["read"], wanted["write"], wanted["devices"])
-    _seccomp(libc)
+    _seccomp(libc, server=wanted["server"], writes=bool(wanted["writes"]))
+
+
+def _drop_capabilities(libc: Any) -> None:
+    """Keep of root's powers those over files, if there are any; namespaces took all before."""
+    header = struct.pack("=Ii", _CAPABILITIES_V3, 0)
+    held = ctypes.create_string_buffer(24)
+    if libc.capget(header, held):
+        raise SetupFailed(f"capabilities: {os.strerror(ctypes.get_errno())}")
+    kept = struct.unpack("=6I", held.raw)[1] & _KEPT_CAPABILITIES
+    if libc.capset(header, struct.pack("=6I", kept, kept, 0, 0, 0, 0)):
+        raise SetupFailed(f"capabilities: {os.strerror(ctypes.get_errno())}")
 
 
 def _limit(limits: dict[str, int]) -> None:
@@ -156,40 +197,62 @@ def _allow(libc: Any, ruleset: int, path: str, rights: int) -> None:
 # -- seccomp ---------------------------------------------------------------------------------------
 
 
-def _seccomp(libc: Any) -> None:
+def _seccomp(libc: Any, *, server: bool, writes: bool) -> None:
     """
-    Deny sockets of every family, new programs, new namespaces, and every way to other processes and to the kernel's insides.
+    Deny sockets, new programs and processes, namespaces, and every way to other processes and to the kernel's insides.
 
-    Modes, owners, times and attributes too: Landlock does not govern them, and the model's file is the store's own.
+    Modes, owners, times and attributes too: Landlock does not govern them, and the model's file is the store's own. A child of one
+    process also leaves nobody behind when it is killed, where there is no namespace to end with it.
     """
     machine = platform.machine()
     if machine not in _MACHINES:
         raise SetupFailed(f"no system call filter is known for {machine}")
-    program = b"".join(_filter(*_MACHINES[machine]))
+    program = b"".join(_filter(*_MACHINES[machine], server=server, writes=writes))
     buffer = ctypes.create_string_buffer(program)
     pointer = struct.pack("HxxxxxxQ", len(program) // 8, ctypes.addressof(buffer))
     keep = ctypes.create_string_buffer(pointer)
     _call(libc.prctl, _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(keep), 0, 0)
 
 
-def _filter(architecture: int, numbers: dict[str, int]) -> list[bytes]:
-    """Return classic BPF (linux/filter.h) over struct seccomp_data: number at 0, architecture at 4, first argument at 16."""
+def _filter(architecture: int, numbers: dict[str, int], *, server: bool, writes: bool) -> list[bytes]:
+    """Return classic BPF (linux/filter.h) over struct seccomp_data: number at 0, architecture at 4, arguments from 16 on."""
+    own = (os.getpid(),)
+    bounded: dict[str, tuple[int, tuple[int, ...]]] = {"tgkill": (0, own), "prlimit64": (0, (0, *own))}  # abort(3) signals itself
+    if writes:
+        bounded["fchmod"] = (1, (0o444, 0o755))  # what is unpacked, by descriptor
+    if server:
+        bounded["socket"] = (0, _SERVER_FAMILIES)
+    opened = _SERVER_CALLS if server else set()
+    program = [_load(4), _jump(_EQUAL, architecture, 1, 0), _answer(_KILL), _load(0)]
+    program += [_jump(_AT_LEAST, 0x40000000, 0, 1), _answer(_KILL)]  # the x32 numbers are another set of doors
+    for name, number in numbers.items():
+        if name in opened or name in {"clone", "clone3"}:
+            continue
+        program += _bounded(number, *bounded[name]) if name in bounded else [_jump(_EQUAL, number, 0, 1), _answer(_DENY)]
+    program += [_jump(_EQUAL, numbers["clone3"], 0, 1), _answer(_ABSENT)]  # its flags are behind a pointer; clone will do
+    threads_only = [] if server else [_jump(_ANY_BIT, _THREAD, 1, 0), _answer(_DENY)]
+    program += [_jump(_EQUAL, numbers["clone"], 0, 3 + len(threads_only))]
+    program += [_load(16), _jump(_ANY_BIT, _NAMESPACES, 0, 1), _answer(_DENY), *threads_only]
+    return [*program, _answer(_ALLOW)]
 
-    def load(offset: int) -> bytes:
-        return struct.pack("HBBI", 0x20, 0, 0, offset)
 
-    def jump(code: int, value: int, true: int, false: int) -> bytes:
-        return struct.pack("HBBI", code, true, false, value)
+_EQUAL, _AT_LEAST, _ANY_BIT = 0x15, 0x35, 0x45
 
-    def answer(value: int) -> bytes:
-        return struct.pack("HBBI", 0x06, 0, 0, value)
 
-    equal, at_least, any_bit = 0x15, 0x35, 0x45
-    denied = [number for name, number in numbers.items() if name not in {"clone", "clone3"}]
-    program = [load(4), jump(equal, architecture, 1, 0), answer(_KILL), load(0)]
-    program += [jump(at_least, 0x40000000, 0, 1), answer(_KILL)]  # the x32 numbers are another set of doors
-    for number in denied:
-        program += [jump(equal, number, 0, 1), answer(_DENY)]
-    program += [jump(equal, numbers["clone3"], 0, 1), answer(_ABSENT)]  # its flags are behind a pointer; the C library falls back to clone
-    program += [jump(equal, numbers["clone"], 0, 3), load(16), jump(any_bit, _NAMESPACES, 0, 1), answer(_DENY)]
-    return [*program, answer(_ALLOW)]
+def _load(offset: int) -> bytes:
+    return struct.pack("HBBI", 0x20, 0, 0, offset)
+
+
+def _jump(code: int, value: int, true: int, false: int) -> bytes:
+    return struct.pack("HBBI", code, true, false, value)
+
+
+def _answer(value: int) -> bytes:
+    return struct.pack("HBBI", 0x06, 0, 0, value)
+
+
+def _bounded(number: int, argument: int, values: tuple[int, ...]) -> list[bytes]:
+    """Let the call *number* through only if its argument is one of *values*; the kernel reads these as 32-bit numbers, and so do we."""
+    program = [_jump(_EQUAL, number, 0, len(values) + 3), _load(16 + 8 * argument)]
+    program += [_jump(_EQUAL, value, len(values) - index, 0) for index, value in enumerate(values)]
+    return [*program, _answer(_DENY), _answer(_ALLOW)]

@@ -10,7 +10,7 @@ import msgspec
 from reconciler.errors import DiskFull, ReconcileError, SandboxUnavailable, StoreError, UnpackRefused
 from reconciler.node import Limits
 from reconciler.runtime import sandbox
-from reconciler.runtime.sandbox import Cell, Ended
+from reconciler.runtime.cell import Cell, Ended
 from reconciler.settings import Settings
 
 _MODULE = "reconciler.store.unpack"

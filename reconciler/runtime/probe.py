@@ -7,8 +7,11 @@ nothing run at all would otherwise pass for a perfect one.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import os
+import resource
 import socket
 import sys
 from collections.abc import Callable
@@ -16,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 _SECONDS = 1.0
+_NEW_USER = 0x10000000  # CLONE_NEWUSER
 
 
 def main() -> None:
@@ -25,6 +29,7 @@ def main() -> None:
         "tcp": lambda: socket.create_connection(("127.0.0.1", job["tcp"]), timeout=_SECONDS),
         "udp": lambda: _udp(job["udp"]),
         "dns": lambda: socket.getaddrinfo("example.org", 443),
+        "netlink": lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0),
         "unix-socket": lambda: _unix(job["unix"]),
         "abstract-socket": lambda: _unix("\0" + job["abstract"]),
         "read-outside": lambda: Path(job["secret"]).read_bytes(),
@@ -32,13 +37,49 @@ def main() -> None:
         "write-model": lambda: Path(job["canary"]).write_bytes(b"x"),
         "chmod-model": lambda: Path(job["canary"]).chmod(0o666),
         "truncate-model": lambda: os.truncate(job["canary"], 0),
-        "signal-parent": lambda: os.kill(job["parent"], 0),
+        "signal-parent": lambda: os.kill(_parent(job), 0),
+        "signal-parent-thread": lambda: _raw("tgkill", _parent(job), _parent(job), 0),
+        "limit-parent": lambda: resource.prlimit(_parent(job), resource.RLIMIT_NOFILE),
+        "parent-environment": lambda: _environment_of(job),
+        "descriptor": lambda: _inherited(job["descriptor"]),
+        "shared-memory": lambda: _raw("shmget", 0, 4096, 0o1600),
+        "new-namespace": lambda: _raw("unshare", _NEW_USER),
+        "new-process": _fork,
         "new-program": _exec,
         "environment": lambda: os.environ[job["variable"]],
     }
     open_doors = [name for name, attempt in tries.items() if _succeeds(attempt)]
-    answer: dict[str, Any] = {"nonce": job["nonce"], "open": open_doors, "canary": _canary(job["canary"])}
+    answer: dict[str, Any] = {"nonce": job["nonce"], "open": open_doors, "canary": _canary(job["canary"]), "loopback": _succeeds(_loopback)}
     os.write(1, json.dumps(answer).encode())
+
+
+def _raw(name: str, *arguments: int) -> None:
+    """Call the C library's function *name*, past whatever Python would check."""
+    if getattr(ctypes.CDLL(None, use_errno=True), name)(*arguments) < 0:
+        raise OSError(ctypes.get_errno(), name)
+
+
+def _parent(job: dict[str, Any]) -> int:
+    """Return the parent's number, if it cannot be that of somebody in a namespace of our own."""
+    number = int(job["parent"])
+    if job["namespaces"] and number in {1, os.getpid()}:
+        raise OSError
+    return number
+
+
+def _environment_of(job: dict[str, Any]) -> None:
+    if job["variable"].encode() not in Path(f"/proc/{_parent(job)}/environ").read_bytes():
+        raise OSError
+
+
+def _inherited(descriptor: int) -> None:
+    if os.pread(descriptor, 6, 0) != b"secret":
+        raise OSError
+
+
+def _loopback() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname(), timeout=_SECONDS):
+        pass
 
 
 def _succeeds(attempt: Callable[[], object]) -> bool:
@@ -51,9 +92,9 @@ def _succeeds(attempt: Callable[[], object]) -> bool:
 
 def _udp(port: int) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
-        sender.sendto(b"x", ("127.0.0.1", port))
         sender.connect(("127.0.0.1", port))
         sender.settimeout(_SECONDS)
+        sender.send(b"x")
         if sender.recv(1) != b"y":
             raise OSError
 
@@ -63,16 +104,17 @@ def _unix(name: str) -> None:
         sender.connect(name)
 
 
-def _exec() -> None:
-    """Start another program in a child of our own: only its failure to start is a shut door."""
+def _fork() -> None:
     child = os.fork()
     if child == 0:
-        try:
-            os.execv("/bin/true", ["true"])  # noqa: S606  that is what is tried
-        except OSError:
-            os._exit(1)
-    if os.waitpid(child, 0)[1]:
-        raise OSError
+        os._exit(0)
+    os.waitpid(child, 0)
+
+
+def _exec() -> None:
+    """Ask for a program that is not there: an answer other than a refusal says that one would be started."""
+    with contextlib.suppress(FileNotFoundError):
+        os.execv("/nothing-is-here", ["nothing"])  # noqa: S606  that is what is tried
 
 
 def _canary(path: str) -> str:

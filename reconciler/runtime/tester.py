@@ -11,8 +11,8 @@ from reconciler import units
 from reconciler.errors import SandboxUnavailable
 from reconciler.ports import TestJob, TestReport, Verdict
 from reconciler.runtime import devices, engines, sandbox
+from reconciler.runtime.cell import Cell, Ended
 from reconciler.runtime.engines import Engine
-from reconciler.runtime.sandbox import Cell, Ended
 from reconciler.settings import Settings
 
 #: Signals that a process sends to itself when its own code is at fault; others come from outside.
@@ -115,4 +115,3 @@ def _last_line(errors: str, word: str = "") -> str:
     lines = [line.strip() for line in errors.splitlines() if line.strip(" .\t")]
     chosen = [line for line in lines if word in line.lower()] or lines
     return chosen[-1][:300] if chosen else "it said nothing"
-
