@@ -255,7 +255,7 @@ class _Run:
             if change.op == "reject":
                 known = self._records.get(change.id)
                 if known is None or known.reason != change.reason:
-                    self._ports.report(Incident(kind="incompatible", model=change.id, detail=change.reason))
+                    self._ports.report(Incident(kind="incompatible", model=change.id, detail=change.reason.partition(": ")[2]))
                 self._settle(change.id, change.to, change.reason)
 
     # -- 4: blobs ----------------------------------------------------------------------------------
