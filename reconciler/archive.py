@@ -86,8 +86,12 @@ def spend(members: Members, unpacked: int) -> None:
 
 def shown(name: bytes | str) -> str:
     """Return a member's name as messages quote it: ASCII alone, and not at any length."""
-    text = name if isinstance(name, str) else name.decode("utf-8", "backslashreplace")
-    return ascii(text if len(text) <= 120 else f"{text[:120]}…")
+    if isinstance(name, bytes):
+        try:
+            name = name.decode()
+        except UnicodeDecodeError:
+            return ascii(name[:120])[1:]
+    return ascii(name if len(name) <= 120 else f"{name[:120]}...")
 
 
 def _check_size(members: Members, name: bytes | str, kind: str, size: int) -> None:
@@ -114,7 +118,8 @@ def _path(members: Members, name: bytes | str, kind: str) -> str:
     try:
         snapshot.check_path(path)
     except ValueError as error:
-        raise UnpackRefused(f"member {shown(name)}: {error.args[0] if path.isascii() else ascii(str(error))[1:-1]}") from None
+        reason = str(error).encode("ascii", "backslashreplace").decode()
+        raise UnpackRefused(f"member {shown(name)}: {reason}") from None
     if path.count("/") >= members.limits.archive_depth:
         raise UnpackRefused(f"member {shown(name)} lies deeper than {members.limits.archive_depth} folders")
     return path

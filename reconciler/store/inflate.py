@@ -48,7 +48,7 @@ def refusing(what: str) -> Iterator[None]:
     try:
         yield
     except (zlib.error, lzma.LZMAError, ZstdError) as error:
-        raise UnpackRefused(f"the {what} stream is damaged, or needs more than {MEMORY >> 20} MiB of memory: {error}") from None
+        raise UnpackRefused(f"the {what} stream cannot be read within {MEMORY >> 20} MiB of memory: {error}") from None
 
 
 def deflated(file: BinaryIO, size: int) -> Iterator[bytes]:

@@ -142,6 +142,8 @@ def _name(header: bytes) -> bytes:
     prefix = _text(header[345:500], "prefix")
     if kind in {b"0", b"\0", b"5"} and header[157:257].strip(b"\0"):
         raise UnpackRefused(f"member {archive.shown(name)} is no link and names a target")
+    if prefix and not name:
+        raise UnpackRefused(f"a tar header has the prefix {archive.shown(prefix)} and no name")
     return prefix + b"/" + name if prefix else name
 
 
