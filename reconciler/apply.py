@@ -150,10 +150,9 @@ class _Run:
                 lock=plan.lock, generation=plan.generation, models=len(plan.models), download_bytes=plan.summary["download_bytes"]
             )
         )
+        loud = plans.taken_away(plan.models, len(self._active))
         for warning in plan.warnings:
-            ports.report(Notice(level="warning", text=warning))
-        if text := plans.taken_away(plan.models, len(self._active)):
-            ports.report(Incident(kind="removed-unlisted", detail=text))
+            ports.report(Incident(kind="removed-unlisted", detail=warning) if warning == loud else Notice(level="warning", text=warning))
         self._stop_serving()  # 1
         self._refuse_without_room()  # 2
         ports.ledger.set_running(running=True)  # 3

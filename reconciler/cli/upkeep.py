@@ -295,6 +295,8 @@ def demo(folder: Path | None) -> None:
     finally:
         if folder is None:
             shutil.rmtree(place, ignore_errors=True)
+        else:
+            click.echo(f"It all lies in {folder}.")
 
 
 COMMANDS = (verify, gc, rollback, history, incidents, retry, trust, demo)

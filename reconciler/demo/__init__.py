@@ -57,7 +57,7 @@ class Story:
                     server.add(item.data)
             self._from_committed_lock(server)
             self._through_a_new_version(server)
-        self._say(f"\nThat was the whole life of a model, in {units.human_time(time.monotonic() - began)}. It all lies in {self._folder}.")
+        self._say(f"\nThat was the whole life of a model, in {units.human_time(time.monotonic() - began)}.")
 
     def _from_committed_lock(self, server: Server) -> None:
         self._title("A node from git: the committed root, snapshot and lock, and a mirror of the operator's own")
