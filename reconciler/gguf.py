@@ -5,13 +5,17 @@ Engines abort on some malformed headers and read past the end on others, and the
 malformed is refused here, in a language without pointers, with a sentence that says where. It is no proof that an engine is safe with
 the rest: that is what the sandbox is for.
 
-Every length is checked against what is left of the file before anything is read, so memory and time are bounded by the header itself.
+Rules that hold here:
+
+1. Every length is checked against what is left of the file before anything is read; what is not needed is passed over, not read.
+2. Memory is bounded by one window of the file and the list of tensors, time by the caps below.
+3. A tensor type that is not known here is the engine's business; only its place is checked.
 """
 
 from __future__ import annotations
 
-import mmap
 import os
+import re
 import stat
 import struct
 from pathlib import Path
@@ -23,25 +27,33 @@ MAGIC = b"GGUF"
 MAX_KEYS = 65_536
 MAX_TENSORS = 1_000_000
 MAX_STRING = 64 << 20
-MAX_KEY = 65_535
+MAX_KEY = 1_024
+MAX_NAME = 127  # GGML_MAX_NAME, as some builds raise it
+MAX_STRINGS = 8_000_000  # elements of an array of strings; vocabularies have 300,000
 MAX_LAYERS = 512  # llama.cpp's own bound, LLAMA_MAX_LAYERS: it aborts past it
-MAX_DEPTH = 1  # arrays of arrays are in no file that an engine reads
+MAX_CONTEXT = 1 << 26  # a claim of 2^31 hung the loader; the longest in use are 10 million
 
+_WINDOW = 1 << 20
+_KEPT = 256  # bytes of a value that are kept
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-_STRING, _ARRAY = 8, 9
+_SIZES = {kind: struct.calcsize("<" + code) for kind, code in _SCALARS.items()}
+_UINT32, _INT32, _FLOAT32, _BOOL, _STRING, _ARRAY = 4, 5, 6, 7, 8, 9
+_MAX_TYPE = 255
 
 #: Elements and bytes of a block, by ggml type: f32, f16, the quantised ones, integers, f64, bf16.
 _BLOCKS = {
     0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 9: (32, 36), 10: (256, 84), 11: (256, 110),
     12: (256, 144), 13: (256, 176), 14: (256, 210), 15: (256, 292), 16: (256, 66), 17: (256, 74), 18: (256, 98), 19: (256, 50),
     20: (32, 18), 21: (256, 110), 22: (256, 82), 23: (256, 136), 24: (1, 1), 25: (1, 2), 26: (1, 4), 27: (1, 8), 28: (1, 8),
-    29: (256, 56), 30: (1, 2), 34: (256, 54), 35: (256, 66), 39: (32, 17),
+    29: (256, 56), 30: (1, 2), 34: (256, 54), 35: (256, 66), 39: (32, 17), 40: (64, 36), 41: (128, 18),
 }  # fmt: skip
 
 #: Names of ``general.file_type``, for people.
 FILE_TYPES = {
     0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S", 12: "Q3_K_M", 13: "Q3_K_L",
-    14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K", 32: "BF16",
+    14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K", 19: "IQ2_XXS", 20: "IQ2_XS", 21: "Q2_K_S", 22: "IQ3_XS",
+    23: "IQ3_XXS", 24: "IQ1_S", 25: "IQ4_NL", 26: "IQ3_S", 27: "IQ3_M", 28: "IQ2_S", 29: "IQ2_M", 30: "IQ4_XS", 31: "IQ1_M", 32: "BF16",
+    36: "TQ1_0", 37: "TQ2_0", 38: "MXFP4_MOE", 39: "NVFP4", 40: "Q1_0",
 }  # fmt: skip
 
 
@@ -53,6 +65,7 @@ class GgufFacts(Struct, frozen=True, kw_only=True):
     """What a header tells about its model."""
 
     version: int
+    #: Empty in the second and later parts of a split model, whose first part says it.
     architecture: str
     name: str
     context_length: int
@@ -65,12 +78,24 @@ class GgufFacts(Struct, frozen=True, kw_only=True):
     tensor_bytes: int
     #: Weights, a cache for 4,096 tokens at most, and a fifth for buffers: an estimate, to be confirmed by measuring.
     gpu_bytes_estimate: int
+    #: How pooling turns token vectors into one: ``mean``, ``cls``, ``last``, ``rank``, ``none``; empty where the header says nothing.
+    pooling: str = ""
+    #: Parts of a split model; 1: it is whole.
+    parts: int = 1
+
+
+class _List(Struct, frozen=True):
+    """An array of a header: what its elements are and how many."""
+
+    kind: int
+    count: int
 
 
 class _Tensor(Struct, frozen=True):
     name: str
     elements: int
     offset: int
+    #: Bytes; for a type that is not known here, one.
     size: int
 
 
@@ -87,124 +112,200 @@ def check(path: Path) -> GgufFacts:
         seen = os.fstat(fd)
         if not stat.S_ISREG(seen.st_mode):
             raise Malformed("not a plain file")
-        if seen.st_size < 24:
-            raise Malformed(f"{seen.st_size} bytes are too few for a header")
-        with mmap.mmap(fd, 0, prot=mmap.PROT_READ) as data:
-            return _Reader(data, seen.st_size).facts()
+        return _facts(_Front(fd, seen.st_size))
     finally:
         os.close(fd)
 
 
-class _Reader:
-    """Walks the header from front to back; no read goes past the end."""
+def _facts(front: _Front) -> GgufFacts:
+    """Walk the header from front to back."""
+    version, tensors, keys = _counts(front)
+    found = _keys(front, keys)
+    alignment = _alignment(found)
+    listed = [_tensor(front, index, alignment) for index in range(tensors)]
+    start = -(-front.offset // alignment) * alignment
+    _check_places(listed, start, front.size)
+    _check_vocabulary(found)
+    return _told(version, found, listed)
 
-    def __init__(self, data: mmap.mmap, size: int) -> None:
-        self._data = data
-        self._size = size
-        self._at = 0
 
-    def facts(self) -> GgufFacts:
-        if self._take(4, "the magic") != MAGIC:
-            raise Malformed("it does not begin with the magic GGUF")
-        version = self._number("I", "the version")
-        if version not in {2, 3}:
-            raise Malformed(f"version {version} is not known; 2 and 3 are")
-        tensors, keys = self._number("q", "the number of tensors"), self._number("q", "the number of keys")
-        if not 0 <= tensors <= MAX_TENSORS:
-            raise Malformed(f"{tensors} tensors are not from 0 to {MAX_TENSORS:,}")
-        if not 0 <= keys <= MAX_KEYS:
-            raise Malformed(f"{keys} keys are not from 0 to {MAX_KEYS:,}")
-        found = self._keys(keys)
-        alignment = _alignment(found)
-        listed = [self._tensor(index, alignment) for index in range(tensors)]
-        start = -(-self._at // alignment) * alignment
-        _check_tensors(listed, start, self._size)
-        return _facts(version, found, listed)
+def _counts(front: _Front) -> tuple[int, int, int]:
+    if front.take(4, "the magic") != MAGIC:
+        raise Malformed("it does not begin with the magic GGUF")
+    version = front.number("I", "the version")
+    if version not in {2, 3}:
+        raise Malformed(f"version {version} is not known; 2 and 3 are")
+    tensors, keys = front.number("q", "the number of tensors"), front.number("q", "the number of keys")
+    if not 0 <= tensors <= MAX_TENSORS:
+        raise Malformed(f"it claims {tensors:,} tensors, not from 0 to {MAX_TENSORS:,}")
+    if not 0 <= keys <= MAX_KEYS:
+        raise Malformed(f"it claims {keys:,} keys, not from 0 to {MAX_KEYS:,}")
+    return version, tensors, keys
 
-    # -- keys --------------------------------------------------------------------------------------
 
-    def _keys(self, count: int) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for index in range(count):
-            where = f"key {index}"
-            key = self._string(where, MAX_KEY)
-            if key in found:
-                raise Malformed(f"the key {key[:80]!r} is there twice")
-            kind = self._number("I", f"the type of {key[:80]!r}")
-            found[key] = self._value(kind, key[:80])
-        return found
+# -- the file from front to back -------------------------------------------------------------------
 
-    def _value(self, kind: int, key: str, depth: int = 0) -> Any:
-        if kind in _SCALARS:
-            return self._scalar(kind, key)
-        if kind == _STRING:
-            return self._string(f"the value of {key!r}", MAX_STRING)
-        if kind == _ARRAY and depth < MAX_DEPTH:
-            return self._array(key, depth)
-        raise Malformed(f"{key!r} has the type {kind}, which is not known here")
 
-    def _scalar(self, kind: int, key: str) -> Any:
-        if kind == 7 and self._peek() > 1:
-            raise Malformed(f"{key!r} is neither true nor false")
-        return self._number(_SCALARS[kind], f"the value of {key!r}")
+class _Front:
+    """A file's bytes in order, one window of them in memory. No read goes past the end; a file that shrinks meanwhile is malformed."""
 
-    def _array(self, key: str, depth: int) -> Any:
-        kind, count = self._number("I", f"the type in {key!r}"), self._number("Q", f"the length of {key!r}")
-        least = struct.calcsize("<" + _SCALARS[kind]) if kind in _SCALARS else 8
-        if count * least > self._size - self._at:
-            raise Malformed(f"the array {key!r} claims {count:,} elements at offset {self._at}, more than the file has bytes for")
-        if kind in _SCALARS:
-            self._at += count * least
-            return count
-        for _ in range(count):
-            self._value(kind, key, depth + 1)
-        return count
+    def __init__(self, fd: int, size: int) -> None:
+        self.size = size
+        self._fd = fd
+        self._window = b""
+        self._base = 0  # the window's place in the file
+        self._at = 0  # ours in the window
 
-    # -- tensors -----------------------------------------------------------------------------------
+    @property
+    def offset(self) -> int:
+        return self._base + self._at
 
-    def _tensor(self, index: int, alignment: int) -> _Tensor:
-        name = self._string(f"the name of tensor {index}", MAX_KEY)
-        shown = name[:80]
-        dimensions = self._number("I", f"the dimensions of {shown!r}")
-        if not 1 <= dimensions <= 4:
-            raise Malformed(f"tensor {shown!r} has {dimensions} dimensions, not 1 to 4")
-        shape = [self._number("q", f"a dimension of {shown!r}") for _ in range(dimensions)]
-        if any(side <= 0 for side in shape):
-            raise Malformed(f"tensor {shown!r} has the dimensions {shape}")
-        kind = self._number("I", f"the type of {shown!r}")
-        if kind not in _BLOCKS:
-            raise Malformed(f"tensor {shown!r} has the type {kind}, which is not known here")
-        offset = self._number("Q", f"the offset of {shown!r}")
-        if offset % alignment:
-            raise Malformed(f"tensor {shown!r} begins at {offset}, which is not a multiple of {alignment}")
-        return _Tensor(name, _product(shape), offset, _bytes(shown, shape, kind))
-
-    # -- bytes -------------------------------------------------------------------------------------
-
-    def _string(self, where: str, most: int) -> str:
-        length = self._number("Q", f"the length of {where}")
-        if length > most:
-            raise Malformed(f"{where} claims {length:,} bytes at offset {self._at}, more than {most:,}")
-        return self._take(length, where).decode(errors="replace")
-
-    def _number(self, code: str, where: str) -> Any:
-        return struct.unpack("<" + code, self._take(struct.calcsize("<" + code), where))[0]
-
-    def _peek(self) -> int:
-        return self._data[self._at] if self._at < self._size else 0
-
-    def _take(self, length: int, where: str) -> bytes:
-        if length > self._size - self._at:
-            raise Malformed(f"{where} at offset {self._at} reaches past the end of the file")
+    def number(self, code: str, where: str) -> Any:
+        length = struct.calcsize("<" + code)
+        self._hold(length, where)
         self._at += length
-        return self._data[self._at - length : self._at]
+        return struct.unpack_from("<" + code, self._window, self._at - length)[0]
+
+    def take(self, length: int, where: str) -> bytes:
+        self._hold(length, where)
+        self._at += length
+        return self._window[self._at - length : self._at]
+
+    def pass_over(self, length: int, where: str) -> None:
+        self._refuse_past_end(length, where)
+        self._at += length
+
+    def string(self, most: int, where: str) -> str:
+        """Return the first bytes of a string and pass over the rest of it."""
+        length = self.number("Q", f"the length of {where}")
+        if length > most:
+            raise Malformed(f"{where} claims {length:,} bytes at offset {self.offset:,}, more than {most:,}")
+        self._refuse_past_end(length, where)
+        kept = self.take(min(length, max(_KEPT, MAX_KEY)), where)
+        self.pass_over(length - len(kept), where)
+        return kept.decode(errors="replace")
+
+    def pass_over_strings(self, count: int, where: str) -> None:
+        """Pass over *count* strings. Written for speed: a vocabulary has hundreds of thousands of them."""
+        unpack = struct.Struct("<Q").unpack_from
+        window, at, end = self._window, self._at, len(self._window)
+        for _ in range(count):
+            if at + 8 > end:
+                self._at = at
+                self._hold(8, where)
+                window, at, end = self._window, self._at, len(self._window)
+            length = unpack(window, at)[0]
+            at += 8
+            if at + length > end:
+                self._at = at
+                if length > MAX_STRING:
+                    raise Malformed(f"a string in {where} claims {length:,} bytes at offset {self.offset:,}, more than {MAX_STRING:,}")
+                self._refuse_past_end(length, where)
+            at += length
+        self._at = at
+
+    def _hold(self, length: int, where: str) -> None:
+        """Have the next *length* bytes in the window; they are never many."""
+        if self._at + length <= len(self._window):
+            return
+        self._refuse_past_end(length, where)
+        self._base, self._at = self.offset, 0
+        self._window = os.pread(self._fd, max(_WINDOW, length), self._base)
+        if len(self._window) < length:
+            raise Malformed(f"{where} at offset {self.offset:,} reaches past the end of the file, which shrank")
+
+    def _refuse_past_end(self, length: int, where: str) -> None:
+        if length > self.size - self.offset:
+            raise Malformed(f"{where} at offset {self.offset:,} reaches past the end of the file, at {self.size:,}")
+
+
+# -- keys ------------------------------------------------------------------------------------------
+
+
+def _keys(front: _Front, count: int) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for index in range(count):
+        at = front.offset
+        key = front.string(MAX_KEY, f"the name of key {index}")
+        if not key:
+            raise Malformed(f"key {index} at offset {at:,} has no name")
+        if key in found:
+            raise Malformed(f"the key {key[:80]!r} is there twice, again at offset {at:,}")
+        kind = front.number("I", f"the type of {key[:80]!r}")
+        found[key] = _value(front, kind, key[:80])
+    return found
+
+
+def _value(front: _Front, kind: int, key: str) -> Any:
+    if kind == _BOOL and (octet := front.take(1, f"the value of {key!r}")[0]) > 1:
+        raise Malformed(f"{key!r} is {octet}, neither true nor false")
+    if kind == _BOOL:
+        return bool(octet)
+    if kind in _SCALARS:
+        return front.number(_SCALARS[kind], f"the value of {key!r}")
+    if kind == _STRING:
+        return front.string(MAX_STRING, f"the value of {key!r}")[:_KEPT]
+    if kind == _ARRAY:
+        return _array(front, key)
+    raise Malformed(f"{key!r} has the type {kind}, which does not exist")
+
+
+def _array(front: _Front, key: str) -> _List:
+    kind, count = front.number("I", f"the element type of {key!r}"), front.number("Q", f"the length of {key!r}")
+    if kind not in _SCALARS and kind != _STRING:  # arrays of arrays are in no file that an engine reads
+        raise Malformed(f"the array {key!r} has elements of the type {kind}, which is not known here")
+    least = _SIZES.get(kind, 8)
+    if count * least > front.size - front.offset or (kind == _STRING and count > MAX_STRINGS):
+        raise Malformed(f"the array {key!r} claims {count:,} elements at offset {front.offset:,}, more than it can have")
+    if kind == _STRING:
+        front.pass_over_strings(count, repr(key))
+    else:
+        front.pass_over(count * least, f"the array {key!r}")
+    return _List(kind, count)
 
 
 def _alignment(keys: dict[str, Any]) -> int:
     found = keys.get("general.alignment", 32)
-    if not isinstance(found, int) or isinstance(found, bool) or not 8 <= found <= 65_536 or found & (found - 1):
-        raise Malformed(f"general.alignment is {found!r}, not a power of two from 8 to 65536")
+    if not isinstance(found, int) or isinstance(found, bool) or not 1 <= found <= 65_536 or found & (found - 1):
+        raise Malformed(f"general.alignment is {found!r}, not a power of two up to 65,536")
     return found
+
+
+def _check_vocabulary(keys: dict[str, Any]) -> None:
+    """Refuse lists beside the vocabulary that are of another length or type: engines index them by token without looking."""
+    tokens = keys.get("tokenizer.ggml.tokens")
+    if tokens is not None and not (isinstance(tokens, _List) and tokens.kind == _STRING):
+        raise Malformed("tokenizer.ggml.tokens is not a list of strings")
+    for key, kinds in (("tokenizer.ggml.scores", {_FLOAT32}), ("tokenizer.ggml.token_type", {_INT32, _UINT32})):
+        beside = keys.get(key)
+        if beside is None:
+            continue
+        if not isinstance(beside, _List) or beside.kind not in kinds:
+            raise Malformed(f"{key} is not a list of 32-bit numbers of its kind")
+        if tokens is None or beside.count != tokens.count:
+            raise Malformed(f"{key} has {beside.count:,} elements for {tokens.count if tokens else 0:,} tokens")
+
+
+# -- tensors ---------------------------------------------------------------------------------------
+
+
+def _tensor(front: _Front, index: int, alignment: int) -> _Tensor:
+    name = front.string(MAX_NAME, f"the name of tensor {index}")
+    shown = name[:80]
+    dimensions = front.number("I", f"the number of dimensions of tensor {shown!r}")
+    if not 1 <= dimensions <= 4:
+        raise Malformed(f"tensor {shown!r} has {dimensions:,} dimensions, not 1 to 4")
+    shape = [front.number("q", f"a dimension of tensor {shown!r}") for _ in range(dimensions)]
+    if any(side <= 0 for side in shape):
+        raise Malformed(f"tensor {shown!r} has the dimensions {shape}")
+    kind = front.number("I", f"the type of tensor {shown!r}")
+    if kind > _MAX_TYPE:
+        raise Malformed(f"tensor {shown!r} has the type {kind:,}, which does not exist")
+    offset = front.number("Q", f"the offset of tensor {shown!r}")
+    if offset % alignment:
+        raise Malformed(f"tensor {shown!r} begins at {offset:,}, which is not a multiple of {alignment}")
+    elements = _product(shape)
+    return _Tensor(name, elements, offset, _bytes(shown, shape[0], elements, kind))
 
 
 def _product(shape: list[int]) -> int:
@@ -214,37 +315,44 @@ def _product(shape: list[int]) -> int:
     return found
 
 
-def _bytes(name: str, shape: list[int], kind: int) -> int:
-    elements, size = _BLOCKS[kind]
-    if shape[0] % elements:
-        raise Malformed(f"tensor {name!r} has rows of {shape[0]}, which its type packs by {elements}")
-    return _product(shape) // elements * size
+def _bytes(name: str, row: int, elements: int, kind: int) -> int:
+    packed, size = _BLOCKS.get(kind, (1, 0))
+    if row % packed:
+        raise Malformed(f"tensor {name!r} has rows of {row:,}, which its type packs by {packed}")
+    return elements // packed * size or 1
 
 
-def _check_tensors(listed: list[_Tensor], start: int, size: int) -> None:
+def _check_places(listed: list[_Tensor], start: int, size: int) -> None:
     names: set[str] = set()
-    end = 0
+    end, before = 0, ""
     for tensor in sorted(listed, key=lambda one: one.offset):
+        shown = tensor.name[:80]
         if tensor.name in names:
-            raise Malformed(f"tensor {tensor.name[:80]!r} is there twice")
+            raise Malformed(f"tensor {shown!r} is there twice")
         names.add(tensor.name)
         if tensor.offset < end:
-            raise Malformed(f"tensor {tensor.name[:80]!r} overlaps the one before it")
-        end = tensor.offset + tensor.size
+            raise Malformed(f"tensor {shown!r} at {tensor.offset:,} overlaps {before!r}, which ends at {end:,}")
+        end, before = tensor.offset + tensor.size, shown
         if start + end > size:
-            raise Malformed(f"tensor {tensor.name[:80]!r} reaches to byte {start + end:,} of a file with {size:,}")
+            raise Malformed(f"tensor {shown!r} reaches to byte {start + end:,} of a file with {size:,}")
 
 
-def _facts(version: int, keys: dict[str, Any], listed: list[_Tensor]) -> GgufFacts:
-    architecture = keys.get("general.architecture", "")
-    if not isinstance(architecture, str) or not architecture:
-        raise Malformed("general.architecture is missing")
+# -- what it all tells -----------------------------------------------------------------------------
+
+_LAYER = re.compile(r"blk\.([0-9]{1,9})\.")
+_POOLING = {0: "none", 1: "mean", 2: "cls", 3: "last", 4: "rank"}
+
+
+def _told(version: int, keys: dict[str, Any], listed: list[_Tensor]) -> GgufFacts:
+    architecture, parts = _architecture(keys), max(1, _whole(keys, "split.count"))
     blocks = _whole(keys, f"{architecture}.block_count")
-    if blocks > MAX_LAYERS:
-        raise Malformed(f"{architecture}.block_count is {blocks:,}, more than {MAX_LAYERS}")
+    _check_blocks(f"{architecture}.block_count", blocks, listed, whole=parts == 1)
     width, context = _whole(keys, f"{architecture}.embedding_length"), _whole(keys, f"{architecture}.context_length")
+    if context > MAX_CONTEXT:
+        raise Malformed(f"{architecture}.context_length is {context:,}, more than {MAX_CONTEXT:,}")
     weights = sum(tensor.size for tensor in listed)
     cache = 2 * 2 * blocks * width * min(context, 4096)
+    pooling = _POOLING.get(_whole(keys, f"{architecture}.pooling_type"), "unknown") if f"{architecture}.pooling_type" in keys else ""
     return GgufFacts(
         version=version,
         architecture=architecture,
@@ -255,14 +363,36 @@ def _facts(version: int, keys: dict[str, Any], listed: list[_Tensor]) -> GgufFac
         quantisation=FILE_TYPES.get(_whole(keys, "general.file_type"), "unknown") if "general.file_type" in keys else "unknown",
         parameters=sum(tensor.elements for tensor in listed),
         chat_template="tokenizer.chat_template" in keys,
-        embedding=f"{architecture}.pooling_type" in keys,
+        embedding=pooling not in {"", "none", "rank"},
         tensor_bytes=weights,
         gpu_bytes_estimate=(weights + cache) * 6 // 5,
+        pooling=pooling,
+        parts=parts,
     )
+
+
+def _architecture(keys: dict[str, Any]) -> str:
+    found = keys.get("general.architecture", "")
+    if not found and _whole(keys, "split.no"):
+        return ""
+    if not isinstance(found, str) or not re.fullmatch(r"[a-z0-9][a-z0-9_.-]{0,63}", found):
+        raise Malformed("general.architecture is missing" if not found else f"general.architecture is {found!r}, which names none"[:200])
+    return found
+
+
+def _check_blocks(key: str, claimed: int, listed: list[_Tensor], *, whole: bool) -> None:
+    """Refuse more layers than an engine takes, than there are tensors for, or fewer than tensors name."""
+    if claimed > MAX_LAYERS:
+        raise Malformed(f"{key} is {claimed:,}, more than {MAX_LAYERS}")
+    if whole and listed and claimed > len(listed):
+        raise Malformed(f"{key} is {claimed:,}, and the file has only {len(listed):,} tensors")
+    layers = [int(found[1]) for tensor in listed if (found := _LAYER.match(tensor.name))]
+    if claimed and layers and max(layers) >= claimed:
+        raise Malformed(f"{key} is {claimed:,}, and a tensor is named for layer {max(layers):,}")
 
 
 def _whole(keys: dict[str, Any], key: str) -> int:
     found = keys.get(key, 0)
     if not isinstance(found, int) or isinstance(found, bool) or found < 0:
-        raise Malformed(f"{key} is {found!r}, not a whole number")
+        raise Malformed(f"{key} is {found!r}, not a whole number"[:200])
     return found
