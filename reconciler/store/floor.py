@@ -32,7 +32,9 @@ def read(layout: Layout, ledger: Ledger) -> Floor:
     found = [floor for floor in (in_file(layout), ledger.floor()) if floor is not None]
     if found:
         return max(found, key=_height)
-    if layout.used:
+    with durable.refusals(f"read {layout.root}"):
+        used = layout.used
+    if used:
         raise FloorLost(f"{_path(layout)} and its copy in the ledger are gone or damaged, on a store that was used")
     return Floor()
 
@@ -65,10 +67,11 @@ def _path(layout: Layout) -> Path:
 def roots(layout: Layout) -> tuple[bytes, ...]:
     """Return the envelopes of the roots that were walked, in the order of their versions."""
     folder = layout.trust / "roots"
-    if not folder.is_dir():
-        return ()
-    found = sorted((int(path.stem), path) for path in folder.glob("*.json") if path.stem.isascii() and path.stem.isdecimal())
-    return tuple(path.read_bytes() for _, path in found)
+    with durable.refusals(f"read {folder}"):
+        if not folder.is_dir():
+            return ()
+        found = sorted((int(path.stem), path) for path in folder.glob("*.json") if path.stem.isascii() and path.stem.isdecimal())
+        return tuple(path.read_bytes() for _, path in found)
 
 
 def keep_root(layout: Layout, version: int, envelope: bytes) -> None:
@@ -81,9 +84,10 @@ def keep_root(layout: Layout, version: int, envelope: bytes) -> None:
 def keep_envelope(layout: Layout, envelope: bytes) -> None:
     """Keep an accepted snapshot's envelope by its digest."""
     path = _envelope_path(layout, digests.of(envelope))
-    if not path.exists():
-        durable.make_folder(path.parent)
-        durable.write(path, envelope, 0o444)
+    with durable.refusals(f"keep {path.name}"):
+        if not path.exists():
+            durable.make_folder(path.parent)
+            durable.write(path, envelope, 0o444)
 
 
 def envelope(layout: Layout, name: str) -> bytes:

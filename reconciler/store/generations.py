@@ -48,14 +48,16 @@ class Generations:
         """Make a generation of *entries* and let ``active`` lead to it; return it."""
         number = max([0, *numbers(self._layout)]) + 1
         made = Generation(number=number, entries={model: entries[model] for model in sorted(entries)})
-        self._write(made)
-        self._lead_to(number)
+        with durable.refusals(f"make generation {number}"):
+            self._write(made)
+            self._lead_to(number)
         return made
 
     def reactivate(self, number: int) -> Generation:
         """Let ``active`` lead to an earlier generation again; return it."""
         found = read(self._layout, number)
-        self._lead_to(number)
+        with durable.refusals(f"return to generation {number}"):
+            self._lead_to(number)
         return found
 
     def _lead_to(self, number: int) -> None:
@@ -139,7 +141,9 @@ def strayed(layout: Layout, found: Generation) -> tuple[str, ...]:
 def _leads(path: str, target: str) -> bool:
     try:
         return os.readlink(path) == target  # noqa: PTH115  Path tidies what a link says; this is a comparison of bytes
-    except OSError:
+    except OSError as error:
+        if error.errno not in {*_GONE, errno.EINVAL}:
+            raise
         return False
 
 

@@ -76,7 +76,7 @@ class Keeper:
         """Keep what failed, linked and not copied, with a record of what was expected and found; the oldest go first."""
         now = self._now()
         folder = self._layout.quarantine / f"{now:%Y%m%dT%H%M%S%f}-{digests.of(model.encode())[7:19]}"
-        with contextlib.suppress(StoreError):  # what cannot be kept for people must not stop the run
+        with contextlib.suppress(StoreError), durable.refusals("keep what failed"):  # what cannot be kept for people stops no run
             durable.make_folder(folder, 0o700)
             record = QuarantineRecord(model=model, at=now, detail=detail, tree=tree, report=report)
             durable.write(folder / "record.json", msgspec.json.format(msgspec.json.encode(record)))

@@ -3,7 +3,8 @@ What is on the node, as a value. Reads and changes nothing, not even a time stam
 
 A plan must not hash: a blob counts as good while the file is the very one (inode, size, time of change) that was hashed and found
 good. Anything else is unknown and is hashed by ``apply`` before it is used. That a file is read-only is no evidence that it is good
-(DVC's cache was fooled by it); that it no longer is, is evidence that somebody was there.
+(DVC's cache was fooled by it); that it no longer is, is evidence that somebody was there. Whatever cannot be read is the disk's
+refusal and never damage: damage is acted upon.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 from reconciler import digest
 from reconciler.errors import StoreError
 from reconciler.state import BlobSeen, Generation, NodeState, TreeSeen
-from reconciler.store import generations
+from reconciler.store import durable, generations
 from reconciler.store.layout import Layout
 from reconciler.store.ledger import Ledger, Listing, Verification
 
@@ -28,8 +29,13 @@ def node_state(layout: Layout, ledger: Ledger) -> NodeState:
     Raises:
         StoreError: the store is not a folder, or cannot be read.
     """
-    if layout.root.exists() and not layout.root.is_dir():
-        raise StoreError(f"the store {layout.root} is not a folder", hint="set [store] path to a folder, or move the file away")
+    with durable.refusals(f"read the store {layout.root}"):
+        if layout.root.exists() and not layout.root.is_dir():
+            raise StoreError(f"the store {layout.root} is not a folder", hint="set [store] path to a folder, or move the file away")
+        return _observed(layout, ledger)
+
+
+def _observed(layout: Layout, ledger: Ledger) -> NodeState:
     active, drift = _active(layout)
     strayed = generations.strayed(layout, active)
     drift = (*drift, *(f"active: the link of {model} does not lead to its tree" for model in strayed))
@@ -128,6 +134,6 @@ def _same_file(folder: Path, entry: Listing, found: dict[str, os.stat_result]) -
     blob = found.get(entry.digest)
     try:
         seen = os.lstat(f"{folder}/{entry.path}")
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     return blob is not None and (seen.st_dev, seen.st_ino) == (blob.st_dev, blob.st_ino)

@@ -47,15 +47,16 @@ class Trees:
             UnpackRefused: an archive breaks a rule, two members have one path, or *entrypoint* is not among the files.
             StoreError: the disk refused.
         """
-        listing = self._listing(artifacts)
-        if entrypoint not in {entry.path for entry in listing}:
-            raise UnpackRefused(f"the entrypoint {entrypoint!r} is not among the model's files")
-        name = digest_of(listing)
-        target = self._layout.tree(name)
-        if target.is_dir() and not target.is_symlink():
-            self._mend(target, listing)
-        else:
-            self._make(target, listing)
+        with durable.refusals("make a model's tree"):
+            listing = self._listing(artifacts)
+            if entrypoint not in {entry.path for entry in listing}:
+                raise UnpackRefused(f"the entrypoint {entrypoint!r} is not among the model's files")
+            name = digest_of(listing)
+            target = self._layout.tree(name)
+            if target.is_dir() and not target.is_symlink():
+                self._mend(target, listing)
+            else:
+                self._make(target, listing)
         total = sum(entry.size for entry in listing)
         seen = TreeSeen(digest=name, recipe=recipe, blobs=tuple(sorted({entry.digest for entry in listing})), bytes=total)
         self._ledger.assembled(seen, listing)

@@ -35,7 +35,8 @@ def hold(path: Path, *, timeout_seconds: float = 0.0) -> Iterator[None]:
             _take(fd, timeout_seconds)
         yield
     finally:
-        os.close(fd)
+        with contextlib.suppress(OSError):  # Linux lets go of the descriptor, and so of the lock, whatever close says
+            os.close(fd)
 
 
 def _take(fd: int, timeout_seconds: float) -> None:
