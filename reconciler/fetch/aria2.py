@@ -46,9 +46,6 @@ _PORTS = 5
 _BEYOND = 64 << 20
 _NAKED = '{"jsonrpc":"2.0","id":1,"method":"aria2.getVersion","params":[]}'
 _KEYS = ["gid", "status", "totalLength", "completedLength", "downloadSpeed", "errorCode", "errorMessage", "bitfield", "pieceLength"]
-#: Above this, pieces grow: each is a request of its own, and a list of 100,000 of them is sent at each poll.
-_PIECES = 2048
-_PIECE = 1 << 20
 
 
 class Lost(Exception):
@@ -64,6 +61,7 @@ class Status(Struct, frozen=True, kw_only=True):
     done: int
     speed: int
     prefix: int
+    bitfield: str = ""
     error: int = 0
     text: str = ""
 
@@ -216,8 +214,9 @@ class Daemon:
         assert self._process
         deadline = time.monotonic() + _START_SECONDS
         while time.monotonic() < deadline and self._process.poll() is None:
-            if _owns_port(self._process.pid, port):
-                return True
+            owner = _owns_port(self._process.pid, port)
+            if owner is not None:
+                return owner
             time.sleep(0.002)
         return False
 
@@ -305,7 +304,7 @@ class Daemon:
         return stat.rpartition(")")[2].split()[0] in "Tt"
 
     def _options(self, transfer: Transfer) -> dict[str, str]:
-        piece = piece_length(transfer.size)
+        piece = staging.piece_length(transfer.size)
         # Names alone are compared: a redirect to another port of the same host passes, which its owner decides.
         hosts = {sources.host_of(url) for url in transfer.urls}
         fenced = {"all-proxy": f"http://127.0.0.1:{self._fence.getsockname()[1]}", "no-proxy": ",".join(sorted(hosts))}
@@ -336,6 +335,8 @@ def find(chosen: Path | None = None) -> Path:
         FetchError: there is none.
     """
     if chosen:
+        if not chosen.is_file():
+            raise FetchError(f"there is no aria2c at {chosen}")
         return chosen
     with contextlib.suppress(ImportError):
         import aria2c
@@ -379,11 +380,11 @@ def configuration(settings: FetchSettings, secret: str, port: int, home: Path, c
         "disk-cache": "0",  # doubles the rate, and what is reported as done is in the file
         "auto-file-renaming": "false",
         "allow-overwrite": "false",
-        "continue": "true",  # from the length to which ``staging`` cut the file
+        "continue": "true",  # what ``staging`` found to be there
         # True, against the usual advice: false makes it start again from byte 0 *in the same file*, behind the back of the hashing that
         # already passed there. An error 8 ends the attempt here, and the next one has a file of its own.
         "always-resume": "true",
-        "auto-save-interval": "0",  # its record is never used, and saving it stops the transfer for an fsync
+        "auto-save-interval": "0",  # it is never used: ``staging`` writes it anew. Saving it stops the transfer for an fsync
         "stream-piece-selector": "inorder",
         "allow-piece-length-change": "true",
         # -- time and rate
@@ -412,10 +413,11 @@ def configuration(settings: FetchSettings, secret: str, port: int, home: Path, c
 def status(answer: Mapping[str, str]) -> Status:
     """Return what a tellStatus *answer* says."""
     total, done = int(answer["totalLength"]), int(answer["completedLength"])
-    known = prefix(answer.get("bitfield", ""), int(answer.get("pieceLength", "0")), total) if total else 0
+    bitfield = answer.get("bitfield", "")
+    known = prefix(bitfield, int(answer.get("pieceLength", "0")), total) if total else 0
     return Status(
         gid=answer["gid"], state=answer["status"], total=total, done=done, speed=int(answer.get("downloadSpeed", "0")), prefix=known,
-        error=int(answer.get("errorCode", "0") or 0), text=answer.get("errorMessage", ""),
+        bitfield=bitfield, error=int(answer.get("errorCode", "0") or 0), text=answer.get("errorMessage", ""),
     )  # fmt: skip
 
 
@@ -427,14 +429,6 @@ def prefix(bitfield: str, piece: int, total: int) -> int:
         digit = int(rest[0], 16)
         pieces += next(index for index in range(4) if not digit & (8 >> index))
     return min(total, pieces * piece)
-
-
-def piece_length(size: int) -> int:
-    """Return the piece length for a file of *size* bytes: a power of two MiB."""
-    piece = _PIECE
-    while size > piece * _PIECES and piece < 64 * _PIECE:
-        piece *= 2
-    return piece
 
 
 #: aria2's exit status by number, as far as it says more than "it failed": permanent, discard, node, text.
@@ -511,12 +505,12 @@ def _closed_port() -> socket.socket:
     return held
 
 
-def _owns_port(pid: int, port: int) -> bool:
-    """Whether the process *pid* is the one that listens on 127.0.0.1:*port*."""
+def _owns_port(pid: int, port: int) -> bool | None:
+    """Whether the process *pid* is the one that listens on 127.0.0.1:*port*; nothing, if nobody listens yet."""
     wanted = f"0100007F:{port:04X}"
     with contextlib.suppress(OSError):
         rows = [line.split() for line in Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]]
         inodes = {f"socket:[{row[9]}]" for row in rows if row[1] == wanted and row[3] == "0A"}
         held = {str(entry.readlink()) for entry in Path(f"/proc/{pid}/fd").iterdir()} if inodes else set()
-        return bool(inodes) and inodes <= held
-    return False
+        return inodes <= held if inodes else None
+    return None

@@ -222,6 +222,7 @@ class Passage:
         match status.state:
             case "active":
                 self._follow(status.prefix)
+                self.tools.staging.note(self.attempt, status.bitfield)
                 return self._is_slow(status.done, now) and self._stop("slow")
             case "complete":
                 self._completed(now)

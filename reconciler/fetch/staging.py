@@ -6,9 +6,8 @@ Files that are being fetched, and what earlier runs left of them.
 Rules that hold here:
 
 1. Everything is private (0700) and looked at before it is used; links, devices, pipes and other people's files are deleted, not followed.
-2. Nothing on the disk is believed. What was downloaded is continued from the end of its unbroken beginning, which the file system knows
-   (``SEEK_HOLE``: connections that ran ahead leave a hole behind them); the downloader's own record is deleted, since an empty or torn one
-   stops it for ever, and a stale one makes it skip bytes that it never wrote. The digest decides in the end.
+2. Nothing on the disk is believed. What was written is found by asking the file system (``SEEK_DATA``), and the downloader's record is
+   written anew from that each time (``record``). The digest decides in the end.
 3. One process at a time: a lock that the downloader inherits, so that one that outlived its parent still holds it.
 4. What nobody came back for is deleted (``reap``); a blob keeps one attempt at most.
 """
@@ -28,22 +27,31 @@ from pathlib import Path
 
 from reconciler import digest as digests
 from reconciler.errors import DiskFull, StoreBusy, StoreError
+from reconciler.fetch import record
 
 DATA = "data"
+_CONTROL = f"{DATA}.aria2"
+_PIECES = "pieces"
+_Pieces = list[list[record.Run]]
 _LOCK = ".fetch.lock"
 _BLOCK = 4096
 #: The granularity in which a file system reports holes may not be coarser: tmpfs with huge pages says 2 MiB.
 _COARSEST = 64 << 10
 _LOCK_SECONDS = 10.0
+#: Above this, pieces grow: each is a request of its own, and a bit in every report.
+_MOST_PIECES = 2048
+_PIECE = 1 << 20
+_NOTED_BYTES = 1 << 20
 
 
 class Attempt:
-    """One attempt's folder; ``resumed`` bytes of its file are from an earlier transfer."""
+    """One attempt's folder; *resumed* bytes of its file are from an earlier transfer."""
 
     def __init__(self, folder: Path, resumed: int = 0) -> None:
         self.folder = folder
         self.data = folder / DATA
         self.resumed = resumed
+        self.noted = ""
 
 
 class Staging:
@@ -88,20 +96,29 @@ class Staging:
             self._lock = -1
 
     def resume(self, name: str, size: int) -> Attempt | None:
-        """Return the attempt that an earlier transfer left, cut to its unbroken beginning; delete all else that lies there."""
+        """Return the attempt that an earlier transfer left, ready to be continued; delete all else that lies there."""
         with refusals(f"look at what is left of {name}"):
             best: Attempt | None = None
+            pieces: _Pieces = []
             for path in self._entries(name):
                 left = self._left(path, size)
-                if left and (best is None or left > best.resumed):
+                if record.total(left) > (best.resumed if best else 0):
                     if best:
                         remove(best.folder)
-                    best = Attempt(path, left)
+                    best, pieces = Attempt(path, record.total(left)), left
                 else:
                     remove(path)
             if best:
-                os.truncate(best.data, best.resumed)
+                _write(best.folder / _CONTROL, record.encode(pieces, piece_length(size), size))
             return best
+
+    @staticmethod
+    def note(attempt: Attempt, bitfield: str) -> None:
+        """Remember which pieces were reported as complete. Not synced: after a power cut it may say too much, and the digest decides."""
+        if bitfield and bitfield != attempt.noted:
+            attempt.noted = bitfield
+            with contextlib.suppress(OSError):
+                _write(attempt.folder / _PIECES, bitfield.encode())
 
     def fresh(self, name: str) -> Attempt:
         """Return a new attempt; what earlier ones left is deleted."""
@@ -148,31 +165,23 @@ class Staging:
                 return
             yield from _listed(folder)
 
-    def _left(self, path: Path, size: int) -> int:
-        """Return how many bytes from the front of the attempt at *path* are worth continuing."""
+    def _left(self, path: Path, size: int) -> _Pieces:
+        """Return what there is of the attempt at *path*, by pieces."""
         try:
             _own_folder(path)
+            known = _noted(path / _PIECES)
             for other in _listed(path):
-                if other.name != DATA:
+                if other.name not in {DATA, _PIECES}:
                     remove(other)
             seen = (path / DATA).lstat()
         except (FileNotFoundError, NotADirectoryError):
-            return 0
+            return []
         if not stat.S_ISREG(seen.st_mode) or seen.st_nlink != 1 or seen.st_uid != os.geteuid() or seen.st_size > size:
-            return 0
-        return self._unbroken(path / DATA, seen.st_size)
-
-    def _unbroken(self, data: Path, size: int) -> int:
+            return []
         coarse = self._granularity()
-        if not coarse or not size:
-            return 0
-        fd = os.open(data, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            hole = os.lseek(fd, 0, os.SEEK_HOLE)
-        finally:
-            os.close(fd)
-        # The block before a hole may have been written in part. The end of the file is exact.
-        return size if hole >= size else max(0, hole - coarse)
+        if not coarse:
+            return []
+        return record.kept(_written(path / DATA), known, piece_length(size), size, coarse)
 
     def _granularity(self) -> int:
         """Return how exactly the file system reports holes, in bytes; 0: too coarsely, or not at all."""
@@ -190,6 +199,14 @@ class Staging:
                 probe.unlink()
             self._holes = max(found, _BLOCK) if 0 < found <= _COARSEST else 0
         return self._holes
+
+
+def piece_length(size: int) -> int:
+    """Return the length of a piece for a file of *size* bytes: a power of two MiB."""
+    piece = _PIECE
+    while size > piece * _MOST_PIECES and piece < 64 * _PIECE:
+        piece *= 2
+    return piece
 
 
 def length(path: Path) -> int:
@@ -230,6 +247,42 @@ def _own_folder(path: Path) -> None:
         raise NotADirectoryError(errno.ENOTDIR, "it is not a folder of this user")
     if seen.st_mode & 0o077:
         path.chmod(0o700)
+
+
+def _written(path: Path) -> list[record.Run]:
+    """Return the ranges of the file at *path* that were written to."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        runs: list[record.Run] = []
+        end = 0
+        while True:
+            try:
+                start = os.lseek(fd, end, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno == errno.ENXIO:  # none behind this
+                    return runs
+                raise
+            end = os.lseek(fd, start, os.SEEK_HOLE)
+            runs.append((start, end))
+    finally:
+        os.close(fd)
+
+
+def _noted(path: Path) -> str:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return ""
+    with os.fdopen(fd, "rb") as file:
+        text = file.read(_NOTED_BYTES).decode("ascii", "replace") if stat.S_ISREG(os.fstat(fd).st_mode) else ""
+    return text if set(text) <= set("0123456789abcdef") else ""
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write *data* to the file *path*, in place: of both files that are written so, a torn one only says that less is there."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "wb") as file:
+        file.write(data)
 
 
 def _locked(fd: int) -> bool:
