@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -20,6 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from reconciler.engine.agent import Agent, AgentOptions
 from reconciler.settings import Settings, decode
+from reconciler.store import writer
 from tests.node import Node, tiny
 
 PATIENCE = 30.0
@@ -316,12 +318,63 @@ def test_two_hundred_cycles_of_the_real_engine_leave_nothing_behind(node: Node) 
     marks.check()
 
 
-def test_idle_cycles_leave_nothing_behind(node: Node) -> None:
-    """Sync to the end, and a scrub of everything, in each cycle."""
-    node.configure('[agent]\nscrub_after = "0s"\n')
-    node.publish(node.item("a:v1", tiny("a")))
-    assert node.run("sync").code == 0
-    marks = Marks(node, cycles=15, first=5)
+class Trouble:
+    """Faults that come and go, by the number of the cycle."""
 
-    assert marks.run() == {"done": 15}
-    marks.check()
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.good = node.item("a:v1", tiny("a"))
+        self.bad = node.item("b:v1", b"no model at all")
+        self.held = contextlib.ExitStack()
+        self.word()
+
+    def word(self, *more: dict[str, Any]) -> None:
+        (self.node.folder / "published.json").write_bytes(self.node.network.snapshot(self.good, *more))
+
+    def cause(self, cycle: int) -> None:
+        """Cause what is due before the next cycle, and take back what was caused before this one."""
+        self.held.close()
+        match cycle % 40:
+            case 3:
+                blob = next(path for path in (self.node.store / "blobs").rglob("*") if path.is_file())
+                blob.chmod(0o644)
+                blob.write_bytes(bytes(blob.stat().st_size))
+            case 6:
+                (self.node.folder / "published.json").write_bytes(b"garbage")
+            case 9:
+                self.word(self.bad)
+            case 11:
+                (self.node.folder / "published.json").unlink()
+            case 13:
+                self.held.enter_context(writer.hold(self.node.store / ".lock"))
+            case 15:
+                (self.node.store / "ledger.db").write_bytes(b"garbage" * 100)
+            case 8 | 12 | 17:
+                self.word()
+            case _:
+                pass
+
+
+def test_two_hundred_cycles_of_trouble_leave_nothing_behind(node: Node) -> None:
+    """Damage, garbage, a bad model, no network, a busy store and a lost ledger, five times over: bounded, and well in the end."""
+    node.configure('[agent]\nscrub_after = "0s"\n')
+    trouble = Trouble(node)
+    marks = Marks(node, cycles=200, first=80)
+    look = marks.look
+
+    def both(left: int) -> None:
+        look(left)
+        trouble.cause(200 - left)
+
+    marks.look = both  # type: ignore[method-assign]
+    totals = marks.run()
+
+    assert sum(totals.values()) == 200
+    assert {"done", "models-failed", "busy", "refused", "error"} == totals.keys(), totals
+    assert node.states() == {"a:v1": "active"}
+    assert (node.store / "active/models/a/v1/a.gguf").read_bytes() == tiny("a")
+    assert len(list((node.store / "generations").iterdir())) <= 10
+    assert [path.name for path in (node.store / "staging").iterdir() if path.is_dir()] == []
+    (memory, descriptors, _), (memory_later, descriptors_later, _) = marks.seen
+    assert descriptors_later == descriptors
+    assert memory_later - memory < 8 << 20
