@@ -195,8 +195,8 @@ def _check_local(file: BinaryIO, member: _Member, directory: int) -> tuple[bool,
     wide = _ZIP64 in _extras(member.name, data)
     size, packed = _widened(member.name, data, (size, packed))
     described = bool(flags & _DESCRIBED)
-    allowed = {(member.crc, member.packed, member.size)} | ({(0, 0, 0)} if described else set())
-    if (crc, packed, size) not in allowed:
+    said = zip((crc, packed, size), (member.crc, member.packed, member.size), strict=True)
+    if any(value != truth and not (described and value == 0) for value, truth in said):  # a packer that streams knows some of them
         raise UnpackRefused(f"member {name} has other sizes or another checksum in its local header")
     end = file.tell() + member.packed
     if end > directory:
