@@ -8,6 +8,7 @@ Sizes and times are checked here, so that nobody finds out at night that ``10 gi
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -82,6 +83,8 @@ class OpenAISettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """A server with the OpenAI API; in *argv*, ``{model}`` and ``{port}`` are filled in."""
 
     argv: Argv = ()
+    #: The server's version (PEP 440), which snapshots may ask for and whose change calls for new tests.
+    version: str = ""
     ready_timeout: str = "120s"
 
 
@@ -181,8 +184,20 @@ def _check(settings: Settings) -> None:
             (units.size if (table, key) in _SIZES else units.seconds)(text)
         except ValueError as error:
             raise ValueError(f"[{table}] {key}: {error}") from None
+    _check_server(settings.runtime.openai)
     for template in settings.download.fallback:
         snapshot.check_template(template)
+
+
+def _check_server(chosen: OpenAISettings) -> None:
+    try:
+        units.seconds(chosen.ready_timeout)
+    except ValueError as error:
+        raise ValueError(f"[runtime.openai] ready_timeout: {error}") from None
+    if chosen.version and not re.fullmatch(r"[0-9]+(\.[0-9]+){0,4}([a-z0-9.+-]{0,32})", chosen.version):
+        raise ValueError(f"[runtime.openai] version: {chosen.version!r} is no version like 1.2.3")
+    if chosen.argv and not chosen.argv[0].startswith("/"):
+        raise ValueError(f"[runtime.openai] argv: {chosen.argv[0]!r} is no absolute path; nothing is looked for in PATH")
 
 
 def _refuse_unknown(tree: dict[str, Any], kind: type[Struct], name: str, where: str) -> None:

@@ -33,6 +33,7 @@ OUTPUT_BYTES = 65_536
 _KILL_SECONDS = 5.0
 _SCRATCH_BYTES = 64 << 20
 _SCRATCH = "/scratch"
+_SHARED = "/dev/shm"  # noqa: S108  a mount point of the sandbox's own
 
 
 class Cell(Struct, frozen=True, kw_only=True):
@@ -142,7 +143,7 @@ class Sandbox:
             "--ro-bind", "/usr", "/usr", "--symlink", "usr/lib", "/lib", "--symlink", "usr/lib64", "/lib64", "--symlink", "usr/bin", "/bin",
             "--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache",
             "--proc", "/proc", "--dev", "/dev", "--size", str(_SCRATCH_BYTES), "--tmpfs", _SCRATCH,
-            "--size", str(_SCRATCH_BYTES), "--tmpfs", "/dev/shm",
+            "--size", str(_SCRATCH_BYTES), "--tmpfs", _SHARED,
         ]  # fmt: skip
         for flag, path in binds:
             arguments += [flag, str(path), str(path)]

@@ -56,3 +56,10 @@ def device_label(found: tuple[Gpu, ...]) -> str:
 def nodes() -> tuple[Path, ...]:
     """Return the device files that a test job on a GPU needs."""
     return tuple(sorted([*Path("/dev").glob("nvidia*"), *Path("/dev").glob("dri"), *Path("/dev").glob("kfd")]))
+
+
+def free_memory() -> int:
+    """Return bytes of main memory that could be had now."""
+    import psutil
+
+    return int(psutil.virtual_memory().available)

@@ -8,6 +8,7 @@ be asked for its version.
 from __future__ import annotations
 
 import importlib.metadata
+from pathlib import Path
 from typing import Any, Protocol
 
 from reconciler.settings import Settings
@@ -20,25 +21,32 @@ class Engine(Protocol):
 
     #: As snapshots name it.
     name: str
+    #: Whether its child starts a program and talks to it over a loopback of its own.
+    server: bool
 
     def version(self, settings: Settings) -> str | None:
-        """Return the installed version, or None; MUST NOT load the engine."""
+        """Return the installed version (PEP 440), or None; MUST NOT load the engine."""
         ...
 
     def module(self) -> str:
-        """Return the module that the child runs with ``python -m``: JSON job in, JSON verdict out."""
+        """Return the module that the child runs: JSON job in, JSON verdict out."""
         ...
 
     def options(self, settings: Settings) -> dict[str, Any]:
         """Return what the settings say about this engine, for the child."""
         ...
 
+    def folders(self, settings: Settings) -> tuple[Path, ...]:
+        """Return what the child must be able to read beside the model, this package and the system's libraries."""
+        ...
+
 
 def known() -> dict[str, Engine]:
     """Return every engine that is known here, by name; the built-in ones also in a checkout that was never installed."""
     from reconciler.runtime.llama_cpp import LlamaCpp
+    from reconciler.runtime.openai import OpenAI
 
-    found: dict[str, Engine] = {"llama-cpp": LlamaCpp()}
+    found: dict[str, Engine] = {"llama-cpp": LlamaCpp(), "openai": OpenAI()}
     for entry in importlib.metadata.entry_points(group=GROUP):
         if entry.name not in found:
             found[entry.name] = entry.load()()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+from pathlib import Path
 from typing import Any
 
 from reconciler.settings import Settings
@@ -12,6 +13,7 @@ class LlamaCpp:
     """Tests GGUF models with the package ``llama-cpp-python``."""
 
     name = "llama-cpp"
+    server = False
 
     def version(self, settings: Settings) -> str | None:
         """Return the package's version, without loading it."""
@@ -29,3 +31,8 @@ class LlamaCpp:
         """Return layers on the GPU and threads."""
         chosen = settings.runtime.llama_cpp
         return {"gpu_layers": chosen.gpu_layers, "threads": chosen.threads}
+
+    def folders(self, settings: Settings) -> tuple[Path, ...]:
+        """Return nothing: it lies among our own packages."""
+        del settings
+        return ()

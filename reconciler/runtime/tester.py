@@ -2,23 +2,56 @@
 
 from __future__ import annotations
 
+import re
 import signal
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta, Struct
 
 from reconciler import units
 from reconciler.errors import SandboxUnavailable
+from reconciler.node import Gpu
 from reconciler.ports import TestJob, TestReport, Verdict
 from reconciler.runtime import devices, engines, sandbox
 from reconciler.runtime.cell import Cell, Ended
 from reconciler.runtime.engines import Engine
 from reconciler.settings import Settings
 
-#: Signals that a process sends to itself when its own code is at fault; others come from outside.
-_OWN_FAULT = {signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSYS, signal.SIGTRAP, signal.SIGXFSZ}
-#: What an engine says when the device, and not the model, is short of something.
-_BUSY = ("out of memory", "cuda error", "no cuda-capable", "failed to allocate", "unable to allocate", "cannot allocate memory")
+#: Signals that a process sends to itself when its own code is at fault, or gets for what it used up; others come from outside.
+_OWN_FAULT = {
+    signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSYS, signal.SIGTRAP, signal.SIGXFSZ,
+    signal.SIGXCPU,
+}  # fmt: skip
+#: What an engine says when there is not enough memory, of whichever kind.
+_SHORT = ("out of memory", "failed to allocate", "unable to allocate", "cannot allocate memory", "not enough memory", "bad_alloc")
+#: What it says when the device, and not the model, is at fault.
+_BUSY = ("cuda error", "no cuda-capable", "hip error", "device lost")
+#: Engines repack weights, so they may need them twice; and something for the context that a test job gets.
+_MEMORY_BYTES = 4 << 30
+
+_Count = Annotated[int, Meta(ge=0, le=2**53)]
+_Amount = Annotated[float, Meta(ge=0, le=1e15)]
+_Said = Annotated[str, Meta(max_length=4096)]
+
+
+class _Word(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a child may say; whatever else it says, all of it counts for nothing."""
+
+    nonce: str
+    verdict: Verdict
+    reason: _Said = ""
+    load_seconds: _Amount = 0.0
+    run_seconds: _Amount = 0.0
+    tokens: _Count = 0
+    tokens_per_second: _Amount = 0.0
+    text: _Said = ""
+    token_ids: Annotated[tuple[_Count, ...], Meta(max_length=4096)] = ()
+    dimension: _Count = 0
+    gpu_layers: _Count = 0
+    gpu_memory_used: _Count = 0
+    engine_version: Annotated[str, Meta(max_length=64)] = ""
 
 
 class SandboxedTester:
@@ -38,63 +71,113 @@ class SandboxedTester:
         version = engine.version(self._settings) if engine else None
         if engine is None or version is None:
             return _report("unable", f"the engine {job.runtime.engine} is not installed", job)
+        gpus = devices.gpus()
+        if job.gpu_memory and (lacking := _lacking(job, gpus)):
+            return _report("unable", lacking, job)
         try:
-            box = sandbox.choose(self._settings.smoke.sandbox, self._cache)
+            box = sandbox.choose(self._settings.smoke.sandbox, self._cache, server=engine.server)
+            cell = self._cell(job, engine)
+            roomy = 0 < cell.memory_bytes <= devices.free_memory()
+            ended = box.run(cell)
         except SandboxUnavailable as error:
             return _report("unable", f"sandbox-unavailable: {error.message}", job)
-        before = devices.gpus()
-        ended = box.run(self._cell(job, engine))
-        report = self._judged(ended, job)
+        if ended.setup_failed:
+            sandbox.forget(self._cache)
+        report = _judged(ended, job, roomy=roomy)
         report = msgspec.structs.replace(report, sandbox=box.mode, engine_version=report.engine_version or version)
-        return _on_device(report, job, before)
+        return _on_device(report, job, gpus)
 
     def _cell(self, job: TestJob, engine: Engine) -> Cell:
         limit = min(units.seconds(job.smoke.timeout), units.seconds(self._settings.smoke.timeout))
-        model = (job.tree / job.entrypoint).resolve()
+        tree = job.tree.resolve()
+        found = devices.nodes()
         document: dict[str, Any] = {
-            "model": str(model),
+            "model": str(tree / job.entrypoint),
             "smoke": msgspec.to_builtins(job.smoke),
             "options": engine.options(self._settings),
-            "gpu_memory": job.gpu_memory,
         }
-        return Cell(module=engine.module(), job=document, seconds=limit, read=(job.tree.resolve(),), devices=devices.nodes())
-
-    def _judged(self, ended: Ended, job: TestJob) -> TestReport:
-        if ended.answer is not None:
-            return _answered(ended.answer, job, ended)
-        if ended.setup_failed:
-            return _report("unable", f"sandbox-unavailable: {_last_line(ended.errors)}", job)
-        if ended.timed_out:
-            return _report("bad", "its test job did not end in time", job)
-        if ended.signal in _OWN_FAULT:
-            return _report("bad", f"the engine died of {signal.Signals(ended.signal).name} with it: {_last_line(ended.errors)}", job)
-        if ended.signal:
-            return _report("unable", f"the test job was killed by signal {ended.signal}, perhaps for want of memory", job)
-        if _is_busy(ended.errors):
-            return _report("unable", f"the device could not take it now: {_last_line(ended.errors)}", job)
-        return _report("bad", f"its test job ended with {ended.code} and no verdict: {_last_line(ended.errors)}", job)
+        return Cell(
+            module=engine.module(),
+            job=document,
+            seconds=limit,
+            read=(tree, *engine.folders(self._settings)),
+            devices=found,
+            server=engine.server,
+            memory_bytes=0 if found else 2 * _size(tree) + _MEMORY_BYTES,
+        )
 
 
-def _answered(answer: dict[str, Any], job: TestJob, ended: Ended) -> TestReport:
+def _size(tree: Path) -> int:
+    return sum(path.stat().st_size for path in tree.rglob("*") if path.is_file())
+
+
+def _lacking(job: TestJob, gpus: tuple[Gpu, ...]) -> str:
+    """Return why no GPU can take *job* now; that is the node's state, not the model's fault."""
+    if not gpus:
+        return "it asks for a GPU, and none answers now"
+    free = max(gpu.free_bytes for gpu in gpus)
+    if free < job.gpu_memory:
+        return f"the GPU is busy: {units.human_size(free)} are free, it needs {units.human_size(job.gpu_memory)}"
+    return ""
+
+
+def _judged(ended: Ended, job: TestJob, *, roomy: bool) -> TestReport:
+    """Return what the child's end says; *roomy*: the node had as much memory to give as the child was allowed."""
+    last = _last_line(ended.errors)
+    if ended.setup_failed:
+        return _report("unable", f"sandbox-unavailable: {last}", job)
+    if ended.timed_out:
+        return _report("bad", "its test job did not end in time", job)
+    if ended.word is not None:
+        return _answered(ended.word, job, ended, roomy=roomy)
+    if ended.signal in _OWN_FAULT:
+        return _report("bad", f"the engine died of {signal.Signals(ended.signal).name} with it: {last}", job)
+    if ended.signal:
+        return _report("unable", f"the test job was killed by signal {ended.signal}, perhaps for want of memory", job)
+    return _short(ended.errors, job, roomy=roomy) or _report("bad", f"its test job ended with {ended.code} and no verdict: {last}", job)
+
+
+def _answered(answer: dict[str, Any], job: TestJob, ended: Ended, *, roomy: bool) -> TestReport:
     """Return the child's word as a report; a document of another shape is no word."""
-    known = {key: value for key, value in answer.items() if key != "nonce"} | {"engine": job.runtime.engine}
     try:
-        report = msgspec.convert(known, TestReport)
+        word = msgspec.convert(answer, _Word)
     except msgspec.ValidationError as error:
         return _report("bad", f"its test job answered nonsense: {error}", job)
-    report = msgspec.structs.replace(report, text=report.text[:2000], reason=report.reason[:1000])
-    if report.verdict == "bad" and report.reason.startswith("the engine does not load it"):
-        if _is_busy(ended.errors):
-            return msgspec.structs.replace(report, verdict="unable", reason=f"the device could not take it now: {_last_line(ended.errors)}")
+    said = {field: getattr(word, field) for field in _Word.__struct_fields__ if field != "nonce"}
+    report = TestReport(
+        **said | {"engine": job.runtime.engine, "text": _encodable(word.text)[:2000], "reason": printable(word.reason)[:1000]}
+    )
+    if word.verdict == "passed":
+        return msgspec.structs.replace(report, reason="")
+    if word.verdict == "unable" or word.reason.startswith("the engine does not load it"):
+        if short := _short(f"{ended.errors}\n{word.reason}", job, roomy=roomy):
+            return short
         return msgspec.structs.replace(report, reason=f"{report.reason} ({_last_line(ended.errors, 'error')})")
     return report
 
 
-def _on_device(report: TestReport, job: TestJob, gpus: tuple[Any, ...]) -> TestReport:
+def _short(errors: str, job: TestJob, *, roomy: bool) -> TestReport | None:
+    """Say who is at fault for a want of memory, if that is what *errors* tell of."""
+    said = errors.lower()
+    if any(word in said for word in _BUSY):
+        return _report("unable", f"the device could not take it now: {_last_line(errors, _found(said, _BUSY))}", job)
+    if not any(word in said for word in _SHORT):
+        return None
+    last = _last_line(errors, _found(said, _SHORT))
+    if roomy:
+        return _report("bad", f"it takes more memory than a file of its size may: {last}", job)
+    return _report("unable", f"the device could not take it now: {last}", job)
+
+
+def _found(said: str, words: tuple[str, ...]) -> str:
+    return next(word for word in words if word in said)
+
+
+def _on_device(report: TestReport, job: TestJob, gpus: tuple[Gpu, ...]) -> TestReport:
     """Name what really ran it. A model that asks for a GPU and ran beside one is not tested."""
     if report.verdict != "passed":
         return report
-    if job.gpu_memory and gpus and not report.gpu_layers:
+    if job.gpu_memory and not report.gpu_layers and job.runtime.engine != "openai":
         return msgspec.structs.replace(
             report, verdict="bad", reason="it asks for a GPU and ran on the CPU: is the engine built for this GPU?", device="cpu"
         )
@@ -102,16 +185,20 @@ def _on_device(report: TestReport, job: TestJob, gpus: tuple[Any, ...]) -> TestR
 
 
 def _report(verdict: Verdict, reason: str, job: TestJob) -> TestReport:
-    return TestReport(verdict=verdict, reason=reason, engine=job.runtime.engine)
-
-
-def _is_busy(errors: str) -> bool:
-    said = errors.lower()
-    return any(word in said for word in _BUSY)
+    return TestReport(verdict=verdict, reason=printable(reason), engine=job.runtime.engine)
 
 
 def _last_line(errors: str, word: str = "") -> str:
     """Return the last line that says something, with *word* in it if there is one."""
     lines = [line.strip() for line in errors.splitlines() if line.strip(" .\t")]
     chosen = [line for line in lines if word in line.lower()] or lines
-    return chosen[-1][:300] if chosen else "it said nothing"
+    return printable(chosen[-1])[:300] if chosen else "it said nothing"
+
+
+def printable(text: str) -> str:
+    """Return *text* without what could steer a terminal, or cannot be encoded: part of it comes from the model."""
+    return re.sub(r"[^\x20-\x7e\u00a0-\u202d\u2030-\ud7ff\ue000-\U0010ffff]", "\N{REPLACEMENT CHARACTER}", text)
+
+
+def _encodable(text: str) -> str:
+    return text.encode(errors="replace").decode()

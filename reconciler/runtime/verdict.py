@@ -1,0 +1,112 @@
+"""
+The verdict of a test job, as the children of all engines reach it: what an answer must be, and one JSON document out.
+
+This runs inside the sandbox: a regular expression from the network is tried here, where its time is bounded.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from reconciler import gguf
+
+TEXT_CHARACTERS = 2000
+
+
+class Bad(Exception):
+    """The model is at fault."""
+
+
+class Unable(Exception):
+    """The node could not test it now."""
+
+
+def reach(run: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """
+    Run the job on standard input with *run* and write its verdict.
+
+    It goes to a duplicate of standard output, since engines print to the original.
+    """
+    job = json.loads(sys.stdin.buffer.read())
+    out = os.dup(1)
+    os.dup2(2, 1)
+    verdict: dict[str, Any] = {"nonce": job["nonce"], "verdict": "passed"}
+    try:
+        found = run(job)
+        judge(found, job["smoke"])
+        verdict |= found
+    except Bad as error:
+        verdict |= {"verdict": "bad", "reason": str(error)}
+    except Unable as error:
+        verdict |= {"verdict": "unable", "reason": str(error)}
+    except MemoryError:
+        verdict |= {"verdict": "unable", "reason": "not enough memory for the test job"}
+    except Exception as error:  # noqa: BLE001  whatever a hostile file provokes is the file's fault
+        verdict |= {"verdict": "bad", "reason": f"{type(error).__name__}: {error}"[:500]}
+    _write(out, json.dumps(verdict).encode())
+    os._exit(0)  # no destructor of a half-loaded model gets a say
+
+
+def _write(out: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(out, view) :]
+
+
+def checked(path: Path) -> gguf.GgufFacts:
+    """
+    Return what the header of the file at *path* tells, before any engine sees it.
+
+    Raises:
+        Bad: it is malformed.
+    """
+    try:
+        return gguf.check(path)
+    except gguf.Malformed as error:
+        raise Bad(f"not a sound GGUF file: {error}") from None
+
+
+def refuse_vector(vector: Any) -> int:
+    """
+    Return the dimension of an embedding.
+
+    Raises:
+        Bad: it is none: not numbers, not finite, or nothing but zeros.
+    """
+    import math
+
+    if not isinstance(vector, list) or not vector:
+        raise Bad("it gave no embedding")
+    if not all(isinstance(value, int | float) and math.isfinite(value) for value in vector):
+        raise Bad("its embedding is not made of finite numbers")
+    if not any(vector):
+        raise Bad("its embedding is all zeros")
+    return len(vector)
+
+
+def judge(found: dict[str, Any], smoke: dict[str, Any]) -> None:
+    """
+    Compare with what the snapshot expects; all of it must hold.
+
+    Raises:
+        Bad: something does not; the message says what was expected and what was found.
+    """
+    expect, text, tokens = smoke["expect"], found.get("text", ""), found.get("tokens", 0)
+    if tokens < expect["min_tokens"]:
+        raise Bad(f"it generated {tokens} tokens, expected at least {expect['min_tokens']}; it said {text[:200]!r}")
+    if expect["text"] is not None and expect["text"] not in text:
+        raise Bad(f"its answer does not contain {expect['text'][:100]!r}; it said {text[:200]!r}")
+    if expect["regex"] is not None and not re.search(expect["regex"], text):
+        raise Bad(f"its answer does not match {expect['regex'][:100]!r}; it said {text[:200]!r}")
+    if expect["tokens"] is not None and found.get("token_ids") != expect["tokens"]:
+        raise Bad(f"it generated the tokens {found.get('token_ids')}, expected {expect['tokens']}"[:500])
+    if found["tokens_per_second"] < expect["min_rate"]:
+        raise Bad(f"it generated {found['tokens_per_second']:.1f} tokens a second, expected at least {expect['min_rate']}")
+    if expect["dimension"] is not None and found.get("dimension") != expect["dimension"]:
+        raise Bad(f"its embedding has {found.get('dimension')} components, expected {expect['dimension']}")
