@@ -15,12 +15,31 @@ from typing import TypeVar
 from reconciler.engine import confirm, look, network
 from reconciler.engine.look import ModelStatus, Status
 from reconciler.engine.options import Clock, wall_clock
-from reconciler.errors import ReconcileError
+from reconciler.errors import (
+    BlobDamaged,
+    DiskFull,
+    FetchError,
+    HashMismatch,
+    ReconcileError,
+    SandboxUnavailable,
+    SizeMismatch,
+    SmokeFailed,
+    TrustError,
+    UnpackRefused,
+)
 from reconciler.ports import TestReport
 from reconciler.report.metrics import Figures, ModelFigures, NetworkFigures, StoreFigures
 from reconciler.settings import Settings
 from reconciler.store import observe
 from reconciler.store.ledger import Ledger
+
+#: Every kind of incident, so that each has its series before its first one: what grows from nothing is no growth to Prometheus.
+KINDS = (
+    *(error.name for error in TrustError.__subclasses__()),
+    *(error.name for error in (FetchError, HashMismatch, SizeMismatch, UnpackRefused)),
+    *(error.name for error in (SmokeFailed, SandboxUnavailable, BlobDamaged, DiskFull)),
+    "incompatible", "removed-unlisted", "crash-recovered",
+)  # fmt: skip
 
 _T = TypeVar("_T")
 _NEVER = datetime.fromtimestamp(0, UTC)
@@ -34,7 +53,7 @@ def measure(settings: Settings, *, clock: Clock = wall_clock) -> Figures:
             models=tuple(_model(model, ledger.report(model.id)) for model in status.models) if status else None,
             network=_known(lambda: _network(settings, status)) if status else None,
             store=_known(lambda: _store(settings, ledger)),
-            incidents=_known(ledger.incident_totals) or {},
+            incidents=dict.fromkeys(KINDS, 0) | (_known(ledger.incident_totals) or {}),
         )
 
 
