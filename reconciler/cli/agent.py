@@ -35,11 +35,12 @@ def agent(
     offline: bool,
 ) -> int:
     """
-    Sync for ever: with interval, jitter, and a longer wait after failures.
+    Sync for ever, and look after the store.
 
-    Each cycle also hashes a share of the store, so that every blob is looked at within [agent] scrub_after, and repairs what is
-    damaged. How it is stands in <store>/health.json. SIGTERM and SIGINT end it within seconds, SIGHUP reads the settings anew and
-    begins the next cycle; under systemd it notifies and feeds the watchdog.
+    Cycles follow each other with an interval and a jitter; after failures the wait grows, up to an hour. Each cycle also hashes a share
+    of the store, so that every blob is looked at within [agent] scrub_after, and repairs what is damaged. How it is stands in
+    <store>/health.json. SIGTERM and SIGINT end it within seconds, SIGHUP reads the settings anew and begins the next cycle; under
+    systemd it notifies and feeds the watchdog.
 
     \b
       reconcile agent
@@ -72,8 +73,9 @@ def agent(
 @common()
 def doctor(shell: Shell, *, offline: bool) -> int:
     """
-    Examine this machine: what reconcile needs here, what is missing, and what to do about it.
+    Say what this machine lacks, and what to do.
 
+    Looks at Python, aria2c, the sandbox, GPUs, engines, disk, clock, trust root, lock, store and agent, and whether sources answer.
     Changes nothing. Exit 1 if there is an error.
 
     \b
