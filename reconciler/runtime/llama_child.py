@@ -153,6 +153,8 @@ def _chat_tokens(model: Any, smoke: dict[str, Any]) -> list[int]:
         prompt = formatter(messages=[{"role": "user", "content": smoke["prompt"]}]).prompt
     except Exception as error:  # noqa: BLE001  a template can raise anything, want of memory too
         raise Bad(f"its chat template does not render: {type(error).__name__}: {error}"[:500]) from None
+    if not prompt.strip():
+        raise Bad("its chat template makes nothing of a message")
     tokens: list[int] = model.tokenize(prompt[: CONTEXT * 16].encode(errors="replace"), add_bos=True, special=True)
     return tokens
 

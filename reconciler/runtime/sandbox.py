@@ -152,16 +152,13 @@ def _judged(ended: Ended, job: dict[str, Any]) -> str:
     if ended.word is None:
         why = ended.errors.strip().splitlines()[-1:] or [f"the probe ended with {ended.code}"]
         return f"it did not start: {why[0][:300]}"
-    found = [str(name) for name in ended.word.get("open", ["everything"])]
-    if ended.word.get("canary") != job["word"]:
-        return "the probe could not read its canary"
-    if job["server"]:
-        if lacking := _SERVER_DOORS - set(found):
-            return f"a server could not be started: {', '.join(sorted(lacking))}"
-        if not ended.word.get("loopback"):
-            return "it has no loopback of its own"
-        found = [name for name in found if name not in _SERVER_DOORS]
-    return f"the probe could get through: {', '.join(found)}" if found else ""
+    found = {str(name) for name in ended.word.get("open", ["everything"])}
+    allowed = _SERVER_DOORS if job["server"] else set()
+    if found - allowed:
+        return f"the probe could get through: {', '.join(sorted(found - allowed))}"
+    if allowed - found or (job["server"] and not ended.word.get("loopback")):
+        return "no server can be started in it and spoken to"
+    return "" if ended.word.get("canary") == job["word"] else "the probe could not read its canary"
 
 
 @contextlib.contextmanager

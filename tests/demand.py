@@ -1,0 +1,40 @@
+"""What a test needs of the machine, and the sentence with which it is skipped where that is lacking."""
+
+from __future__ import annotations
+
+import functools
+import os
+from pathlib import Path
+
+import pytest
+
+from reconciler.runtime import sandbox
+from reconciler.runtime.cell import Mode
+
+
+def needs_root(what: str) -> None:
+    if os.getuid() != 0:
+        pytest.skip(f"not root: it takes root {what}")
+
+
+def needs_bubblewrap() -> Path:
+    found = sandbox.find_bubblewrap()
+    if isinstance(found, str):
+        pytest.skip(f"bubblewrap is not installed: {found}")
+    if not _probed("bubblewrap").works:
+        pytest.skip(f"bubblewrap cannot work on this machine: {_probed('bubblewrap').detail}")
+    return found
+
+
+def working(mode: Mode) -> Mode:
+    """Return *mode*, if this kernel has what it takes."""
+    if mode == "bubblewrap":
+        needs_bubblewrap()
+    elif not _probed("landlock").works:
+        pytest.skip(f"this kernel has no Landlock that will do: {_probed('landlock').detail}")
+    return mode
+
+
+@functools.cache
+def _probed(mode: Mode) -> sandbox.Probed:
+    return sandbox.probe(mode)
