@@ -97,19 +97,20 @@ class _Run:
         self._tools, self._daemon = tools, daemon
         passages = [Passage(token, want, tools) for token, want in enumerate(wants)]
         self._by_token = dict(enumerate(passages))
-        self._waiting = deque(passages)
+        self._small = deque(passage for passage in passages if passage.direct)
+        self._large = deque(passage for passage in passages if not passage.direct)
         self._active: list[Passage] = []
         self._polled_at = self._told_at = 0.0
         self._restarts = 0
         self._most_moved = 0
         self._warming: threading.Thread | None = None
-        if not all(passage.direct for passage in passages):
+        if self._large:
             self._warming = threading.Thread(target=aria2.warm, name="warm", daemon=True)
             self._warming.start()
 
     def outcomes(self) -> Iterator[Fetched | FetchFailed]:
         """Drive all passages to their ends."""
-        while self._waiting or self._active:
+        while self._small or self._large or self._active:
             now = time.monotonic()
             self._admit()
             for question, reply in self._tools.resolver.replies():
@@ -141,24 +142,16 @@ class _Run:
     def _admit(self) -> None:
         """Let waiting blobs begin: large ones as the operator permits, small ones as many as can be asked for at once."""
         settings = self._tools.settings
-        held = [passage for passage in self._active if not passage.direct and passage.phase != "hashing"]
-        ahead = sum(passage.want.size for passage in held)
-        places, room = len(held), self._tools.resolver.room
-        kept: deque[Passage] = deque()
-        while self._waiting:
-            passage = self._waiting.popleft()
-            if passage.direct:
-                admitted = room > 0
-                room -= 1
-            else:
-                small = places < settings.concurrent + _AHEAD and ahead + passage.want.size <= _AHEAD_BYTES
-                admitted = places < settings.concurrent or small
-                places, ahead = places + admitted, ahead + passage.want.size * admitted
-            (self._active if admitted else kept).append(passage)
-            if room <= 0 and places >= settings.concurrent:
-                break
-        kept.extend(self._waiting)
-        self._waiting = kept
+        for _ in range(min(self._tools.resolver.room, len(self._small))):
+            self._active.append(self._small.popleft())
+        held = [passage for passage in self._active if not passage.direct and passage.phase != "hashing"] if self._large else []
+        places, ahead = len(held), sum(passage.want.size for passage in held)
+        while self._large:
+            size = self._large[0].want.size
+            if places >= settings.concurrent and (places >= settings.concurrent + _AHEAD or ahead + size > _AHEAD_BYTES):
+                return
+            self._active.append(self._large.popleft())
+            places, ahead = places + 1, ahead + size
 
     # -- the downloader --------------------------------------------------------------------------------
 

@@ -295,7 +295,7 @@ class _Hand:
         host, tls = sources.host_of(url), parts.scheme == "https"
         place = (parts.scheme, host, parts.port or (443 if tls else 80))
         headers = self._headers(question, url)
-        path = url if self._settings.proxy and not tls else (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        path = url if self._proxied(host) and not tls else (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         kept = self._kept.pop(place, None)
         if kept:
             with contextlib.suppress(OSError, http.client.HTTPException):  # the server closed it meanwhile: once more, on a new one
@@ -311,9 +311,12 @@ class _Hand:
         headers = {"User-Agent": _AGENT, "Accept": "*/*", "Accept-Encoding": "identity", "Range": f"bytes=0-{last}"}
         if credential := self._credentials.header(url):
             headers["Authorization"] = credential
-        if self._settings.proxy and urlsplit(url).scheme == "http":
+        if self._proxied(sources.host_of(url)) and urlsplit(url).scheme == "http":
             headers |= _proxy_header(self._settings.proxy)
         return headers
+
+    def _proxied(self, host: str) -> bool:
+        return bool(self._settings.proxy) and not sources.is_loopback_name(host)
 
     def _asked(self, connection: _Connection, path: str, headers: dict[str, str]) -> http.client.HTTPResponse:
         self._current = connection
@@ -332,7 +335,7 @@ class _Hand:
         scheme, host, port = place
         tls = self._tls.context() if scheme == "https" else None
         timeout = self._settings.timeout_seconds
-        if not self._settings.proxy:
+        if not self._proxied(host):
             direct = _Connection(host, port, tls=tls, addresses=_addresses(rules, host, port), timeout=timeout)
             direct.place = place
             return direct

@@ -86,7 +86,7 @@ class Job:
         """Stop: nobody wants the answer any more."""
         self.dropped = True
         if self.worker and not self.result:
-            self.worker.end()
+            self.worker.stop()
         self.result = self.result or Hashed(error="stopped")
 
 
@@ -125,6 +125,11 @@ class _Worker:
             self._told = self.job.upto
             self.moved_at = time.monotonic()
 
+    def stop(self) -> None:
+        """Have it let go of its file; it says so, and is free then."""
+        if not self._send({"stop": True}):
+            self.process.kill()  # the end of its output says so
+
     def _send(self, message: dict[str, Any]) -> bool:
         try:
             os.write(self._input, json.dumps(message).encode() + b"\n")  # shorter than PIPE_BUF: whole or not at all (POSIX)
@@ -156,7 +161,9 @@ class _Worker:
         if "hashed" in message:
             job.hashed = message["hashed"]
             return
-        if "hex" in message:
+        if job.dropped:
+            pass
+        elif "hex" in message:
             job.hashed = job.size
             job.result = Hashed(found=f"{job.algorithm}:{message.pop('hex')}", **message)
         else:
