@@ -7,17 +7,21 @@ its parent ends it in time.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from reconciler import gguf
 from reconciler.runtime import verdict
-from reconciler.runtime.verdict import TEXT_CHARACTERS, Bad
+from reconciler.runtime.verdict import TEXT_CHARACTERS, Bad, Unable
 
 #: Tokens of context that a test job gets: a model's own claim may be any number (one of 2^31 hung the loader).
-CONTEXT = 512
+_LEAST_CONTEXT, _MOST_CONTEXT = 512, 8192
+_TEMPLATE_TOKENS = 512
+_PROMPT_CHARACTERS = 1 << 20
 _DEBUG, _CONTINUED = 4, 5  # of ggml_log_level
 
 _OFFLOADED = re.compile(r"load_tensors: offloaded (\d+)/\d+ layers to GPU")
@@ -68,23 +72,28 @@ class Log:
 
 def main() -> None:
     """Run the job on standard input."""
+    os.environ["GGML_NO_BACKTRACE"] = "1"  # an assertion that fails would look for a debugger
     verdict.reach(_run)
 
 
 def _run(job: dict[str, Any]) -> dict[str, Any]:
     smoke = job["smoke"]
-    facts = verdict.checked(Path(job["model"]))
+    verdict.phase("reading the header")
+    facts = _checked(Path(job["model"]))
     if facts.embedding and smoke["task"] != "embedding":
         raise Bad(f"it is an embedding model, and is asked for {smoke['task']}")
-    import llama_cpp
-
-    log = Log()
+    llama_cpp, log = _engine(), Log()
     log.listen(llama_cpp)
+    verdict.phase("loading the model")
     began = time.perf_counter()
-    model = _load(llama_cpp, job)
+    model = _load(llama_cpp, job, _context(smoke, facts))
     loaded = time.perf_counter() - began
+    verdict.phase("running the test job")
     began = time.perf_counter()
-    found = _embed(model, smoke) if smoke["task"] == "embedding" else _generate(llama_cpp, model, smoke)
+    try:
+        found = _embed(model, smoke) if smoke["task"] == "embedding" else _generate(llama_cpp, model, smoke)
+    except RuntimeError as error:
+        raise Bad(f"the engine does not run it: {error}"[:500]) from None
     seconds = time.perf_counter() - began
     return found | {
         "load_seconds": loaded,
@@ -96,15 +105,41 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _load(llama_cpp: Any, job: dict[str, Any]) -> Any:
+def _checked(path: Path) -> gguf.GgufFacts:
+    """Check the file, and the other parts of a split model, which the engine finds by their names."""
+    facts = verdict.checked(path)
+    if facts.parts > 1:
+        for part in sorted(path.parent.glob("*-of-*.gguf")):
+            verdict.checked(part)
+    return facts
+
+
+def _engine() -> Any:
+    try:
+        import llama_cpp
+    except (ImportError, OSError, RuntimeError) as error:
+        raise Unable(f"the engine llama-cpp does not start here: {error}"[:500]) from None
+    return llama_cpp
+
+
+def _context(smoke: dict[str, Any], facts: gguf.GgufFacts) -> int:
+    """Return tokens of context that surely hold the job: no tokenizer makes more tokens than bytes, and then a few special ones."""
+    most: int = len(smoke["prompt"].encode()) + smoke["max_tokens"] + 64 + (_TEMPLATE_TOKENS if smoke["task"] == "chat" else 0)
+    wanted = min(max(_LEAST_CONTEXT, -(-most // 256) * 256), _MOST_CONTEXT)
+    return min(wanted, facts.context_length) if facts.context_length else wanted
+
+
+def _load(llama_cpp: Any, job: dict[str, Any], context: int) -> Any:
     options, smoke = job["options"], job["smoke"]
     try:
         return llama_cpp.Llama(
             model_path=job["model"],
-            n_ctx=CONTEXT,
-            n_batch=CONTEXT,
+            n_ctx=context,
+            n_batch=context,
+            n_ubatch=context,  # an encoder takes a prompt whole
             n_gpu_layers=options["gpu_layers"] if llama_cpp.llama_supports_gpu_offload() else 0,
             n_threads=options["threads"] or None,
+            n_threads_batch=options["threads"] or None,
             seed=smoke["seed"],
             embedding=smoke["task"] == "embedding",
             logits_all=False,
@@ -118,18 +153,23 @@ def _load(llama_cpp: Any, job: dict[str, Any]) -> Any:
 def _generate(llama_cpp: Any, model: Any, smoke: dict[str, Any]) -> dict[str, Any]:
     """Generate at temperature 0, token by token, looking at every logit: NaN weights load well and answer nothing."""
     prompt = _chat_tokens(model, smoke) if smoke["task"] == "chat" else model.tokenize(smoke["prompt"].encode(), add_bos=True)
-    most = min(smoke["max_tokens"], CONTEXT - 1)
+    _refuse_too_long(len(prompt), smoke["max_tokens"], model)
+    vocabulary = model._model.vocab  # noqa: SLF001  the binding has no other name for it
     ids: list[int] = []
-    stop = model.token_eos()
-    for token in model.generate(prompt[: CONTEXT - most], temp=0.0, top_k=1, repeat_penalty=1.0):
+    for token in model.generate(prompt, temp=0.0, top_k=1, repeat_penalty=1.0):
         _refuse_nonfinite(llama_cpp, model)
-        if token == stop:
+        if llama_cpp.llama_vocab_is_eog(vocabulary, token):
             break
         ids.append(int(token))
-        if len(ids) >= most:
+        if len(ids) >= smoke["max_tokens"]:
             break
     text = model.detokenize(ids).decode(errors="replace")
     return {"tokens": len(ids), "token_ids": ids, "text": text[:TEXT_CHARACTERS]}
+
+
+def _refuse_too_long(prompt: int, more: int, model: Any) -> None:
+    if prompt + more > model.n_ctx():
+        raise Bad(f"the test job takes {prompt:,} tokens and asks for {more:,} more, and its context holds {model.n_ctx():,}")
 
 
 def _refuse_nonfinite(llama_cpp: Any, model: Any) -> None:
@@ -147,23 +187,41 @@ def _chat_tokens(model: Any, smoke: dict[str, Any]) -> list[int]:
     template = model.metadata.get("tokenizer.chat_template")
     if template is None:
         raise Bad("it is to chat, and its file has no chat template")
-    bos, eos = (model.detokenize([token], special=True).decode(errors="replace") for token in (model.token_bos(), model.token_eos()))
+    begin, end = (_text_of(model, token) for token in (model.token_bos(), model.token_eos()))
+    verdict.phase("rendering the chat template")
     try:
-        formatter = Jinja2ChatFormatter(template=template, eos_token=eos, bos_token=bos)
-        prompt = formatter(messages=[{"role": "user", "content": smoke["prompt"]}]).prompt
+        with verdict.bounded("its chat template"):
+            formatter = Jinja2ChatFormatter(template=template, eos_token=end, bos_token=begin)
+            rendered = formatter(messages=[{"role": "user", "content": smoke["prompt"]}])
+    except Bad:
+        raise
     except Exception as error:  # noqa: BLE001  a template can raise anything, want of memory too
         raise Bad(f"its chat template does not render: {type(error).__name__}: {error}"[:500]) from None
-    if not prompt.strip():
+    verdict.phase("running the test job")
+    if not rendered.prompt.strip():
         raise Bad("its chat template makes nothing of a message")
-    tokens: list[int] = model.tokenize(prompt[: CONTEXT * 16].encode(errors="replace"), add_bos=True, special=True)
-    return tokens
+    if len(rendered.prompt) > _PROMPT_CHARACTERS:
+        raise Bad(f"its chat template makes {len(rendered.prompt):,} characters of one message")
+    return _tokens(model, rendered.prompt, begins=bool(begin) and rendered.prompt.startswith(begin))
+
+
+def _tokens(model: Any, prompt: str, *, begins: bool) -> list[int]:
+    """Tokenize what a template made; where it wrote the token that begins a text itself, none is added, since two would be another text."""
+    found: list[int] = model.tokenize(prompt.encode(errors="replace"), add_bos=not begins, special=True)
+    return found
+
+
+def _text_of(model: Any, token: int) -> str:
+    return str(model.detokenize([token], special=True).decode(errors="replace")) if token >= 0 else ""
 
 
 def _embed(model: Any, smoke: dict[str, Any]) -> dict[str, Any]:
-    vector = model.create_embedding(smoke["prompt"])["data"][0]["embedding"]  # cut to the context by the engine
+    count = len(model.tokenize(smoke["prompt"].encode(), add_bos=True))
+    _refuse_too_long(count, 0, model)  # the engine would cut it in silence
+    vector = model.create_embedding(smoke["prompt"])["data"][0]["embedding"]
     if vector and isinstance(vector[0], list):
         raise Bad("it is no embedding model: its file names no pooling, and it gives a vector for each token")
-    return {"dimension": verdict.refuse_vector(vector), "tokens": len(model.tokenize(smoke["prompt"].encode())[:CONTEXT])}
+    return {"dimension": verdict.refuse_vector(vector), "tokens": count}
 
 
 if __name__ == "__main__":

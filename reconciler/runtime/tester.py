@@ -15,6 +15,7 @@ from reconciler.errors import SandboxUnavailable
 from reconciler.node import Gpu
 from reconciler.ports import TestJob, TestReport, Verdict
 from reconciler.runtime import devices, engines, sandbox
+from reconciler.runtime import verdict as verdicts
 from reconciler.runtime.cell import Cell, Ended
 from reconciler.runtime.engines import Engine
 from reconciler.settings import Settings
@@ -127,7 +128,8 @@ def _judged(ended: Ended, job: TestJob, *, roomy: bool) -> TestReport:
     if ended.setup_failed:
         return _report("unable", f"sandbox-unavailable: {last}", job)
     if ended.timed_out:
-        return _report("bad", "its test job did not end in time", job)
+        phase = verdicts.last_phase(ended.errors)
+        return _report("bad", f"its test job did not end in time{f', while {phase}' if phase else ''}", job)
     if ended.word is not None:
         return _answered(ended.word, job, ended, roomy=roomy)
     if ended.signal in _OWN_FAULT:
@@ -149,7 +151,7 @@ def _answered(answer: dict[str, Any], job: TestJob, ended: Ended, *, roomy: bool
     )
     if word.verdict == "passed":
         return msgspec.structs.replace(report, reason="")
-    if word.verdict == "unable" or word.reason.startswith("the engine does not load it"):
+    if word.verdict == "unable" or word.reason.startswith("the engine does not "):
         if short := _short(f"{ended.errors}\n{word.reason}", job, roomy=roomy):
             return short
         return msgspec.structs.replace(report, reason=f"{report.reason} ({_last_line(ended.errors, 'error')})")

@@ -6,17 +6,21 @@ This runs inside the sandbox: a regular expression from the network is tried her
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from reconciler import gguf
 
 TEXT_CHARACTERS = 2000
+#: For what strangers wrote and Python runs itself: an expression, a template. What cannot be interrupted ends with the job's time.
+_STRANGER_SECONDS = 10.0
 
 
 class Bad(Exception):
@@ -59,17 +63,58 @@ def _write(out: int, data: bytes) -> None:
         view = view[os.write(out, view) :]
 
 
+def phase(name: str) -> None:
+    """Tell what begins now, so that a job which does not end is reported with where it hung."""
+    sys.stderr.write(f"{_PHASE}{name}\n")
+    sys.stderr.flush()
+
+
+def last_phase(errors: str) -> str:
+    """Return the last phase that a child told of, or nothing."""
+    told = re.findall(f"^{_PHASE}([a-z ]{{1,60}})$", errors, re.MULTILINE)
+    return str(told[-1]) if told else ""
+
+
+_PHASE = "phase: "
+
+
+@contextlib.contextmanager
+def bounded(what: str) -> Iterator[None]:
+    """
+    Run what a stranger wrote against a clock of its own.
+
+    Raises:
+        Bad: it did not end in time; the sentence names *what*.
+    """
+
+    def end(*_: object) -> None:
+        raise Bad(f"{what} did not end within {_STRANGER_SECONDS:.0f} seconds")
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, _STRANGER_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def checked(path: Path) -> gguf.GgufFacts:
     """
     Return what the header of the file at *path* tells, before any engine sees it.
 
     Raises:
-        Bad: it is malformed.
+        Bad: it is malformed, or not there.
+        Unable: it cannot be read.
     """
     try:
         return gguf.check(path)
     except gguf.Malformed as error:
         raise Bad(f"not a sound GGUF file: {error}") from None
+    except FileNotFoundError:
+        raise Bad(f"the model has no file {path.name!r}") from None
+    except OSError as error:
+        raise Unable(f"the model's file cannot be read: {error.strerror}") from None
 
 
 def refuse_vector(vector: Any) -> int:
@@ -102,7 +147,7 @@ def judge(found: dict[str, Any], smoke: dict[str, Any]) -> None:
         raise Bad(f"it generated {tokens} tokens, expected at least {expect['min_tokens']}; it said {text[:200]!r}")
     if expect["text"] is not None and expect["text"] not in text:
         raise Bad(f"its answer does not contain {expect['text'][:100]!r}; it said {text[:200]!r}")
-    if expect["regex"] is not None and not re.search(expect["regex"], text):
+    if expect["regex"] is not None and not _matches(expect["regex"], text):
         raise Bad(f"its answer does not match {expect['regex'][:100]!r}; it said {text[:200]!r}")
     if expect["tokens"] is not None and found.get("token_ids") != expect["tokens"]:
         raise Bad(f"it generated the tokens {found.get('token_ids')}, expected {expect['tokens']}"[:500])
@@ -110,3 +155,10 @@ def judge(found: dict[str, Any], smoke: dict[str, Any]) -> None:
         raise Bad(f"it generated {found['tokens_per_second']:.1f} tokens a second, expected at least {expect['min_rate']}")
     if expect["dimension"] is not None and found.get("dimension") != expect["dimension"]:
         raise Bad(f"its embedding has {found.get('dimension')} components, expected {expect['dimension']}")
+
+
+def _matches(pattern: str, text: str) -> bool:
+    """Search for the network's expression in the model's text: either can be made so that it takes for ever."""
+    phase("matching the expected expression")
+    with bounded("the expected regular expression"):
+        return re.search(pattern, text) is not None
