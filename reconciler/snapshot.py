@@ -146,7 +146,7 @@ def decode(payload: bytes) -> Snapshot:
         snapshot = strict.decode(payload, Snapshot)
         check(snapshot)
     except ValueError as error:
-        raise BadEnvelope(f"not a snapshot: {str(error).replace('`$.', '`')}", hint=_HINT) from None
+        raise BadEnvelope(f"not a snapshot: {strict.printable(str(error)).replace('`$.', '`')}", hint=_HINT) from None
     return snapshot
 
 
@@ -262,6 +262,8 @@ def check_path(path: str) -> None:
 
 
 _URL_BYTES = re.compile(r"[!-\[\]-~]+")  # printable ASCII without space and backslash (RFC 3986 has neither)
+#: A DNS name or an address, and a port. RFC 3986 lets a host be anything, percent-escapes included, and readers differ about the rest.
+_AUTHORITY = re.compile(r"(?:(?:[A-Za-z0-9_-]+\.)*[A-Za-z0-9_-]+\.?|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?")
 
 
 def check_url(url: str) -> None:
@@ -278,7 +280,9 @@ def check_url(url: str) -> None:
         raise ValueError(f"scheme {parts.scheme!r} is not http or https")
     if not parts.hostname or "@" in parts.netloc:
         raise ValueError("a URL names a host and carries no user or password")
-    if parts.fragment:
+    if not _AUTHORITY.fullmatch(parts.netloc):
+        raise ValueError(f"{parts.netloc!r} is not a host")
+    if "#" in url:
         raise ValueError("a URL carries no fragment")
     _ = parts.port  # raises ValueError if it is no port
 

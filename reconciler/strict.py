@@ -31,17 +31,17 @@ def decode(data: bytes, kind: type[_T]) -> _T:
     """
     try:
         value = msgspec.json.decode(data, type=kind)
-    except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        raise NotStrict(_said(error)) from None
+    except RecursionError:
+        raise NotStrict("nested too deeply") from None
+    except (msgspec.DecodeError, ValueError) as error:
+        raise NotStrict(printable(str(error))) from None
     _refuse_ambiguity(data)
     return value
 
 
-def _said(error: Exception) -> str:
-    """Return what the decoder says, with control characters escaped: it quotes the unknown field, which is anybody's text."""
-    if isinstance(error, RecursionError):
-        return "nested too deeply"
-    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in str(error))
+def printable(text: str) -> str:
+    """Return *text* with control characters escaped: what decoders and compilers say quotes the document, which is anybody's text."""
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
 
 
 def _refuse_ambiguity(data: bytes) -> None:

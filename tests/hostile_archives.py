@@ -80,6 +80,7 @@ COLLIDING = {
     "case-of-a-folder": (b"A/x", b"a/y"),
     "sharp-s": ("straße".encode(), b"STRASSE"),
     "long-s": ("ſ".encode(), b"s"),
+    "accent-that-folding-moves": ("ᾳ\u0323".encode(), "α\u0323ι".encode()),
     "accent-after-folding": ("ᾳ".encode(), "αι".encode()),
     "file-then-folder": (b"a", b"a/b"),
     "folder-then-file": (b"a/b", b"a"),
@@ -259,7 +260,7 @@ def _tar_pax() -> Iterator[Attack]:
         "length-padded": b"0010 mtime=1\n",
         "length-unicode": "١٠ mtime=1\n".encode(),
         "length-huge": b"9" * 4000 + b" mtime=1\n",
-        "no-newline": b"10 mtime=1 ",
+        "no-newline": b"11 mtime=1 ",
         "no-equals": b"9 mtime1\n",
         "no-key": b"5 =1\n",
         "empty": b"",
@@ -270,6 +271,7 @@ def _tar_pax() -> Iterator[Attack]:
         yield Attack(f"pax-malformed-{label}", "tar", tar(pax(data), good))
     yield Attack("pax-twice", "tar", tar(pax({"mtime": "1"}), pax({"mtime": "1"}), good))
     yield Attack("pax-before-a-global-one", "tar", tar(pax({"mtime": "1"}), pax({"mtime": "1"}, b"g"), good))
+    yield Attack("pax-with-bytes-in-its-last-block", "tar", tar(pax({"mtime": "1"})[:-1] + b"x", good))
     yield Attack("pax-of-nothing", "tar", tar(good, pax({"mtime": "1"})))
     sparse = member(b"a", b"1\n0\n1\n".ljust(512, b"\0") + b"x")
     yield Attack("pax-sparse-1.0", "tar", tar(pax({"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}), sparse))
@@ -281,6 +283,7 @@ def _tar_ends() -> Iterator[Attack]:
     yield Attack("end-of-one-block", "tar", tar(good, end=bytes(512)))
     yield Attack("end-then-a-member", "tar", tar(good, END, member(b"b", b"x")))
     yield Attack("one-zero-block-then-a-member", "tar", tar(good, bytes(512), member(b"b", b"x")))
+    yield Attack("one-zero-block-and-one-that-is-not", "tar", tar(good, bytes(512), b"x" * 512))
     yield Attack("end-then-a-byte", "tar", tar(good, END, b"x", end=b""))
     yield Attack("end-then-a-zip", "tar", tar(good, END, zip_of(Zipped(b"../up", b"x")), end=b""))
     yield Attack("end-then-too-many-zeros", "tar", tar(good, end=bytes((1 << 20) + 1536)))
@@ -372,7 +375,7 @@ def _zip_members() -> Iterator[Attack]:
     for label, flag in flags.items():
         yield Attack(label, "zip", zip_of(Zipped(b"a", b"x", flags=0x800 | flag)))
     for method in (1, 6, 9, 12, 14, 93, 95, 99):
-        yield Attack(f"method-{method}", "zip", zip_of(Zipped(b"a", b"x", method=method)))
+        yield Attack(f"method-{method}", "zip", zip_of(Zipped(b"a", b"x", method=method, payload=deflated(b"x"))))
     extras = {
         "unicode-path": b"\x75\x70\x0b\0\x01" + bytes(4) + b"../up\0", "aes": b"\x01\x99\x07\0" + bytes(7),
         "unix-link": b"\x6e\x75\x0e\0" + bytes(14), "cut-short": b"\x55\x54\x09\0\x01",
@@ -441,6 +444,9 @@ def _zip_shapes() -> Iterator[Attack]:
     }  # fmt: skip
     for label, said in ends.items():
         yield Attack(f"end-{label}", "zip", zip_of(one, end=said))
+    unlisted = central_header(Zipped(b"b").truth(), 0)
+    length = len(good) - 22 - 32 + len(unlisted)
+    yield Attack("directory-of-more-than-it-counts", "zip", zip_of(one, end={"size": length}, end64=unlisted))
     yield Attack("member-on-another-disk", "zip", zip_of(Zipped(b"a", b"x", central={"disk": 1})))
     yield Attack("a-tar-said-to-be-a-zip", "zip", tar(member(b"a", b"x")))
     for length in range(0, len(good), 7):
@@ -470,4 +476,10 @@ def _zip64() -> Iterator[Attack]:
     for label, lie in lies.items():
         for word, end in narrow.items():
             yield Attack(f"zip64-end-{label}{word}", "zip", zip_of(one, end=end, end64=zip64_end(**(honest_end | lie))))
+    for label, said in {"count": {"here": 2, "count": 2}, "start": {"start": 0}, "size": {"size": 1}, "disk": {"disk": 1}}.items():
+        yield Attack(f"zip64-narrow-{label}", "zip", zip_of(one, end=said, end64=zip64_end(**honest_end)))
+    hiding = Zipped(b"a", bytes(56))
+    inner = {"count": 1, "size": size, "start": 31 + 56, "at": 31}
+    hiding.data = zip64_end(**inner)[:56]
+    yield Attack("zip64-end-inside-a-member", "zip", zip_of(hiding, end64=b"j" * 56 + zip64_end(**inner)[-20:]))
     yield Attack("zip64-locator-alone", "zip", zip_of(one, end64=zip64_end(**honest_end)[-20:]))

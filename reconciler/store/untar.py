@@ -171,7 +171,7 @@ def _check_pax(stream: _Stream, size: int) -> None:
     while at < size:
         record = _PAX_RECORD.match(data, at)
         end = at + int(record[1]) if record else 0
-        if not record or end > size or end <= record.end() or data[end - 1 : end] != b"\n":
+        if not record or end > size or data[end - 1 : end] != b"\n":
             raise UnpackRefused("a PAX header is malformed")
         key = record[2].decode("utf-8", "backslashreplace")
         if not _PAX_HARMLESS.fullmatch(key):

@@ -109,8 +109,6 @@ def _directory(file: BinaryIO, length: int) -> tuple[int, int, int]:
         narrow = (disk, first, here, count, size, start)
         disk, first, here, count, size, start = _directory64(file, locator, end - _LOCATOR.size, narrow)
         end -= _LOCATOR.size + _END64.size
-    elif _FULL16 in {disk, first, here, count} or _FULL32 in {size, start}:
-        raise UnpackRefused("the zip's end refers to a zip64 end that is not there")
     if disk or first or here != count:
         raise UnpackRefused("the zip is one part of several")
     if start + size != end:
@@ -142,11 +140,10 @@ def _central(file: BinaryIO, count: int, start: int, size: int) -> list[_Member]
     left = size
     found = []
     for _ in range(count):
-        left -= _CENTRAL.size
-        fields = _CENTRAL.unpack(_take(file, _CENTRAL.size) if left >= 0 else bytes(_CENTRAL.size))
+        fields = _CENTRAL.unpack(_take(file, _CENTRAL.size))
         signature, _, needed, flags, method, _, _, crc, packed, whole, named, extra, comment, disk, _, attributes, offset = fields
-        left -= named + extra + comment
-        if signature != b"PK\x01\x02" or left < 0 or named > _NAME_BYTES:
+        left -= _CENTRAL.size + named + extra + comment
+        if signature != b"PK\x01\x02" or named > _NAME_BYTES:
             raise UnpackRefused("the zip's directory is malformed, or holds a name that is too long")
         name = _take(file, named)
         whole, packed, offset = _widened(name, _take(file, extra), (whole, packed, offset))
@@ -157,7 +154,7 @@ def _central(file: BinaryIO, count: int, start: int, size: int) -> list[_Member]
         _check_member(member, attributes)
         found.append(member)
     if left:
-        raise UnpackRefused("the zip's directory holds more than it lists")
+        raise UnpackRefused("the zip's directory is not as long as what it lists")
     return found
 
 
@@ -168,8 +165,6 @@ def _check_member(member: _Member, attributes: int) -> None:
         raise UnpackRefused(f"member {name} is encrypted, or packed in a way that no model needs (flags {member.flags:#06x})", hint=_HINT)
     if member.method not in {_STORED, _DEFLATED}:
         raise UnpackRefused(f"member {name} is packed by method {member.method}; only stored and deflated are read", hint=_HINT)
-    if member.method == _STORED and member.packed != member.size:
-        raise UnpackRefused(f"member {name} is stored and has two sizes")
     odd = attributes & _DOS_STRANGE or (attributes & _DOS_FOLDER and not member.is_folder)
     if odd or stat.S_IFMT(attributes >> 16) not in {0, stat.S_IFDIR if member.is_folder else stat.S_IFREG}:
         raise UnpackRefused(f"member {name} is not the plain file or folder that its name says: its attributes are {attributes:#x}")

@@ -158,6 +158,13 @@ def test_a_directory_of_too_many_members_is_not_read(ground: Ground) -> None:
     assert not ground.inside()
 
 
+def test_a_directory_with_a_name_that_is_too_long_is_not_read(ground: Ground) -> None:
+    data = zip_of(Zipped(b"good", b"x"), Zipped(b"c/" * 514, b""))
+    with pytest.raises(UnpackRefused, match="name that is too long"):
+        ground.unpack(Attack("name", "zip", data))
+    assert not ground.inside()
+
+
 @pytest.mark.parametrize("kind", ["tar.gz", "tar.xz", "tar.zst", "zip"])
 def test_memory_stays_flat_whatever_comes_out(tmp_path: Path, kind: str) -> None:
     ground = Ground(tmp_path)
