@@ -16,12 +16,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from reconciler.engine.agent import Agent, AgentOptions
 from reconciler.settings import Settings, decode
 from reconciler.store import writer
+from tests.hostile_server import HostileServer, honest
 from tests.node import Node, tiny
 
 PATIENCE = 30.0
@@ -177,6 +179,63 @@ def test_a_metrics_port_that_is_taken_is_a_sentence(begin: Callable[..., Process
     assert process.child.returncode == 64
     assert "metrics cannot be served" in out
     assert "Traceback" not in out
+
+
+# -- in the middle of a download
+
+
+@pytest.fixture
+def slow(node: Node) -> Iterator[tuple[HostileServer, bytes]]:
+    """A source that would take a minute to send the node's only model."""
+    with HostileServer() as server:
+        data = tiny("slow", width=512)
+        source = server.on("/slow", honest(data, rate=len(data) / 60))
+        node.publish(node.item("slow:v1", data, serve=False, urls=[source]))
+        yield server, data
+
+
+def transfers(server: HostileServer) -> int:
+    return len([it for it in server.asked("/slow") if not it.is_question])
+
+
+@pytest.fixture
+def downloading(node: Node, slow: tuple[HostileServer, bytes]) -> Iterator[Process]:
+    """An agent that is in the middle of it."""
+    process = Process(node.folder, "--interval", "1h")
+    try:
+        process.until(lambda _: transfers(slow[0]) > 0 and slow[0].sent("/slow") > len(slow[1]) // 60)
+        yield process
+    finally:
+        process.child.kill()
+        process.child.communicate()
+
+
+def test_a_stop_in_the_middle_of_a_download_lets_everything_go(
+    node: Node, slow: tuple[HostileServer, bytes], downloading: Process
+) -> None:
+    children = psutil.Process(downloading.child.pid).children(recursive=True)
+    assert any("aria2c" in child.name() for child in children)
+
+    code, out = downloading.end()
+
+    assert code == 0
+    assert "Traceback" not in out
+    assert downloading.health["phase"] == "stopped"
+    assert psutil.wait_procs(children, timeout=PATIENCE)[1] == []
+    with writer.hold(node.store / ".lock"):
+        pass
+    slow[0].on("/slow", honest(slow[1]))
+    assert node.run("sync").code == 0
+    assert node.states() == {"slow:v1": "active"}
+
+
+def test_new_settings_do_not_interrupt_a_download(slow: tuple[HostileServer, bytes], downloading: Process) -> None:
+    before = slow[0].sent("/slow")
+    downloading.child.send_signal(signal.SIGHUP)
+    downloading.until(lambda _: slow[0].sent("/slow") > before + len(slow[1]) // 60)
+
+    assert downloading.health["phase"] == "working"
+    assert downloading.health["totals"] == {}, "it is still the first cycle"
 
 
 # -- on a whole node
