@@ -97,6 +97,7 @@ class Sandbox:
         if cell.server and self.mode != "bubblewrap":
             raise SandboxUnavailable(f"{self.mode} gives no network of its own, which a server needs; bubblewrap does")
         nonce = secrets.token_hex(16)
+        job = msgspec.json.encode(cell.job | {"nonce": nonce})
         try:
             child = subprocess.Popen(
                 self._argv(cell),
@@ -110,7 +111,7 @@ class Sandbox:
             )
         except OSError as error:
             raise SandboxUnavailable(f"{self.mode} did not start: {error}") from None
-        return _attended(child, cell, nonce, wrapped=self.mode == "bubblewrap")
+        return _attended(child, cell, job, nonce, wrapped=self.mode == "bubblewrap")
 
     def _argv(self, cell: Cell) -> list[str]:
         python = [sys.executable, "-I", "-B", "-c", cage.BOOTSTRAP, self._setup(cell), str(_package().parent)]
@@ -199,9 +200,8 @@ def _python_folders() -> tuple[Path, ...]:
 # -- attending a child -----------------------------------------------------------------------------
 
 
-def _attended(child: subprocess.Popen[bytes], cell: Cell, nonce: str, *, wrapped: bool) -> Ended:
+def _attended(child: subprocess.Popen[bytes], cell: Cell, job: bytes, nonce: str, *, wrapped: bool) -> Ended:
     """Feed the child, read at most so much of what it says, and end it and its group in time."""
-    job = msgspec.json.encode(cell.job | {"nonce": nonce})
     out = _Pipe(child.stdout, len(cage.CONFINED) + cell.answer_bytes, keep_first=True)
     errors = _Pipe(child.stderr, OUTPUT_BYTES, keep_first=False)
     threading.Thread(target=_feed, args=(child, job), daemon=True).start()

@@ -7,10 +7,10 @@ be asked for its version.
 
 from __future__ import annotations
 
-import importlib.metadata
 from pathlib import Path
 from typing import Any, Protocol
 
+from reconciler.runtime import packages
 from reconciler.settings import Settings
 
 GROUP = "reconciler.runtimes"
@@ -47,10 +47,13 @@ def known() -> dict[str, Engine]:
     from reconciler.runtime.openai import OpenAI
 
     found: dict[str, Engine] = {"llama-cpp": LlamaCpp(), "openai": OpenAI()}
-    for entry in importlib.metadata.entry_points(group=GROUP):
-        if entry.name not in found:
-            found[entry.name] = entry.load()()
-    return found
+    return found if found.keys() >= set(packages.declared(GROUP)) else _others() | found
+
+
+def _others() -> dict[str, Engine]:
+    import importlib.metadata
+
+    return {entry.name: entry.load()() for entry in importlib.metadata.entry_points(group=GROUP)}
 
 
 def installed(settings: Settings) -> dict[str, str]:

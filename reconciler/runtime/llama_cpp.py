@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from pathlib import Path
 from typing import Any
 
+from reconciler.runtime import packages
 from reconciler.settings import Settings
 
 
@@ -18,10 +18,7 @@ class LlamaCpp:
     def version(self, settings: Settings) -> str | None:
         """Return the package's version, without loading it."""
         del settings
-        try:
-            return importlib.metadata.version("llama-cpp-python")
-        except importlib.metadata.PackageNotFoundError:
-            return None
+        return packages.version("llama-cpp-python")
 
     def module(self) -> str:
         """Return the child's module."""

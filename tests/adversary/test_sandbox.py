@@ -11,7 +11,6 @@ import stat
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -341,7 +340,7 @@ def _check_pending(node: Node, code: int, events: list[dict[str, Any]]) -> None:
 
 
 @pytest.fixture
-def probes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Mode]]:
+def probes(monkeypatch: pytest.MonkeyPatch) -> list[Mode]:
     """Each real probe is noted."""
     made: list[Mode] = []
     real = sandbox.probe

@@ -1,0 +1,285 @@
+"""Children that misbehave, each in a real cell of each mode: bounded, judged for what they did, and nothing of them left."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from reconciler import snapshot
+from reconciler.ports import TestJob, TestReport
+from reconciler.runtime import cage, sandbox, tester
+from reconciler.runtime.cell import Cell, Ended, Mode
+from tests.demand import working
+
+TOP = Path(__file__).resolve().parents[2]
+MODES: tuple[Mode, ...] = ("bubblewrap", "landlock")
+#: Long beside what any of these takes, short beside a test run.
+PATIENCE = 60.0
+
+
+@pytest.fixture(params=MODES)
+def mode(request: pytest.FixtureRequest) -> Mode:
+    return working(request.param)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left() -> Any:
+    """Whatever a test did, no descendant of this process outlives it."""
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    yield
+    left = [child for child in psutil.Process().children(recursive=True) if child.pid not in before]
+    assert [(child.pid, child.cmdline()) for child in left if child.is_running()] == []
+
+
+def run(mode: Mode, way: str, *, seconds: float = PATIENCE, memory: int = 0, **job: Any) -> Ended:
+    return sandbox._sandbox(mode).run(
+        Cell(module="tests.children.misbehave", job=job | {"way": way}, seconds=seconds, read=(TOP / "tests",), memory_bytes=memory)
+    )
+
+
+def judged(ended: Ended, *, roomy: bool = False) -> TestReport:
+    runtime, smoke = snapshot.Runtime(engine="llama-cpp"), snapshot.Smoke()
+    job = TestJob(model="m:v1", tree=Path("/nowhere"), entrypoint="m.gguf", runtime=runtime, smoke=smoke)
+    return tester._judged(ended, job, roomy=roomy)
+
+
+# -- time --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["hang", "spin", "ignore_signals"])
+def test_a_child_that_does_not_end_is_ended_and_the_model_is_bad(mode: Mode, way: str) -> None:
+    began = time.monotonic()
+    ended = run(mode, way, seconds=1.0)
+    assert ended.timed_out
+    assert ended.confined
+    assert time.monotonic() - began < PATIENCE
+    assert judged(ended) == TestReport(verdict="bad", reason="its test job did not end in time", engine="llama-cpp")
+
+
+@pytest.mark.parametrize("way", ["answer_and_hang", "answer_and_die"])
+def test_a_good_word_from_a_child_that_ends_badly_counts_for_nothing(mode: Mode, way: str) -> None:
+    ended = run(mode, way, seconds=2.0)
+    assert ended.answer is not None
+    assert ended.word is None
+    assert judged(ended).verdict == "bad"
+
+
+# -- memory, processes, output -----------------------------------------------------------------------
+
+
+def test_a_child_that_eats_memory_gets_what_was_agreed_and_no_more(mode: Mode) -> None:
+    ended = run(mode, "eat_memory", memory=256 << 20)
+    assert ended.word is not None
+    assert 64 <= ended.word["mebibytes"] <= 256
+
+
+def test_a_child_cannot_leave_a_process_behind(mode: Mode) -> None:
+    ended = run(mode, "fork")
+    assert ended.word is not None
+    assert ended.word["refused"] == "PermissionError"
+
+
+def test_a_servers_process_in_a_session_of_its_own_ends_with_the_namespace() -> None:
+    working("bubblewrap")
+    before = _sandboxed_processes()
+    ended = sandbox._sandbox("bubblewrap").run(
+        Cell(module="tests.children.misbehave", job={"way": "fork"}, seconds=PATIENCE, read=(TOP / "tests",), server=True)
+    )
+    assert ended.word is not None
+    assert ended.word["refused"] == ""
+    assert _sandboxed_processes() == before
+
+
+def _sandboxed_processes() -> list[int]:
+    """Processes that run our bootstrap, whoever their parent is by now."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if cage.BOOTSTRAP in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
+        except psutil.Error:
+            continue
+    return found
+
+
+@pytest.mark.parametrize("to", [1, 2])
+def test_a_gibibyte_of_output_fills_no_memory_of_ours(mode: Mode, to: int) -> None:
+    before = psutil.Process().memory_info().rss
+    ended = run(mode, "flood", mebibytes=1024, to=to)
+    grown = psutil.Process().memory_info().rss - before
+    assert grown < 64 << 20
+    assert len(ended.errors) <= 1 << 16
+    if to == 1:
+        assert ended.word is None
+        assert judged(ended).verdict == "bad"
+    else:
+        assert ended.word is not None
+
+
+# -- words -------------------------------------------------------------------------------------------
+
+PASSED = '{"verdict": "passed", "tokens": 8'
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        PASSED + "}",
+        PASSED + ', "nonce": null}',
+        PASSED + ', "nonce": "00000000000000000000000000000000"}',
+        PASSED + ', "nonce": ["a"]}',
+        "passed",
+        "",
+        "[]",
+        "null",
+        "[" * 20_000,
+        '{"nonce": NaN}',
+        cage.CONFINED.decode() + PASSED + "}",
+        "\x00\xff",
+    ],
+)
+def test_a_verdict_without_the_jobs_nonce_is_noise(mode: Mode, data: str) -> None:
+    ended = run(mode, "forge", data=data)
+    assert ended.confined
+    assert ended.answer is None
+    report = judged(ended)
+    assert report.verdict == "bad"
+    assert report.reason == "its test job ended with 0 and no verdict: it said nothing"
+
+
+@pytest.mark.parametrize(
+    "says",
+    [
+        {"verdict": "splendid"},
+        {"tokens": -1},
+        {"tokens": 10**30},
+        {"tokens": "8"},
+        {"tokens_per_second": 1e308},
+        {"load_seconds": -1.0},
+        {"text": "x" * 10_000},
+        {"token_ids": [1.5]},
+        {"token_ids": list(range(5000))},
+        {"sandbox": "none"},
+        {"engine": "another"},
+        {"device": "NVIDIA H900"},
+    ],
+    ids=json.dumps,
+)
+def test_a_word_of_another_shape_is_nonsense(says: dict[str, Any]) -> None:
+    """What is written down of a report must be what can be read again; a child may not speak of what it cannot know."""
+    ended = run(working("landlock"), "answer", says=json.dumps(says))
+    assert ended.answer is not None
+    report = judged(ended)
+    assert report.verdict == "bad"
+    assert report.reason.startswith("its test job answered nonsense: ")
+
+
+def test_what_a_child_says_cannot_steer_a_terminal_or_break_an_encoder() -> None:
+    says = {"verdict": "bad", "reason": "a\x1b]0;title\x07b\u202ec\nd\ud800", "text": "ok\ud800"}
+    report = judged(run(working("landlock"), "answer", says=json.dumps(says)))
+    assert report.reason == "a�]0;title�b�c�d�"
+    assert report.text.encode() == b"ok?"
+
+
+def test_what_a_child_complains_of_cannot_steer_a_terminal(mode: Mode) -> None:
+    report = judged(run(mode, "complain", data="\x1b[2Jgone\r\n", code=3))
+    assert report.reason == "its test job ended with 3 and no verdict: �[2Jgone"
+
+
+# -- ends --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", [0, 1, 97, 100, 255])
+def test_a_child_that_ends_without_a_word_is_bad_whatever_its_code(mode: Mode, code: int) -> None:
+    report = judged(run(mode, "leave", code=code))
+    assert (report.verdict, report.reason) == ("bad", f"its test job ended with {code} and no verdict: it said nothing")
+
+
+@pytest.mark.parametrize("data", ["bwrap: Creating new namespace failed", "the sandbox could not be set up: SetupFailed: x"])
+def test_a_child_cannot_blame_the_sandbox(mode: Mode, data: str) -> None:
+    """A model that could would stay pending for ever, and be tried for ever."""
+    for code in (1, cage.SETUP_FAILED):
+        assert judged(run(mode, "complain", data=data, code=code)).verdict == "bad"
+
+
+@pytest.mark.parametrize("name", ["SIGABRT", "SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL"])
+def test_a_child_that_dies_of_itself_is_bad(mode: Mode, name: str) -> None:
+    report = judged(run(mode, "die", signal=name))
+    assert report.verdict == "bad"
+    assert name in report.reason
+
+
+def test_a_child_that_somebody_kills_says_nothing_about_the_model(mode: Mode) -> None:
+    ended: list[Ended] = []
+    before = {one.pid for one in psutil.Process().children()}
+    running = threading.Thread(target=lambda: ended.append(run(mode, "hang")))
+    running.start()
+    while not (mine := [one for one in psutil.Process().children() if one.pid not in before]):
+        assert running.is_alive()
+    os.kill(mine[0].pid, signal.SIGKILL)
+    running.join(PATIENCE)
+    assert ended[0].signal == signal.SIGKILL
+    assert judged(ended[0]).verdict == "unable"
+
+
+def test_a_child_that_the_kernel_kills_inside_its_namespace_says_nothing_either() -> None:
+    """As when memory runs out: the victim is the child, not bubblewrap, which tells by its code."""
+    working("bubblewrap")
+    ended = run("bubblewrap", "die", signal="SIGTERM")
+    assert ended.signal == signal.SIGTERM
+    assert judged(ended).verdict == "unable"
+
+
+def test_a_child_ends_with_its_parent(mode: Mode, tmp_path: Path) -> None:
+    """A run that is killed leaves no test job behind."""
+    import subprocess
+    import sys
+
+    program = f"from tests.adversary.test_hostile_child import run, PATIENCE\nrun({mode!r}, 'hang')\n"
+    with subprocess.Popen([sys.executable, "-c", program], cwd=TOP) as parent:
+        while not (family := psutil.Process(parent.pid).children(recursive=True)) or not _confined(family[-1]):
+            assert parent.poll() is None
+        parent.kill()
+    _, alive = psutil.wait_procs(family, timeout=PATIENCE)
+    assert alive == []
+
+
+def _confined(process: psutil.Process) -> bool:
+    """Whether the filter is on: from then on it is in its cell."""
+    try:
+        return "Seccomp:\t2" in Path(f"/proc/{process.pid}/status").read_text()
+    except OSError:
+        return False
+
+
+# -- want of memory, and busy devices: whose fault ---------------------------------------------------
+
+
+def said(errors: str, **changes: Any) -> Ended:
+    fields: dict[str, Any] = {"answer": None, "confined": True, "code": 1, "signal": 0, "timed_out": False, "errors": errors}
+    return Ended(**fields | changes)
+
+
+@pytest.mark.parametrize("words", ["ggml_backend_cpu_buffer: failed to allocate buffer of size 9", "terminate: std::bad_alloc"])
+def test_a_want_of_memory_is_the_models_fault_where_there_was_plenty(words: str) -> None:
+    assert judged(said(words), roomy=True).verdict == "bad"
+    assert judged(said(words), roomy=False).verdict == "unable"
+
+
+@pytest.mark.parametrize("words", ["CUDA error: device busy", "ggml_cuda_init: failed: no CUDA-capable device is detected"])
+def test_a_device_that_fails_is_never_the_models_fault(words: str) -> None:
+    assert judged(said(words), roomy=True).verdict == "unable"
+
+
+def test_a_sandbox_that_did_not_come_up_is_never_the_models_fault() -> None:
+    for changes in ({}, {"timed_out": True}, {"signal": signal.SIGSEGV}, {"code": 0}):
+        report = judged(said("bwrap: no such thing", confined=False, **changes))
+        assert (report.verdict, report.reason) == ("unable", "sandbox-unavailable: bwrap: no such thing")
