@@ -10,7 +10,8 @@ Rules that hold here, none of which touches a file:
 1. A block counts as there when it lies within what was written, with the file system's granularity taken off where the writing stopped.
 2. Where one piece's bytes run into the next one's, no hole shows whether its last bytes came: its last block is fetched again, unless the
    downloader had reported the piece as complete.
-3. A mistake here costs a download and never trust: the digest decides.
+3. A file that reaches its full length without a hole is whole: hashing it costs less than asking for its blocks.
+4. A mistake here costs a download and never trust: the digest decides.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ def kept(runs: Sequence[Run], known: str, piece: int, size: int, coarse: int) ->
     *runs* are the written ranges as the file system gives them, in units of *coarse* bytes; *known* is the bitfield last reported.
     """
     end = runs[-1][1] if runs else 0
+    if list(runs) == [(0, size)]:
+        return [[(start, min(start + piece, size))] for start in range(0, size, piece)]
     found: list[list[Run]] = []
     for index, start in enumerate(range(0, size, piece)):
         stop = min(start + piece, size)

@@ -135,10 +135,11 @@ class Staging:
             remove(self._folder(name))
 
     def tidy(self, name: str) -> None:
-        """Delete the blob's folder, if nothing is in it any more."""
+        """Delete the blob's folder, if its file is no longer in it."""
         with contextlib.suppress(OSError):
             for path in _listed(self._folder(name)):
-                path.rmdir()
+                if length(path / DATA) < 0:
+                    remove(path)
             self._folder(name).rmdir()
 
     def reap(self, max_age_seconds: float, now: float) -> tuple[str, ...]:
