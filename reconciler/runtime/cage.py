@@ -73,6 +73,7 @@ _MACHINES: dict[str, tuple[int, dict[str, int]]] = {
 _SERVER_CALLS = {"socketpair", "connect", "fork", "vfork", "execve", "execveat", "kill", "tgkill", "tkill", "prlimit64"}
 _SERVER_CALLS |= {"sched_setaffinity", "sched_setscheduler", "sched_setparam", "setpriority"}
 _SERVER_FAMILIES = (1, 2, 10)  # AF_UNIX, AF_INET, AF_INET6
+_DESCRIPTORS = 65_536
 _THREAD = 0x00010000  # CLONE_THREAD
 _NAMESPACES = 0x7E020000  # CLONE_NEWNS, CGROUP, UTS, IPC, USER, PID, NET
 _ALLOW, _DENY, _ABSENT, _KILL = 0x7FFF0000, 0x00050000 | 13, 0x00050000 | 38, 0x80000000  # EACCES, ENOSYS
@@ -118,7 +119,8 @@ def confine(wanted: dict[str, Any]) -> None:
     _call(libc.prctl, _PR_SET_DUMPABLE, 0, 0, 0, 0)
     _drop_capabilities(libc)
     if wanted["landlock"]:
-        _landlock(libc, wanted["read"], wanted["write"], wanted["devices"])
+        _landlock(libc, wanted["read"], wanted["given"], wanted["write"], wanted["devices"])
+    os.closerange(3, _DESCRIPTORS)  # whoever started us may have let one through
     _seccomp(libc, server=wanted["server"], writes=bool(wanted["writes"]))
 
 
@@ -158,7 +160,7 @@ def landlock_version() -> int:
     return max(0, int(found))
 
 
-def _landlock(libc: Any, read: list[str], write: list[str], devices: list[str]) -> None:
+def _landlock(libc: Any, read: list[str], given: list[int], write: list[str], devices: list[str]) -> None:
     version = landlock_version()
     if version < _LEAST_LANDLOCK:
         raise SetupFailed(f"Landlock {version} is too old, {_LEAST_LANDLOCK} is needed" if version else "the kernel has no Landlock")
@@ -170,6 +172,8 @@ def _landlock(libc: Any, read: list[str], write: list[str], devices: list[str]) 
         raise SetupFailed(f"Landlock: {os.strerror(ctypes.get_errno())}")
     for path in read:
         _allow(libc, ruleset, path, _READ_FILE | _READ_DIR)
+    for fd in given:
+        _rule(libc, ruleset, fd, _READ_FILE | _READ_DIR)
     for path in write:
         _allow(libc, ruleset, path, rights & ~_EXECUTE)
     for path in devices:
@@ -185,13 +189,18 @@ def _allow(libc: Any, ruleset: int, path: str, rights: int) -> None:
     except FileNotFoundError:
         return
     try:
-        if not stat.S_ISDIR(os.fstat(fd).st_mode):
-            rights &= _READ_FILE | _WRITE_FILE | _EXECUTE | _TRUNCATE | _IOCTL
-        rule = struct.pack("=Qi", rights, fd)
-        if libc.syscall(ctypes.c_long(_LANDLOCK_ADD), ctypes.c_int(ruleset), ctypes.c_int(1), rule, ctypes.c_uint32(0)):
-            raise SetupFailed(f"Landlock for {path}: {os.strerror(ctypes.get_errno())}")
+        _rule(libc, ruleset, fd, rights)
     finally:
         os.close(fd)
+
+
+def _rule(libc: Any, ruleset: int, fd: int, rights: int) -> None:
+    """Allow what *fd* names: that file or folder, and no other that its path leads to later."""
+    if not stat.S_ISDIR(os.fstat(fd).st_mode):
+        rights &= _READ_FILE | _WRITE_FILE | _EXECUTE | _TRUNCATE | _IOCTL
+    rule = struct.pack("=Qi", rights, fd)
+    if libc.syscall(ctypes.c_long(_LANDLOCK_ADD), ctypes.c_int(ruleset), ctypes.c_int(1), rule, ctypes.c_uint32(0)):
+        raise SetupFailed(f"Landlock: {os.strerror(ctypes.get_errno())}")
 
 
 # -- seccomp ---------------------------------------------------------------------------------------

@@ -6,11 +6,13 @@ Rules that hold here:
 1. A child gets no descriptor, no variable and no path of ours but those of its ``Cell``.
 2. Whatever it does, nothing of it is left when ``Sandbox.run`` returns: its namespace ends with it, or it could make no process.
 3. What it says is bounded, and counts only with the job's nonce, after the line that says that it was confined.
+4. What it may read is opened once and given by that descriptor, so that a path which leads elsewhere a moment later opens nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import secrets
@@ -18,6 +20,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -99,25 +102,33 @@ class Sandbox:
         nonce = secrets.token_hex(16)
         job = msgspec.json.encode(cell.job | {"nonce": nonce})
         try:
-            child = subprocess.Popen(
-                self._argv(cell),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                close_fds=True,  # an inherited descriptor is a hole that no mount covers
-                env=_environment("/" if self.mode == "landlock" else _SCRATCH),
-                cwd="/",
-                start_new_session=True,
-            )
+            with _opened(cell.read) as given:
+                child = self._started(cell, given)
         except OSError as error:
             raise SandboxUnavailable(f"{self.mode} did not start: {error}") from None
         return _attended(child, cell, job, nonce, wrapped=self.mode == "bubblewrap")
 
-    def _argv(self, cell: Cell) -> list[str]:
-        python = [sys.executable, "-I", "-B", "-c", cage.BOOTSTRAP, self._setup(cell), str(_package().parent)]
-        return [*self._wrapped(cell), *python] if self.mode == "bubblewrap" else python
+    def _started(self, cell: Cell, given: dict[Path, int]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            self._argv(cell, given),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            close_fds=True,  # an inherited descriptor is a hole that no mount covers
+            pass_fds=tuple(given.values()) if self._takes_descriptors() else (),
+            env=_environment("/" if self.mode == "landlock" else _SCRATCH),
+            cwd="/",
+            start_new_session=True,
+        )
 
-    def _setup(self, cell: Cell) -> str:
+    def _takes_descriptors(self) -> bool:
+        return self._bubblewrap is None or _binds_descriptors(self._bubblewrap, self._bubblewrap.stat().st_mtime_ns)
+
+    def _argv(self, cell: Cell, given: dict[Path, int]) -> list[str]:
+        python = [sys.executable, "-I", "-B", "-c", cage.BOOTSTRAP, self._setup(cell, given), str(_package().parent)]
+        return [*self._wrapped(cell, given), *python] if self.mode == "bubblewrap" else python
+
+    def _setup(self, cell: Cell, given: dict[Path, int]) -> str:
         landlock = self.mode == "landlock"
         system = ("/usr", "/lib", "/lib64", "/etc/ld.so.cache", "/sys/devices/system/cpu", "/dev/null", "/dev/urandom", "/dev/zero")
         driver = ("/proc/driver/nvidia", "/proc/devices", "/proc/self", "/sys/devices", "/sys/bus", "/sys/class", "/sys/module")
@@ -127,16 +138,19 @@ class Sandbox:
             "landlock": landlock,
             "server": cell.server,
             "writes": cell.write is not None,
-            "read": [*system, *(driver if cell.devices else ()), *map(str, _python_folders()), *map(str, cell.read)],
+            "read": [*system, *(driver if cell.devices else ()), *map(str, _python_folders())],
+            "given": [*given.values()] if landlock else [],
             "write": ["/dev/null", *([str(cell.write)] if cell.write else [])],
             "devices": [*map(str, cell.devices)],
             "limits": _limits(cell),
         }
         return json.dumps(setup)
 
-    def _wrapped(self, cell: Cell) -> list[str]:
+    def _wrapped(self, cell: Cell, given: dict[Path, int]) -> list[str]:
         """Return the command that makes the namespaces. The order matters: the root is made read-only after every mount point in it."""
-        binds = [("--ro-bind", path) for path in (*_python_folders(), *cell.read)]
+        binds = [("--ro-bind", str(path), path) for path in _python_folders()]
+        by_descriptor = self._takes_descriptors()
+        binds += [("--ro-bind-fd", str(fd), path) if by_descriptor else ("--ro-bind", str(path), path) for path, fd in given.items()]
         arguments = [
             str(self._bubblewrap),
             "--unshare-all", "--unshare-user", "--disable-userns", "--uid", "65534", "--gid", "65534",
@@ -146,8 +160,8 @@ class Sandbox:
             "--proc", "/proc", "--dev", "/dev", "--size", str(_SCRATCH_BYTES), "--tmpfs", _SCRATCH,
             "--size", str(_SCRATCH_BYTES), "--tmpfs", _SHARED,
         ]  # fmt: skip
-        for flag, path in binds:
-            arguments += [flag, str(path), str(path)]
+        for flag, source, target in binds:
+            arguments += [flag, source, str(target)]
         for path in cell.devices:
             arguments += ["--dev-bind-try", str(path), str(path)]
         if cell.devices:
@@ -155,6 +169,29 @@ class Sandbox:
         if cell.write:
             arguments += ["--bind", str(cell.write), str(cell.write)]
         return [*arguments, "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/", "--"]
+
+
+@contextlib.contextmanager
+def _opened(paths: tuple[Path, ...]) -> Iterator[dict[Path, int]]:
+    """Give a descriptor for each of *paths*, that names the file or folder and cannot read it."""
+    given: dict[Path, int] = {}
+    try:
+        for path in dict.fromkeys(paths):
+            given[path] = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        yield given
+    finally:
+        for fd in given.values():
+            os.close(fd)
+
+
+@functools.cache
+def _binds_descriptors(bubblewrap: Path, _mtime_ns: int) -> bool:
+    """Whether this bubblewrap knows ``--ro-bind-fd``: asked of it, since distributions gave it to older versions."""
+    try:
+        told = subprocess.run([bubblewrap, "--help"], stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=10, env={})
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return b"--ro-bind-fd" in told.stdout + told.stderr
 
 
 def _limits(cell: Cell) -> dict[str, int]:
