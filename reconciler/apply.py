@@ -264,6 +264,8 @@ class _Run:
         if not work:
             return
         waiting = {model.id: self._needed(model) for model in work}
+        for name, model_id in sorted((name, model_id) for model_id, names in waiting.items() for name in names):
+            self._ports.report(ModelPhase(model=model_id, phase="fetching", detail=name))
         stop = threading.Event()
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="test") as tests:
             bringing = threading.Thread(target=self._bring, args=(stop,), name="bring", daemon=True)
@@ -595,19 +597,31 @@ class _Run:
     def _archive(self, model: LockedModel, change: ModelChange) -> None:
         self._ports.report(ModelPhase(model=model.id, phase="archiving"))
         shared = {name for other in self._lock.model if other.state != "archived" for name in self._lock.blobs_of(other)}
+        moving = [name for name in self._lock.blobs_of(model) if name not in shared and name in self._state.blobs]
         try:
-            for name in self._lock.blobs_of(model):
-                if name not in shared and name in self._state.blobs:
-                    self._ports.blobs.freeze(name)
+            for name in moving:
+                self._freeze(name)
         except BlobDamaged as error:
             self._ports.report(Incident(kind="blob-damaged", model=model.id, detail=error.message))
             self._failed.add(model.id)
             self._fail(model, error)
             return
+        except StoreError as error:  # cold storage is full or away: the model rests where it is until the next run
+            kind = Incident(kind="disk-full", model=model.id, detail=error.message) if isinstance(error, DiskFull) else None
+            self._ports.report(kind or Notice(level="warning", text=f"{model.id} is not archived yet: {error.message}"))
+            self._failed.add(model.id)
+            return
         tree = self._state.trees.get(model.recipe)
         if tree is not None and tree.digest not in {entry.tree for entry in self._active.values()}:
             self._ports.trees.remove(tree.digest)
         self._settle(model.id, "archived", change.reason)
+
+    def _freeze(self, name: str) -> None:
+        try:
+            self._ports.blobs.freeze(name)
+        except BlobDamaged:
+            self._ports.blobs.discard(name)  # nobody else needs it, and nobody may find it again and believe it
+            raise
 
     def _remove(self, change: ModelChange) -> None:
         """Forget a model whose time is over; the sweep frees what nobody else needs."""

@@ -7,21 +7,26 @@ codes. Progress is drawn at most ten times a second.
 
 from __future__ import annotations
 
+import re
+import sys
 import threading
 from collections.abc import Iterable
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self, cast
 
 from reconciler import units
 from reconciler.plan import ModelChange, Plan
-from reconciler.ports import Event, FetchProgress, Incident, ModelDone, ModelPhase, Notice, RunEnded, Swapped, TestReport
+from reconciler.ports import BlobReady, Event, FetchProgress, Incident, ModelDone, ModelPhase, Notice, RunEnded, Swapped, TestReport
 from reconciler.report.text import MARKS, STYLES, plain, sentence, short
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import TaskID
+    from rich.table import Table
 
 _PIPE_WIDTH = 400
+#: A digest's digits; people read the first twelve, `-v` and the JSON have them all.
+_DIGITS = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52,116}\b")
 _OPS = {
     "install": "+", "restore": "+", "enable": "+", "repair": "~", "retest": "~", "disable": "-", "archive": "-", "remove": "-",
     "reject": "!", "keep": " ",
@@ -44,35 +49,60 @@ class Shown(Protocol):
     def attempts(self) -> int: ...  # noqa: D102
 
 
+class Pipe:
+    """Where nobody sees colours. What is text goes out as it is; rich, which takes longer to load than a plan to make, is for tables."""
+
+    is_terminal = False
+
+    def __init__(self, *, stderr: bool) -> None:
+        self._stderr = stderr
+
+    def print(self, *what: object, markup: bool = False, style: str = "") -> None:
+        """Print *what* as one line, without its *style*."""
+        del markup
+        stream = sys.stderr if self._stderr else sys.stdout
+        if all(isinstance(one, str) for one in what):
+            stream.write(f"{' '.join(map(str, what))}\n")
+            return
+        from rich.console import Console
+
+        # In a pipe nobody sees a width: lines stay whole, so that grep finds what it looks for.
+        to = Console(file=stream, no_color=True, highlight=False, soft_wrap=True, force_terminal=False, width=_PIPE_WIDTH)
+        to.print(*what, style=style or None)
+
+
 def console(*, stderr: bool, color: bool) -> Console:
     """Return where people's text goes; without *color*, no terminal codes at all."""
+    if not color:
+        return cast("Console", Pipe(stderr=stderr))  # as much of one as is used here
     from rich.console import Console
 
-    # In a pipe nobody sees a width: lines stay whole, so that grep finds what it looks for.
-    width = None if color else _PIPE_WIDTH
-    terminal = None if color else False
-    return Console(stderr=stderr, no_color=not color, highlight=False, soft_wrap=not color, force_terminal=terminal, width=width)
+    return Console(stderr=stderr, highlight=False)
 
 
 def plan(to: Console, made: Plan, *, verbose: bool = False) -> None:
     """Show a plan: what changes, then what it costs; what stays as it is too, if *verbose*."""
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     shown = [change for change in made.models if verbose or change.op != "keep" or not change.reason.startswith("up-to-date")]
-    for change in sorted(shown, key=lambda one: (not one.changes, one.id)):
-        sign = _OPS[change.op]
-        style = _OP_STYLES[sign]
-        size = units.human_size(change.download_bytes) if change.download_bytes else ""
-        table.add_row(Text(sign, style), Text(change.id, "bold"), Text(change.op, style), _path(change), Text(plain(change.reason)), size)
     if shown:
-        to.print(table)
+        to.print(_changes(sorted(shown, key=lambda one: (not one.changes, one.id))))
     for drifted in made.drift:
         to.print(f"drift: {plain(drifted)}", style="yellow", markup=False)
     to.print(cost(made), markup=False)
     for warning in made.warnings:
         to.print(f"warning: {plain(warning)}", style="bold yellow", markup=False)
+
+
+def _changes(shown: list[ModelChange]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    for change in shown:
+        sign = _OPS[change.op]
+        style = _OP_STYLES[sign]
+        size = units.human_size(change.download_bytes) if change.download_bytes else ""
+        table.add_row(Text(sign, style), Text(change.id, "bold"), Text(change.op, style), _path(change), Text(plain(change.reason)), size)
+    return table
 
 
 def _path(change: ModelChange) -> str:
@@ -103,7 +133,7 @@ def models(to: Console, shown: Iterable[Shown]) -> None:
         size = units.human_size(model.bytes) if model.bytes else ""
         tries = f" (attempt {model.attempts})" if model.attempts else ""
         state = Text(f"{MARKS[model.state]} {model.state}", STYLES[model.state])
-        table.add_row(state, Text(model.id, "bold"), size, Text(plain(model.reason) + tries))
+        table.add_row(state, Text(model.id, "bold"), size, Text(_DIGITS.sub(r"\1…", plain(model.reason)) + tries))
     to.print(table)
 
 
@@ -136,8 +166,9 @@ class Lines:
     def __call__(self, event: Event, /) -> None:
         """Print one event, if it is worth a line here."""
         if self._wanted(event) and not self._deaf:
+            said = sentence(event)
             try:
-                self._console.print(sentence(event), markup=False, style=_style(event))
+                self._console.print(said if self._verbose else _DIGITS.sub(r"\1…", said), markup=False, style=_style(event))
             except OSError:  # nobody reads any more: the run goes on
                 self._deaf = True
 
@@ -145,6 +176,8 @@ class Lines:
         match event:
             case FetchProgress():
                 return False
+            case ModelPhase() if event.phase == "fetching":
+                return self._verbose
             case Notice():
                 return event.level == "warning" or (self._verbose and not self._quiet)
             case Incident():
@@ -170,17 +203,19 @@ def _style(event: Event) -> str:
 
 
 class Moving(Lines):
-    """A reporter for a terminal: a moving line for each blob and model at work, plain lines above them."""
+    """A reporter for a terminal: a moving line for each model at work, plain lines above them."""
 
     def __init__(self, to: Console, *, quiet: bool = False, verbose: bool = False) -> None:
         super().__init__(to, quiet=quiet, verbose=verbose)
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+        from rich.progress import BarColumn, Progress, TextColumn
 
         self._progress = Progress(
-            TextColumn("{task.description}"), BarColumn(bar_width=24), DownloadColumn(binary_units=True), TransferSpeedColumn(),
-            TimeRemainingColumn(), TextColumn("{task.fields[source]}", style="dim"), console=to, transient=True, refresh_per_second=8,
+            TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[said]}"), console=to, transient=True,
+            refresh_per_second=8,
         )  # fmt: skip
         self._tasks: dict[str, TaskID] = {}
+        #: The models that wait for a blob, by its digest: people know models, not digests.
+        self._waiting: dict[str, list[str]] = {}
         self._guard = threading.Lock()
 
     def __call__(self, event: Event, /) -> None:
@@ -189,8 +224,13 @@ class Moving(Lines):
             match event:
                 case FetchProgress():
                     self._move(event)
-                case ModelPhase() if event.phase == "testing":
-                    self._tasks[event.model] = self._progress.add_task(f"testing {event.model}", total=None, source="")
+                case BlobReady():
+                    self._end(event.digest)
+                case ModelPhase() if event.phase == "fetching":
+                    self._waiting.setdefault(event.detail, []).append(event.model)
+                case ModelPhase() if event.phase in {"unpacking", "testing", "archiving"}:
+                    self._end(event.model)
+                    self._tasks[event.model] = self._progress.add_task(event.model, total=None, said=event.phase)
                     return
                 case ModelPhase() | ModelDone():
                     self._end(event.model)
@@ -200,10 +240,9 @@ class Moving(Lines):
 
     def _move(self, event: FetchProgress) -> None:
         if event.digest not in self._tasks:
-            self._tasks[event.digest] = self._progress.add_task(short(event.digest), total=event.total, source="")
-        self._progress.update(self._tasks[event.digest], completed=event.done, source=plain(event.source)[:40])
-        if event.done >= event.total and event.hashed >= event.total:
-            self._end(event.digest)
+            names = ", ".join(self._waiting.get(event.digest, [])[:2]) or short(event.digest)
+            self._tasks[event.digest] = self._progress.add_task(names, total=event.total, said="")
+        self._progress.update(self._tasks[event.digest], completed=event.done, said=_fetching(event))
 
     def _end(self, key: str) -> None:
         task = self._tasks.pop(key, None)
@@ -216,3 +255,12 @@ class Moving(Lines):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._progress.stop()
+
+
+def _fetching(event: FetchProgress) -> str:
+    """Return bytes, rate, the time that is left at it, and the source's host."""
+    size = f"{units.human_size(event.done)} of {units.human_size(event.total)}"
+    if event.done >= event.total:
+        return f"verifying  {size}"
+    left = f"  {units.human_size(event.rate)}/s  {units.human_time((event.total - event.done) / event.rate)} left" if event.rate else ""
+    return f"fetching  {size}{left}  {plain(event.source).partition('://')[2].partition('/')[0]}"
