@@ -1,0 +1,115 @@
+"""What a refused archive, or a child that unpacked it and was taken over, left in its folder goes away, and nothing else does."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from reconciler.errors import UnpackRefused
+from reconciler.store import durable
+from reconciler.store.unpack import PlainUnpacker
+from tests.archives import member, tar
+
+
+def nested(folder: Path, depth: int) -> None:
+    """Make *depth* folders in one another, which no path could name."""
+    here = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    for level in range(depth):
+        os.mkdir("d", dir_fd=here)
+        os.close(os.open(f"f{level}", os.O_CREAT | os.O_WRONLY, dir_fd=here))
+        below = os.open("d", os.O_RDONLY | os.O_DIRECTORY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(here)
+
+
+def test_what_a_refused_archive_wrote_is_deleted(tmp_path: Path) -> None:
+    (tmp_path / "archive").write_bytes(tar(member(b"a/b/c", b"x"), member(b"../up", b"x")))
+    into = tmp_path / "into"
+    into.mkdir()
+    with pytest.raises(UnpackRefused):
+        PlainUnpacker().unpack(tmp_path / "archive", "tar", into)
+    durable.delete(into)
+    assert [path.name for path in tmp_path.iterdir()] == ["archive"]
+
+
+def test_links_are_deleted_and_never_followed(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    (outside / "kept").mkdir(parents=True)
+    (outside / "file").write_bytes(b"kept")
+    folder = tmp_path / "folder"
+    (folder / "sub").mkdir(parents=True)
+    for place in (folder, folder / "sub"):
+        (place / "to-folder").symlink_to(outside, target_is_directory=True)
+        (place / "to-file").symlink_to(outside / "file")
+        (place / "to-nothing").symlink_to("nowhere")
+        (place / "to-itself").symlink_to("to-itself")
+        os.link(outside / "file", place / "hard")
+    durable.delete(folder)
+    assert not folder.exists()
+    assert (outside / "kept").is_dir()
+    assert (outside / "file").read_bytes() == b"kept"
+    assert (outside / "file").stat().st_nlink == 1
+
+
+def test_a_link_in_place_of_the_folder_is_deleted_and_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside/file").write_bytes(b"kept")
+    (tmp_path / "folder").symlink_to("outside", target_is_directory=True)
+    durable.delete(tmp_path / "folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["outside"]
+    assert (tmp_path / "outside/file").read_bytes() == b"kept"
+
+
+def test_folders_in_one_another_past_every_stack_are_deleted(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    nested(folder, 1200)
+    durable.delete(folder)
+    assert not list(tmp_path.iterdir())
+
+
+def test_strange_files_are_deleted(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    (folder / "sub").mkdir(parents=True)
+    for place in (folder, folder / "sub"):
+        os.mkfifo(place / "fifo")
+        (place / "a\n\x1b").write_bytes(b"")
+        (place / os.fsdecode(b"\xff\xfe")).write_bytes(b"")
+        (place / "-rf").write_bytes(b"")
+    durable.delete(folder)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def unprivileged() -> Iterator[Path]:
+    """Return a folder of a user who is not root, and become that user."""
+    place = Path(tempfile.mkdtemp())
+    is_root = os.geteuid() == 0
+    try:
+        if is_root:
+            os.chown(place, 65534, 65534)
+            os.setegid(65534)
+            os.seteuid(65534)
+        yield place
+    finally:
+        if is_root:
+            os.seteuid(0)
+            os.setegid(0)
+        shutil.rmtree(place)
+
+
+def test_folders_that_were_closed_to_us_are_deleted(unprivileged: Path) -> None:
+    folder = unprivileged / "folder"
+    for mode in (0o000, 0o500, 0o300):
+        (folder / f"{mode}/inner").mkdir(parents=True)
+        (folder / f"{mode}/inner/file").write_bytes(b"x")
+        (folder / f"{mode}/inner").chmod(mode)
+        (folder / f"{mode}").chmod(mode)
+    durable.delete(folder)
+    assert not list(unprivileged.iterdir())
