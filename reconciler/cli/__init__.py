@@ -1,12 +1,13 @@
 """
 The command line: options in, engine called, text or JSON out, error to exit code.
 
-Nothing is decided here. Each command imports what it needs when it runs, so that ``--help`` answers at once and ``plan`` loads no
-downloader and no engine.
+Nothing is decided here. Each room of commands is imported when one of them is asked for, and each command imports what it needs when
+it runs, so that ``plan`` loads no downloader, no engine and no other command.
 """
 
 from __future__ import annotations
 
+import importlib
 import signal
 import sys
 from types import FrameType
@@ -15,29 +16,45 @@ from typing import NoReturn
 import click
 
 from reconciler import __version__
-from reconciler.cli import agent, node, publish, upkeep
 from reconciler.cli.shell import say
 from reconciler.errors import ReconcileError, UsageError
 
+#: The commands, by whom they are for, each with the module that it is in.
 _SECTIONS = {
-    "The node": ("init", "lock", "plan", "apply", "sync", "agent", "status"),
-    "Housekeeping": ("verify", "gc", "rollback", "history", "incidents", "retry", "doctor"),
-    "The network": ("trust", "key", "root", "snapshot"),
-    "To see it work": ("demo",),
-}
+    "The node": {"init": "node", "lock": "node", "plan": "node", "apply": "node", "sync": "node", "agent": "agent", "status": "node"},
+    "Housekeeping": {
+        "verify": "upkeep", "gc": "upkeep", "rollback": "upkeep", "history": "upkeep", "incidents": "upkeep", "retry": "upkeep",
+        "doctor": "agent",
+    },
+    "The network": {"trust": "upkeep", "key": "publish", "root": "publish", "snapshot": "publish"},
+    "To see it work": {"demo": "upkeep"},
+}  # fmt: skip
+_ROOMS = {name: room for names in _SECTIONS.values() for name, room in names.items()}
 
 
 class _Sections(click.Group):
-    """A group whose help lists its commands by whom they are for."""
+    """A group that imports a command when it is asked for, and whose help lists them by whom they are for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all commands."""
+        del ctx
+        return list(_ROOMS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return the command *cmd_name*, or None."""
+        del ctx
+        if cmd_name not in _ROOMS:
+            return None
+        found: click.Command = getattr(importlib.import_module(f"reconciler.cli.{_ROOMS[cmd_name]}"), cmd_name)
+        return found
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the commands, section by section."""
-        del ctx
-        width = max(len(name) for name in self.commands)
+        width = max(map(len, _ROOMS))
         for title, names in _SECTIONS.items():
-            rows = [(name.ljust(width), self.commands[name].get_short_help_str(70)) for name in names if name in self.commands]
+            found = [(name, self.get_command(ctx, name)) for name in names]
             with formatter.section(title):
-                formatter.write_dl(rows)
+                formatter.write_dl([(name.ljust(width), command.get_short_help_str(70)) for name, command in found if command])
 
 
 @click.group(
@@ -60,10 +77,6 @@ def cli() -> None:
       reconcile apply       make it so
       reconcile status      what is active, and what is not
     """
-
-
-for _command in (*node.COMMANDS, *upkeep.COMMANDS, *agent.COMMANDS, publish.key, publish.root, publish.snapshot):
-    cli.add_command(_command)
 
 
 def main() -> NoReturn:

@@ -98,6 +98,3 @@ def doctor(shell: Shell, *, offline: bool) -> int:
     failed = any(one.level == "error" for one in found)
     shell.document({"schema": 1, "ok": not failed, "findings": found}, show)
     return 1 if failed else 0
-
-
-COMMANDS = (agent, doctor)

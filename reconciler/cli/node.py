@@ -258,7 +258,3 @@ def status(shell: Shell, *, model: str | None) -> None:
             to.print(f"active set {short(found.active_digest)}", style="dim", markup=False)
 
     shell.document(found, show)
-
-
-COMMANDS = (init, lock, plan, apply, sync, status)
-

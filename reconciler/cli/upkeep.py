@@ -297,7 +297,3 @@ def demo(folder: Path | None) -> None:
             shutil.rmtree(place, ignore_errors=True)
         else:
             click.echo(f"It all lies in {folder}.")
-
-
-COMMANDS = (verify, gc, rollback, history, incidents, retry, trust, demo)
-

@@ -24,7 +24,7 @@ from reconciler.plan import Plan
 from reconciler.ports import Event, Incident, Notice, Reporter
 from reconciler.settings import Settings
 from reconciler.state import NodeState
-from reconciler.store import observe
+from reconciler.store import floor, observe
 from reconciler.store.ledger import Ledger
 
 if TYPE_CHECKING:
@@ -55,8 +55,8 @@ def preview(settings: Settings, options: Options = _OPTIONS, *, clock: Clock = w
     found = confirm.confirm(settings)
     layout = confirm.layout_of(settings)
     with Ledger.reading(layout.ledger) as ledger:
+        found.admit(floor.read(layout, ledger), now)
         state = observe.node_state(layout, ledger)
-    found.admit(network.read_floor(settings), now)
     return _preview(settings, options, found, state, now)
 
 

@@ -79,7 +79,7 @@ class Layout(Struct, frozen=True):
 
     def tree_from_root(self, name: str) -> str:
         """Return the way from the store's root to the tree *name*."""
-        return str(_by_digest(Path("trees"), name))
+        return _place("trees", name)
 
     @property
     def used(self) -> bool:
@@ -88,8 +88,13 @@ class Layout(Struct, frozen=True):
 
 
 def _by_digest(folder: Path, name: str) -> Path:
+    return Path(_place(str(folder), name))
+
+
+def _place(folder: str, name: str) -> str:
+    """Return the path as text: a plan asks for thousands, and a ``Path`` takes ten times as long."""
     try:
         algorithm, digits = digest.parse(name)
     except ValueError as error:
         raise StoreError(str(error)) from None
-    return Path(f"{folder}/{algorithm}/{digits[:2]}/{digits}")
+    return f"{folder}/{algorithm}/{digits[:2]}/{digits}"

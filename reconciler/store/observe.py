@@ -42,14 +42,14 @@ def _observed(layout: Layout, ledger: Ledger) -> NodeState:
     known = ledger.verifications()
     found = _scan(layout.blobs)
     blobs = {name: _blob(seen, known.get(name)) for name, seen in found.items()}
-    trees = {recipe: _tree(layout, recipe, tree, listing, found) for recipe, (tree, listing) in ledger.trees().items()}
+    trees = [_tree(layout, recipe, tree, listing, found) for recipe, (tree, listing) in ledger.trees().items()]
     lost = [f"blob {name} is gone" for name in sorted(known.keys() - found.keys())]
     damaged = [f"blob {name} is not the file that was verified" for name, seen in sorted(blobs.items()) if seen.damaged]
-    torn = [f"tree {seen.digest} is damaged" for seen in trees.values() if seen.damaged]
+    torn = [f"tree {seen.digest} is damaged" for seen in trees if seen.damaged]
     return NodeState(
         active=active,
         blobs=blobs,
-        trees={recipe: seen for recipe, seen in trees.items() if layout.tree(seen.digest).is_dir()},
+        trees={seen.recipe: seen for seen in trees if not seen.damaged or layout.tree(seen.digest).is_dir()},
         archived={name: _blob(seen, None) for name, seen in _scan(layout.cold / "blobs").items()},
         records=ledger.records(),
         passed=ledger.passed(),
@@ -98,17 +98,18 @@ def _blob(seen: os.stat_result, known: Verification | None) -> BlobSeen:
 
 
 def _tree(layout: Layout, recipe: str, name: str, listing: tuple[Listing, ...], found: dict[str, os.stat_result]) -> TreeSeen:
-    folder = layout.tree(name)
+    folder = f"{layout.root}/{layout.tree_from_root(name)}"
+    whole = not os.path.islink(folder) and all(_same_file(folder, entry, found) for entry in listing)  # noqa: PTH114  a Path a tree is slow
     return TreeSeen(
         digest=name,
         recipe=recipe,
         blobs=tuple(sorted({entry.digest for entry in listing})),
         bytes=sum(entry.size for entry in listing),
-        damaged=folder.is_symlink() or not all(_same_file(folder, entry, found) for entry in listing) or _torn(folder, listing),
+        damaged=not whole or _torn(folder, listing),
     )
 
 
-def _torn(folder: Path, listing: tuple[Listing, ...]) -> bool:
+def _torn(folder: str, listing: tuple[Listing, ...]) -> bool:
     """Return whether there is something in *folder* that *listing* does not name, or a link where it has a folder."""
     paths = {entry.path for entry in listing}
     return _names(folder) != paths.union(*(_above(path) for path in paths if "/" in path))
@@ -120,7 +121,7 @@ def _above(path: str) -> set[str]:
     return {"/".join(parts[: end + 1]) for end in range(len(parts))}
 
 
-def _names(folder: Path, prefix: str = "") -> set[str]:
+def _names(folder: str, prefix: str = "") -> set[str]:
     """Return the paths of everything in *folder*; a link is named and not followed."""
     found: set[str] = set()
     for entry in _entries(f"{folder}/{prefix}"):
@@ -130,7 +131,7 @@ def _names(folder: Path, prefix: str = "") -> set[str]:
     return found
 
 
-def _same_file(folder: Path, entry: Listing, found: dict[str, os.stat_result]) -> bool:
+def _same_file(folder: str, entry: Listing, found: dict[str, os.stat_result]) -> bool:
     blob = found.get(entry.digest)
     try:
         seen = os.lstat(f"{folder}/{entry.path}")

@@ -914,8 +914,13 @@ def test_downgrade_no_option_of_any_command_turns_verification_off() -> None:
 
 
 def commands(command: click.Command, path: str) -> list[tuple[str, click.Command]]:
-    below = command.commands.items() if isinstance(command, click.Group) else ()
+    below = _below(command) if isinstance(command, click.Group) else ()
     return [(path, command), *(found for name, child in below for found in commands(child, f"{path} {name}"))]
+
+
+def _below(group: click.Group) -> list[tuple[str, click.Command]]:
+    context = click.Context(group)
+    return [(name, child) for name in group.list_commands(context) if (child := group.get_command(context, name))]
 
 
 def test_downgrade_no_environment_variable_is_read_where_trust_is_decided(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,7 +78,10 @@ def test_every_help_has_a_sentence_and_works() -> None:
         assert len(ran.out.splitlines()) > 3
         assert command.help, path
         if isinstance(command, click.Group):
-            for name, child in command.commands.items():
+            context = click.Context(command)
+            for name in command.list_commands(context):
+                child = command.get_command(context, name)
+                assert child is not None
                 walk(child, [*path, name])
 
     walk(cli, [])

@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 from reconciler import settings as settings_
@@ -300,7 +301,9 @@ def test_nothing_switches_the_checks_off(used: Node) -> None:
     from reconciler.cli import cli
 
     words = re.compile(r"insecure|no-verify|skip-(check|verify|sign)|allow-unsigned|trust-all|force-trust", re.IGNORECASE)
-    names = [option for command in cli.commands.values() for parameter in command.params for option in parameter.opts]
+    context = click.Context(cli)
+    commands = [command for name in cli.list_commands(context) if (command := cli.get_command(context, name))]
+    names = [option for command in commands for parameter in command.params for option in parameter.opts]
     assert names
     assert not [name for name in names if words.search(name)]
     used.configure("insecure = true\n")
