@@ -185,10 +185,11 @@ def observe(model: LockedModel, scene: Scene) -> tuple[Observed, str]:
     if active is not None and (tree is None or tree.digest != active):
         return _without_its_tree(said, known=record is not None)
     if tree is not None and _is_damaged(model, tree, scene):
-        return "damaged", "damaged"
+        forgotten = model.state == "archived" and active is None and record is None  # it was removed; a kept generation holds its tree
+        return ("absent", "not-installed") if forgotten else ("damaged", "damaged")
     if said == "failed":
         return "failed", "failed-before"
-    if tree is None:
+    if tree is None or (said == "archived" and active is None):  # a tree that is there then is another model's with the same files
         return _without_tree(model, scene, said)
     doubt = _doubt(model, scene)
     if active is not None:

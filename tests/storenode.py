@@ -34,6 +34,11 @@ from tests.twins import FACTS, POLICY, Clock, Files, Heard, Internet, MemoryGate
 _TEMPORARY = re.compile(r"\.tmp$|^(unpack|tree|thaw)-")
 
 
+def memory() -> str | None:
+    """Return a folder in memory, where there is one: tests that make hundreds of stores would wait for a disk to sync them."""
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+
+
 def hash_file(path: Path, algorithm: str) -> str:
     """Return the digest of a plain file, in this process."""
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -169,10 +174,10 @@ class StoreNode(Word):
     def contents(self, wanted: Lock) -> dict[str, object]:
         """Return what two nodes that did the same must have in common, however they got there."""
         return {
-            "active": {model: {path: _short(data) for path, data in files.items()} for model, files in self.active().items()},
+            "active": {model: _shorts(files) for model, files in self.active().items()},
             "blobs": _names(self.layout.blobs),
             "cold": _names(self.layout.cold / "blobs"),
-            "trees": {path.name[:12]: {name: _short(data) for name, data in _files(path).items()} for path in self.layout.trees.glob("*/*/*")},
+            "trees": {path.name[:12]: _shorts(_files(path)) for path in self.layout.trees.glob("*/*/*")},
             "states": self.states(wanted),
             "records": {record.id: record.state for record in self.state().records.values()},
             "drift": self.plan(wanted).drift,
@@ -196,6 +201,10 @@ def _files(folder: Path) -> Files:
 
 def _names(folder: Path) -> set[str]:
     return {path.name[:12] for path in folder.glob("*/*/*")}
+
+
+def _shorts(files: Files) -> dict[str, str]:
+    return {path: _short(data) for path, data in files.items()}
 
 
 def _short(data: bytes) -> str:

@@ -25,7 +25,7 @@ from typing import Any
 import msgspec
 
 from reconciler import apply, digest, lock, plan
-from reconciler.errors import BlobDamaged, HashMismatch, ReconcileError, StoreError, UnpackRefused
+from reconciler.errors import BlobDamaged, HashMismatch, StoreError, UnpackRefused
 from reconciler.lock import Lock, LockedArtifact
 from reconciler.node import NodeFacts, Policy
 from reconciler.plan import Plan
@@ -139,15 +139,24 @@ class StagingFetcher:
             view = memoryview(data)
             while view:
                 view = view[os.write(fd, view) :]
-            seen = os.fstat(fd)
         finally:
             os.close(fd)
-        return Fetched(
-            digest=want.digest, size=seen.st_size, path=path, device=seen.st_dev, inode=seen.st_ino, mtime_ns=seen.st_mtime_ns, sources=(url,)
-        )  # fmt: skip
+        return fetched_at(path, want.digest, url)
 
     def close(self) -> None:
         self.closed = True
+
+
+def fetched_at(path: Path, name: str, source: str = "") -> Fetched:
+    """Return what a fetcher says of the file at *path*."""
+    seen = path.lstat()
+    return Fetched(
+        digest=name, size=seen.st_size, path=path, device=seen.st_dev, inode=seen.st_ino, mtime_ns=seen.st_mtime_ns, sources=(source,)
+    )  # fmt: skip
+
+
+def _artifact(path: str, data: bytes) -> Document:
+    return {"path": path, "digest": name_of(data), "size": len(data), "urls": [url_of(data)]}
 
 
 class TarUnpacker:
@@ -205,10 +214,11 @@ class MemoryBlobs:
             fetched.device, fetched.inode, fetched.size, fetched.mtime_ns
         ) or seen.st_nlink != 1:  # fmt: skip
             raise HashMismatch("not the file that was hashed")
-        self._keep(fetched.digest, fetched.path.read_bytes())
+        self.keep(fetched.digest, fetched.path.read_bytes())
         fetched.path.unlink()
 
-    def _keep(self, name: str, data: bytes) -> None:
+    def keep(self, name: str, data: bytes) -> None:
+        """Name bytes whose digest was checked."""
         self.hot[name] = data
         self.doubtful.discard(name)
 
@@ -234,7 +244,7 @@ class MemoryBlobs:
         data = self.cold.pop(name)
         if digest.of(data, digest.parse(name)[0]) != name:
             raise BlobDamaged(f"{name} has other bytes")
-        self._keep(name, data)
+        self.keep(name, data)
 
 
 class MemoryTrees:
@@ -273,7 +283,7 @@ class MemoryTrees:
         except tarfile.TarError as error:
             raise UnpackRefused(str(error)) from None
         for content in files.values():
-            self._blobs.hot[name_of(content)] = content
+            self._blobs.keep(name_of(content), content)
         return [Listing(path=path, digest=name_of(content), size=len(content)) for path, content in files.items()]
 
     def remove(self, name: str) -> None:
@@ -405,14 +415,12 @@ class Word:
 
     def item(self, name: str, files: Files, *, boxed: Files | None = None, serve: bool = True, **changes: Any) -> Document:
         """Return a model of *files*, and of the files of an archive; its entrypoint is the first of all."""
-        artifacts: list[Document] = [{"path": path, "digest": name_of(data), "size": len(data), "urls": [url_of(data)]} for path, data in files.items()]
-        if serve:
-            for data in files.values():
-                self.internet.add(data)
+        artifacts = [_artifact(path, data) for path, data in files.items()]
         if boxed is not None:
-            data = tar(boxed)
-            self.internet.add(data)
-            artifacts.append({"path": "box.tar", "digest": name_of(data), "size": len(data), "urls": [url_of(data)], "unpack": "tar"})
+            artifacts.append(_artifact("box.tar", tar(boxed)) | {"unpack": "tar"})
+        if serve:
+            for data in (*files.values(), *([tar(boxed)] if boxed else [])):
+                self.internet.add(data)
         changes.setdefault("entrypoint", next(iter({**files, **(boxed or {})})))
         return self.network.model(name, b"x", **changes) | {"artifacts": artifacts}
 
@@ -510,10 +518,3 @@ class MemoryNode(Word):
 def changed(value: Any, **changes: Any) -> Any:
     """Return a struct with some fields changed."""
     return msgspec.structs.replace(value, **changes)
-
-
-__all__ = [
-    "FACTS", "POLICY", "Clock", "Heard", "Internet", "MemoryBlobs", "MemoryGate", "MemoryGenerations", "MemoryKeeper", "MemoryLedger",
-    "MemoryNode", "MemoryTester", "MemoryTrees", "ReconcileError", "StagingFetcher", "TarUnpacker", "Word", "changed", "members",
-    "name_of", "tar", "url_of",
-]  # fmt: skip

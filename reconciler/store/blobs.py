@@ -156,7 +156,9 @@ class Blobs:
 
 def _make_way(target: Path) -> None:
     """Delete a folder that stands where a blob belongs: no rename of a file replaces it."""
-    if target.is_dir() and not target.is_symlink():
+    with durable.refusals(f"look at {target.name}"):
+        folder = target.is_dir() and not target.is_symlink()
+    if folder:
         durable.delete(target)
 
 

@@ -18,7 +18,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from reconciler.errors import ReconcileError
 from reconciler.lock import Lock
@@ -98,7 +98,7 @@ class Effects:
         self._guard = threading.RLock()
         self.count = 0
 
-    def __enter__(self) -> Effects:
+    def __enter__(self) -> Self:
         self._real = {name: getattr(os, name) for name in self._names}
         for name, real in self._real.items():
             setattr(os, name, self._counted(name, real))

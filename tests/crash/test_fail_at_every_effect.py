@@ -8,7 +8,6 @@ next run ends where an untouched one ends.
 from __future__ import annotations
 
 import errno
-import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.crash.scenario import REFUSED, UNTOUCHED, Scene, effects_of_a_run, failing_at, interrupted_run
+from tests.storenode import memory
 
 ERRORS = (errno.EIO, errno.ENOSPC, errno.EROFS, errno.EMFILE, errno.EINTR)
 #: ``make crash`` tries every call with every error.
@@ -24,8 +24,7 @@ STEP = 11
 
 @pytest.fixture
 def folders() -> Iterator[Callable[[], Path]]:
-    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(dir=memory) as folder:
+    with tempfile.TemporaryDirectory(dir=memory()) as folder:
         numbers = iter(range(1 << 30))
         yield lambda: Path(folder, str(next(numbers)))
 

@@ -8,7 +8,6 @@ version of each model serves, the floor stands; and the next run ends where an u
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.crash.scenario import KILLED, UNTOUCHED, Scene, effects_of_a_run, interrupted_again, interrupted_run, killed_at
+from tests.storenode import memory
 
 #: An fsync changes nothing that a killed process could miss: the store is as it is before the next effect. ``make crash`` tries them all.
 SAME = {"fsync"}
@@ -24,8 +24,7 @@ SAME = {"fsync"}
 @pytest.fixture
 def folders() -> Iterator[Callable[[], Path]]:
     """Fresh folders in memory, where there is such a file system: a hundred stores are made here."""
-    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(dir=memory) as folder:
+    with tempfile.TemporaryDirectory(dir=memory()) as folder:
         numbers = iter(range(1 << 30))
         yield lambda: Path(folder, str(next(numbers)))
 

@@ -1,0 +1,190 @@
+"""What holds of every plan, whatever the lock and the store: drawn at random, over twins."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from reconciler import lifecycle, plan
+from reconciler.lifecycle import DESIRED, OBSERVED
+from reconciler.lock import Lock, LockedModel
+from reconciler.node import NodeFacts, Policy
+from reconciler.snapshot import Runtime
+from reconciler.state import ActiveModel, BlobSeen, Generation, NodeState, Passed, Record, TreeSeen
+from reconciler.store.generations import path_of
+from tests.network import Network
+from tests.twins import FACTS, Internet, Word, changed, name_of
+
+NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
+IDS = ("a:v1", "a:v2", "b:v1", "c:v1")
+CONTENTS = ({"m": b"one"}, {"m": b"two", "n": b"shared"}, {"m": b"three", "n": b"shared"})
+NAMES = tuple(sorted({name_of(data) for files in CONTENTS for data in files.values()}))
+
+
+@st.composite
+def locks(draw: st.DrawFn) -> Lock:
+    word = Word(Network(), Internet())
+    chosen = draw(st.lists(st.sampled_from(IDS), unique=True))
+    items = [
+        word.item(
+            name,
+            CONTENTS[draw(st.integers(0, 2))],
+            state=draw(st.sampled_from(["enabled", "disabled", "archived"])),
+            gpu_memory=draw(st.sampled_from([0, 0, 0, 1 << 50])),
+        )
+        for name in chosen
+    ]
+    return word.lock(*items, retest_after=draw(st.sampled_from(["1h", "365d"])))
+
+
+instants = st.sampled_from([NOW, datetime(2026, 11, 20, 10, tzinfo=UTC), datetime(2026, 11, 1, tzinfo=UTC)])
+seen = st.builds(BlobSeen, size=st.integers(0, 9), verified_at=st.none() | instants, damaged=st.booleans())
+TREES = ("sha256:" + "1" * 64, "sha256:" + "2" * 64)
+
+
+@st.composite
+def states(draw: st.DrawFn, lock: Lock) -> NodeState:
+    """A store in any state, also in those that no run leaves."""
+    recipes = sorted({model.recipe for model in lock.model} | {"elsewhere"})
+    blobs = st.dictionaries(st.sampled_from(NAMES), seen)
+    smokes = st.sampled_from([plan.smoke_digest(model) for model in lock.model] or [""])
+    active = draw(st.dictionaries(st.sampled_from(IDS), st.sampled_from(TREES)))
+    trees = st.builds(
+        TreeSeen, digest=st.sampled_from(TREES), recipe=st.just(""), blobs=st.lists(st.sampled_from(NAMES), max_size=2).map(tuple),
+        bytes=st.integers(0, 9), damaged=st.booleans(),
+    )  # fmt: skip
+    record = st.builds(
+        Record, id=st.just(""), state=st.sampled_from(["absent", "pending", "active", "inactive", "failed", "archived"]),
+        recipe=st.sampled_from(recipes), blobs=st.just(()), reason=st.just(""), attempts=st.integers(0, 3), last_error=st.just(""),
+        since=st.none(), unlisted_since=st.none() | instants,
+    )  # fmt: skip
+    passed = st.builds(
+        Passed, tree=st.sampled_from(TREES), smoke=smokes, engine=st.just("llama-cpp"),
+        engine_version=st.sampled_from(["0.3.36", "0.2"]), device=st.sampled_from(["cpu", "gpu"]), at=instants,
+    )  # fmt: skip
+    state = NodeState(
+        active=Generation(number=draw(st.integers(0, 9)), entries={name: _entry(name, tree) for name, tree in active.items()}),
+        blobs=draw(blobs),
+        trees={recipe: changed(tree, recipe=recipe) for recipe, tree in draw(st.dictionaries(st.sampled_from(recipes), trees)).items()},
+        archived=draw(blobs),
+        records={name: changed(found, id=name) for name, found in draw(st.dictionaries(st.sampled_from(IDS), record)).items()},
+        passed=draw(st.dictionaries(st.sampled_from(IDS), passed)),
+        unfinished=draw(st.booleans()),
+    )
+    if not lock.model or draw(st.booleans()):
+        return state
+    return _settled(lock.model[draw(st.integers(0, len(lock.model) - 1))], lock, state)
+
+
+def _settled(model: LockedModel, lock: Lock, state: NodeState) -> NodeState:
+    """Return *state* with one model as a clean run leaves it: few draws would make one."""
+    names = lock.blobs_of(model)
+    tree = TreeSeen(digest=TREES[0], recipe=model.recipe, blobs=names, bytes=3)
+    passed = Passed(
+        tree=TREES[0], smoke=plan.smoke_digest(model), engine="llama-cpp", engine_version="0.3.36", device="cpu", at=NOW
+    )  # fmt: skip
+    settled: NodeState = changed(
+        state,
+        active=changed(state.active, entries=state.active.entries | {model.id: _entry(model.id, TREES[0])}),
+        blobs=state.blobs | {name: BlobSeen(size=3, verified_at=NOW) for name in names},
+        trees=state.trees | {model.recipe: tree},
+        records=state.records | {model.id: Record(id=model.id, state="active", recipe=model.recipe)},
+        passed=state.passed | {model.id: passed},
+    )
+    return settled
+
+
+def _entry(name: str, tree: str) -> ActiveModel:
+    runtime = Runtime(engine="llama-cpp")
+    return ActiveModel(id=name, tasks=("completion",), runtime=runtime, path=path_of(name), entrypoint="m", bytes=3, tree=tree)
+
+
+scenes = locks().flatmap(lambda lock: st.tuples(st.just(lock), states(lock)))
+policies = st.builds(
+    Policy, reserve_bytes=st.sampled_from([0, 1 << 50]), grace_seconds=st.sampled_from([0.0, 3600.0]),
+    only=st.sampled_from([(), ("a:v1",)]), excluded=st.sampled_from([(), ("b:v1",)]),
+)  # fmt: skip
+nodes = st.sampled_from([FACTS, NodeFacts()])
+
+
+@given(scenes, policies, nodes)
+@settings(max_examples=150, deadline=None)
+def test_every_state_has_a_plan_and_every_plan_keeps_the_laws(scene: tuple[Lock, NodeState], policy: Policy, node: NodeFacts) -> None:
+    lock, state = scene
+    made = plan.diff(lock, "sha256:" + "0" * 64, state, node, policy, now=NOW)
+    listed = {model.id: model for model in lock.model}
+
+    assert plan.decode(plan.encode(made)) == made
+    assert [change.id for change in made.models] == sorted({*listed, *state.records, *state.active.entries})
+    assert [blob.digest for blob in made.blobs] == sorted({blob.digest for blob in made.blobs})
+    assert made.changes == (any(change.changes for change in made.models) or state.unfinished)
+    for change in made.models:
+        assert change.reason.partition(": ")[0] in lifecycle.REASONS
+        assert change.op in lifecycle.OPS
+        if change.to == "active" and change.from_ != "active":
+            assert listed[change.id].state == "enabled"
+        if change.id not in listed:
+            assert change.op in {"remove", "keep"}
+            assert change.to != "active"
+        if change.op == "reject" or change.reason.startswith("excluded"):
+            assert change.download_bytes == 0
+    assert sum(change.download_bytes for change in made.models) == made.summary["download_bytes"]
+    assert sum(made.summary[op] for op in lifecycle.OPS) == len(made.models)
+
+
+@given(scenes)
+@settings(max_examples=80, deadline=None)
+def test_nothing_is_fetched_that_is_here_and_nothing_damaged_is_left_out(scene: tuple[Lock, NodeState]) -> None:
+    lock, state = scene
+    made = plan.diff(lock, "", state, FACTS, Policy(), now=NOW)
+    ops = {blob.digest: blob.op for blob in made.blobs}
+
+    for name, op in ops.items():
+        here = state.blobs.get(name)
+        if op == "fetch":
+            assert here is None or here.damaged
+        elif op == "check":
+            assert here is not None
+            assert here.verified_at is None
+        else:
+            assert name in state.archived
+    for change in made.models:
+        if change.op in {"install", "repair", "retest", "enable", "restore"}:
+            model = next(model for model in lock.model if model.id == change.id)
+            good = {name for name, found in state.blobs.items() if found.verified_at is not None and not found.damaged}
+            assert set(lock.blobs_of(model)) <= good | set(ops)
+
+
+@given(scenes)
+@settings(max_examples=40, deadline=None)
+def test_a_plan_depends_on_nothing_but_its_arguments(scene: tuple[Lock, NodeState]) -> None:
+    lock, state = scene
+    backwards = changed(
+        state,
+        blobs=dict(reversed(state.blobs.items())),
+        records=dict(reversed(state.records.items())),
+        active=changed(state.active, entries=dict(reversed(state.active.entries.items()))),
+    )
+
+    assert plan.diff(lock, "", state, FACTS, Policy(), now=NOW) == plan.diff(lock, "", backwards, FACTS, Policy(), now=NOW)
+
+
+def test_the_drawn_states_reach_every_row_and_column() -> None:
+    """The laws above would be cheap if they were drawn from few states."""
+    reached: set[tuple[str, str]] = set()
+
+    @given(scenes)
+    @settings(max_examples=250, deadline=None, derandomize=True, database=None)
+    def draw(scene: tuple[Lock, NodeState]) -> None:
+        lock, state = scene
+        drawn = plan.Scene(lock=lock, state=state, node=FACTS, policy=Policy(), now=NOW)
+        for model in lock.model:
+            misfit = plan.incompatible(model, FACTS)
+            reached.add((plan.observe(model, drawn)[0], "incompatible" if misfit and model.state == "enabled" else model.state))
+
+    draw()
+
+    assert {row for row, _ in reached} == set(OBSERVED)
+    assert {column for _, column in reached} == set(DESIRED) - {"unlisted"}

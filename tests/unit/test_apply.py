@@ -1,0 +1,685 @@
+"""What a run does, on a node made of memory twins: the order of effects, and that one model's trouble stays its own."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from reconciler import lifecycle
+from reconciler.errors import DiskFull, FetchError
+from reconciler.node import NodeFacts
+from reconciler.ports import ModelDone, RunEnded, RunStarted, Swapped
+from tests.twins import FACTS, POLICY, Files, MemoryNode, StagingFetcher, changed, name_of, tar
+
+A: Files = {"a.gguf": b"aaaa"}
+B: Files = {"b.gguf": b"bbbb"}
+C: Files = {"c.gguf": b"cccc"}
+
+
+@pytest.fixture
+def node() -> MemoryNode:
+    return MemoryNode()
+
+
+# -- installing ------------------------------------------------------------------------------------
+
+
+def test_a_run_installs_tests_and_activates(node: MemoryNode) -> None:
+    lock = node.lock(node.item("a:v1", A), node.item("b:v1", {}, boxed=B))
+
+    outcome = node.run(lock)
+
+    assert node.active() == {"a:v1": A, "b:v1": B}
+    assert (outcome.active, outcome.failed, outcome.changed) == (("a:v1", "b:v1"), (), True)
+    assert sorted(node.tester.jobs) == ["a:v1", "b:v1"]
+    assert [type(event) for event in (node.heard.events[0], node.heard.events[-1])] == [RunStarted, RunEnded]
+
+
+def test_a_second_run_changes_nothing(node: MemoryNode) -> None:
+    lock = node.lock(node.item("a:v1", A), node.item("b:v1", B))
+    node.run(lock)
+    before = (node.generations.active, dict(node.ledger.records), list(node.internet.asked), list(node.tester.jobs))
+
+    outcome = node.run(lock)
+
+    assert not outcome.changed
+    assert not node.plan(lock).changes
+    assert (node.generations.active, node.ledger.records, node.internet.asked, node.tester.jobs) == before
+
+
+def test_a_blob_that_two_models_share_is_fetched_once(node: MemoryNode) -> None:
+    shared = {"shared.bin": b"shared"}
+
+    node.run(node.lock(node.item("a:v1", A | shared), node.item("b:v1", B | shared)))
+
+    assert sorted(node.internet.asked) == sorted(name_of(data) for data in (b"aaaa", b"bbbb", b"shared"))
+    assert set(node.active()) == {"a:v1", "b:v1"}
+
+
+@pytest.mark.parametrize("trouble", ["no source", "bad test", "crashing test", "bad archive", "no entrypoint"])
+def test_a_failed_model_never_takes_another_with_it(node: MemoryNode, trouble: str) -> None:
+    bad = node.item("b:v1", B)
+    if trouble == "no source":
+        node.internet.pages.clear()
+    elif trouble == "bad test":
+        node.tester.verdicts["b:v1"] = ("bad", "it says nothing")
+    elif trouble == "crashing test":
+        node.tester.crashes.add("b:v1")
+    elif trouble == "bad archive":
+        bad = node.item("b:v1", B | {"box": b"no tar"})
+        bad["artifacts"][1]["unpack"] = "tar"
+    else:
+        bad = node.item("b:v1", {}, boxed=B, entrypoint="elsewhere.gguf")
+    lock = node.lock(node.item("a:v1", A), bad, node.item("c:v1", C))
+
+    outcome = node.run(lock)
+
+    assert set(node.active()) == {"a:v1", "c:v1"}
+    assert outcome.failed == ("b:v1",)
+    record = node.ledger.records["b:v1"]
+    assert (record.state, record.attempts) == ("failed", 1)
+    assert record.last_error
+    assert record.reason.startswith("failed-before: ")
+
+
+def test_a_failed_model_is_tried_again_and_its_attempts_are_counted(node: MemoryNode) -> None:
+    lock = node.lock(node.item("a:v1", A))
+    node.tester.verdicts["a:v1"] = ("bad", "it says nothing")
+    node.run(lock)
+
+    node.run(lock)
+
+    assert node.ledger.records["a:v1"].attempts == 2
+    assert len(node.keeper.quarantined) == 2
+    assert node.internet.asked == [name_of(b"aaaa")]  # its bytes were good: only the test is made again
+    node.tester.verdicts.clear()
+    node.run(lock)
+    assert node.active() == {"a:v1": A}
+    assert (node.ledger.records["a:v1"].attempts, node.ledger.records["a:v1"].last_error) == (0, "")
+
+
+def test_a_test_that_could_not_run_leaves_it_pending_never_failed(node: MemoryNode) -> None:
+    lock = node.lock(node.item("a:v1", A))
+    node.tester.verdicts["a:v1"] = ("unable", "sandbox-unavailable: no bubblewrap")
+
+    outcome = node.run(lock)
+
+    assert (outcome.failed, outcome.untested) == ((), ("a:v1",))
+    assert node.ledger.records["a:v1"].state == "pending"
+    assert node.ledger.records["a:v1"].reason == "not-tested: sandbox-unavailable: no bubblewrap"
+    assert node.active() == {}
+    assert node.heard.kinds() == ["sandbox-unavailable"]
+    assert node.ops(lock) == {"a:v1": "retest"}
+    node.tester.verdicts.clear()
+    node.run(lock)
+    assert node.active() == {"a:v1": A}
+    assert len(node.internet.asked) == 1
+
+
+# -- what may not serve ----------------------------------------------------------------------------
+
+
+class Watching(StagingFetcher):
+    """Remembers which models were active when the first byte was asked for."""
+
+    seen: list[set[str]]
+
+    def __init__(self, node: MemoryNode, *arguments: object) -> None:
+        super().__init__(*arguments)  # type: ignore[arg-type]
+        self._node = node
+
+    def fetch(self, *arguments):  # type: ignore[no-untyped-def]
+        self._node.before_fetching = set(self._node.generations.active.entries)  # type: ignore[attr-defined]
+        yield from super().fetch(*arguments)
+
+
+@pytest.mark.parametrize("state", ["unlisted", "disabled"])
+@pytest.mark.parametrize("damaged", [False, True])
+def test_what_the_network_takes_away_stops_serving_at_the_first_swap_before_any_fetch(
+    node: MemoryNode, monkeypatch: pytest.MonkeyPatch, state: str, damaged: bool
+) -> None:
+    stays, other = node.item("c:v1", C), node.item("b:v1", B)
+    node.run(node.lock(node.item("a:v1", A), stays))
+    swaps = len(node.generations.sequence)
+    monkeypatch.setattr("tests.twins.StagingFetcher", lambda *arguments: Watching(node, *arguments))
+    if damaged:
+        node.damage(b"aaaa")
+    items = [stays, other] if state == "unlisted" else [node.item("a:v1", A, state="disabled"), stays, other]
+
+    node.run(node.lock(*items))
+
+    assert node.before_fetching == {"c:v1"}  # type: ignore[attr-defined]
+    assert set(node.generations.sequence[swaps].entries) == {"c:v1"}
+    assert set(node.active()) == {"b:v1", "c:v1"}
+
+
+def test_a_disabled_model_is_kept_and_enabled_without_a_download_or_a_test(node: MemoryNode) -> None:
+    node.run(node.lock(node.item("a:v1", A)))
+    node.run(node.lock(node.item("a:v1", A, state="disabled")))
+    assert node.active() == {}
+    assert node.ledger.records["a:v1"].state == "inactive"
+    asked, jobs = list(node.internet.asked), list(node.tester.jobs)
+
+    lock = node.lock(node.item("a:v1", A))
+    assert node.ops(lock) == {"a:v1": "enable"}
+    node.run(lock)
+
+    assert node.active() == {"a:v1": A}
+    assert (node.internet.asked, node.tester.jobs) == (asked, jobs)
+
+
+def test_many_are_enabled_in_one_swap(node: MemoryNode) -> None:
+    names = [f"m{number}:v1" for number in range(5)]
+    files = [{"m.gguf": name.encode()} for name in names]
+    node.run(node.lock(*map(node.item, names, files)))
+    node.run(node.lock(*(node.item(name, data, state="disabled") for name, data in zip(names, files, strict=True))))
+    swaps = len(node.generations.sequence)
+
+    node.run(node.lock(*map(node.item, names, files)))
+
+    assert [set(made.entries) for made in node.generations.sequence[swaps:]] == [set(names)]
+
+
+def test_a_disabled_model_in_doubt_never_loops(node: MemoryNode) -> None:
+    node.run(node.lock(node.item("a:v1", A)))
+    lock = node.lock(node.item("a:v1", A, state="disabled"))
+    node.run(lock)
+    node.facts = changed(FACTS, engines={"llama-cpp": "0.4.0"})
+    node.blobs.doubtful.add(name_of(b"aaaa"))
+
+    assert not node.plan(lock).changes
+    node.run(lock)
+    assert not node.plan(lock).changes
+
+
+# -- versions --------------------------------------------------------------------------------------
+
+
+def test_the_old_version_leaves_in_the_very_swap_that_brings_the_new_one(node: MemoryNode) -> None:
+    node.run(node.lock(node.item("a:v1", A)))
+    swaps = len(node.generations.sequence)
+
+    node.run(node.lock(node.item("a:v1", A, state="archived"), node.item("a:v2", B)))
+
+    assert [set(made.entries) for made in node.generations.sequence[swaps:]] == [{"a:v2"}]
+    assert node.blobs.cold == {name_of(b"aaaa"): b"aaaa"}
+    assert node.ledger.records["a:v1"].state == "archived"
+
+
+@pytest.mark.parametrize("verdict", ["bad", "unable", "not fetched", "left out"])
+def test_the_old_version_serves_while_the_new_one_is_not_there(node: MemoryNode, verdict: str) -> None:
+    node.run(node.lock(node.item("a:v1", A)))
+    lock = node.lock(node.item("a:v1", A, state="archived"), node.item("a:v2", B))
+    if verdict == "not fetched":
+        node.internet.remove(b"bbbb")
+    elif verdict == "left out":
+        node.policy = changed(POLICY, excluded=("a:v2",))
+    else:
+        node.tester.verdicts["a:v2"] = (verdict, "no")
+
+    node.run(lock)
+
+    assert node.active() == {"a:v1": A}
+    assert node.blobs.cold == {}
+    assert node.ops(lock)["a:v1"] == "archive"
+    node.tester.verdicts.clear()
+    node.internet.add(b"bbbb")
+    node.policy = POLICY
+    node.run(lock)
+    assert node.active() == {"a:v2": B}
+    assert node.ops(lock) == {}
+
+
+def test_an_archived_model_comes_back_from_cold_storage_without_a_download(node: MemoryNode) -> None:
+    node.run(node.lock(node.item("a:v1", A)))
+    node.run(node.lock(node.item("a:v1", A, state="archived")))
+    assert (node.active(), node.blobs.hot) == ({}, {})
+    node.internet.pages.clear()
+
+    lock = node.lock(node.item("a:v1", A, serve=False))
+    assert node.ops(lock) == {"a:v1": "restore"}
+    node.run(lock)
+
+    assert node.active() == {"a:v1": A}
+    assert node.blobs.cold == {}
+    assert node.internet.asked == [name_of(b"aaaa")]
+
+
+def test_what_rotted_in_cold_storage_is_fetched(node: MemoryNode) -> None:
+    node.run(node.lock(node.item("a:v1", A)))
+    node.run(node.lock(node.item("a:v1", A, state="archived")))
+    node.blobs.cold[name_of(b"aaaa")] = b"rot!"
+
+    node.run(node.lock(node.item("a:v1", A)))
+
+    assert node.active() == {"a:v1": A}
+    assert "blob-damaged" in node.heard.kinds()
+    assert len(node.internet.asked) == 2
+
+
+def test_a_move_to_cold_storage_that_was_cut_short_is_finished(node: MemoryNode) -> None:
+    two = A | {"more.bin": b"more"}
+    node.run(node.lock(node.item("a:v1", two)))
+    lock = node.lock(node.item("a:v1", two, state="archived"))
+    node.run(node.lock(node.item("a:v1", two, state="disabled")))
+    node.blobs.freeze(name_of(b"more"))  # and then the plug was pulled
+
+    assert node.ops(lock) == {"a:v1": "archive"}
+    node.run(lock)
+
+    assert set(node.blobs.cold) == {name_of(b"aaaa"), name_of(b"more")}
+    assert node.ops(lock) == {}
+
+
+def test_a_blob_that_an_archived_model_shared_moves_when_nobody_else_needs_it(node: MemoryNode) -> None:
+    shared = {"shared.bin": b"shared"}
+    node.run(node.lock(node.item("a:v1", A | shared), node.item("b:v1", B | shared)))
+    node.run(node.lock(node.item("a:v1", A | shared, state="archived"), node.item("b:v1", B | shared)))
+    assert set(node.blobs.cold) == {name_of(b"aaaa")}
+
+    lock = node.lock(node.item("a:v1", A | shared, state="archived"))
+    node.run(lock)
+
+    assert set(node.blobs.cold) == {name_of(b"aaaa"), name_of(b"shared")}
+    assert node.ops(lock) == {}
+
+
+# -- content that changes --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verdict", ["bad", "unable"])
+def test_bad_new_content_keeps_the_old_copy_active(node: MemoryNode, verdict: str) -> None:
+    node.run(node.lock(node.item("a:v1", A)))
+    node.tester.verdicts["a:v1"] = (verdict, "no")
+    lock = node.lock(node.item("a:v1", B))
+
+    outcome = node.run(lock)
+
+    assert node.active() == {"a:v1": A}
+    assert outcome.failed == (("a:v1",) if verdict == "bad" else ())
+    (change,) = node.plan(lock).models
+    assert (change.op, change.from_, change.reason.partition(":")[0]) == (
+        "install", "active", "failed-before" if verdict == "bad" else "not-tested"
+    )  # fmt: skip
+    node.run(lock)
+    assert node.active() == {"a:v1": A}
+    node.tester.verdicts.clear()
+    node.run(lock)
+    assert node.active() == {"a:v1": B}
+    assert node.ops(lock) == {}
+
+
+def test_an_old_copy_that_rots_while_the_new_one_fails_is_not_served(node: MemoryNode) -> None:
+    node.run(node.lock(node.item("a:v1", A)))
+    node.tester.verdicts["a:v1"] = ("bad", "no")
+    lock = node.lock(node.item("a:v1", B))
+    node.run(lock)
+    node.damage(b"aaaa")
+
+    node.run(lock)
+
+    assert node.active() == {}
+    assert "blob-damaged" in node.heard.kinds()
+
+
+@pytest.mark.parametrize("what", ["tasks", "runtime"])
+def test_what_the_snapshot_says_anew_of_the_same_content_reaches_the_index(node: MemoryNode, what: str) -> None:
+    node.run(node.lock(node.item("a:v1", A)))
+    runtime = {"engine": "llama-cpp", "version": ">=0.3"}
+    said: dict[str, Any] = {"tasks": ["chat", "completion"]} if what == "tasks" else {"runtime": runtime}
+    lock = node.lock(node.item("a:v1", A, **said))
+    assert node.ops(lock) == {"a:v1": "retest"}
+
+    node.run(lock)
+
+    entry = node.generations.active.entries["a:v1"]
+    assert (entry.tasks, entry.runtime) == (lock.model[0].tasks, lock.model[0].runtime)
+    assert node.ops(lock) == {}
+
+
+# -- retests ---------------------------------------------------------------------------------------
+
+DUE: dict[str, Callable[[MemoryNode], None]] = {
+    "runtime-changed": lambda node: setattr(node, "facts", changed(FACTS, engines={"llama-cpp": "0.3.99"})),
+    "device-changed": lambda node: setattr(node, "facts", changed(FACTS, device="a GPU")),
+    "retest-due": lambda node: node.clock.forward(days=8),
+    "unverified": lambda node: node.blobs.doubtful.add(name_of(b"aaaa")),
+}
+
+
+@pytest.mark.parametrize("why", DUE)
+@pytest.mark.parametrize("verdict", ["passed", "bad", "unable", "crash"])
+def test_a_retest_decides_whether_a_model_goes_on(node: MemoryNode, why: str, verdict: str) -> None:
+    lock = node.lock(node.item("a:v1", A), node.item("c:v1", C), retest_after="7d")
+    node.run(lock)
+    DUE[why](node)
+    if verdict == "crash":
+        node.tester.crashes.add("a:v1")
+    else:
+        node.tester.verdicts["a:v1"] = (verdict, "" if verdict == "passed" else "the GPU is busy")
+    change = next(change for change in node.plan(lock).models if change.id == "a:v1")
+    assert (change.op, change.reason.partition(":")[0]) == ("retest", why)
+
+    node.run(lock)
+
+    stays = verdict in {"passed", "unable", "crash"}  # a fault of ours is not the model's
+    assert set(node.active()) == ({"a:v1", "c:v1"} if stays else {"c:v1"})
+    assert node.ledger.records["a:v1"].state == ("active" if stays else "failed")
+    assert len(node.internet.asked) == 2
+    settled = verdict == "passed" or (stays and why == "unverified")  # it was hashed, and that was all the doubt
+    assert (node.ops(lock).get("a:v1") is None) == settled
+
+
+def test_a_failed_retest_whose_record_outran_its_swap_still_ends_it(node: MemoryNode) -> None:
+    lock = node.lock(node.item("a:v1", A))
+    node.run(lock)
+    node.ledger.records["a:v1"] = changed(node.ledger.records["a:v1"], state="failed")  # the plug was pulled before the swap
+    node.tester.verdicts["a:v1"] = ("bad", "no")
+
+    node.run(lock)
+
+    assert node.active() == {}
+
+
+# -- damage ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["seen by the plan", "found by the hash"])
+def test_a_damaged_blob_is_repaired_while_its_model_is_active(node: MemoryNode, known: bool) -> None:
+    lock = node.lock(node.item("a:v1", A))
+    node.run(lock)
+    node.damage(b"aaaa", known=known)
+    assert node.ops(lock) == {"a:v1": "repair" if known else "retest"}
+
+    node.run(lock)
+
+    assert node.active() == {"a:v1": A}
+    assert all("a:v1" in made.entries for made in node.generations.sequence)
+    assert node.ops(lock) == {}
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["seen by the plan", "found by the hash"])
+@pytest.mark.parametrize("ledger", ["there", "lost"])
+def test_a_damaged_blob_that_nobody_has_any_more_is_not_served(node: MemoryNode, known: bool, ledger: str) -> None:
+    lock = node.lock(node.item("a:v1", A), node.item("c:v1", C))
+    node.run(lock)
+    node.damage(b"aaaa", known=known)
+    node.internet.remove(b"aaaa")
+    if ledger == "lost":
+        node.lose_ledger()
+        node.damaged.clear()
+
+    outcome = node.run(lock)
+
+    assert set(node.active()) == {"c:v1"}
+    assert outcome.failed == ("a:v1",)
+    assert node.ledger.records["a:v1"].state == "failed"
+
+
+# -- a lost memory ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verdict", ["passed", "unable", "bad"])
+def test_a_lost_ledger_costs_hashing_and_testing_and_no_download(node: MemoryNode, verdict: str) -> None:
+    lock = node.lock(node.item("a:v1", A), node.item("b:v1", {}, boxed=B))
+    node.run(lock)
+    asked = list(node.internet.asked)
+    node.lose_ledger()
+    node.tester.verdicts["a:v1"] = (verdict, "no")
+    assert node.plan(lock).summary["download_bytes"] == 0
+
+    node.run(lock)
+
+    assert node.internet.asked == asked
+    assert set(node.active()) == ({"b:v1"} if verdict == "bad" else {"a:v1", "b:v1"})
+    assert (node.ops(lock) == {}) == (verdict == "passed")
+
+
+# -- grace -----------------------------------------------------------------------------------------
+
+
+def test_an_unlisted_model_is_free_to_come_back_within_its_grace(node: MemoryNode) -> None:
+    node.policy = changed(POLICY, grace_seconds=3600.0)
+    lock = node.lock(node.item("a:v1", A), node.item("c:v1", C))
+    node.run(lock)
+    without = node.lock(node.item("c:v1", C))
+    node.run(without)
+    assert set(node.active()) == {"c:v1"}
+    assert not node.plan(without).changes
+    assert "removed-unlisted" in node.heard.kinds()
+
+    node.clock.forward(minutes=59)
+    node.run(lock)
+
+    assert set(node.active()) == {"a:v1", "c:v1"}
+    assert len(node.internet.asked) == 2
+    assert node.ledger.records["a:v1"].unlisted_since is None
+
+
+def test_an_unlisted_model_is_forgotten_after_its_grace(node: MemoryNode) -> None:
+    node.policy = changed(POLICY, grace_seconds=3600.0)
+    node.run(node.lock(node.item("a:v1", A), node.item("c:v1", C)))
+    lock = node.lock(node.item("c:v1", C))
+    node.run(lock)
+    node.clock.forward(minutes=61)
+    assert node.ops(lock) == {"a:v1": "remove"}
+
+    node.run(lock)
+
+    assert "a:v1" not in node.ledger.records
+    assert not node.plan(lock).changes
+
+
+# -- room ------------------------------------------------------------------------------------------
+
+
+def test_what_the_disk_has_no_room_for_is_refused_before_the_first_byte(node: MemoryNode) -> None:
+    node.facts = changed(FACTS, disk_free_bytes=10)
+    node.policy = changed(POLICY, reserve_bytes=8)
+
+    with pytest.raises(DiskFull):
+        node.run(node.lock(node.item("a:v1", A)))
+
+    assert node.internet.asked == []
+    assert not node.ledger.running
+
+
+def test_what_may_not_serve_stops_and_what_nobody_needs_goes_although_the_disk_is_full(node: MemoryNode) -> None:
+    node.run(node.lock(node.item("a:v1", A), node.item("c:v1", C)))
+    node.facts = changed(FACTS, disk_free_bytes=0)
+
+    with pytest.raises(DiskFull):
+        node.run(node.lock(node.item("b:v1", B), node.item("c:v1", C)))
+
+    assert set(node.active()) == {"c:v1"}
+    assert "a:v1" not in node.ledger.records  # no grace here
+    assert node.keeper.swept == 2
+
+
+# -- nodes that cannot -----------------------------------------------------------------------------
+
+UNFIT: dict[str, dict[str, Any]] = {
+    "engine": {"runtime": {"engine": "other"}},
+    "version": {"runtime": {"engine": "llama-cpp", "version": ">=9"}},
+    "gpu": {"gpu_memory": 1 << 40},
+    "memory": {"memory": 1 << 50},
+}
+
+
+@pytest.mark.parametrize("what", UNFIT)
+def test_a_model_that_this_node_cannot_run_is_no_change_and_logged_once(node: MemoryNode, what: str) -> None:
+    lock = node.lock(node.item("a:v1", A, **UNFIT[what]), node.item("c:v1", C))
+
+    for _ in range(3):
+        outcome = node.run(lock)
+
+    assert (outcome.failed, set(node.active())) == ((), {"c:v1"})
+    assert node.heard.kinds() == ["incompatible"]
+    assert not node.plan(lock).changes
+    assert node.internet.asked == [name_of(b"cccc")]
+    assert node.ledger.records["a:v1"].state == "absent"
+
+
+def test_what_serves_goes_on_when_the_node_no_longer_fits(node: MemoryNode) -> None:
+    lock = node.lock(node.item("a:v1", A))
+    node.run(lock)
+    node.facts = NodeFacts(disk_free_bytes=1 << 40)
+
+    node.run(lock)
+
+    assert node.active() == {"a:v1": A}
+
+
+# -- only and except -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("policy", [changed(POLICY, only=("a:v1",)), changed(POLICY, excluded=("b:v1",))], ids=["only", "except"])
+def test_what_is_left_out_is_left_alone(node: MemoryNode, policy: object) -> None:
+    node.policy = policy  # type: ignore[assignment]
+    lock = node.lock(node.item("a:v1", A), node.item("b:v1", B))
+
+    node.run(lock)
+
+    assert node.active() == {"a:v1": A}
+    assert [change.reason.partition(":")[0] for change in node.plan(lock).models] == ["up-to-date", "excluded"]
+    node.policy = POLICY
+    node.run(lock)
+    assert set(node.active()) == {"a:v1", "b:v1"}
+
+
+# -- health ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("before", ["nothing", "something"])
+def test_an_unhealthy_node_goes_back_and_what_it_added_failed(node: MemoryNode, before: str) -> None:
+    items = [node.item("c:v1", C)] if before == "something" else []
+    node.run(node.lock(*items))
+    had = set(node.active())
+    node.gate.verdict = lambda made: "exited with 1" if "a:v1" in made.entries else ""
+    lock = node.lock(node.item("a:v1", A), *items)
+
+    outcome = node.run(lock)
+
+    assert set(node.active()) == had
+    assert outcome.failed == ("a:v1",)
+    assert node.ledger.records["a:v1"].state == "failed"
+    assert "not healthy" in node.ledger.records["a:v1"].last_error
+    assert node.heard.kinds() == ["smoke-failed"]
+    assert node.gate.told[-1] == node.generations.active.number
+    node.gate.verdict = lambda _: ""
+    node.run(lock)
+    assert set(node.active()) == had | {"a:v1"}
+
+
+def test_an_archived_version_comes_back_when_its_successor_is_not_healthy(node: MemoryNode) -> None:
+    node.run(node.lock(node.item("a:v1", A)))
+    node.gate.verdict = lambda made: "no" if "a:v2" in made.entries else ""
+
+    node.run(node.lock(node.item("a:v1", A, state="archived"), node.item("a:v2", B)))
+
+    assert node.active() == {"a:v1": A}
+
+
+def test_nobody_is_asked_about_a_swap_that_only_takes_away(node: MemoryNode) -> None:
+    node.run(node.lock(node.item("a:v1", A), node.item("c:v1", C)))
+    node.gate.verdict = lambda _: "never"
+
+    node.run(node.lock(node.item("c:v1", C)))
+
+    assert set(node.active()) == {"c:v1"}
+
+
+# -- runs that end badly ---------------------------------------------------------------------------
+
+
+def test_a_run_that_was_cut_short_is_finished_and_said_to_have_been(node: MemoryNode) -> None:
+    lock = node.lock(node.item("a:v1", A))
+    node.run(lock)
+    node.ledger.running = True
+    assert node.plan(lock).changes
+
+    node.run(lock)
+
+    assert node.heard.kinds() == ["crash-recovered"]
+    assert not node.ledger.running
+    assert not node.plan(lock).changes
+
+
+def test_a_run_that_stops_stops_its_transfers(node: MemoryNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = node.lock(node.item("a:v1", A), node.item("b:v1", B))
+    closed = threading.Event()
+
+    class Endless(StagingFetcher):
+        def fetch(self, wants, report):  # type: ignore[no-untyped-def]
+            yield next(super().fetch(wants, report))
+            closed.wait(30)
+            raise FetchError("closed")
+
+        def close(self) -> None:
+            closed.set()
+
+    monkeypatch.setattr("tests.twins.StagingFetcher", Endless)
+    monkeypatch.setattr(node.generations, "swap", _refuse)
+
+    with pytest.raises(OSError, match="the disk says no"):
+        node.run(lock)
+
+    assert closed.is_set()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith(("bring", "test", "hash"))]
+    assert node.ledger.running
+
+
+def _refuse(_entries: object) -> None:
+    raise OSError("the disk says no")
+
+
+def test_a_fetcher_that_raises_fails_what_waits_and_ends(node: MemoryNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(StagingFetcher):
+        def fetch(self, wants, report):  # type: ignore[no-untyped-def]
+            yield next(super().fetch(wants, report))
+            raise RuntimeError("a bug")
+
+    monkeypatch.setattr("tests.twins.StagingFetcher", Broken)
+
+    outcome = node.run(node.lock(node.item("a:v1", A), node.item("b:v1", B)))
+
+    assert len(outcome.failed) == 1
+    assert len(node.active()) == 1
+
+
+# -- what is told ----------------------------------------------------------------------------------
+
+
+def test_every_reason_starts_with_a_word_of_the_closed_list(node: MemoryNode) -> None:
+    node.tester.verdicts = {"b:v1": ("bad", "no"), "c:v1": ("unable", "busy")}
+    lock = node.lock(
+        node.item("a:v1", A), node.item("b:v1", B), node.item("c:v1", C), node.item("d:v1", {"d": b"d"}, memory=1 << 50),
+        node.item("e:v1", {"e": b"e"}, state="disabled"),
+    )  # fmt: skip
+    node.run(lock)
+    node.run(lock)
+    later = node.lock(node.item("a:v1", A, state="archived"), node.item("e:v1", {"e": b"e"}))
+    node.clock.ahead += timedelta(days=1)
+    node.run(later)
+
+    said = {done.reason for done in node.heard.of(ModelDone)} | {record.reason for record in node.ledger.records.values()}
+    said |= {change.reason for made in (lock, later) for change in node.plan(made).models}
+    assert {reason.partition(":")[0] for reason in said} <= set(lifecycle.REASONS)
+
+
+def test_swaps_say_what_came_and_what_went(node: MemoryNode) -> None:
+    node.run(node.lock(node.item("a:v1", A)))
+    node.run(node.lock(node.item("b:v1", B)))
+
+    told = [(swap.added, swap.removed) for swap in node.heard.of(Swapped)]
+    assert told == [(("a:v1",), ()), ((), ("a:v1",)), (("b:v1",), ())]
+
+
+def test_an_archive_is_asked_for_as_one_blob(node: MemoryNode) -> None:
+    node.run(node.lock(node.item("b:v1", {}, boxed=B)))
+
+    assert node.internet.asked == [name_of(tar(B))]
