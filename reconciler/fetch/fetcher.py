@@ -114,7 +114,9 @@ class _Run:
             now = time.monotonic()
             self._admit()
             for question, reply in self._tools.resolver.replies():
-                self._by_token[question.token].answered(question, reply, now)
+                asking = self._by_token[question.token]
+                with _failing(asking):
+                    asking.answered(question, reply, now)
             for passage in self._active:
                 passage.step(now)
             self._transfer(now)

@@ -7,7 +7,8 @@ Rules that hold here:
    from byte 0: what was continued is hashed like all else, and nothing may be written behind the hashing's back.
 2. The signed size is the cap. A transfer that announces another one, or passes it, is stopped at the next look.
 3. After a mismatch nothing of the attempt is kept.
-4. A full disk fails this blob, at once and with nothing left of it; the others go on.
+4. A full disk fails this blob, with nothing left of it; the others go on. A small one, which another may have left without room, is
+   tried once more.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from reconciler.ports import Fetched, FetchFailed, Incident, Reporter, Want
 GRACE_SECONDS = 0.3
 #: Smaller files come over one connection, so from one source.
 TOGETHER_BYTES = 2 << 20
+#: A blob up to this size is hardly what filled the disk.
+CROWDED_BYTES = 64 << 20
 
 
 class Tools(Struct, frozen=True):
@@ -74,6 +77,7 @@ class Passage:
         self._slow_since = (0.0, 0)
         self._after_stop: str = ""
         self._unreadable = 0
+        self._crowded_out = False
         self.late: deque[str] = deque()
 
     # -- what the loop asks ----------------------------------------------------------------------------
@@ -303,8 +307,7 @@ class Passage:
         self.gid = ""
         self._drop_job()
         if ending.node:
-            kind = DiskFull if ending.failure.kind == "disk-full" else StoreError
-            self.fail(kind(f"cannot keep {self.want.digest}: {ending.failure.text}"))
+            self._refused_by_disk(ending.failure.text, now, full=ending.failure.kind == "disk-full")
             return
         self._blame(self.course.broke(self._used, ending.failure, now, gained=self._gained()))
         self._again(now, discard=ending.discard)
@@ -371,12 +374,20 @@ class Passage:
         """Try again, and not for ever: the bytes are here and cannot be read, which is nobody's fault but this machine's."""
         self._unreadable += 1
         if "ENOSPC" in error or "[Errno 28]" in error or "[Errno 122]" in error:
-            self.fail(DiskFull(f"cannot keep {self.want.digest}: {error}"))
+            self._refused_by_disk(error, now, full=True)
         elif self._unreadable >= self.tools.settings.attempts:
             self.fail(StoreError(f"cannot verify {self.want.digest}: {error}", hint="check this machine's disk (`dmesg`)"))
         else:
             self._blame([Blame("", Failure(text=f"the file in staging could not be verified: {error}", kind="hash-mismatch"))])
             self._again(now, discard=True)
+
+    def _refused_by_disk(self, text: str, now: float, *, full: bool) -> None:
+        if full and not self._crowded_out and self.want.size <= CROWDED_BYTES:
+            self._crowded_out = True
+            self._again(now, discard=True)
+            self._until = now + 2 * self.tools.settings.backoff_seconds
+            return
+        self.fail((DiskFull if full else StoreError)(f"cannot keep {self.want.digest}: {text}"))
 
     def _blame(self, blames: list[Blame]) -> None:
         for blame in blames:
