@@ -159,7 +159,8 @@ def table(found: dict[str, tuple[float, str]], base: str, size: int) -> str:
     for name, (seconds, _) in found.items():
         lines.append(f"| {name:<44} | {seconds:7.2f} | {size / seconds / 1e6:4.0f} | {seconds / found[base][0]:5.2f} |")
     rss = found["reconciler (fetched and verified)"][1].split()
-    lines.append(f"\nPeak memory: {int(rss[0]) / 1024:.0f} MiB in our process, {int(rss[1]) / 1024:.0f} MiB in the largest child (hashed pages are counted).")
+    own, child = (f"{int(peak) / 1024:.0f} MiB" for peak in rss)
+    lines.append(f"\nPeak memory: {own} in our process, {child} in the largest child (the pages that it maps to hash are counted).")
     return "\n".join(lines)
 
 
@@ -211,7 +212,7 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=500, help="how many files of 64 KiB")
     parser.add_argument("--folder", type=Path, help="where the files are made and downloaded to")
     parser.add_argument("--url", help="a server of --folder's served/, instead of our own nginx")
-    parser.add_argument("--extra", action="append", default=[], help="NAME=COMMAND with {url} and {into}: another contender for the large file")
+    parser.add_argument("--extra", action="append", default=[], help="NAME=COMMAND with {url} and {into}: another contender")
     parser.add_argument("--only", choices=["large", "small", "hashing"], action="append")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     asked = parser.parse_args()

@@ -1,0 +1,108 @@
+"""
+A server behind a link with latency, a rate and loss; for ``bench_fetch.py --url``. Needs root, /dev/net/tun, ip, cc and nginx.
+
+    python benchmarks/shaped.py FOLDER --latency-ms 40 --mbit 1000 --loss-ppm 100 -- COMMAND...
+
+nginx serves FOLDER in a network namespace of its own, at http://10.213.0.2:8080/; COMMAND runs here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+HERE, THERE, PORT = "10.213.0.1", "10.213.0.2", 8080
+
+
+@contextlib.contextmanager
+def link(latency_ms: float, mbit: float, loss_ppm: int, congestion: str) -> Iterator[int]:
+    """Make the link; give the process id that lives at its other end."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        binary = Path(folder, "shaper")
+        subprocess.run(["cc", "-O2", "-o", str(binary), str(Path(__file__).with_name("shaper.c"))], check=True)
+        near, far = f"bnear{os.getpid() % 10000}", f"bfar{os.getpid() % 10000}"
+        delay = str(int(latency_ms * 1000 / 2))
+        command = [str(binary), near, far, delay, str(mbit * 1e6), str(loss_ppm)]
+        shaper = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        stack.callback(shaper.wait)
+        stack.callback(shaper.kill)
+        assert shaper.stdout
+        shaper.stdout.readline()
+        peer = subprocess.Popen(["unshare", "--net", "sleep", "infinity"])
+        stack.callback(peer.wait)
+        stack.callback(peer.kill)
+        _until(lambda: Path(f"/proc/{peer.pid}/ns/net").readlink() != Path("/proc/self/ns/net").readlink())
+        inside = ["nsenter", f"--net=/proc/{peer.pid}/ns/net"]
+        for made in (
+            ["ip", "link", "set", far, "netns", str(peer.pid)],
+            ["ip", "addr", "add", f"{HERE}/30", "dev", near],
+            ["ip", "link", "set", near, "up", "txqueuelen", "10000"],
+            [*inside, "ip", "addr", "add", f"{THERE}/30", "dev", far],
+            [*inside, "ip", "link", "set", far, "up", "txqueuelen", "10000"],
+            [*inside, "ip", "link", "set", "lo", "up"],
+            # By route: the sysctl of another namespace than the first takes few of them.
+            [*inside, "ip", "route", "replace", f"{HERE}/32", "dev", far, *(["congctl", congestion] if congestion else [])],
+        ):
+            subprocess.run(made, check=True)
+        yield peer.pid
+
+
+def _until(true: object) -> None:
+    for _ in range(500):
+        if callable(true) and true():
+            return
+        time.sleep(0.01)
+    raise TimeoutError
+
+
+@contextlib.contextmanager
+def server(folder: Path, peer: int) -> Iterator[None]:
+    """Serve *folder* at the other end."""
+    with tempfile.TemporaryDirectory() as home:
+        config = Path(home, "nginx.conf")
+        temporary = " ".join(f"{kind}_temp_path {home}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+        config.write_text(
+            f"user root; worker_processes 1; daemon off; pid {home}/pid; error_log {home}/error.log;"
+            f"events {{ worker_connections 512; }}"
+            f"http {{ access_log off; sendfile on; keepalive_requests 100000; {temporary}"
+            f"server {{ listen {THERE}:{PORT} backlog=512; root {folder}; }} }}"
+        )
+        inside = ["nsenter", f"--net=/proc/{peer}/ns/net"]
+        process = subprocess.Popen([*inside, "/usr/sbin/nginx", "-c", str(config), "-e", f"{home}/error.log"])
+        try:
+            _until(_answers)
+            yield
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def _answers() -> bool:
+    with contextlib.suppress(OSError), socket.create_connection((THERE, PORT), timeout=2):
+        return True
+    return False
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--latency-ms", type=float, default=40.0, help="there and back")
+    parser.add_argument("--mbit", type=float, default=1000.0)
+    parser.add_argument("--loss-ppm", type=int, default=0)
+    parser.add_argument("--congestion", default="", help="the sender's, where it is not the system's")
+    parser.add_argument("command", nargs="+")
+    asked = parser.parse_args()
+    with link(asked.latency_ms, asked.mbit, asked.loss_ppm, asked.congestion) as peer, server(asked.folder, peer):
+        sys.exit(subprocess.run(asked.command, check=False).returncode)
+
+
+if __name__ == "__main__":
+    main()
