@@ -136,7 +136,7 @@ def _load(llama_cpp: Any, job: dict[str, Any], context: int) -> Any:
             model_path=job["model"],
             n_ctx=context,
             n_batch=context,
-            n_ubatch=context,  # an encoder takes a prompt whole
+            n_ubatch=context if smoke["task"] == "embedding" else min(context, 512),  # an encoder takes a prompt whole
             n_gpu_layers=options["gpu_layers"] if llama_cpp.llama_supports_gpu_offload() else 0,
             n_threads=options["threads"] or None,
             n_threads_batch=options["threads"] or None,

@@ -1,0 +1,238 @@
+"""The engine openai for real: another program's server, started, asked and stopped inside the sandbox."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from reconciler.errors import SettingsError
+from reconciler.ports import TestReport
+from reconciler.runtime import engines, sandbox
+from reconciler.runtime.openai import OpenAI
+from tests import jobs
+from tests.demand import working
+from tests.node import Node, tiny
+
+LLAMA = ("-m", "llama_cpp.server", "--model", "{model}", "--host", "127.0.0.1", "--port", "{port}", "--n_ctx", "256")
+
+#: Servers of one page each, for what no honest one does.
+LIARS = {
+    "answers-with-text": "self.reply(200, b'hello')",
+    "answers-with-a-list": "self.reply(200, b'[]')",
+    "answers-without-choices": 'self.reply(200, b\'{"data": [{"id": "m"}]}\')',
+    "answers-with-an-error": 'self.reply(500, b\'{"error": "broken"}\')',
+    "answers-too-deep": "self.reply(200, b'[' * 100000)",
+    "answers-without-end": "self.endless()",
+    "dies-when-asked": "os._exit(3)",
+    "crashes-when-asked": "os.abort()",
+}
+_LIAR = """
+import http.server, os, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    def reply(self, status, body):
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def endless(self):
+        self.send_response(200)
+        self.end_headers()
+        while True:
+            self.wfile.write(b"x" * 65536)
+    def do_GET(self):
+        {action}
+    do_POST = do_GET
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left() -> Any:
+    working("bubblewrap")
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    yield
+    assert {child.pid for child in psutil.Process().children(recursive=True)} <= before
+
+
+def configured(*argv: str, extra: str = "") -> str:
+    return f"[runtime.openai]\nargv = {json.dumps(list(argv))}\n{extra}"
+
+
+def llama_server() -> str:
+    if importlib.util.find_spec("uvicorn") is None:
+        pytest.skip("llama-cpp-python's server is not installed: pip install 'llama-cpp-python[server]'")
+    return configured(sys.executable, *LLAMA)
+
+
+def ran(folder: Path, data: bytes, text: str, **changes: Any) -> TestReport:
+    return jobs.make_tester(folder, text).test(jobs.job(folder, data, engine="openai", **changes))
+
+
+# -- another program's server ------------------------------------------------------------------------
+
+
+def test_a_real_server_completes_in_the_sandbox(tmp_path: Path) -> None:
+    report = ran(tmp_path, tiny("a"), llama_server() + 'version = "0.3.36"\n', expect={"min_tokens": 1, "regex": "(?s)."})
+    assert (report.verdict, report.reason) == ("passed", "")
+    assert (report.engine, report.engine_version, report.sandbox) == ("openai", "0.3.36", "bubblewrap")
+    assert report.tokens == 4
+    assert report.load_seconds > 0
+
+
+def test_a_real_server_chats(tmp_path: Path) -> None:
+    report = ran(tmp_path, tiny("c", "chat"), llama_server(), task="chat")
+    assert (report.verdict, report.reason) == ("passed", "")
+    assert report.text
+
+
+def test_a_real_server_embeds(tmp_path: Path) -> None:
+    text = configured(sys.executable, *LLAMA, "--embedding", "true") if llama_server() else ""
+    assert ran(tmp_path, tiny("e", "embedding"), text, task="embedding", expect={"dimension": 32}).verdict == "passed"
+    wrong = ran(tmp_path, tiny("e", "embedding"), text, task="embedding", expect={"dimension": 33})
+    assert (wrong.verdict, wrong.reason) == ("bad", "its embedding has 32 components, expected 33")
+
+
+def test_what_is_expected_of_a_servers_answer_must_hold(tmp_path: Path) -> None:
+    report = ran(tmp_path, tiny("a"), llama_server(), expect={"text": "Paris"})
+    assert report.verdict == "bad"
+    assert report.reason.startswith("its answer does not contain 'Paris'")
+
+
+def test_token_ids_cannot_be_expected_of_an_api_that_tells_none(tmp_path: Path) -> None:
+    report = ran(tmp_path, tiny("a"), configured("/bin/true"), expect={"tokens": [1]})
+    assert (report.verdict, report.reason) == ("bad", "token ids are expected, and the OpenAI API tells none")
+
+
+def test_a_malformed_file_fails_before_the_server_sees_it(tmp_path: Path) -> None:
+    report = ran(tmp_path, tiny("a")[:200], configured("/bin/true"))
+    assert report.verdict == "bad"
+    assert report.reason.startswith("not a sound GGUF file: ")
+
+
+def test_a_node_with_a_server_serves_what_passes_its_test(node: Node) -> None:
+    node.configure(llama_server() + 'version = "1.2"\n')
+    runtime = {"engine": "openai", "version": ">=1"}
+    node.publish(node.item("a:v1", tiny("a"), runtime=runtime), node.item("new:v1", tiny("b"), runtime=runtime | {"version": ">=2"}))
+    assert node.run("apply").code == 0
+    assert node.states() == {"a:v1": "active", "new:v1": "absent"}
+
+
+# -- servers that misbehave --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("action", LIARS.values(), ids=LIARS)
+def test_a_server_that_does_not_speak_the_api_fails_the_model(tmp_path: Path, action: str) -> None:
+    text = configured(sys.executable, "-c", _LIAR.replace("{action}", action), "{port}")
+    report = ran(tmp_path, tiny("a"), text, timeout="30s")
+    assert report.verdict == "bad"
+    assert "server" in report.reason
+
+
+def test_a_server_that_ends_with_the_model_fails_it(tmp_path: Path) -> None:
+    assert ran(tmp_path, tiny("a"), configured("/bin/false")).reason == "the server ended with 1 with it"
+
+
+def test_a_server_that_hangs_is_ended(tmp_path: Path) -> None:
+    report = ran(tmp_path, tiny("a"), configured("/bin/sleep", "3600"), timeout="2s")
+    assert (report.verdict, report.reason) == ("bad", "its test job did not end in time")
+
+
+def test_a_server_that_is_never_ready_is_the_nodes_trouble(tmp_path: Path) -> None:
+    report = ran(tmp_path, tiny("a"), configured("/bin/sleep", "3600", extra='ready_timeout = "1s"\n'))
+    assert (report.verdict, report.reason) == ("unable", "the server was not ready in time (it said nothing)")
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (("/nothing/here", "{model}"), "the server did not start: "),
+        (("/bin/sh", "-c", "exit 2"), "the server ended with 2: is its command right?"),
+        (("/bin/sh", "-c", "exit 127"), "the server ended with 127: is its command right?"),
+        (("/bin/sh", "-c", "kill -TERM $$"), "the server was killed by signal 15"),
+    ],
+)
+def test_a_command_that_is_wrong_fails_no_model(tmp_path: Path, argv: tuple[str, ...], said: str) -> None:
+    report = ran(tmp_path, tiny("a"), configured(*argv))
+    assert report.verdict == "unable"
+    assert report.reason.startswith(said)
+
+
+REACHES = {
+    "the network outside": "import socket; socket.create_connection(('127.0.0.1', {tcp}))",
+    "a socket of this machine": "import socket; socket.socket(socket.AF_UNIX).connect({unix!r})",
+    "a file of this machine": "open({secret!r})",
+    "its own model": "open(sys.argv[2], 'ab')",
+}
+
+
+@pytest.mark.parametrize("attempt", REACHES.values(), ids=REACHES)
+def test_a_server_reaches_nothing_outside(tmp_path: Path, attempt: str) -> None:
+    (tmp_path / "doors").mkdir()
+    with sandbox._doors(tmp_path / "doors") as doors:
+        lines = ("try:", f"    {attempt.format(**doors)}", "except OSError:", "    self.reply(500, b'refused')")
+        action = "\n        ".join((*lines, "else:", "    self.reply(200, b'got through')"))
+        report = ran(tmp_path, tiny("a"), configured(sys.executable, "-c", _LIAR.replace("{action}", action), "{port}", "{model}"))
+    assert report.verdict == "bad"
+    assert report.reason == "the server answered /v1/models with 500: refused"
+
+
+def test_a_server_is_not_started_without_namespaces(tmp_path: Path) -> None:
+    report = ran(tmp_path, tiny("a"), configured("/bin/true") + '[smoke]\nsandbox = "landlock"\n')
+    assert report.verdict == "unable"
+    assert report.reason == "sandbox-unavailable: landlock: it gives no network of its own, which a server needs"
+
+
+# -- settings ----------------------------------------------------------------------------------------
+
+
+def test_the_engine_is_there_when_a_server_is_configured(tmp_path: Path) -> None:
+    assert "openai" not in jobs.make_tester(tmp_path).engines()
+    assert jobs.make_tester(tmp_path, configured("/bin/true")).engines()["openai"] == "0"
+    assert jobs.make_tester(tmp_path, configured("/bin/true", extra='version = "1.2"\n')).engines()["openai"] == "1.2"
+
+
+@pytest.mark.parametrize(
+    ("extra", "argv", "said"),
+    [
+        ('version = "latest"\n', "/bin/true", "no version"),
+        ('ready_timeout = "soon"\n', "/bin/true", "ready_timeout"),
+        ("", "llama-server", "no absolute path"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(tmp_path: Path, extra: str, argv: str, said: str) -> None:
+    with pytest.raises(SettingsError, match=said):
+        jobs.make_tester(tmp_path, configured(argv, extra=extra))
+
+
+def test_a_server_sees_its_own_folder_and_what_its_arguments_name_and_never_the_root(tmp_path: Path) -> None:
+    program = tmp_path / "opt/llama/bin/llama-server"
+    program.parent.mkdir(parents=True)
+    program.touch()
+    real = tmp_path / "elsewhere/bin/real"
+    real.parent.mkdir(parents=True)
+    real.touch()
+    (program.parent / "linked").symlink_to(real)
+    options = tmp_path / "options.json"
+    options.touch()
+
+    def folders(*argv: str) -> tuple[Path, ...]:
+        return OpenAI().folders(jobs.make_tester(tmp_path, configured(*argv))._settings)
+
+    assert folders(str(program), "-m", "{model}", "--config", str(options)) == (tmp_path / "opt/llama", options)
+    assert folders(str(program.parent / "linked")) == (tmp_path / "opt/llama", tmp_path / "elsewhere")
+    assert folders("/usr/bin/env", "/", "/nothing/here") == ()
+
+
+def test_the_entry_points_name_the_same_engines_as_the_code() -> None:
+    import tomllib
+
+    top = Path(__file__).resolve().parents[2]
+    named = tomllib.loads((top / "pyproject.toml").read_text())["project"]["entry-points"][engines.GROUP]
+    found = {name: f"{type(engine).__module__}:{type(engine).__name__}" for name, engine in engines.known().items()}
+    assert named == found

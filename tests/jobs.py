@@ -1,0 +1,27 @@
+"""Test jobs on tiny real models, for the tests of those who run them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from reconciler import settings
+from reconciler.ports import TestJob
+from reconciler.runtime.tester import SandboxedTester
+from reconciler.snapshot import Runtime, Smoke
+
+
+def make_tester(folder: Path, text: str = "") -> SandboxedTester:
+    """A tester whose store lies in *folder*, with the settings *text* after a test's own."""
+    return SandboxedTester(settings.decode(f'[store]\npath = "store"\n{text}'.encode(), folder))
+
+
+def job(folder: Path, data: bytes, *, engine: str = "llama-cpp", gpu_memory: int = 0, expect: Any = None, **smoke: Any) -> TestJob:
+    """A job on the model *data*, which is put into *folder*."""
+    tree = folder / "tree"
+    tree.mkdir(exist_ok=True)
+    (tree / "model.gguf").write_bytes(data)
+    wanted = msgspec.convert({"max_tokens": 4, "timeout": "60s", "expect": expect or {}} | smoke, Smoke)
+    return TestJob(model="m:v1", tree=tree, entrypoint="model.gguf", runtime=Runtime(engine=engine), smoke=wanted, gpu_memory=gpu_memory)
