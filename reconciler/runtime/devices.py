@@ -53,9 +53,16 @@ def device_label(found: tuple[Gpu, ...]) -> str:
     return f"{len(found)} x {names}, driver {found[0].driver}"
 
 
-def nodes() -> tuple[Path, ...]:
-    """Return the device files that a test job on a GPU needs."""
-    return tuple(sorted([*Path("/dev").glob("nvidia*"), *Path("/dev").glob("dri"), *Path("/dev").glob("kfd")]))
+def nodes(found: tuple[Gpu, ...]) -> tuple[Path, ...]:
+    """
+    Return the device files that a test job on a GPU needs; none where there is no GPU that computes.
+
+    A display alone does not count: its driver is a large door, and with devices no limit on memory holds.
+    """
+    dev = Path("/dev")
+    nvidia = [path for path in dev.glob("nvidia*") if path.name != "nvidia-modeset"] if found else []
+    amd = [dev / "kfd", dev / "dri"] if (dev / "kfd").exists() else []
+    return tuple(sorted([*nvidia, *amd]))
 
 
 def free_memory() -> int:

@@ -77,7 +77,7 @@ class SandboxedTester:
             return _report("unable", lacking, job)
         try:
             box = sandbox.choose(self._settings.smoke.sandbox, self._cache, server=engine.server)
-            cell = self._cell(job, engine)
+            cell = self._cell(job, engine, gpus)
             roomy = 0 < cell.memory_bytes <= devices.free_memory()
             ended = box.run(cell)
         except SandboxUnavailable as error:
@@ -88,14 +88,15 @@ class SandboxedTester:
         report = msgspec.structs.replace(report, sandbox=box.mode, engine_version=report.engine_version or version)
         return _on_device(report, job, gpus)
 
-    def _cell(self, job: TestJob, engine: Engine) -> Cell:
+    def _cell(self, job: TestJob, engine: Engine, gpus: tuple[Gpu, ...]) -> Cell:
         limit = min(units.seconds(job.smoke.timeout), units.seconds(self._settings.smoke.timeout))
         tree = job.tree.resolve()
-        found = devices.nodes()
+        options = engine.options(self._settings)
+        found = devices.nodes(gpus) if options.get("gpu_layers") != 0 else ()  # who computes on the CPU needs no driver
         document: dict[str, Any] = {
             "model": str(tree / job.entrypoint),
             "smoke": msgspec.to_builtins(job.smoke),
-            "options": engine.options(self._settings),
+            "options": options,
         }
         return Cell(
             module=engine.module(),
