@@ -26,6 +26,10 @@ fuzz: $(READY)
 bench: $(READY)
 	$(BIN)/python -m pytest benchmarks --benchmark-only -o addopts="" -o python_files="bench_*.py"
 
+# On a machine with an NVIDIA GPU, nvcc and a sandbox: shows that a test job runs on the GPU inside it. Fails where there is none.
+gpu-check: $(READY)
+	$(BIN)/python -m benchmarks.gpu_check
+
 $(READY): requirements.lock pyproject.toml
 	@sh .ci/setup.sh "$(PYTHON)" "$(VENV)"
 	@touch $@
