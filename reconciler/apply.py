@@ -29,7 +29,17 @@ import msgspec
 from msgspec import Struct
 
 from reconciler import plan as plans
-from reconciler.errors import BlobDamaged, DiskFull, FetchError, ReconcileError, SandboxUnavailable, SmokeFailed, StoreError
+from reconciler.errors import (
+    BlobDamaged,
+    DiskFull,
+    FetchError,
+    HashMismatch,
+    ReconcileError,
+    SandboxUnavailable,
+    SizeMismatch,
+    SmokeFailed,
+    StoreError,
+)
 from reconciler.lock import Lock, LockedModel
 from reconciler.node import NodeFacts, Policy
 from reconciler.plan import ModelChange, Plan
@@ -491,6 +501,7 @@ class _Run:
         if not isinstance(error, FetchError):
             kind = error.name if error.name in {"smoke-failed", "unpack-refused", "disk-full", "blob-damaged"} else "smoke-failed"
             self._ports.report(Incident(kind=kind, model=model.id, detail=error.message))
+        if not isinstance(error, FetchError) or isinstance(error, HashMismatch | SizeMismatch):  # of bytes that lied, the record alone
             self._ports.keeper.quarantine(model.id, one.report, error.message, one.tree.digest if one.tree else "")
         self._fail(model, error)
 

@@ -156,7 +156,7 @@ def _listed(model: LockedModel, scene: Scene, blobs: dict[str, BlobChange]) -> M
         return ModelChange(id=model.id, op="keep", from_=before, to=before, reason=lifecycle.reason("excluded"))
     already = _fetched_bytes(blobs)
     if op in {"install", "repair", "retest", "enable", "restore"}:
-        _add_blobs(model, scene, blobs)
+        _add_blobs(model, scene, blobs, distrusted=observed == "failed")
     return ModelChange(
         id=model.id,
         op=op,
@@ -314,7 +314,8 @@ def _satisfies(version: str, specifier: str) -> bool:
     return _SATISFIED[version, specifier]
 
 
-def _add_blobs(model: LockedModel, scene: Scene, blobs: dict[str, BlobChange]) -> None:
+def _add_blobs(model: LockedModel, scene: Scene, blobs: dict[str, BlobChange], *, distrusted: bool) -> None:
+    """Say what becomes of a model's blobs; those of one that failed are *distrusted*, and hashed again whatever is remembered of them."""
     lock, state = scene.lock, scene.state
     tree = state.trees.get(model.recipe)
     for name in {*lock.blobs_of(model), *(tree.blobs if tree else ())}:
@@ -324,7 +325,7 @@ def _add_blobs(model: LockedModel, scene: Scene, blobs: dict[str, BlobChange]) -
         if name in lock.blob and (seen is None or seen.damaged):
             op: BlobOp = "restore" if name in state.archived and not state.archived[name].damaged else "fetch"
             blobs[name] = BlobChange(digest=name, op=op, bytes=lock.blob[name].size)
-        elif seen is not None and seen.verified_at is None:
+        elif seen is not None and (distrusted or seen.verified_at is None):
             blobs[name] = BlobChange(digest=name, op="check", bytes=seen.size)
 
 

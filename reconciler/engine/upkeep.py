@@ -204,7 +204,7 @@ def _log(ledger: Ledger, before: Generation, after: Generation, lock: str, clock
 
 def retry(settings: Settings, model: str, *, lock_timeout_seconds: float = 0.0) -> None:
     """
-    Forget that *model* failed, so that the next apply begins with it anew, from its first source.
+    Forget that *model* failed, so that the next apply begins with it anew.
 
     Raises:
         UsageError: there is no such model, or it did not fail.

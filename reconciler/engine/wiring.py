@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 from reconciler import units
 from reconciler.apply import Ports
-from reconciler.engine import confirm
+from reconciler.engine import confirm, wary
 from reconciler.engine.confirm import Confirmed
 from reconciler.engine.options import Clock, Options
 from reconciler.fetch.fetcher import Aria2Fetcher
@@ -34,7 +35,9 @@ def ports(
     """Give the ports of a run; the caller holds the store."""
     layout = confirm.layout_of(settings)
     report = _historian(report, ledger, found.lock_digest, actor, now)
-    with hashing() as hash_file, contextlib.closing(fetcher(settings, layout, options)) as fetching:
+    lied = ledger.lied(now() - timedelta(seconds=wary.MEMORY_SECONDS))
+    own = found.lock.allow_node_fallback
+    with hashing() as hash_file, contextlib.closing(fetcher(settings, layout, options, own_mirrors=own)) as fetching:
         blobs = Blobs(layout, ledger, hash_file, now)
         yield Ports(
             blobs=blobs,
@@ -43,7 +46,7 @@ def ports(
             ledger=ledger,
             keeper=Keeper(layout, ledger, found.lock, settings.policy, now),
             gate=gate(settings, layout, report),
-            fetcher=fetching,
+            fetcher=wary.Wary(fetching, lied) if lied else fetching,
             tester=tester(settings),
             report=report,
             now=now,
@@ -71,18 +74,18 @@ def hashing() -> Iterator[_HashFile]:
         yield _HashFile(hashers)
 
 
-def fetcher(settings: Settings, layout: Layout, options: Options) -> Fetcher:
-    """Return what fetches blobs; offline, what says that it may not."""
+def fetcher(settings: Settings, layout: Layout, options: Options, *, own_mirrors: bool) -> Fetcher:
+    """Return what fetches blobs, from the node's *own_mirrors* too where the network allows it; offline, what says that it may not."""
     if options.offline:
         return Offline()
-    return Aria2Fetcher(layout.staging, fetch_settings(settings))
+    return Aria2Fetcher(layout.staging, fetch_settings(settings, own_mirrors=own_mirrors))
 
 
-def fetch_settings(settings: Settings) -> FetchSettings:
+def fetch_settings(settings: Settings, *, own_mirrors: bool) -> FetchSettings:
     """Return the download settings in plain units."""
     download = settings.download
     return FetchSettings(
-        fallback=download.fallback,
+        fallback=download.fallback if own_mirrors else (),
         allowed_hosts=download.allowed_hosts,
         allow_http=download.allow_http,
         connections=download.connections,

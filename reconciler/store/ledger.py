@@ -289,6 +289,12 @@ class Ledger:
             for number, at, last, times, *what in reversed(rows)
         )
 
+    def lied(self, since: datetime) -> frozenset[tuple[str, str]]:
+        """Return the pairs of a blob and a source that gave other bytes for it, *since* an instant."""
+        kinds = "kind IN ('hash-mismatch', 'size-mismatch') AND source != ''"
+        rows = self._rows(f"SELECT DISTINCT blob, source FROM incidents WHERE {kinds} AND last_at >= ?", (units.rfc3339(since),))  # noqa: S608  the clause stands right above
+        return frozenset((blob, source) for blob, source in rows)
+
     def incident_totals(self) -> dict[str, int]:
         """Return how many incidents there ever were, by kind."""
         rows = self._rows("SELECT key, value FROM facts WHERE key >= ? AND key < ?", (_COUNTED, f"{_COUNTED}\x7f"))

@@ -147,7 +147,7 @@ def test_nothing_is_fetched_that_is_here_and_nothing_damaged_is_left_out(scene: 
             assert here is None or here.damaged
         elif op == "check":
             assert here is not None
-            assert here.verified_at is None
+            assert here.verified_at is None or "failed" in {record.state for record in state.records.values()}
         else:
             assert name in state.archived
     for change in made.models:
