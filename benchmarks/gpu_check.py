@@ -176,9 +176,8 @@ def refuse(one: Measured, size: int) -> None:
 def report(gpu: Gpu, made: list[Measured]) -> None:
     """Print what was measured, as a table for the results."""
     version = importlib.metadata.version("llama-cpp-python")
-    print(
-        f"{gpu.name}, driver {gpu.driver}, llama-cpp-python {version} with CUDA; {SHAPE.layers} layers of width {SHAPE.width}, {TOKENS} tokens"
-    )
+    print(f"{gpu.name}, driver {gpu.driver}, llama-cpp-python {version} with CUDA")
+    print(f"a model of {SHAPE.layers} layers of width {SHAPE.width}, {TOKENS} tokens\n")
     print("| where | sandbox | layers on the GPU | the engine says | before | most during | after | load | tokens/s |")
     print("|---|---|---:|---:|---:|---:|---:|---:|---:|")
     for one in made:
