@@ -20,12 +20,15 @@ import pytest
 
 from reconciler import gguf, settings, snapshot
 from reconciler.ports import TestJob
-from reconciler.runtime import sandbox
+from reconciler.runtime import cell, sandbox
 from reconciler.runtime.tester import SandboxedTester
 from tests import gguf_files as files
 
 BUDGET_SECONDS = 0.3
-TURNS = 9
+TURNS = 15
+TOP = Path(__file__).resolve().parents[1]
+#: What the sandbox starts, but for the cage: the same interpreter, flags, environment and module.
+BARE = "import runpy, sys; sys.path.insert(0, sys.argv[1]); runpy.run_module('reconciler.runtime.llama_child', run_name='__main__')"
 MODES = ("bubblewrap", "landlock")
 
 
@@ -42,8 +45,8 @@ def _bare(tree: Path) -> None:
         "nonce": "n", "model": str(tree / "model.gguf"), "smoke": msgspec.to_builtins(snapshot.Smoke()),
         "options": {"gpu_layers": 0, "threads": 0},
     }  # fmt: skip
-    argv = [sys.executable, "-B", "-m", "reconciler.runtime.llama_child"]
-    done = subprocess.run(argv, input=json.dumps(job).encode(), capture_output=True, check=True)
+    argv = [sys.executable, "-I", "-B", "-c", BARE, str(TOP)]
+    done = subprocess.run(argv, input=json.dumps(job).encode(), capture_output=True, check=True, env=cell._environment("/"))  # noqa: SLF001
     assert json.loads(done.stdout)["verdict"] == "passed"
 
 
