@@ -80,6 +80,9 @@ class World:
     def sync(self, settings: Settings, report: Reporter, options: Options) -> int:
         self.synced.append(settings)
         self.now += 2
+        if not self.did:  # the agent should have waited, and stopped
+            self._stop = True
+            return 0
         did = self.did.pop(0)
         if not self.did:
             self._stop_after()
@@ -323,6 +326,29 @@ def test_a_stop_while_a_cycle_goes_on_runs_every_finally(tmp_path: Path) -> None
 
     assert (ended.value.code, let_go) == (0, ["the store"])
     assert (world.health.phase, world.health.totals) == ("stopped", {"done": 1})
+
+
+def test_a_stop_that_somebody_swallowed_is_heard_after_the_cycle(tmp_path: Path) -> None:
+    world = World(tmp_path, [])
+
+    def swallowed() -> int:
+        world._stop = True
+        return 0
+
+    world.did = [swallowed, 0]
+    world.agent().run()
+
+    assert (world.waits, world.health.phase) == ([], "stopped")
+
+
+def test_a_long_interval_is_no_silence(tmp_path: Path) -> None:
+    world = World(tmp_path, [0], '[agent]\ninterval = "6h"\n')
+    alive: list[bool] = []
+    world.during_wait = lambda _: alive.append(made._pulse.alive)
+    made = world.agent()
+    made.run()
+
+    assert alive == [True]
 
 
 @pytest.fixture
