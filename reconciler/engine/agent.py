@@ -181,8 +181,6 @@ class Agent:
             self._measure()
             while not self._bell.stops():
                 ended = self._cycle()
-                if self._bell.stops():
-                    break
                 seconds = delay(self._interval, self.health.failures) + self._jitter(min(self._interval, self._most_jitter))
                 self._tell(ended, seconds)
                 self._wait(seconds)
