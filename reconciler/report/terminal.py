@@ -232,8 +232,13 @@ class Moving(Lines):
                     self._end(event.model)
                     self._tasks[event.model] = self._progress.add_task(event.model, total=None, said=event.phase)
                     return
-                case ModelPhase() | ModelDone():
+                case ModelPhase():
                     self._end(event.model)
+                case ModelDone():
+                    for key in (event.model, *(blob for blob, models in self._waiting.items() if event.model in models)):
+                        self._end(key)
+                case RunEnded():
+                    self._waiting.clear()
                 case _:
                     pass
         super().__call__(event)
