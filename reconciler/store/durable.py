@@ -45,6 +45,20 @@ def sync_folder(path: Path) -> None:
         os.close(fd)
 
 
+def read(path: Path) -> bytes:
+    """
+    Return the bytes of the plain file at *path*; what else is there is not waited for, as a FIFO would be without end.
+
+    Raises:
+        OSError: it is not there, is no plain file (``EISDIR``), or cannot be read.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EISDIR, "not a plain file")
+        return file.read()
+
+
 def make_folder(path: Path, mode: int = 0o755) -> None:
     """Make *path* and what is missing above it, whatever the umask, each name synced."""
     with refusals(f"make the folder {path}"):

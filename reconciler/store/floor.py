@@ -54,7 +54,7 @@ def write(layout: Layout, ledger: Ledger, floor: Floor) -> None:
 def in_file(layout: Layout) -> Floor | None:
     """Return the floor as its file says it, or None if that is gone or damaged."""
     try:
-        found = msgspec.json.decode(_path(layout).read_bytes(), type=Floor)
+        found = msgspec.json.decode(durable.read(_path(layout)), type=Floor)
     except (OSError, msgspec.DecodeError):
         return None
     return found if found.version else None  # an empty object decodes well, and is no memory of anything
@@ -71,7 +71,7 @@ def roots(layout: Layout) -> tuple[bytes, ...]:
         if not folder.is_dir():
             return ()
         found = sorted((int(path.stem), path) for path in folder.glob("*.json") if path.stem.isascii() and path.stem.isdecimal())
-        return tuple(path.read_bytes() for _, path in found)
+        return tuple(durable.read(path) for _, path in found)
 
 
 def keep_root(layout: Layout, version: int, envelope: bytes) -> None:
@@ -98,7 +98,7 @@ def envelope(layout: Layout, name: str) -> bytes:
         StoreError: there is none.
     """
     try:
-        return _envelope_path(layout, name).read_bytes()
+        return durable.read(_envelope_path(layout, name))
     except OSError as error:
         raise StoreError(f"envelope {name} is not in the store: {error.strerror}") from None
 

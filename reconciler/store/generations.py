@@ -13,7 +13,6 @@ from __future__ import annotations
 import errno
 import os
 import secrets
-import stat
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -160,7 +159,7 @@ def read(layout: Layout, number: int) -> Generation:
     """
     path = layout.generations / str(number) / "index.json"
     try:
-        index = msgspec.json.decode(_bytes_of(path), type=Index)
+        index = msgspec.json.decode(durable.read(path), type=Index)
     except OSError as error:
         kind = Damaged if error.errno in _GONE else StoreError
         raise kind(f"active: generation {number} cannot be read: {error.strerror}") from None
@@ -169,15 +168,6 @@ def read(layout: Layout, number: int) -> Generation:
     if index.generation != number or any(entry.path != path_of(entry.id) or ".." in entry.path for entry in index.models):
         raise Damaged(f"active: the index of generation {number} is another's")
     return Generation(number=number, entries={entry.id: entry for entry in index.models})
-
-
-def _bytes_of(path: Path) -> bytes:
-    """Return the bytes of a plain file; a FIFO in its place would be waited for without end."""
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(fd, "rb") as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise OSError(errno.EISDIR, "not a plain file")
-        return file.read()
 
 
 def numbers(layout: Layout) -> list[int]:
