@@ -89,10 +89,13 @@ class Trees:
 
     def _members(self, artifact: LockedArtifact) -> list[Listing]:
         """Unpack an archive into staging and make blobs of its members; nothing of a refused one is left."""
+        from reconciler.store import unpack  # with its decompressors, which a plan does without
+
         folder = self._layout.staging / f"unpack-{secrets.token_hex(8)}"
         durable.make_folder(folder, 0o700)
         try:
             members = self._unpacker.unpack(self._layout.blob(artifact.digest), artifact.unpack or "", folder)
+            unpack.confirm(folder, members)
             return [self._member(folder, path) for path in members]
         finally:
             durable.delete(folder)

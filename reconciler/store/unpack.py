@@ -33,6 +33,7 @@ from reconciler.store import durable, inflate, untar, unzip
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _JOB_BYTES = 64 << 10
+_DEEPEST = 64  # no settings allow as much, and every level holds a descriptor
 
 
 class PlainUnpacker:
@@ -137,6 +138,46 @@ class _Folder:
             yield here
         finally:
             os.close(here)
+
+
+def confirm(into: Path, members: tuple[str, ...]) -> None:
+    """
+    See that *into* holds the plain files *members*, each under one name, in plain folders, and nothing else.
+
+    What a process says of its own work is a claim, and a stranger's archive was in it: one link among the folders would make a caller
+    who believes it take files from anywhere.
+
+    Raises:
+        UnpackRefused: it does not.
+        StoreError: the disk refused.
+    """
+    with durable.refusals(f"look through {into}"):
+        fd = os.open(into, _FOLDER)
+        try:
+            found = sorted(_plain_files(fd, ""))
+        finally:
+            os.close(fd)
+    if found != sorted(members):
+        raise UnpackRefused("the folder holds other files than the extractor says")
+
+
+def _plain_files(fd: int, above: str) -> Iterator[str]:
+    if above.count("/") > _DEEPEST:
+        raise UnpackRefused("the extractor left folders deeper than any archive may have")
+    with os.scandir(fd) as found:
+        for entry in found:
+            path = f"{above}{entry.name}"
+            seen = entry.stat(follow_symlinks=False)
+            if stat.S_ISDIR(seen.st_mode):
+                below = os.open(entry.name, _FOLDER, dir_fd=fd)
+                try:
+                    yield from _plain_files(below, f"{path}/")
+                finally:
+                    os.close(below)
+            elif stat.S_ISREG(seen.st_mode) and seen.st_nlink == 1:
+                yield path
+            else:
+                raise UnpackRefused(f"the extractor left {rules.shown(path)}, which is no plain file or has another name elsewhere")
 
 
 def _ends(path: str) -> list[int]:

@@ -83,7 +83,7 @@ def entries(file: BinaryIO, length: int, members: Members) -> Iterator[Entry]:
         if member.offset != at:
             raise UnpackRefused(f"member {archive.shown(member.name)} does not begin where the one before it ends")
         path = archive.check(members, _decoded(member), "folder" if member.is_folder else "file", member.size)
-        described, wide, at = _check_local(file, member, start)
+        described, wide, at = _check_local(file, member)
         body = _body(file, member, members)
         if member.is_folder:
             for _ in body:
@@ -94,7 +94,7 @@ def entries(file: BinaryIO, length: int, members: Members) -> Iterator[Entry]:
         if described:
             at += _check_descriptor(file, member, wide=wide)
     if at != start:
-        raise UnpackRefused("something lies between the last member and the directory")
+        raise UnpackRefused("the last member does not end where the directory begins")
 
 
 def _directory(file: BinaryIO, length: int) -> tuple[int, int, int]:
@@ -177,7 +177,7 @@ def _decoded(member: _Member) -> bytes:
     return member.name
 
 
-def _check_local(file: BinaryIO, member: _Member, directory: int) -> tuple[bool, bool, int]:
+def _check_local(file: BinaryIO, member: _Member) -> tuple[bool, bool, int]:
     """Read the local header up to the data; return whether a descriptor follows them, in zip64's width, and where they end."""
     name = archive.shown(member.name)
     fields = _LOCAL.unpack(_read(file, _LOCAL.size, member.offset))
@@ -193,10 +193,7 @@ def _check_local(file: BinaryIO, member: _Member, directory: int) -> tuple[bool,
     said = zip((crc, packed, size), (member.crc, member.packed, member.size), strict=True)
     if any(value != truth and not (described and value == 0) for value, truth in said):  # a packer that streams knows some of them
         raise UnpackRefused(f"member {name} has other sizes or another checksum in its local header")
-    end = file.tell() + member.packed
-    if end > directory:
-        raise UnpackRefused(f"member {name} reaches into the directory")
-    return described, wide, end
+    return described, wide, file.tell() + member.packed
 
 
 def _check_descriptor(file: BinaryIO, member: _Member, *, wide: bool) -> int:

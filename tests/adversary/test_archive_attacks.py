@@ -88,6 +88,13 @@ def test_bomb_is_refused_before_it_fills_the_disk(ground: Ground, bomb: Attack) 
     assert sum(seen.st_size for seen in ground.inside().values() if stat.S_ISREG(seen.st_mode)) <= FLOOR + (1 << 20)
 
 
+def test_a_member_that_goes_on_past_what_it_announces_is_cut_short(ground: Ground) -> None:
+    lie = Zipped(b"zeros", bytes(10 << 20), method=8, local={"size": 1}, central={"size": 1})
+    with pytest.raises(UnpackRefused, match="other bytes than it announces"):
+        ground.unpack(Attack("lie", "zip", zip_of(lie)))
+    assert sum(seen.st_size for seen in ground.inside().values()) <= 1 << 20
+
+
 def test_overlapping_members_are_refused_before_one_of_them_is_written_twice(ground: Ground) -> None:
     for data in (hostile_archives.overlapping(1000), hostile_archives.quoting(100)):
         with pytest.raises(UnpackRefused, match="does not begin where the one before it ends"):
@@ -179,6 +186,19 @@ def test_memory_stays_flat_whatever_comes_out(tmp_path: Path, kind: str) -> None
     command = [sys.executable, "-c", program, str(ground.source), kind, str(ground.into)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     assert int(done.stdout) < 32 << 10  # KiB: a third of what comes out
+
+
+@pytest.mark.parametrize("mask", [0o000, 0o077, 0o777], ids=oct)
+def test_modes_are_ours_whatever_the_umask_and_the_archive_say(ground: Ground, mask: int) -> None:
+    data = tar(member(b"a/", kind=b"5").replace(b"0000644", b"0007777"), member(b"b/c", b"x"))
+    data = data[:148] + b"%06o\0 " % (sum(data[:148]) + 256 + sum(data[156:512])) + data[156:]
+    before = os.umask(mask)
+    try:
+        ground.source.write_bytes(data)
+        PlainUnpacker().unpack(ground.source, "tar", ground.into)
+    finally:
+        os.umask(before)
+    assert {path: stat.S_IMODE(seen.st_mode) for path, seen in ground.inside().items()} == {"a": 0o755, "b": 0o755, "b/c": 0o444}
 
 
 # -- the disk's own refusals

@@ -5,15 +5,22 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from reconciler import digest
 from reconciler.errors import UnpackRefused
-from reconciler.store import durable
+from reconciler.lock import LockedArtifact
+from reconciler.store import durable, unpack
+from reconciler.store.blobs import Blobs
+from reconciler.store.layout import Layout
+from reconciler.store.ledger import Ledger
+from reconciler.store.trees import Trees
 from reconciler.store.unpack import PlainUnpacker
 from tests.archives import member, tar
+from tests.network import NOW
 
 
 def nested(folder: Path, depth: int) -> None:
@@ -84,6 +91,105 @@ def test_strange_files_are_deleted(tmp_path: Path) -> None:
         (place / "-rf").write_bytes(b"")
     durable.delete(folder)
     assert not list(tmp_path.iterdir())
+
+
+# -- what a process says of its own work
+
+
+def link_out(into: Path) -> None:
+    (into / "sub").rmdir()
+    (into / "sub").symlink_to("../outside", target_is_directory=True)
+
+
+def link_beside(into: Path) -> None:
+    (into / "more").symlink_to("../outside/file")
+
+
+def link_for_a_file(into: Path) -> None:
+    (into / "a").unlink()
+    (into / "a").symlink_to("../outside/file")
+
+
+def second_name(into: Path) -> None:
+    os.link(into.parent / "outside/file", into / "sub/file")
+
+
+def own_second_name(into: Path) -> None:
+    os.link(into / "a", into / "sub/file")
+
+
+def fifo(into: Path) -> None:
+    os.mkfifo(into / "sub/file")
+
+
+def unsaid(into: Path) -> None:
+    (into / "more").write_bytes(b"x")
+
+
+def missing(into: Path) -> None:
+    (into / "a").unlink()
+
+
+def folder_for_a_file(into: Path) -> None:
+    (into / "a").unlink()
+    (into / "a").mkdir()
+
+
+def bottomless(into: Path) -> None:
+    nested(into, 1200)
+
+
+LIES = [link_out, link_beside, link_for_a_file, second_name, own_second_name, fifo, unsaid, missing, folder_for_a_file, bottomless]
+
+
+@pytest.fixture
+def unpacked(tmp_path: Path) -> Path:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside/file").write_bytes(b"secret")
+    into = tmp_path / "into"
+    (into / "sub").mkdir(parents=True)
+    (into / "a").write_bytes(b"x")
+    return into
+
+
+def test_what_was_unpacked_as_it_is_said_is_confirmed(unpacked: Path) -> None:
+    unpack.confirm(unpacked, ("a",))
+    (unpacked / "sub/file").write_bytes(b"y")
+    unpack.confirm(unpacked, ("a", "sub/file"))
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_an_extractor_that_was_taken_over_is_not_believed(unpacked: Path, lie: Callable[[Path], None]) -> None:
+    lie(unpacked)
+    for members in (("a",), ("a", "sub/file"), ("a", "more")):
+        if lie is unsaid and "more" in members:
+            continue
+        with pytest.raises(UnpackRefused):
+            unpack.confirm(unpacked, members)
+
+
+def test_no_tree_is_made_of_what_lies_behind_an_extractors_link(tmp_path: Path) -> None:
+    class TakenOver:
+        def unpack(self, archive: Path, kind: str, into: Path) -> tuple[str, ...]:
+            (into / "sub").symlink_to(tmp_path / "outside", target_is_directory=True)
+            return ("sub/file",)
+
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside/file").write_bytes(b"secret")
+    layout = Layout(tmp_path / "store", tmp_path / "cold")
+    durable.make_folder(layout.root)
+    name = digest.of(b"archive")
+    durable.make_folder(layout.blob(name).parent)
+    layout.blob(name).write_bytes(b"archive")
+    with Ledger.writing(layout.ledger) as ledger:
+        made = Trees(layout, ledger, Blobs(layout, ledger, lambda *_: pytest.fail("it was read"), lambda: NOW), TakenOver())
+        with pytest.raises(UnpackRefused):
+            made.assemble("recipe", [LockedArtifact(path="a.tar", digest=name, unpack="tar")], "sub/file")
+    assert (tmp_path / "outside/file").read_bytes() == b"secret"
+    assert not list(layout.staging.iterdir())
+
+
+# -- folders of other people
 
 
 @pytest.fixture
