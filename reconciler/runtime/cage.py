@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib
 import json
 import os
 import platform
 import resource
-import runpy
 import signal
 import stat
 import struct
@@ -89,16 +89,18 @@ class SetupFailed(Exception):
 
 
 def main(setup: str) -> None:
-    """Confine this process as *setup* says, and run its module."""
+    """Confine this process as *setup* says, load its module, and run what that has as ``main``."""
     try:
         wanted = json.loads(setup)
+        sys.path += [folder for folder in wanted["packages"] if folder not in sys.path]
         confine(wanted)
+        module = importlib.import_module(wanted["module"])  # what cannot be imported here is no fault of what it would have read
     except Exception as error:  # noqa: BLE001  whatever it was: nothing may run now
         sys.stderr.write(f"the sandbox could not be set up: {type(error).__name__}: {error}\n")
         sys.stderr.flush()
         os._exit(SETUP_FAILED)
     os.write(1, CONFINED)
-    runpy.run_module(wanted["module"], run_name="__main__", alter_sys=True)  # types are looked up in the module of their name
+    module.main()
 
 
 def confine(wanted: dict[str, Any]) -> None:

@@ -40,7 +40,7 @@ _SHARED = "/dev/shm"  # noqa: S108  a mount point of the sandbox's own
 
 
 class Cell(Struct, frozen=True, kw_only=True):
-    """What a child is given: a module to run, its job, what it may read and the one folder that it may write."""
+    """What a child is given: a module whose ``main`` it runs, its job, what it may read and the one folder that it may write."""
 
     module: str
     job: dict[str, Any]
@@ -134,6 +134,7 @@ class Sandbox:
         driver = ("/proc/driver/nvidia", "/proc/devices", "/proc/self", "/sys/devices", "/sys/bus", "/sys/class", "/sys/module")
         setup = {
             "module": cell.module,
+            "packages": [*map(str, _package_folders())],
             "parent": os.getpid() if landlock else 0,  # in a namespace of its own it sees another number
             "landlock": landlock,
             "server": cell.server,
@@ -223,13 +224,18 @@ def _package() -> Path:
     return Path(__file__).resolve().parents[1]
 
 
+def _package_folders() -> tuple[Path, ...]:
+    """Return where packages are installed for us: a user's own folder and those that a path file names are outside the interpreter's."""
+    return tuple(Path(folder) for folder in sys.path if Path(folder).name in {"site-packages", "dist-packages"})
+
+
 def _python_folders() -> tuple[Path, ...]:
     """Return the folders that this interpreter and its packages need, each once, none inside another or under /usr."""
-    found = {Path(sys.prefix), Path(sys.base_prefix), Path(sys.executable).resolve().parents[1], _package()}
+    found = {Path(sys.prefix), Path(sys.base_prefix), Path(sys.executable).resolve().parents[1], _package(), *_package_folders()}
     found |= {path.resolve() for path in found}
     kept: list[Path] = []
     for path in sorted(found, key=lambda one: len(one.parts)):
-        if not any(path.is_relative_to(other) for other in (*kept, Path("/usr"))):
+        if path.is_dir() and not any(path.is_relative_to(other) for other in (*kept, Path("/usr"))):
             kept.append(path)
     return tuple(kept)
 

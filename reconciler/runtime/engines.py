@@ -29,7 +29,7 @@ class Engine(Protocol):
         ...
 
     def module(self) -> str:
-        """Return the module that the child runs: JSON job in, JSON verdict out."""
+        """Return the module whose ``main`` the child runs: JSON job in, JSON verdict out; importing it MUST NOT load the engine."""
         ...
 
     def options(self, settings: Settings) -> dict[str, Any]:

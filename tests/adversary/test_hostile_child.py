@@ -279,6 +279,14 @@ def test_a_device_that_fails_is_never_the_models_fault(words: str) -> None:
     assert judged(said(words), roomy=True).verdict == "unable"
 
 
+def test_a_program_that_cannot_be_loaded_in_the_sandbox_is_never_the_models_fault(mode: Mode) -> None:
+    """As with packages that lie where the sandbox does not look."""
+    ended = sandbox._sandbox(mode).run(Cell(module="tests.children.of_nobody", job={}, seconds=PATIENCE, read=(TOP / "tests",)))
+    report = judged(ended)
+    assert report.verdict == "unable"
+    assert report.reason.startswith("sandbox-unavailable: the sandbox could not be set up: ModuleNotFoundError")
+
+
 def test_a_sandbox_that_did_not_come_up_is_never_the_models_fault() -> None:
     for changes in ({}, {"timed_out": True}, {"signal": signal.SIGSEGV}, {"code": 0}):
         report = judged(said("bwrap: no such thing", confined=False, **changes))
