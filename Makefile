@@ -23,6 +23,10 @@ check: $(READY)
 fuzz: $(READY)
 	RECONCILE_FUZZ=1000000 $(BIN)/python -m pytest tests/laws/test_trust_laws.py -k mutat
 
+# Kill and refuse at every step, not at some: about ten minutes.
+crash: $(READY)
+	$(BIN)/python -m tests.crash.exhaustive
+
 bench: $(READY)
 	$(BIN)/python -m pytest benchmarks --benchmark-only -o addopts="" -o python_files="bench_*.py"
 
