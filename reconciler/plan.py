@@ -235,6 +235,8 @@ def _without_tree(model: LockedModel, scene: Scene, said: ModelState | None) -> 
         if model.state == "archived" and _left_behind(model, scene):
             return "inactive", "up-to-date"
         return "archived", "listed-again"
+    if model.state == "disabled" and not any(_damaged(name, state.blobs) for name in needed):  # the ledger was lost, or others share it all
+        return ("inactive", "up-to-date") if said == "inactive" else ("pending", "not-tested")
     return "absent", "not-installed"
 
 
@@ -386,6 +388,8 @@ def _leaving(model: str, state: NodeState, policy: Policy, now: datetime) -> Mod
     """Return what is done with an unlisted model: it stops being active at once, its bytes go after the grace."""
     record = state.records.get(model)
     before: ModelState = "active" if model in state.active.entries else record.state if record else "absent"
+    if before == "active" and model not in state.active.entries:  # a run was cut short between its swap and the record
+        before = "inactive"
     if record is None or record.unlisted_since is None or model in state.active.entries:
         stay = f"its bytes stay for {units.human_time(policy.grace_seconds)}"
         return ModelChange(id=model, op="remove", from_=before, to="absent", reason=f"not-listed: {stay}")
