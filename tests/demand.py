@@ -22,6 +22,7 @@ def needs_bubblewrap() -> Path:
     if isinstance(found, str):
         pytest.skip(f"bubblewrap is not installed: {found}")
     if not _probed("bubblewrap").works:
+        _refuse_our_own_fault(_probed("bubblewrap").detail)
         pytest.skip(f"bubblewrap cannot work on this machine: {_probed('bubblewrap').detail}")
     return found
 
@@ -31,8 +32,16 @@ def working(mode: Mode) -> Mode:
     if mode == "bubblewrap":
         needs_bubblewrap()
     elif not _probed("landlock").works:
+        _refuse_our_own_fault(_probed("landlock").detail)
         pytest.skip(f"this kernel has no Landlock that will do: {_probed('landlock').detail}")
     return mode
+
+
+def _refuse_our_own_fault(detail: str) -> None:
+    """Fail where the machine is not what is lacking: a sandbox that we broke ourselves would skip every test of it."""
+    lacking = ("bwrap: ", "SetupFailed: ")
+    if not any(word in detail for word in lacking):
+        pytest.fail(f"the sandbox is broken, and not for want of anything: {detail}")
 
 
 @functools.cache

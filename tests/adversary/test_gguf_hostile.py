@@ -13,6 +13,7 @@ from reconciler.ports import TestJob, TestReport
 from reconciler.runtime import sandbox
 from reconciler.runtime.tester import SandboxedTester
 from tests import gguf_files as files
+from tests.demand import working
 
 Make = Callable[[], bytes]
 RUNTIME = snapshot.Runtime(engine="llama-cpp")
@@ -20,8 +21,8 @@ RUNTIME = snapshot.Runtime(engine="llama-cpp")
 
 @pytest.fixture(scope="module")
 def tester(tmp_path_factory: pytest.TempPathFactory) -> SandboxedTester:
-    if not any(found.works for found in sandbox.examine()):
-        pytest.skip("no sandbox works on this machine: bubblewrap with user namespaces, or Landlock, is lacking")
+    if not sandbox.probe("bubblewrap").works:
+        working("landlock")
     folder = tmp_path_factory.mktemp("tester")
     return SandboxedTester(settings.decode(b'[store]\npath = "store"\n', folder))
 
