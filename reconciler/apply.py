@@ -146,6 +146,8 @@ class _Run:
         self._changes = {change.id: change for change in plan.models}
         self._active = dict(state.active.entries)
         self._records = dict(state.records)
+        #: Trees by recipe: those that were there, and those that this run made.
+        self._trees = dict(state.trees)
         self._messages: queue.Queue[Brought | Prepared] = queue.Queue()
         self._failed: set[str] = set()
         self._untested: set[str] = set()
@@ -446,6 +448,7 @@ class _Run:
     # -- 6: activation -----------------------------------------------------------------------------
 
     def _conclude(self, ready: list[Prepared]) -> None:
+        self._trees.update({one.model.recipe: one.tree for one in ready if one.tree})
         passed = [one for one in ready if self._judge(one)]
         for one in ready:
             if one not in passed:
@@ -607,8 +610,8 @@ class _Run:
 
     def _archive(self, model: LockedModel, change: ModelChange) -> None:
         self._ports.report(ModelPhase(model=model.id, phase="archiving"))
-        shared = {name for other in self._lock.model if other.state != "archived" for name in self._lock.blobs_of(other)}
-        moving = [name for name in self._lock.blobs_of(model) if name not in shared and name in self._state.blobs]
+        staying = plans.staying(self._lock, self._trees, self._active)
+        moving = [name for name in self._lock.blobs_of(model) if name not in staying and name in self._state.blobs]
         try:
             for name in moving:
                 self._freeze(name)

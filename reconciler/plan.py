@@ -242,8 +242,18 @@ def _without_tree(model: LockedModel, scene: Scene, said: ModelState | None) -> 
 
 def _left_behind(model: LockedModel, scene: Scene) -> bool:
     """Return whether a blob of an archived model never reached cold storage, and nobody else holds it back any more."""
-    here = {name for name in scene.lock.blobs_of(model) if name in scene.state.blobs and name not in scene.state.archived}
-    return bool(here) and not here <= {name for one in scene.lock.model if one.state != "archived" for name in scene.lock.blobs_of(one)}
+    state = scene.state
+    here = {name for name in scene.lock.blobs_of(model) if name in state.blobs and name not in state.archived}
+    return bool(here) and not here <= staying(scene.lock, state.trees, state.active.entries)
+
+
+def staying(lock: Lock, trees: dict[str, TreeSeen], active: dict[str, ActiveModel]) -> set[str]:
+    """Return the blobs that no archived model takes along: what others are made of, members of archives too, and what serves."""
+    others = [model for model in lock.model if model.state != "archived"]
+    listed = {model.id for model in lock.model}  # what is not listed has stopped serving before anything moves
+    recipes, serving = {model.recipe for model in others}, {entry.tree for entry in active.values() if entry.id in listed}
+    found = {name for tree in trees.values() if tree.recipe in recipes or tree.digest in serving for name in tree.blobs}
+    return found.union(*(lock.blobs_of(model) for model in others))
 
 
 def _damaged(name: str, blobs: dict[str, BlobSeen]) -> bool:
