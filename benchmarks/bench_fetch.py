@@ -28,7 +28,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from reconciler.fetch import aria2, verify
+from reconciler.fetch import aria2, staging, verify
 from reconciler.fetch.fetcher import Aria2Fetcher
 from reconciler.fetch.settings import FetchSettings
 from reconciler.ports import Fetched, Want
@@ -37,7 +37,7 @@ NGINX = Path("/usr/sbin/nginx")
 #: The options with which our downloader runs, as arguments.
 SAME = [
     "--no-conf", "--no-netrc", "--file-allocation=none", "--disk-cache=0", "--auto-save-interval=0", "--stream-piece-selector=inorder",
-    "--max-connection-per-server=8", "--split=8", "--min-split-size=1M", "--follow-metalink=false", "--follow-torrent=false",
+    "--max-connection-per-server=8", "--split=8", "--follow-metalink=false", "--follow-torrent=false",
     "--remote-time=false", "--quiet=true", "--console-log-level=error", "--allow-overwrite=true",
 ]  # fmt: skip
 Work = Callable[[Path], list[str]]
@@ -120,7 +120,8 @@ def large(url: str, file: Path, digest: str, rounds: int, scratch: Path, extra: 
     """Compare the ways to one large file; return a table."""
     manifest = file.with_suffix(".json")
     manifest.write_text(json.dumps([{"digest": digest, "size": file.stat().st_size, "url": url}]))
-    one = " ".join([str(aria2.find()), *SAME, "-d {into} -o f", url])
+    piece = staging.piece_length(file.stat().st_size)
+    one = " ".join([str(aria2.find()), *SAME, f"--piece-length={piece}", f"--min-split-size={piece}", "-d {into} -o f", url])
     contenders = {
         "reconciler (fetched and verified)": ours(manifest),
         "aria2c alone, same options (not verified)": shell(one),

@@ -38,9 +38,11 @@ _BLOCK = 4096
 #: The granularity in which a file system reports holes may not be coarser: tmpfs with huge pages says 2 MiB.
 _COARSEST = 64 << 10
 _LOCK_SECONDS = 10.0
-#: Above this, pieces grow: each is a request of its own, and a bit in every report.
-_MOST_PIECES = 2048
 _PIECE = 1 << 20
+_LARGE_PIECE = 8 << 20
+_FEW_PIECES = 32
+#: Above this, pieces grow further: each is a bit in every report.
+_MOST_PIECES = 2048
 _NOTED_BYTES = 1 << 20
 
 
@@ -203,8 +205,15 @@ class Staging:
 
 
 def piece_length(size: int) -> int:
-    """Return the length of a piece for a file of *size* bytes: a power of two MiB."""
+    """
+    Return the length of a piece for a file of *size* bytes: a power of two MiB.
+
+    Each piece is a request, with a pause as long as the way there and back: over 40 ms at 1 Gbit/s, pieces of 8 MiB bring a file in two
+    thirds of the time that pieces of 1 MiB take. Larger ones leave too few for all connections at the end, and hashing further behind.
+    """
     piece = _PIECE
+    while piece < _LARGE_PIECE and size >= piece * 2 * _FEW_PIECES:
+        piece *= 2
     while size > piece * _MOST_PIECES and piece < 64 * _PIECE:
         piece *= 2
     return piece

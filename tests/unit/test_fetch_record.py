@@ -8,6 +8,7 @@ import pytest
 
 from reconciler.fetch import record
 from reconciler.fetch.aria2 import prefix
+from reconciler.fetch.staging import piece_length
 
 MIB = 1 << 20
 BLOCK = record.BLOCK
@@ -69,3 +70,12 @@ def test_the_unbroken_front_of_a_bitfield(bitfield: str, expected: int) -> None:
     assert prefix(bitfield, 10, 15) == min(15, expected * 10)
     assert all(record.is_set(bitfield, index) for index in range(expected))
     assert not record.is_set(bitfield, expected)
+
+
+def test_pieces_are_few_enough_to_report_and_enough_for_all_connections() -> None:
+    assert piece_length(1) == MIB
+    assert piece_length(63 * MIB) == MIB
+    assert piece_length(256 * MIB) == 8 * MIB
+    assert piece_length(16 << 30) == 8 * MIB
+    for size in (1 << 36, 1 << 40):
+        assert size / piece_length(size) <= 16384
