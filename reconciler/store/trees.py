@@ -84,7 +84,7 @@ class Trees:
         return tuple(found[path] for path in sorted(found))
 
     def _whole(self, artifact: LockedArtifact) -> Listing:
-        snapshot.check_path(artifact.path)
+        _check(artifact.path)
         return Listing(path=artifact.path, digest=artifact.digest, size=self._layout.blob(artifact.digest).lstat().st_size)
 
     def _members(self, artifact: LockedArtifact) -> list[Listing]:
@@ -101,10 +101,7 @@ class Trees:
             durable.delete(folder)
 
     def _member(self, folder: Path, path: str) -> Listing:
-        try:
-            snapshot.check_path(path)
-        except ValueError as error:
-            raise UnpackRefused(str(error)) from None
+        _check(path)
         name, size = self._blobs.take(folder / path)
         return Listing(path=path, digest=name, size=size)
 
@@ -146,6 +143,14 @@ class Trees:
         if path.is_dir() and not path.is_symlink():
             durable.delete(path)
         durable.link(self._layout.blob(entry.digest), path)
+
+
+def _check(path: str) -> None:
+    """Refuse a path that leads out of a tree, or means different things to different readers."""
+    try:
+        snapshot.check_path(path)
+    except ValueError as error:
+        raise UnpackRefused(str(error)) from None
 
 
 def _through_link(folder: Path, path: str) -> bool:

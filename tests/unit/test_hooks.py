@@ -1,0 +1,114 @@
+"""The operator's commands around a swap: told and asked, never trusted with the engine."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from reconciler.hooks import Commands
+from reconciler.ports import Notice
+from reconciler.state import Generation
+from tests.twins import Heard
+
+MADE = Generation(number=3)
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Path:
+    path = tmp_path / "index.json"
+    path.write_bytes(b'{"generation":3}')
+    return path
+
+
+def gate(index: Path, heard: Heard, *, activated: str = "", healthy: str = "", seconds: float = 30.0) -> Commands:
+    return Commands(
+        activated=(sys.executable, "-c", activated) if activated else (),
+        healthy=(sys.executable, "-c", healthy) if healthy else (),
+        healthy_seconds=seconds,
+        index=lambda _: index,
+        report=heard,
+    )
+
+
+def test_without_commands_every_node_is_healthy(index: Path) -> None:
+    heard = Heard()
+    commands = gate(index, heard)
+
+    commands.activated(MADE)
+
+    assert commands.healthy(MADE) == ""
+    assert heard.events == []
+
+
+@pytest.mark.parametrize("hook", ["activated", "healthy"])
+def test_a_command_reads_the_index(index: Path, tmp_path: Path, hook: str) -> None:
+    code = f"import sys; open({str(tmp_path / 'told')!r}, 'w').write(sys.stdin.read())"
+    commands = gate(index, Heard(), **{hook: code})  # type: ignore[arg-type]  # one of the two
+
+    getattr(commands, hook)(MADE)
+
+    assert (tmp_path / "told").read_text() == '{"generation":3}'
+
+
+def test_a_failing_activated_is_a_warning(index: Path) -> None:
+    heard = Heard()
+
+    gate(index, heard, activated="import sys; sys.exit('no route')").activated(MADE)
+
+    assert heard.events == [Notice(level="warning", text="the activated hook exited with 1: no route")]
+
+
+def test_an_unhealthy_node_says_why(index: Path) -> None:
+    why = gate(index, Heard(), healthy="import sys; print('x' * 999, 'GPU lost', file=sys.stderr); sys.exit(7)").healthy(MADE)
+
+    assert why.startswith("exited with 7: ")
+    assert why.endswith("GPU lost")
+    assert len(why) < 350
+
+
+def test_a_command_that_is_not_there_is_not_healthy(index: Path) -> None:
+    commands = Commands(activated=(), healthy=("/nowhere/at-all",), healthy_seconds=5, index=lambda _: index, report=Heard())
+
+    assert commands.healthy(MADE).startswith("could not be started: ")
+
+
+def test_an_index_that_is_gone_is_not_healthy(tmp_path: Path) -> None:
+    assert gate(tmp_path / "gone", Heard(), healthy="pass").healthy(MADE).startswith("could not be started: ")
+
+
+def test_a_slow_command_ends_with_all_that_it_started(index: Path, tmp_path: Path) -> None:
+    script = f"sleep 600 & echo $$ $! > {tmp_path}/pids; wait"
+    commands = Commands(activated=(), healthy=("/bin/sh", "-c", script), healthy_seconds=3.0, index=lambda _: index, report=Heard())
+
+    why = commands.healthy(MADE)
+
+    assert why == "did not answer within 3 seconds"
+    for pid in (tmp_path / "pids").read_text().split():
+        assert not _runs(int(pid))
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process still runs; one that ended and was not yet collected by init does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in {"Z", "X"}
+    except FileNotFoundError:
+        return False
+
+
+def test_a_command_that_floods_its_output_is_read_to_the_end(index: Path) -> None:
+    code = "import sys; sys.stdout.write('x' * 1_000_000); sys.stderr.write('y' * 1_000_000)"
+
+    assert gate(index, Heard(), healthy=code).healthy(MADE) == ""
+
+
+def test_a_command_inherits_no_descriptor(index: Path, tmp_path: Path) -> None:
+    secret = os.open(index, os.O_RDONLY)
+    os.set_inheritable(secret, True)
+    try:
+        code = f"import os, sys; sys.exit({secret} in map(int, os.listdir('/proc/self/fd')))"
+        assert gate(index, Heard(), healthy=code).healthy(MADE) == ""
+    finally:
+        os.close(secret)

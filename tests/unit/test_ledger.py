@@ -1,0 +1,264 @@
+"""The ledger: bounded, read without a trace, put aside when it is damaged, and no place for forged lines."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from reconciler.errors import DiskFull, StoreError
+from reconciler.ports import Incident, TestReport
+from reconciler.state import Record, TreeSeen
+from reconciler.store import ledger as ledgers
+from reconciler.store.ledger import Change, Ledger, Listing, Verification, escaped
+from reconciler.trust import Floor
+from tests.crash.scenario import KILLED, child
+from tests.storenode import traces
+
+NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
+INCIDENT = Incident(kind="hash-mismatch", model="a:v1", blob="b", source="s", detail="d")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "ledger.db"
+
+
+@pytest.fixture
+def ledger(path: Path) -> Iterator[Ledger]:
+    with Ledger.writing(path) as writing:
+        yield writing
+
+
+# -- incidents and history -------------------------------------------------------------------------
+
+
+def test_the_same_incident_within_a_day_is_counted_and_not_repeated(ledger: Ledger) -> None:
+    for minutes in range(0, 60, 5):
+        ledger.incident(INCIDENT, NOW + timedelta(minutes=minutes))
+    ledger.incident(Incident(kind="hash-mismatch", model="b:v1"), NOW)
+
+    first, second = ledger.incidents()
+    assert (first.times, first.at, first.last_at) == (12, NOW, NOW + timedelta(minutes=55))
+    assert (second.model, second.times) == ("b:v1", 1)
+    assert ledger.incident_totals() == {"hash-mismatch": 13}
+
+
+def test_the_same_incident_after_a_day_is_told_again(ledger: Ledger) -> None:
+    ledger.incident(INCIDENT, NOW)
+    ledger.incident(INCIDENT, NOW + timedelta(hours=25))
+
+    assert len(ledger.incidents()) == 2
+
+
+def test_incidents_and_history_are_bounded_and_the_oldest_go(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledgers, "MAX_INCIDENTS", 10)
+    monkeypatch.setattr(ledgers, "MAX_HISTORY", 10)
+    for number in range(25):
+        ledger.incident(Incident(kind="source-failed", detail=str(number)), NOW)
+        ledger.changed(Change(at=NOW, generation=number, actor="apply", what="w", lock="l", added=("a",), removed=()))
+
+    assert [one.detail for one in ledger.incidents(99)] == [str(number) for number in range(15, 25)]
+    assert [one.generation for one in ledger.history(99)] == list(range(15, 25))
+    assert [one.generation for one in ledger.history(3)] == [22, 23, 24]
+    assert ledger.incident_totals() == {"source-failed": 25}
+
+
+@pytest.mark.parametrize("text", ["\x1b[31mred", "line\nforged", "a\rb", "\u202eevil", "\x00", "tab\t", "\u2028"])
+def test_no_servers_words_forge_a_line_or_a_colour(ledger: Ledger, text: str) -> None:
+    ledger.incident(Incident(kind="source-failed", detail=text), NOW)
+
+    (found,) = ledger.incidents()
+    assert found.detail.isprintable()
+    assert escaped("plain ä 漢") == "plain ä 漢"
+    assert len(escaped("x" * 10_000)) == 2000
+
+
+# -- what is remembered ----------------------------------------------------------------------------
+
+
+def test_everything_is_there_after_a_restart(path: Path) -> None:
+    seen = TreeSeen(digest="t", recipe="r", blobs=("b",), bytes=3)
+    listing = (Listing(path="m", digest="b", size=3),)
+    verification = Verification(size=3, inode=2**63 - 1, mtime_ns=2**62, verified_at=NOW)
+    with Ledger.writing(path) as writing:
+        writing.verified("b", verification)
+        writing.assembled(seen, listing)
+        writing.put(Record(id="a:v1", state="active"))
+        writing.tested("a:v1", TestReport(verdict="bad", reason="no"), None, NOW)
+        writing.set_fact("floor", Floor(version=3))
+
+    with Ledger.reading(path) as reading:
+        assert reading.verifications() == {"b": verification}
+        assert reading.trees() == {"r": ("t", listing)}
+        assert reading.report("a:v1") == (TestReport(verdict="bad", reason="no"), NOW)
+        assert reading.report("b:v1") is None
+        assert reading.floor() == Floor(version=3)
+
+
+def test_what_is_forgotten_is_gone(ledger: Ledger) -> None:
+    ledger.verified("b", Verification(size=3, inode=1, mtime_ns=1, verified_at=NOW))
+    ledger.assembled(TreeSeen(digest="t", recipe="r", blobs=(), bytes=0), ())
+    ledger.set_fact("key", 1)
+
+    ledger.forget_blob("b")
+    ledger.forget_tree("r")
+    ledger.set_fact("key", None)
+
+    assert (ledger.verifications(), ledger.trees(), ledger.fact("key", int)) == ({}, {}, None)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        "UPDATE models SET record = 'not json'", "UPDATE models SET record = x'00ff'", "UPDATE models SET passed = '{}'",
+        "UPDATE blobs SET verified_at = 'yesterday'", "UPDATE trees SET listing = '[1]'", "UPDATE facts SET value = '\"x\"'",
+    ],
+)  # fmt: skip
+def test_a_spoiled_row_is_as_good_as_forgotten(path: Path, spoil: str) -> None:
+    with Ledger.writing(path) as writing:
+        writing.put(Record(id="a:v1", state="active"))
+        writing.tested("a:v1", TestReport(verdict="bad"), None, NOW)
+        writing.verified("b", Verification(size=3, inode=1, mtime_ns=1, verified_at=NOW))
+        writing.assembled(TreeSeen(digest="t", recipe="r", blobs=(), bytes=0), ())
+        writing.set_fact("floor", Floor(version=3))
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute(spoil)
+    connection.close()
+
+    with Ledger.reading(path) as reading:
+        assert set(reading.records()) <= {"a:v1"}
+        assert reading.passed() == {}
+        assert len(reading.verifications()) == 1
+        assert set(reading.trees()) <= {"r"}
+        assert reading.floor() in {None, Floor(version=3)}
+
+
+# -- opening ---------------------------------------------------------------------------------------
+
+
+def test_reading_leaves_no_trace(path: Path, ledger: Ledger) -> None:
+    ledger.put(Record(id="a:v1", state="active"))
+    before = traces(path.parent)
+
+    with Ledger.reading(path) as reading:
+        assert set(reading.records()) == {"a:v1"}
+        assert traces(path.parent) == before
+    with Ledger.reading(path.parent / "missing.db") as reading:
+        assert reading.records() == {}
+
+    assert traces(path.parent) == before
+
+
+def test_a_reader_cannot_write(path: Path, ledger: Ledger) -> None:
+    ledger.put(Record(id="a:v1", state="active"))
+    with Ledger.reading(path) as reading, pytest.raises(StoreError):
+        reading.put(Record(id="a:v1", state="failed"))
+
+
+def test_a_closed_ledger_refuses(path: Path) -> None:
+    with Ledger.writing(path) as writing:
+        pass
+
+    with pytest.raises(StoreError):
+        writing.put(Record(id="a:v1", state="active"))
+
+
+def hot(path: Path) -> None:
+    """Leave a ledger as a process does that died in the middle of a transaction: half written, with a hot journal."""
+
+    def die() -> None:
+        connection = sqlite3.connect(path, isolation_level=None)
+        connection.execute("PRAGMA cache_size = 1")
+        connection.execute("PRAGMA cache_spill = 1")
+        connection.execute("BEGIN IMMEDIATE")
+        for number in range(2000):
+            connection.execute("INSERT INTO facts VALUES (?, ?)", (f"torn{number}", b"x" * 500))
+        os._exit(KILLED)
+
+    assert child(die) == KILLED
+    assert path.with_name("ledger.db-journal").stat().st_size > 0
+
+
+def test_a_hot_journal_is_read_without_writing_and_rolled_back_by_the_next_writer(path: Path) -> None:
+    with Ledger.writing(path) as writing:
+        writing.put(Record(id="a:v1", state="active"))
+    hot(path)
+    before = traces(path.parent)
+
+    with Ledger.reading(path) as reading:
+        assert set(reading.records()) == {"a:v1"}
+        assert reading.fact("torn7", str) is None
+    assert traces(path.parent) == before
+
+    with Ledger.writing(path) as writing:
+        assert set(writing.records()) == {"a:v1"}
+        assert writing.fact("torn7", str) is None
+    assert not path.with_name("ledger.db-journal").exists()
+
+
+def test_a_journal_without_its_ledger_brings_nothing_back(path: Path) -> None:
+    with Ledger.writing(path) as writing:
+        writing.put(Record(id="a:v1", state="active"))
+    hot(path)
+    path.unlink()
+
+    with Ledger.writing(path) as writing:
+        assert writing.records() == {}
+
+
+def test_a_damaged_ledger_is_put_aside_once_and_said_to_be(path: Path) -> None:
+    for data in (b"garbage" * 1000, b"other garbage" * 1000):
+        path.write_bytes(data)
+        with Ledger.writing(path) as writing:
+            assert writing.records() == {}
+            (found,) = writing.incidents()
+            assert found.kind == "crash-recovered"
+
+    assert path.with_name("ledger.db.damaged").read_bytes() == b"other garbage" * 1000
+    assert sorted(found.name for found in path.parent.iterdir()) == ["ledger.db", "ledger.db.damaged"]
+
+
+def test_a_damaged_ledger_reads_as_an_empty_one(path: Path) -> None:
+    path.write_bytes(b"garbage" * 1000)
+
+    with Ledger.reading(path) as reading:
+        assert (reading.records(), reading.floor()) == ({}, None)
+
+
+def test_a_full_disk_is_called_by_its_name(path: Path) -> None:
+    with Ledger.writing(path) as writing:
+        assert writing._connection is not None
+        writing._connection.execute("PRAGMA max_page_count = 20")
+        with pytest.raises(DiskFull):
+            writing.set_fact("large", "x" * 1_000_000)
+
+
+def test_a_readers_path_may_have_any_name(tmp_path: Path) -> None:
+    folder = tmp_path / "a?b#c%20d e"
+    folder.mkdir()
+    with Ledger.writing(folder / "ledger.db") as writing:
+        writing.put(Record(id="a:v1", state="active"))
+
+    with Ledger.reading(folder / "ledger.db") as reading:
+        assert set(reading.records()) == {"a:v1"}
+
+
+def test_readers_are_not_in_the_writers_way(path: Path, ledger: Ledger) -> None:
+    with Ledger.reading(path) as reading:
+        for number in range(50):
+            ledger.put(Record(id=f"m{number}:v1", state="active"))
+            assert len(reading.records()) == number + 1
+
+
+def test_a_copy_of_the_store_has_a_ledger_that_reads(path: Path, ledger: Ledger, tmp_path: Path) -> None:
+    ledger.put(Record(id="a:v1", state="active"))
+    shutil.copyfile(path, tmp_path / "copy.db")
+
+    with Ledger.reading(tmp_path / "copy.db") as reading:
+        assert set(reading.records()) == {"a:v1"}
