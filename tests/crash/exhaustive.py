@@ -15,9 +15,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.crash.power_cut import Disk, ended, faults_after_a_cut
 from tests.crash.scenario import KILLED, UNTOUCHED, Scene, effects_of_a_run, interrupted_again, interrupted_run, killed_at
 from tests.crash.test_fail_at_every_effect import ERRORS, faults_after
-from tests.crash.power_cut import Disk, ended, faults_after_a_cut
 from tests.storenode import memory
 
 
