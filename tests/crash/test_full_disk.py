@@ -1,0 +1,30 @@
+"""A disk that is full in the middle of a run costs that run; when there is room again, the next one ends where an untouched one does."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+#: ``make crash`` takes every step.
+STEPS = {"blocks": 3, "inodes": 7}
+
+
+@pytest.mark.parametrize("kind", STEPS)
+def test_a_disk_that_fills_up_at_any_point(tmp_path: Path, kind: str) -> None:
+    namespace = ["unshare", "--mount", "--map-root-user"]
+    if subprocess.run([*namespace, "true"], capture_output=True).returncode:
+        pytest.skip("this machine gives no mount namespace: unshare --mount --map-root-user")
+
+    ran = subprocess.run(
+        [*namespace, sys.executable, "-m", "tests.crash.full_disk", str(tmp_path), kind, str(STEPS[kind])],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+
+    assert ran.returncode == 0, ran.stderr
+    found = json.loads(ran.stdout)
+    assert found["violations"] == []
+    assert found["refused"] > 5
