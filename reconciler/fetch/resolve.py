@@ -15,10 +15,8 @@ Rules that hold here:
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import http.client
-import ipaddress
 import os
 import queue
 import socket
@@ -28,12 +26,13 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from msgspec import Struct
 
 from reconciler import digest as digests
 from reconciler.fetch import sources, verify
+from reconciler.fetch.connection import Connection, Tls, addresses, proxy_header
 from reconciler.fetch.credentials import Credentials
 from reconciler.fetch.settings import FetchSettings
 from reconciler.fetch.sources import Failure, Refused, Rules
@@ -83,7 +82,7 @@ class Resolver:
         self._hands: list[_Hand] = []
         self._most = min(16, 4 * settings.concurrent)
         self._open = 0
-        self._tls = _Tls(settings)
+        self._tls = Tls(settings)
 
     @property
     def room(self) -> int:
@@ -141,69 +140,13 @@ class Resolver:
                 self._add_hand()
 
 
-class _Tls:
-    """The TLS rules, made when the first https URL needs them: reading the system's authorities costs 20 ms."""
-
-    def __init__(self, settings: FetchSettings) -> None:
-        self._settings = settings
-        self._lock = threading.Lock()
-        self._context: ssl.SSLContext | None = None
-
-    def context(self) -> ssl.SSLContext:
-        """Return the one context."""
-        with self._lock:
-            if self._context is None:
-                self._context = ssl.create_default_context(cafile=self._settings.ca_file)
-                self._context.minimum_version = ssl.TLSVersion.TLSv1_2
-        return self._context
-
-
-class _Connection(http.client.HTTPConnection):
-    """A connection to one of some checked addresses, or through the proxy; with TLS where *tls* says so."""
-
-    def __init__(self, host: str, port: int, *, tls: ssl.SSLContext | None, addresses: tuple[str, ...], timeout: float) -> None:
-        super().__init__(host, port, timeout=timeout)
-        self.default_port = 443 if tls else 80
-        self._tls_context, self._addresses, self._named = tls, addresses, host
-        #: Scheme, host and port that it serves; set where it may be kept for the next question.
-        self.place: tuple[str, str, int] | None = None
-
-    def through(self, host: str, port: int, headers: dict[str, str]) -> None:
-        """Use the proxy, which this connects to, as a way to *host*."""
-        self.set_tunnel(host, port, headers=headers)
-        self._named = host
-
-    def connect(self) -> None:
-        """Connect, and greet with TLS where that is asked."""
-        if self._addresses:
-            self.sock = _connected(self._addresses, self.port, self.timeout or 60.0)
-            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        else:
-            super().connect()  # to the proxy, and through it where a tunnel was set
-        if self._tls_context:
-            self.sock = self._tls_context.wrap_socket(self.sock, server_hostname=self._named)
-
-
-def _connected(addresses: tuple[str, ...], port: int, timeout: float) -> socket.socket:
-    """Connect to the first of *addresses* that answers; a black hole among them costs seconds and not the whole time."""
-    failure: OSError | None = None
-    for index, address in enumerate(addresses):
-        left = len(addresses) - index - 1
-        try:
-            return socket.create_connection((address, port), timeout=min(timeout, 10.0) if left else timeout)
-        except OSError as error:
-            failure = error
-    assert failure
-    raise failure
-
-
 class _Hand:
     """One thread's connections and what it is about."""
 
-    def __init__(self, settings: FetchSettings, credentials: Credentials, tls: _Tls) -> None:
+    def __init__(self, settings: FetchSettings, credentials: Credentials, tls: Tls) -> None:
         self._settings, self._credentials, self._tls = settings, credentials, tls
-        self._kept: dict[tuple[str, str, int], _Connection] = {}
-        self._current: _Connection | None = None
+        self._kept: dict[tuple[str, str, int], Connection] = {}
+        self._current: Connection | None = None
         self.question: Question | None = None
         self.deadline = 0.0
         self.abandoned = False
@@ -290,7 +233,7 @@ class _Hand:
 
     # -- one request ----------------------------------------------------------------------------------
 
-    def _request(self, question: Question, url: str) -> tuple[_Connection, http.client.HTTPResponse]:
+    def _request(self, question: Question, url: str) -> tuple[Connection, http.client.HTTPResponse]:
         parts = urlsplit(url)
         host, tls = sources.host_of(url), parts.scheme == "https"
         place = (parts.scheme, host, parts.port or (443 if tls else 80))
@@ -312,13 +255,13 @@ class _Hand:
         if credential := self._credentials.header(url):
             headers["Authorization"] = credential
         if self._proxied(sources.host_of(url)) and urlsplit(url).scheme == "http":
-            headers |= _proxy_header(self._settings.proxy)
+            headers |= proxy_header(self._settings.proxy)
         return headers
 
     def _proxied(self, host: str) -> bool:
         return bool(self._settings.proxy) and not sources.is_loopback_name(host)
 
-    def _asked(self, connection: _Connection, path: str, headers: dict[str, str]) -> http.client.HTTPResponse:
+    def _asked(self, connection: Connection, path: str, headers: dict[str, str]) -> http.client.HTTPResponse:
         self._current = connection
         try:
             connection.request("GET", path, headers=headers)
@@ -331,21 +274,21 @@ class _Hand:
             raise TimeoutError  # headers that were cut off look like headers that ended
         return response
 
-    def _open(self, rules: Rules, place: tuple[str, str, int]) -> _Connection:
+    def _open(self, rules: Rules, place: tuple[str, str, int]) -> Connection:
         scheme, host, port = place
         tls = self._tls.context() if scheme == "https" else None
         timeout = self._settings.timeout_seconds
         if not self._proxied(host):
-            direct = _Connection(host, port, tls=tls, addresses=_addresses(rules, host, port), timeout=timeout)
+            direct = Connection(host, port, tls=tls, addresses=addresses(rules, host, port), timeout=timeout)
             direct.place = place
             return direct
         proxy = urlsplit(self._settings.proxy)
-        made = _Connection(proxy.hostname or "", proxy.port or 8080, tls=tls, addresses=(), timeout=timeout)
+        made = Connection(proxy.hostname or "", proxy.port or 8080, tls=tls, addresses=(), timeout=timeout)
         if tls:
-            made.through(host, port, _proxy_header(self._settings.proxy))
+            made.through(host, port, proxy_header(self._settings.proxy))
         return made
 
-    def _keep(self, connection: _Connection, response: http.client.HTTPResponse) -> None:
+    def _keep(self, connection: Connection, response: http.client.HTTPResponse) -> None:
         """Keep the connection for the next question, if what is left of the answer is short and the server agrees."""
         left = response.length
         with contextlib.suppress(OSError, http.client.HTTPException):
@@ -359,23 +302,6 @@ class _Hand:
 
 
 _SILENT = Failure(text="it did not answer in time", permanent=False)
-
-
-def _addresses(rules: Rules, host: str, port: int) -> tuple[str, ...]:
-    """Look *host* up and check every address: one bad among good ones is what an attack on the look-up looks like."""
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    addresses = tuple(dict.fromkeys(str(entry[4][0]).partition("%")[0] for entry in found))
-    for address in addresses:
-        rules.check_address(host, ipaddress.ip_address(address))
-    return addresses
-
-
-def _proxy_header(proxy: str) -> dict[str, str]:
-    parts = urlsplit(proxy)
-    if parts.username is None:
-        return {}
-    pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-    return {"Proxy-Authorization": "Basic " + base64.b64encode(pair.encode()).decode()}
 
 
 def _written(path: Path, data: bytes, algorithm: str) -> verify.Hashed:

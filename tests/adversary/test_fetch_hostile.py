@@ -229,6 +229,31 @@ def test_mirrors_are_used_together(tmp_path: Path, server: HostileServer) -> Non
     assert all(server.sent(f"/{index}") > 1 for index in range(3))
 
 
+def test_a_mirror_that_answers_late_is_there_when_the_first_one_breaks(tmp_path: Path, server: HostileServer) -> None:
+    big = some(16 << 20, 6)
+    calls = 12
+
+    def late(it: bad.Exchange) -> None:
+        server.rest(0.7)
+        honest(big)(it)
+
+    slowly = honest(big, rate=1 << 20)
+    first = server.on("/first", bad.asked_politely(slowly, bad.first(slowly, bad.reset_after(big, 1000), times=calls)))
+    second = server.on("/second", bad.asked_politely(late, honest(big)))
+    with fetching(tmp_path) as fetcher:
+        outcome = good(collect(fetcher, [want(big, first, second)])[name_of(big)], big)
+    assert outcome.sources == (first, second)
+    assert server.sent("/second") > 1
+
+
+def test_hashing_follows_the_download(tmp_path: Path, server: HostileServer) -> None:
+    big = some(12 << 20, 7)
+    heard = Heard()
+    with fetching(tmp_path) as fetcher:
+        good(collect(fetcher, [want(big, server.on("/x", honest(big, rate=2 << 20)))], heard)[name_of(big)], big)
+    assert any(0 < event.hashed <= event.done < event.total for event in heard.progress)
+
+
 def test_a_slow_source_is_left_for_the_next(tmp_path: Path, server: HostileServer) -> None:
     slow = server.on("/slow", bad.asked_politely(honest(DATA), honest(DATA, rate=20_000)))
     # The second answers too late to be used together with the first.

@@ -7,7 +7,7 @@ import struct
 import pytest
 
 from reconciler.fetch import record
-from reconciler.fetch.aria2 import prefix
+from reconciler.fetch.answers import prefix
 from reconciler.fetch.staging import piece_length
 
 MIB = 1 << 20
