@@ -1,5 +1,5 @@
 """
-One child in one cell: what it is given, how it is started, fed, heard and ended.
+One child in one cell: what it is given, and how it is started.
 
 Rules that hold here:
 
@@ -16,10 +16,8 @@ import functools
 import json
 import os
 import secrets
-import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -28,12 +26,11 @@ import msgspec
 from msgspec import Struct
 
 from reconciler.errors import SandboxUnavailable
-from reconciler.runtime import cage
+from reconciler.runtime import attend, cage
+from reconciler.runtime.attend import OUTPUT_BYTES, Ended
 
 Mode = Literal["bubblewrap", "landlock"]
 
-OUTPUT_BYTES = 65_536
-_KILL_SECONDS = 5.0
 _SCRATCH_BYTES = 64 << 20
 _SCRATCH = "/scratch"
 _SHARED = "/dev/shm"  # noqa: S108  a mount point of the sandbox's own
@@ -56,31 +53,6 @@ class Cell(Struct, frozen=True, kw_only=True):
     memory_bytes: int = 0
     #: Bytes of its answer that are read; what it says beyond is noise.
     answer_bytes: int = OUTPUT_BYTES
-
-
-class Ended(Struct, frozen=True, kw_only=True):
-    """How a child ended."""
-
-    #: Its document, if it wrote one that carries the nonce.
-    answer: dict[str, Any] | None
-    #: Whether it was confined: if not, nothing that it was started for ran, and the sandbox is to blame.
-    confined: bool
-    code: int
-    #: The signal that killed it, or 0.
-    signal: int
-    timed_out: bool
-    #: The end of what it wrote to standard error; hostile text.
-    errors: str
-
-    @property
-    def setup_failed(self) -> bool:
-        """Whether the sandbox, and not what it held, is to blame."""
-        return not self.confined
-
-    @property
-    def word(self) -> dict[str, Any] | None:
-        """Its answer, if it also ended by itself, in time and without complaint; else None."""
-        return self.answer if self.confined and self.code == 0 and not self.timed_out else None
 
 
 class Sandbox:
@@ -106,7 +78,7 @@ class Sandbox:
                 child = self._started(cell, given)
         except OSError as error:
             raise SandboxUnavailable(f"{self.mode} did not start: {error}") from None
-        return _attended(child, cell, job, nonce, wrapped=self.mode == "bubblewrap")
+        return attend.attended(child, job, nonce, seconds=cell.seconds, answer_bytes=cell.answer_bytes, wrapped=self.mode == "bubblewrap")
 
     def _started(self, cell: Cell, given: dict[Path, int]) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
@@ -205,13 +177,8 @@ def _limits(cell: Cell) -> dict[str, int]:
         "RLIMIT_NOFILE": 1024 if cell.server else 256,
     }
     if cell.memory_bytes and not cell.devices:
-        mapped = sum(path.stat().st_size for folder in cell.read for path in _files(folder))
-        limits |= {"RLIMIT_DATA": cell.memory_bytes, "RLIMIT_AS": 2 * cell.memory_bytes + 2 * mapped + processors * (256 << 20)}
+        limits |= {"RLIMIT_DATA": cell.memory_bytes, "RLIMIT_AS": 3 * cell.memory_bytes + processors * (256 << 20)}
     return limits
-
-
-def _files(path: Path) -> list[Path]:
-    return [path] if path.is_file() else [one for one in path.rglob("*") if one.is_file()]
 
 
 def _environment(home: str) -> dict[str, str]:
@@ -238,93 +205,3 @@ def _python_folders() -> tuple[Path, ...]:
         if path.is_dir() and not any(path.is_relative_to(other) for other in (*kept, Path("/usr"))):
             kept.append(path)
     return tuple(kept)
-
-
-# -- attending a child -----------------------------------------------------------------------------
-
-
-def _attended(child: subprocess.Popen[bytes], cell: Cell, job: bytes, nonce: str, *, wrapped: bool) -> Ended:
-    """Feed the child, read at most so much of what it says, and end it and its group in time."""
-    out = _Pipe(child.stdout, len(cage.CONFINED) + cell.answer_bytes, keep_first=True)
-    errors = _Pipe(child.stderr, OUTPUT_BYTES, keep_first=False)
-    threading.Thread(target=_feed, args=(child, job), daemon=True).start()
-    try:
-        timed_out = not _exits(child.pid, cell.seconds)
-    finally:
-        _end_group(child)
-    said, complaint, code = out.text(), errors.text(), child.returncode
-    killed_inside = wrapped and 128 < code < 160  # bubblewrap's way of telling
-    return Ended(
-        answer=_answer(said.removeprefix(cage.CONFINED), nonce),
-        confined=said.startswith(cage.CONFINED),
-        code=code,
-        signal=0 if timed_out else -code if code < 0 else code - 128 if killed_inside else 0,
-        timed_out=timed_out,
-        errors=complaint.decode(errors="replace")[-16_384:],
-    )
-
-
-def _exits(pid: int, seconds: float) -> bool:
-    """Wait for the child's end without reaping it: until that is done its number, and its group's, is nobody else's."""
-
-    def wait() -> None:
-        with contextlib.suppress(ChildProcessError):
-            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-
-    waiting = threading.Thread(target=wait, daemon=True)
-    waiting.start()
-    waiting.join(seconds)
-    return not waiting.is_alive()
-
-
-def _feed(child: subprocess.Popen[bytes], job: bytes) -> None:
-    assert child.stdin is not None
-    with contextlib.suppress(OSError):
-        child.stdin.write(job)
-        child.stdin.close()
-
-
-def _end_group(child: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
-    if child.stdin is not None:
-        with contextlib.suppress(OSError):
-            child.stdin.close()
-
-
-class _Pipe:
-    """Reads a pipe to its end in a thread and keeps only so much of it: a child that writes a gibibyte fills no memory."""
-
-    def __init__(self, pipe: Any, most: int, *, keep_first: bool) -> None:
-        self._pipe = pipe
-        self._most = most
-        self._keep_first = keep_first
-        self._kept = bytearray()
-        self._thread = threading.Thread(target=self._read, daemon=True)
-        self._thread.start()
-
-    def _read(self) -> None:
-        with contextlib.suppress(OSError, ValueError), self._pipe:
-            while chunk := self._pipe.read1(65_536):
-                if self._keep_first:
-                    self._kept += chunk[: self._most - len(self._kept)]
-                else:
-                    self._kept = (self._kept + chunk)[-self._most :]
-
-    def text(self) -> bytes:
-        self._thread.join(_KILL_SECONDS)
-        return bytes(self._kept)
-
-
-def _answer(said: bytes, nonce: str) -> dict[str, Any] | None:
-    """Return the child's document, if it is one and carries the nonce: else it is noise."""
-    try:
-        found = json.loads(said, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) and found.get("nonce") == nonce else None
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")

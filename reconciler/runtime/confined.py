@@ -10,7 +10,8 @@ import msgspec
 from reconciler.errors import DiskFull, ReconcileError, SandboxUnavailable, StoreError, UnpackRefused
 from reconciler.node import Limits
 from reconciler.runtime import sandbox
-from reconciler.runtime.cell import Cell, Ended
+from reconciler.runtime.attend import OWN_FAULT, Ended, printable
+from reconciler.runtime.cell import Cell
 from reconciler.settings import Settings
 
 _MODULE = "reconciler.store.unpack"
@@ -19,6 +20,8 @@ _LEAST_SECONDS = 120.0
 _BYTES_A_SECOND = 5 << 20
 #: A hundred thousand members with long paths.
 _ANSWER_BYTES = 64 << 20
+#: Windows of decompressors and the names of members.
+_MEMORY_BYTES = 2 << 30
 _NAMES: dict[str, type[ReconcileError]] = {"unpack-refused": UnpackRefused, "store": StoreError, "disk-full": DiskFull}
 
 
@@ -38,7 +41,8 @@ class SandboxedUnpacker:
             SandboxUnavailable: no sandbox works here.
             StoreError: the disk refused.
         """
-        box = sandbox.choose(self._settings.smoke.sandbox, self._settings.store_path / "cache")
+        cache = self._settings.store_path / "cache"
+        box = sandbox.choose(self._settings.smoke.sandbox, cache)
         size = archive.stat().st_size
         job: dict[str, Any] = {
             "archive": str(archive.resolve()), "kind": kind, "into": str(into.resolve()), "limits": msgspec.to_builtins(self._limits),
@@ -51,19 +55,29 @@ class SandboxedUnpacker:
                 read=(archive.resolve(),),
                 write=into.resolve(),
                 file_bytes=self._limits.archive_bytes,
+                memory_bytes=_MEMORY_BYTES,
                 answer_bytes=_ANSWER_BYTES,
             )
         )
+        if ended.setup_failed:
+            sandbox.forget(cache)
         return _members(ended)
 
 
 def _members(ended: Ended) -> tuple[str, ...]:
     if ended.setup_failed:
-        raise SandboxUnavailable(ended.errors.strip()[-300:])
-    if ended.answer is None:
-        how = "did not end in time" if ended.timed_out else f"ended with {ended.code} and no answer"
-        raise UnpackRefused(f"its extractor {how}: {ended.errors.strip()[-300:]}")
-    error = ended.answer.get("error")
-    if error is not None:
-        raise _NAMES.get(str(error.get("name")), UnpackRefused)(str(error.get("message"))[:1000])
-    return tuple(sorted(map(str, ended.answer["members"])))
+        raise SandboxUnavailable(printable(ended.errors.strip()[-300:]))
+    if ended.word is None:
+        raise _fault(ended)
+    error = ended.word.get("error")
+    if isinstance(error, dict):
+        raise _NAMES.get(str(error.get("name")), UnpackRefused)(printable(str(error.get("message"))[:1000]))
+    return tuple(sorted(map(str, ended.word["members"])))
+
+
+def _fault(ended: Ended) -> ReconcileError:
+    """Say why there is no word: the archive is to blame, unless somebody else ended its extractor."""
+    if ended.signal and ended.signal not in OWN_FAULT:
+        return StoreError(f"the archive's extractor was killed by signal {ended.signal}, perhaps for want of memory")
+    how = "did not end in time" if ended.timed_out else f"ended with {ended.code} and no answer"
+    return UnpackRefused(f"its extractor {how}: {printable(ended.errors.strip()[-300:])}")

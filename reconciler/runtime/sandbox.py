@@ -25,7 +25,8 @@ import msgspec
 from msgspec import Struct
 
 from reconciler.errors import SandboxUnavailable
-from reconciler.runtime.cell import Cell, Ended, Mode, Sandbox
+from reconciler.runtime.attend import Ended
+from reconciler.runtime.cell import Cell, Mode, Sandbox
 
 Setting = Literal["auto", "bubblewrap", "landlock"]
 
@@ -125,7 +126,7 @@ def _identity(mode: Mode) -> str:
 @functools.cache
 def _ourselves() -> str:
     """Return what changes when the code of the sandbox does: an upgrade is not vouched for by the old probe."""
-    return " ".join(_seen(Path(__file__).with_name(name)) for name in ("cage.py", "cell.py", "probe.py"))
+    return " ".join(_seen(Path(__file__).with_name(name)) for name in ("attend.py", "cage.py", "cell.py", "probe.py"))
 
 
 def _seen(path: Path) -> str:

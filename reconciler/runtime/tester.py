@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import signal
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,15 +15,11 @@ from reconciler.node import Gpu
 from reconciler.ports import TestJob, TestReport, Verdict
 from reconciler.runtime import devices, engines, sandbox
 from reconciler.runtime import verdict as verdicts
-from reconciler.runtime.cell import Cell, Ended
+from reconciler.runtime.attend import OWN_FAULT, Ended, printable
+from reconciler.runtime.cell import Cell
 from reconciler.runtime.engines import Engine
 from reconciler.settings import Settings
 
-#: Signals that a process sends to itself when its own code is at fault, or gets for what it used up; others come from outside.
-_OWN_FAULT = {
-    signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSYS, signal.SIGTRAP, signal.SIGXFSZ,
-    signal.SIGXCPU,
-}  # fmt: skip
 #: What an engine says when there is not enough memory, of whichever kind.
 _SHORT = ("out of memory", "failed to allocate", "unable to allocate", "cannot allocate memory", "not enough memory", "bad_alloc")
 #: What it says when the device, and not the model, is at fault.
@@ -133,7 +128,7 @@ def _judged(ended: Ended, job: TestJob, *, roomy: bool) -> TestReport:
         return _report("bad", f"its test job did not end in time{f', while {phase}' if phase else ''}", job)
     if ended.word is not None:
         return _answered(ended.word, job, ended, roomy=roomy)
-    if ended.signal in _OWN_FAULT:
+    if ended.signal in OWN_FAULT:
         return _report("bad", f"the engine died of {signal.Signals(ended.signal).name} with it: {last}", job)
     if ended.signal:
         return _report("unable", f"the test job was killed by signal {ended.signal}, perhaps for want of memory", job)
@@ -196,11 +191,6 @@ def _last_line(errors: str, word: str = "") -> str:
     lines = [line.strip() for line in errors.splitlines() if line.strip(" .\t")]
     chosen = [line for line in lines if word in line.lower()] or lines
     return printable(chosen[-1])[:300] if chosen else "it said nothing"
-
-
-def printable(text: str) -> str:
-    """Return *text* without what could steer a terminal, or cannot be encoded: part of it comes from the model."""
-    return re.sub(r"[^\x20-\x7e\u00a0-\u202d\u2030-\ud7ff\ue000-\U0010ffff]", "\N{REPLACEMENT CHARACTER}", text)
 
 
 def _encodable(text: str) -> str:

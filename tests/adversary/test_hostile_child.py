@@ -14,9 +14,11 @@ import psutil
 import pytest
 
 from reconciler import snapshot
+from reconciler.errors import StoreError, UnpackRefused
 from reconciler.ports import TestJob, TestReport
-from reconciler.runtime import cage, sandbox, tester
-from reconciler.runtime.cell import Cell, Ended, Mode
+from reconciler.runtime import cage, confined, sandbox, tester
+from reconciler.runtime.attend import Ended
+from reconciler.runtime.cell import Cell, Mode
 from tests.demand import working
 
 TOP = Path(__file__).resolve().parents[2]
@@ -291,3 +293,9 @@ def test_a_sandbox_that_did_not_come_up_is_never_the_models_fault() -> None:
     for changes in ({}, {"timed_out": True}, {"signal": signal.SIGSEGV}, {"code": 0}):
         report = judged(said("bwrap: no such thing", confined=False, **changes))
         assert (report.verdict, report.reason) == ("unable", "sandbox-unavailable: bwrap: no such thing")
+
+
+def test_an_extractor_that_somebody_kills_says_nothing_about_the_archive() -> None:
+    assert isinstance(confined._fault(said("", signal=signal.SIGKILL, code=-9)), StoreError)
+    for changes in ({"signal": signal.SIGSEGV}, {"timed_out": True}, {"code": 0}):
+        assert isinstance(confined._fault(said("", **changes)), UnpackRefused)

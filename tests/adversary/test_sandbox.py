@@ -20,7 +20,8 @@ import pytest
 from reconciler import settings, snapshot
 from reconciler.errors import SandboxUnavailable
 from reconciler.ports import TestJob
-from reconciler.runtime import cage, cell, probe, sandbox
+from reconciler.runtime import cage, probe, sandbox
+from reconciler.runtime.attend import Ended
 from reconciler.runtime.cell import Cell, Mode, Sandbox
 from reconciler.runtime.tester import SandboxedTester
 from tests.demand import needs_bubblewrap, needs_root, working
@@ -35,7 +36,7 @@ def mode(request: pytest.FixtureRequest) -> Mode:
     return working(request.param)
 
 
-def in_cell(box: Sandbox, way: str, **job: Any) -> cell.Ended:
+def in_cell(box: Sandbox, way: str, **job: Any) -> Ended:
     seconds = job.pop("seconds", 60.0)
     return box.run(Cell(module="tests.children.misbehave", job=job | {"way": way}, seconds=seconds, read=(TOP / "tests",)))
 

@@ -10,7 +10,7 @@ import pytest
 from reconciler.node import Gpu
 from reconciler.ports import TestReport
 from reconciler.runtime import devices, tester
-from reconciler.runtime.cell import Ended
+from reconciler.runtime.attend import Ended
 from reconciler.runtime.llama_child import Log
 from tests import jobs
 from tests.demand import working
