@@ -1,0 +1,95 @@
+"""What a store has accepted is remembered twice, and its loss fails closed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from reconciler.errors import FloorLost, StoreError
+from reconciler.store import floor
+from reconciler.store.layout import Layout
+from reconciler.store.ledger import Ledger
+from reconciler.trust import Floor
+from tests.crash.scenario import KILLED, Effects, child, killed_at
+from tests.twins import name_of
+
+OLD = Floor(version=3, digest=name_of(b"3"), seen_at=datetime(2026, 11, 20, tzinfo=UTC))
+NEW = Floor(version=4, digest=name_of(b"4"), seen_at=datetime(2026, 11, 21, tzinfo=UTC))
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    return Layout(tmp_path, tmp_path / "cold")
+
+
+@pytest.fixture
+def ledger(layout: Layout) -> Iterator[Ledger]:
+    with Ledger.writing(layout.ledger) as writing:
+        yield writing
+
+
+def test_a_new_store_has_the_lowest(layout: Layout, ledger: Ledger) -> None:
+    assert floor.read(layout, ledger) == Floor()
+
+
+def test_it_is_remembered_twice(layout: Layout, ledger: Ledger) -> None:
+    floor.write(layout, ledger, NEW)
+
+    assert floor.in_file(layout) == ledger.floor() == floor.read(layout, ledger) == NEW
+
+
+@pytest.mark.parametrize("behind", ["file", "ledger"])
+def test_the_higher_one_counts(layout: Layout, ledger: Ledger, behind: str) -> None:
+    floor.write(layout, ledger, OLD if behind == "file" else NEW)
+    ledger.set_fact("floor", NEW if behind == "file" else OLD)
+
+    assert floor.read(layout, ledger) == NEW
+
+
+@pytest.mark.parametrize("data", [b"", b"{}", b"null", b"garbage", b'{"version":4', b'{"version":"4"}', b'{"version":0}'])
+def test_a_damaged_file_is_read_from_the_ledger_and_never_as_a_first_run(layout: Layout, ledger: Ledger, data: bytes) -> None:
+    floor.write(layout, ledger, NEW)
+    (layout.trust / "floor.json").write_bytes(data)
+    assert floor.read(layout, ledger) == NEW
+
+    floor.keep_envelope(layout, b"envelope")
+    ledger.set_fact("floor", None)
+
+    with pytest.raises(FloorLost):
+        floor.read(layout, ledger)
+
+
+def test_a_crash_while_it_is_raised_leaves_the_old_or_the_new(layout: Layout) -> None:
+    def work(number: int) -> None:
+        with Ledger.writing(layout.ledger) as ledger, Effects(killed_at(number), root=layout.root):
+            floor.write(layout, ledger, NEW)
+
+    for number in range(1, 99):
+        with Ledger.writing(layout.ledger) as ledger:
+            floor.write(layout, ledger, OLD)
+        code = child(lambda number=number: work(number))  # type: ignore[misc]  # each its own number
+        with Ledger.reading(layout.ledger) as ledger:
+            assert floor.read(layout, ledger) in ((NEW,) if code == 0 else (OLD, NEW))
+        if code == 0:
+            break
+        assert code == KILLED
+
+    assert number > 4
+
+
+def test_envelopes_and_roots_are_kept_by_what_they_are(layout: Layout) -> None:
+    floor.keep_envelope(layout, b"envelope")
+    floor.keep_envelope(layout, b"envelope")
+    for version in (10, 2, 9):
+        floor.keep_root(layout, version, str(version).encode())
+    (layout.trust / "roots/strange.json").write_bytes(b"x")
+
+    assert floor.envelope(layout, name_of(b"envelope")) == b"envelope"
+    assert floor.roots(layout) == (b"2", b"9", b"10")
+    with pytest.raises(StoreError):
+        floor.envelope(layout, name_of(b"another"))
+    with pytest.raises((StoreError, ValueError)):
+        floor.envelope(layout, "../../etc/passwd")

@@ -1,0 +1,85 @@
+"""Settings: every key has a default, and nobody finds out at night that one was misspelt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from reconciler import settings
+from reconciler.errors import SettingsError
+from reconciler.settings import Settings
+
+BASE = Path("/etc/node")
+
+
+def decode(text: str) -> Settings:
+    return settings.decode(text.encode(), BASE)
+
+
+def test_nothing_has_to_be_said() -> None:
+    found = decode("")
+
+    assert found.store_path == BASE / "store"
+    assert found.archive_path == BASE / "store/archive"
+    policy = found.policy
+    assert (policy.reserve_bytes, policy.grace_seconds, policy.generations) == (1 << 30, 86400.0, 10)
+    assert (policy.quarantine_bytes, policy.scrub_seconds, policy.fallback) == (10 << 30, 30 * 86400.0, ())
+
+
+def test_paths_are_relative_to_the_file() -> None:
+    found = decode('[store]\npath = "s"\narchive = "/mnt/cold"\n')
+
+    assert (found.store_path, found.archive_path) == (BASE / "s", Path("/mnt/cold"))
+    assert decode('[store]\npath = "~/s"\n').store_path == Path("~/s").expanduser()
+
+
+@pytest.mark.parametrize(
+    ("text", "said", "hint"),
+    [
+        ("[stroe]\n", "'stroe'", "'store'"),
+        ("[store]\ngrcae = '1h'\n", "'store.grcae'", "'store.grace'"),
+        ("[runtime.llama_cpp]\n", "'runtime.llama_cpp'", "'runtime.llama-cpp'"),
+        ("[runtime.llama-cpp]\nlayers = 1\n", "'runtime.llama-cpp.layers'", "gpu_layers"),
+        ("[smoke]\nskip = true\n", "'smoke.skip'", "known here: sandbox, timeout"),
+        ("base = '/'\n", "'base'", "known here"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest_known_one(text: str, said: str, hint: str) -> None:
+    with pytest.raises(SettingsError) as refused:
+        decode(text)
+
+    assert said in refused.value.message
+    assert hint in refused.value.hint
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[store]\nreserve = '10 gigs'\n", "[store] reserve"), ("[store]\ngrace = 'soon'\n", "[store] grace"),
+        ("[store]\ngenerations = 0\n", "store.generations"), ("[store]\ngenerations = '3'\n", "store.generations"),
+        ("[download]\nconnections = 17\n", "download.connections"), ("[download]\nlimit = -1\n", "download.limit"),
+        ("[agent]\ninterval = '5 min'\n", "[agent] interval"), ("[smoke]\nsandbox = 'none'\n", "smoke.sandbox"),
+        ("[hooks]\nhealthy = 'curl x'\n", "hooks.healthy"), ("[download]\nfallback = ['https://m.example.org/fixed']\n", "template"),
+        ("[download]\nfallback = ['ftp://m.example.org/{hex}']\n", "scheme"), ("store = 1\n", "store"), ("[store\n", "not TOML"),
+    ],
+)  # fmt: skip
+def test_what_means_nothing_is_refused_by_its_key(text: str, said: str) -> None:
+    with pytest.raises(SettingsError) as refused:
+        decode(text)
+
+    assert said in refused.value.message
+
+
+def test_bytes_that_are_no_text_are_refused() -> None:
+    with pytest.raises(SettingsError):
+        settings.decode(b"\xff\xfe", BASE)
+
+
+def test_there_is_no_key_that_turns_a_check_off() -> None:
+    words = {"insecure", "skip", "verify", "trust", "force", "unsafe", "none"}
+    tables = [getattr(Settings(), name) for name in Settings.__struct_fields__]
+    keys = {key for table in tables for key in getattr(table, "__struct_fields__", ())}
+
+    assert len(keys) > 30
+    assert not {key for key in keys if words & set(key.split("_"))}
