@@ -142,7 +142,7 @@ def test_a_downloader_that_talks_nonsense_is_given_up(tmp_path: Path, server: Ho
 
 def test_a_downloader_that_answers_without_the_secret_is_refused(tmp_path: Path) -> None:
     """Every user of the machine could give it orders."""
-    answer = "import json; said = json.dumps({'id': 1, 'result': [[{}]] if b'multicall' in asked else {}}).encode()"
+    answer = "import json; said = json.dumps({'id': 1, 'result': [{}] if b'multicall' in asked else {}}).encode()"
     body = _FAKE_SERVER.replace("ANSWER", answer)
     daemon = aria2.Daemon(msgspec.structs.replace(FAST, aria2c=_fake(tmp_path, body)), tmp_path, -1, credentials.read(None))
     try:
