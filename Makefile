@@ -41,7 +41,7 @@ $(READY): requirements.lock pyproject.toml
 # After a change of dependencies: pins with hashes, and no index named in them.
 lock-requirements: $(READY)
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip compile pyproject.toml --extra dev --generate-hashes --no-header --no-emit-index-url --python-version 3.11 \
+	$(BIN)/uv pip compile pyproject.toml --extra dev --generate-hashes --no-header --python-version 3.11 \
 	  --upgrade --quiet -o requirements.lock
 
 clean:
