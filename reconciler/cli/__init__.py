@@ -8,8 +8,11 @@ it runs, so that ``plan`` loads no downloader, no engine and no other command.
 from __future__ import annotations
 
 import importlib
+import io
+import os
 import signal
 import sys
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -17,7 +20,7 @@ import click
 
 from reconciler import __version__
 from reconciler.cli.shell import say
-from reconciler.errors import ReconcileError, UsageError
+from reconciler.errors import ReconcileError, StoreError, UsageError
 
 #: The commands, by whom they are for, each with the module that it is in.
 _SECTIONS = {
@@ -81,6 +84,7 @@ def cli() -> None:
 
 def main() -> NoReturn:
     """Run the command line and exit with its code."""
+    _open_streams()
     signal.signal(signal.SIGTERM, _terminate)
     signal.signal(signal.SIGHUP, _terminate)
     sys.exit(run(sys.argv[1:]))
@@ -102,9 +106,12 @@ def run(arguments: list[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted: the next run finishes what this one began", err=True)
         return 130
-    except BrokenPipeError:
+    except BrokenPipeError:  # before OSError, of which it is one
         sys.stderr.close()  # the interpreter would complain about standard output once more at its end
         return 141
+    except OSError as error:  # a folder that is not there, a full disk behind the terminal
+        say(StoreError(f"{error.filename or 'the system refused'}: {error.strerror or error}"), json=json)
+        return 1
     return code if isinstance(code, int) else 0
 
 
@@ -113,6 +120,16 @@ def _misused(error: click.ClickException, *, json: bool) -> int:
     path = context.command_path if context is not None else "reconcile"
     say(UsageError(error.format_message(), hint=f"see `{path} --help`"), json=json)
     return UsageError.exit_code
+
+
+def _open_streams() -> None:
+    """Give closed streams a place, and let no terminal's encoding stop a run."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115  open as long as the process
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

@@ -186,7 +186,7 @@ def apply(
     saved = plans.decode(planfile.read_bytes()) if planfile else None
     if saved is None and not yes:
         made = run.preview(settings, options).plan
-        if made.changes:
+        if made.changes and not shell.quiet:
             terminal.plan(shell.people, made)
         if made.changes and not shell.agreed("Carry this out?", yes=yes):
             raise click.Abort

@@ -9,7 +9,10 @@ need not compile them again; time and floor are checked each time all the same.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
+import os
+import stat
 from datetime import datetime
 from pathlib import Path
 
@@ -27,6 +30,8 @@ from reconciler.store.layout import Layout
 from reconciler.trust import Floor, TrustRoot, Verified
 
 LIMITS = Limits()
+#: A lock repeats what its envelope says, in a longer form.
+_LOCK_BYTES = 4 * LIMITS.envelope_bytes
 
 
 class Confirmed(Struct, frozen=True, kw_only=True):
@@ -76,7 +81,7 @@ def root(settings: Settings) -> TrustRoot:
 def _pinned(settings: Settings) -> bytes:
     path = settings.path(settings.network.root)
     try:
-        return path.read_bytes()
+        return read_capped(path)
     except OSError as error:
         raise SettingsError(
             f"the trust root {path} cannot be read: {error.strerror}", hint="pin the network's root with `reconcile init --root FILE`"
@@ -98,7 +103,7 @@ def confirm(settings: Settings) -> Confirmed:
 def _files(settings: Settings) -> tuple[bytes, bytes]:
     path, beside = settings.path(settings.network.lockfile), envelope_path(settings)
     try:
-        data = path.read_bytes()
+        data = read_capped(path, _LOCK_BYTES)
     except OSError as error:
         raise LockMismatch(f"there is no lock: {path}: {error.strerror}", hint="run `reconcile lock` to make one") from None
     try:
@@ -107,10 +112,17 @@ def _files(settings: Settings) -> tuple[bytes, bytes]:
         raise LockMismatch(f"the lock has no envelope: {beside}: {error.strerror}", hint="run `reconcile lock` to make both") from None
 
 
-def read_capped(path: Path) -> bytes:
-    """Return the file's bytes, or enough of them for the cap to refuse; raises OSError."""
-    with path.open("rb") as file:
-        return file.read(LIMITS.envelope_bytes + 1)
+def read_capped(path: Path, cap: int = LIMITS.envelope_bytes) -> bytes:
+    """Return the file's bytes, or enough of them for *cap* to refuse; raises OSError."""
+    with open(path, "rb", opener=_nonblocking) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "not a plain file")
+        return file.read(cap + 1)
+
+
+def _nonblocking(path: str, flags: int) -> int:
+    """Open without waiting: a FIFO in a checkout would be waited for without end."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _compiled(settings: Settings, envelope: bytes, data: bytes) -> Confirmed:

@@ -7,6 +7,7 @@ under the hold, and carries that out: what a person saw before is compared, neve
 
 from __future__ import annotations
 
+import difflib
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from reconciler import plan as plans
 from reconciler.engine import confirm, facts, network
 from reconciler.engine.confirm import Confirmed
 from reconciler.engine.options import Clock, Options, wall_clock
-from reconciler.errors import FetchError, ReconcileError, RuntimeMissing, TrustError
+from reconciler.errors import FetchError, ReconcileError, RuntimeMissing, TrustError, UsageError
 from reconciler.lock import Lock
 from reconciler.node import NodeFacts, Policy
 from reconciler.plan import Plan
@@ -61,9 +62,18 @@ def preview(settings: Settings, options: Options = _OPTIONS, *, clock: Clock = w
 
 
 def _preview(settings: Settings, options: Options, found: Confirmed, state: NodeState, now: datetime) -> Preview:
+    _refuse_strangers(options, {*(model.id for model in found.lock.model), *state.records, *state.active.entries})
     node, policy = facts.measure(settings), _policy(settings, options)
     made = plans.diff(found.lock, found.lock_digest, state, node, policy, now=now)
     return Preview(plan=made, confirmed=found, state=state, node=node, policy=policy)
+
+
+def _refuse_strangers(options: Options, known: set[str]) -> None:
+    """Refuse a model id on the command line that nobody knows: a typo would be a silent success."""
+    for model in (*options.only, *options.excluded):
+        if model not in known:
+            near = difflib.get_close_matches(model, known, n=1)
+            raise UsageError(f"there is no model {model!r}", hint=f"did you mean {near[0]!r}?" if near else "`reconcile status` lists them")
 
 
 def _policy(settings: Settings, options: Options) -> Policy:
