@@ -275,7 +275,7 @@ def garbage_index(path: Path) -> None:
 
 
 def another_index(path: Path) -> None:
-    path.write_bytes(path.read_bytes().replace(b'"generation":2', b'"generation":1'))
+    path.write_bytes(path.read_bytes().replace(b'"generation":', b'"generation":9'))
 
 
 def flipped_entrypoint(path: Path) -> None:
