@@ -153,6 +153,8 @@ class _Run:
         self._untested: set[str] = set()
         #: Blobs that were on the disk, and whose bytes are not what they were.
         self._lost: set[str] = set()
+        #: Trees that this run made or mended.
+        self._mended: set[str] = set()
         self._began = ports.now()
 
     def execute(self) -> Outcome:
@@ -209,7 +211,9 @@ class _Run:
         leaving = [change for change in self._plan.models if change.op in {"remove", "disable"} or self._deactivates(change)]
         spoiled = [model for model in self._active if self._is_spoiled(model)]
         gone = [*(change.id for change in leaving if change.id in self._active), *spoiled]
-        self._swap({}, gone, "removed or disabled by the snapshot", anew=bool(self._state.strayed))
+        # What only needs its link again comes back in one swap (4): a reader whose paths still work must not meet an empty set before.
+        lost = self._state.broken and not any(change.op == "enable" for change in self._plan.models)
+        self._swap({}, gone, "removed or disabled by the snapshot", anew=lost or bool(self._state.strayed))
         for change in leaving:
             if change.op == "disable":
                 self._settle(change.id, "inactive", change.reason)
@@ -259,7 +263,15 @@ class _Run:
             if change.op == "remove":
                 self._remove(change)
         self._ports.keeper.sweep()
+        self._serve_without_room()
         raise DiskFull(self._plan.warnings[-1])
+
+    def _serve_without_room(self) -> None:
+        """Activate what only needs its link, which is no reason to wait for room; leave no reader with a set that is not whole."""
+        enabled = [self._models[change.id] for change in self._plan.models if change.op == "enable"]
+        self._enable(enabled, {model.id: self._needed(model) for model in enabled})
+        if self._state.broken:
+            self._swap({}, [], "what was active was not whole", anew=True)
 
     def _reject(self) -> None:
         for change in self._plan.models:
@@ -294,6 +306,15 @@ class _Run:
                 stop.set()
                 tests.shutdown(wait=True, cancel_futures=True)
                 bringing.join()
+        self._drop_spoiled()
+
+    def _drop_spoiled(self) -> None:
+        """Stop serving what was kept for want of something better, and turned out to hold a damaged blob."""
+        spoiled = {tree.digest for tree in self._trees.values() if self._lost & set(tree.blobs)} - self._mended
+        gone = [model for model, entry in self._active.items() if entry.tree in spoiled]
+        for model in gone:
+            self._ports.report(Incident(kind="blob-damaged", model=model, detail="its older copy is damaged and is not served any more"))
+        self._swap({}, gone, "damaged")
 
     def _enable(self, work: list[LockedModel], waiting: dict[str, set[str]]) -> list[LockedModel]:
         """Activate, in one swap, what only needs its link again; return the rest of *work*."""
@@ -449,6 +470,7 @@ class _Run:
 
     def _conclude(self, ready: list[Prepared]) -> None:
         self._trees.update({one.model.recipe: one.tree for one in ready if one.tree})
+        self._mended.update(one.tree.digest for one in ready if one.tree)
         passed = [one for one in ready if self._judge(one)]
         for one in ready:
             if one not in passed:

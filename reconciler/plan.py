@@ -96,6 +96,7 @@ def diff(lock: Lock, lock_digest: str, state: NodeState, node: NodeFacts, policy
     blobs: dict[str, BlobChange] = {}
     scene = Scene(lock=lock, state=state, node=node, policy=policy, now=now)
     listed = [_listed(model, scene, blobs) for model in lock.model]
+    _doubt_kept_copies(listed, state, blobs)
     models = tuple(sorted([*listed, *_unlisted(lock, state, policy, now)], key=lambda change: change.id))
     disk = Disk(needed=_disk_bytes(lock, models, blobs, state), free=node.disk_free_bytes, reserve=policy.reserve_bytes)
     ordered = tuple(sorted(blobs.values(), key=lambda change: change.digest))
@@ -103,7 +104,7 @@ def diff(lock: Lock, lock_digest: str, state: NodeState, node: NodeFacts, policy
         lock=lock_digest,
         generation=state.active.number,
         snapshot=lock.snapshot.digest,
-        changes=any(change.changes for change in models) or state.unfinished or bool(state.strayed),
+        changes=any(change.changes for change in models) or state.unfinished or state.broken or bool(state.strayed),
         summary=_summary(models, ordered, disk),
         disk=disk,
         models=models,
@@ -339,6 +340,16 @@ def _add_blobs(model: LockedModel, scene: Scene, blobs: dict[str, BlobChange], *
             blobs[name] = BlobChange(digest=name, op=op, bytes=lock.blob[name].size)
         elif seen is not None and (distrusted or seen.verified_at is None):
             blobs[name] = BlobChange(digest=name, op="check", bytes=seen.size)
+
+
+def _doubt_kept_copies(listed: list[ModelChange], state: NodeState, blobs: dict[str, BlobChange]) -> None:
+    """Have copies hashed that may go on serving although others are wanted: an older content, a version whose successor is awaited."""
+    serving = {state.active.tree_of(change.id) for change in listed if change.op in {"install", "archive"}}
+    for tree in state.trees.values():
+        for name in tree.blobs if tree.digest in serving else ():
+            seen = state.blobs.get(name)
+            if seen is not None and seen.verified_at is None and not seen.damaged and name not in blobs:
+                blobs[name] = BlobChange(digest=name, op="check", bytes=seen.size)
 
 
 def _state_of(model: str, observed: Observed, state: NodeState) -> ModelState:

@@ -24,6 +24,7 @@ from reconciler.state import Generation
 from reconciler.store import durable, generations
 from reconciler.store.layout import Layout
 from reconciler.store.ledger import Ledger
+from reconciler.store.trees import files_of
 
 #: A staging folder of the fetcher is older than this many seconds before it goes: a later run may still continue it.
 PARTIAL_SECONDS = 7 * 86400.0
@@ -181,7 +182,14 @@ class Keeper:
                 blobs.update(record.blobs)
                 trees.update(tree for recipe, (tree, _) in by_recipe.items() if recipe == record.recipe)
         blobs.update(entry.digest for tree, listing in by_recipe.values() if tree in trees for entry in listing)
+        blobs.update(self._made_of(trees - {tree for tree, _ in by_recipe.values()}))
         return trees, blobs
+
+    def _made_of(self, trees: set[str]) -> set[str]:
+        """Return the blobs that *trees* are made of, whose listings were lost with the ledger: the files themselves say it."""
+        folders = [folder for folder in map(self._layout.tree, trees) if folder.is_dir()]
+        files = {_identity(folder / path) for folder in folders for path in files_of(folder)}
+        return {name for name, path in _by_digest(self._layout.blobs) if _identity(path) in files} if files else set()
 
     def _kept(self, gone: list[int]) -> list[Generation]:
         kept: list[Generation] = []
@@ -234,6 +242,11 @@ class Keeper:
             if digests.is_digest(path.name.replace("-", ":", 1))
             and (path.name not in wanted or now - path.stat().st_mtime > PARTIAL_SECONDS)
         ]
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    seen = path.lstat()
+    return seen.st_dev, seen.st_ino
 
 
 def _by_digest(folder: Path) -> Iterator[tuple[str, Path]]:

@@ -37,6 +37,7 @@ def node_state(layout: Layout, ledger: Ledger) -> NodeState:
 
 def _observed(layout: Layout, ledger: Ledger) -> NodeState:
     active, drift = _active(layout)
+    broken = bool(drift)
     strayed = generations.strayed(layout, active)
     drift = (*drift, *(f"active: the link of {model} does not lead to its tree" for model in strayed))
     known = ledger.verifications()
@@ -55,6 +56,7 @@ def _observed(layout: Layout, ledger: Ledger) -> NodeState:
         passed=ledger.passed(),
         drift=(*drift, *lost, *damaged, *torn),
         strayed=strayed,
+        broken=broken,
         unfinished=bool(ledger.fact("running", bool)),
     )
 
