@@ -250,6 +250,16 @@ def test_copying_follows_no_link_at_either_end(tmp_path: Path, elsewhere: Path) 
     assert not (tmp_path / "g").exists()
 
 
+def test_copying_replaces_nothing(tmp_path: Path) -> None:
+    for name in ("f", "g"):
+        (tmp_path / name).write_bytes(name.encode())
+
+    with pytest.raises(StoreError):
+        durable.copy(tmp_path / "f", tmp_path / "g")
+
+    assert (tmp_path / "g").read_bytes() == b"g"
+
+
 def test_linking_names_a_link_and_not_what_it_leads_to(tmp_path: Path, elsewhere: Path) -> None:
     (tmp_path / "link").symlink_to(elsewhere)
 
@@ -285,6 +295,29 @@ def test_deleting_follows_no_link_and_stays_in_its_folder(tmp_path: Path, elsewh
     assert (outside / "kept").exists()
     assert elsewhere.exists()
     assert not folder.exists()
+
+
+def test_a_link_that_comes_between_the_look_and_the_opening_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elsewhere: Path
+) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside/kept").write_bytes(b"x")
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t/link").symlink_to(elsewhere)
+    (tmp_path / "to").symlink_to(tmp_path / "outside")
+    monkeypatch.setattr(Path, "is_symlink", lambda _: False)
+
+    with pytest.raises(StoreError):
+        durable.sync_tree(tmp_path / "t")
+    before = (tmp_path / "outside").stat().st_mode
+    with pytest.raises(OSError, match=r"Not a directory|symbolic links"):
+        durable._admit(tmp_path / "to", None)
+    monkeypatch.setattr(durable, "_admit", lambda *_: None)
+    with pytest.raises(OSError, match=r"Not a directory|symbolic links"):
+        durable._delete_folder(tmp_path / "to")
+
+    assert (tmp_path / "outside/kept").exists()
+    assert (tmp_path / "outside").stat().st_mode == before
 
 
 @pytest.mark.parametrize("act", ["copy", "read"])

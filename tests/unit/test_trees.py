@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -35,6 +35,16 @@ class Bench:
 
     def staged(self) -> list[str]:
         return sorted(path.name for path in self.layout.staging.iterdir() if path.name != "data")
+
+
+def noting(done: list[str], name: str, real: Callable[..., object]) -> Callable[..., object]:
+    """Return *real*, which adds its *name* to *done* when it is called."""
+
+    def call(*given: object) -> object:
+        done.append(name)
+        return real(*given)
+
+    return call
 
 
 @pytest.fixture
@@ -85,6 +95,21 @@ def test_a_spoiled_tree_is_mended_and_nothing_else_is_touched(bench: Bench, spoi
     assert file.read_bytes() == b"model"
     assert (tree / "n").stat().st_ino == untouched
     assert [path.name for path in outside.iterdir()] == (["m"] if spoil == "linked folder" else [])
+
+
+def test_a_tree_is_synced_before_it_has_its_name_and_after_it_was_mended(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    artifacts = [bench.artifact("m", b"model")]
+    done: list[str] = []
+    for name in ("sync_tree", "rename", "link"):
+        real = getattr(durable, name)
+        monkeypatch.setattr(durable, name, noting(done, name, real))
+
+    seen = bench.trees.assemble("r", artifacts, "m")
+    assert done == ["link", "sync_tree", "rename"]
+
+    (bench.layout.tree(seen.digest) / "m").unlink()
+    bench.trees.assemble("r", artifacts, "m")
+    assert done[3:] == ["link", "sync_tree"]
 
 
 @pytest.mark.parametrize("what", ["file", "link"])
