@@ -11,13 +11,17 @@ import contextlib
 import os
 import signal
 import subprocess
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 from reconciler.ports import Notice, Reporter
 from reconciler.state import Generation
 
 _TOLD_SECONDS = 60.0
+#: How many characters of what a failing command said are passed on.
+_WORDS = 300
 
 
 class Commands:
@@ -52,23 +56,30 @@ class Commands:
 
 def _run(argv: tuple[str, ...], index: Path, seconds: float) -> str:
     """Run *argv* with *index* on standard input; return how it failed, or nothing."""
-    try:
-        with index.open("rb") as told:
-            child = subprocess.Popen(argv, stdin=told, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
-    except OSError as error:
-        return f"could not be started: {error}"
-    try:
-        _, said = child.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        _end_group(child)
-        return f"did not answer within {seconds:g} seconds"
-    if child.returncode == 0:
-        return ""
-    text = said.decode(errors="replace").strip()[-300:]
-    return f"exited with {child.returncode}{': ' + text if text else ''}"
+    # What it says goes to a file and not through a pipe: what it leaves running may hold a pipe open, and would be waited for.
+    with tempfile.TemporaryFile() as said:
+        try:
+            with index.open("rb") as told:
+                child = subprocess.Popen(argv, stdin=told, stdout=subprocess.DEVNULL, stderr=said, start_new_session=True)
+        except OSError as error:
+            return f"could not be started: {error}"
+        try:
+            child.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            _end_group(child)
+            return f"did not answer within {seconds:g} seconds"
+        if child.returncode == 0:
+            return ""
+        text = _last_words(said)
+        return f"exited with {child.returncode}{': ' + text if text else ''}"
+
+
+def _last_words(said: IO[bytes]) -> str:
+    said.seek(max(0, said.seek(0, os.SEEK_END) - 4 * _WORDS))
+    return said.read(4 * _WORDS).decode(errors="replace").strip()[-_WORDS:]
 
 
 def _end_group(child: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
-    child.communicate()
+    child.wait()

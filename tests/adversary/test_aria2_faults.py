@@ -24,6 +24,7 @@ from reconciler.ports import FetchFailed, FetchProgress, Notice
 from tests import hostile_server as bad
 from tests.fetching import FAST, LARGE, SMALL, Heard, children_of, collect, good, my_aria2, name_of, named, some, want
 from tests.hostile_server import HostileServer, honest
+from tests.processes import outliving
 
 DATA = some(LARGE, 1)
 
@@ -271,10 +272,7 @@ def test_the_downloader_dies_with_the_program(tmp_path: Path, server: HostileSer
     child.kill()
     child.wait()
     child.stdout.close()
-    deadline = time.monotonic() + 10
-    while any(Path(f"/proc/{pid}/exe").exists() for pid in below) and time.monotonic() < deadline:
-        threading.Event().wait(0.02)
-    assert not [pid for pid in below if Path(f"/proc/{pid}/exe").exists()]
+    assert outliving(below) == []
 
 
 def test_killed_at_ten_points_the_next_run_goes_on_and_little_is_downloaded_twice(tmp_path: Path, server: HostileServer) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ import pytest
 from reconciler.hooks import Commands
 from reconciler.ports import Notice
 from reconciler.state import Generation
+from tests.processes import outliving
 from tests.twins import Heard
 
 MADE = Generation(number=3)
@@ -86,16 +90,25 @@ def test_a_slow_command_ends_with_all_that_it_started(index: Path, tmp_path: Pat
     why = commands.healthy(MADE)
 
     assert why == "did not answer within 3 seconds"
-    for pid in (tmp_path / "pids").read_text().split():
-        assert not _runs(int(pid))
+    assert outliving(map(int, (tmp_path / "pids").read_text().split())) == []
 
 
-def _runs(pid: int) -> bool:
-    """Whether a process still runs; one that ended and was not yet collected by init does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in {"Z", "X"}
-    except FileNotFoundError:
-        return False
+@pytest.mark.parametrize("seconds", [30.0, 0.5], ids=["answers", "hangs"])
+def test_what_a_command_leaves_running_is_not_waited_for(index: Path, tmp_path: Path, seconds: float) -> None:
+    """A daemon in a session of its own holds the command's standard error open."""
+    code = (
+        "import subprocess, sys, time\n"
+        f"left = subprocess.Popen([{sys.executable!r}, '-c', 'import time; time.sleep(20)'], start_new_session=True)\n"
+        f"open({str(tmp_path / 'pid')!r}, 'w').write(str(left.pid))\n"
+    ) + ("time.sleep(600)" if seconds < 1 else "sys.exit('GPU lost')")
+    began = time.monotonic()
+
+    why = gate(index, Heard(), healthy=code, seconds=seconds).healthy(MADE)
+
+    assert why in {"exited with 1: GPU lost", "did not answer within 0.5 seconds"}
+    assert time.monotonic() - began < 15
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
 
 
 def test_a_command_that_floods_its_output_is_read_to_the_end(index: Path) -> None:
