@@ -143,13 +143,14 @@ LIES = [link_out, link_beside, link_for_a_file, second_name, own_second_name, fi
 
 
 @pytest.fixture
-def unpacked(tmp_path: Path) -> Path:
+def unpacked(tmp_path: Path) -> Iterator[Path]:
     (tmp_path / "outside").mkdir()
     (tmp_path / "outside/file").write_bytes(b"secret")
     into = tmp_path / "into"
     (into / "sub").mkdir(parents=True)
     (into / "a").write_bytes(b"x")
-    return into
+    yield into
+    durable.delete(into)  # pytest deletes by recursion, which ends at the bottomless one
 
 
 def test_what_was_unpacked_as_it_is_said_is_confirmed(unpacked: Path) -> None:
