@@ -11,7 +11,8 @@ Rules that hold here:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Literal, Protocol
@@ -360,3 +361,25 @@ class Reporter(Protocol):
         """Take one event."""
         ...
 
+
+# -- all of them -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ports:
+    """Everything that a run may touch."""
+
+    blobs: Blobs
+    trees: Trees
+    generations: Generations
+    ledger: Ledger
+    keeper: Keeper
+    gate: Gate
+    fetcher: Fetcher
+    tester: Tester
+    report: Reporter
+    now: Callable[[], datetime]
+    #: Where a tree lies.
+    tree_path: Callable[[str], Path]
+    #: Where a model's folder lies in a generation.
+    active_path: Callable[[str], str]

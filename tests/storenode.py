@@ -19,6 +19,7 @@ from reconciler import apply, digest, lock, plan
 from reconciler.lock import Lock
 from reconciler.node import Policy
 from reconciler.plan import Plan
+from reconciler.ports import Ports
 from reconciler.state import NodeState
 from reconciler.store import durable, floor, generations, observe, writer
 from reconciler.store.blobs import Blobs
@@ -76,9 +77,9 @@ class StoreNode(Word):
             made = self._diff(wanted, state)
             return apply.execute(made, wanted, state, self.facts, self.policy, self.ports(wanted, ledger))
 
-    def ports(self, wanted: Lock, ledger: Ledger) -> apply.Ports:
+    def ports(self, wanted: Lock, ledger: Ledger) -> Ports:
         blobs = Blobs(self.layout, ledger, hash_file, self.clock)
-        return apply.Ports(
+        return Ports(
             blobs=blobs,
             trees=Trees(self.layout, ledger, blobs, TarUnpacker()),
             generations=Generations(self.layout),

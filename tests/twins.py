@@ -29,7 +29,7 @@ from reconciler.errors import BlobDamaged, HashMismatch, StoreError, UnpackRefus
 from reconciler.lock import Lock, LockedArtifact
 from reconciler.node import NodeFacts, Policy
 from reconciler.plan import Plan
-from reconciler.ports import Event, Fetched, FetchFailed, Incident, Reporter, TestJob, TestReport, Want
+from reconciler.ports import Event, Fetched, FetchFailed, Incident, Ports, Reporter, TestJob, TestReport, Want
 from reconciler.state import ActiveModel, BlobSeen, Generation, NodeState, Passed, Record, TreeSeen
 from reconciler.store.generations import path_of
 from reconciler.store.ledger import Listing
@@ -472,8 +472,8 @@ class MemoryNode(Word):
         with tempfile.TemporaryDirectory() as folder:
             return apply.execute(self.plan(wanted), wanted, self.state(), self.facts, self.policy, self.ports(Path(folder)))
 
-    def ports(self, staging: Path) -> apply.Ports:
-        return apply.Ports(
+    def ports(self, staging: Path) -> Ports:
+        return Ports(
             blobs=self.blobs,
             trees=self.trees,
             generations=self.generations,

@@ -9,7 +9,6 @@ from datetime import timedelta
 from pathlib import Path
 
 from reconciler import units
-from reconciler.apply import Ports
 from reconciler.engine import confirm, wary
 from reconciler.engine.confirm import Confirmed
 from reconciler.engine.options import Clock, Options
@@ -18,7 +17,7 @@ from reconciler.fetch.offline import Offline
 from reconciler.fetch.settings import FetchSettings
 from reconciler.fetch.verify import Hashers
 from reconciler.hooks import Commands
-from reconciler.ports import Event, Fetcher, Reporter, Swapped, Tester, Unpacker
+from reconciler.ports import Event, Fetcher, Ports, Reporter, Swapped, Tester, Unpacker
 from reconciler.settings import Settings
 from reconciler.store.blobs import Blobs
 from reconciler.store.generations import Generations, path_of
