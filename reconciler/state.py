@@ -117,3 +117,5 @@ class NodeState(Struct, frozen=True, kw_only=True):
     broken: bool = False
     #: A run was cut short; the next one finishes it.
     unfinished: bool = False
+    #: The generation that the operator's commands heard of last, where such a run ended before they heard of the active one.
+    heard: Generation | None = None

@@ -29,7 +29,7 @@ from reconciler.errors import BlobDamaged, HashMismatch, StoreError, UnpackRefus
 from reconciler.lock import Lock, LockedArtifact
 from reconciler.node import NodeFacts, Policy
 from reconciler.plan import Plan
-from reconciler.ports import Event, Fetched, FetchFailed, Incident, Ports, Reporter, TestJob, TestReport, Want
+from reconciler.ports import Event, Fetched, FetchFailed, Incident, Ports, Reporter, Swapped, TestJob, TestReport, Want
 from reconciler.state import ActiveModel, BlobSeen, Generation, NodeState, Passed, Record, TreeSeen
 from reconciler.store.generations import path_of
 from reconciler.store.ledger import Listing
@@ -457,7 +457,13 @@ class MemoryNode(Word):
             records=dict(self.ledger.records),
             passed=dict(self.ledger.passes),
             unfinished=self.ledger.running,
+            heard=self._heard() if self.ledger.running else None,
         )
+
+    def _heard(self) -> Generation | None:
+        swaps = [event for event in self.heard.events if isinstance(event, Swapped)]
+        number = swaps[-1].generation if swaps else 0
+        return None if number == self.generations.active.number else self.generations.made.get(number, Generation())
 
     def _seen(self, name: str, data: bytes) -> BlobSeen:
         known = None if name in self.blobs.doubtful else self.clock()

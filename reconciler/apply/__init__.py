@@ -18,6 +18,7 @@ plan differs by what is missing, and the same steps finish it.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
 from datetime import datetime
 
 from msgspec import Struct
@@ -99,6 +100,7 @@ class _Run:
         if self._state.unfinished:
             ports.report(Incident(kind="crash-recovered", detail="the last run was cut short; this one finishes it"))
         ports.keeper.recover()
+        self._catch_up()  # 6, for that run
         self._reject()
         self._install()  # 4, 5, 6
         self._retire()  # 7
@@ -197,6 +199,20 @@ class _Run:
         if self._state.broken:
             self._serving.swap({}, [], "what was active was not whole", anew=True)
 
+    # -- 3: what a run left that was cut short -----------------------------------------------------
+
+    def _catch_up(self) -> None:
+        if self._state.heard is None:
+            return
+        added, why = self._serving.catch_up(self._state.heard, [change.id for change in self._plan.models if self._retires(change)])
+        if why:
+            self._unhealthy(added, why)
+
+    def _unhealthy(self, added: Iterable[str], why: str) -> None:
+        for model in sorted(added):
+            self._failed.add(model)
+            self._records.fail(model, SmokeFailed(f"the node was not healthy with it: {why}"))
+
     def _reject(self) -> None:
         for change in self._plan.models:
             if change.op == "reject":
@@ -245,11 +261,10 @@ class _Run:
         added = {one.model.id: self._entry(one.model, one.tree) for one in passed if one.model.state == "enabled" and one.tree}
         gone = [one.model.id for one in ready if one.model.id in self._serving.entries and self._must_leave(one)]
         why = self._serving.swap(added, gone, "installed or tested", succeeded=self._succeeded(added))
+        if why:
+            self._unhealthy(added, why)
         for one in passed:
-            if why and one.model.id in added:
-                self._failed.add(one.model.id)
-                self._records.fail(one.model.id, SmokeFailed(f"the node was not healthy with it: {why}"))
-            else:
+            if not (why and one.model.id in added):
                 self._records.settle(one.model.id, "active" if one.model.state == "enabled" else "inactive", "up-to-date: nothing to do")
 
     def _judge(self, one: Prepared) -> bool:
@@ -397,7 +412,7 @@ class _Run:
         """Set right what was remembered wrongly of models that need nothing: a run was cut short between an effect and its record."""
         for change in self._plan.models:
             listed, known = self._models.get(change.id), self._records.get(change.id)
-            if change.op != "keep" or listed is None or known is None or change.reason.startswith("excluded"):
+            if change.op != "keep" or listed is None or known is None or listed.id in self._failed or change.reason.startswith("excluded"):
                 continue
             if known.state != change.from_ or (known.recipe != listed.recipe and change.from_ != "absent"):
                 self._records.settle(change.id, change.from_, change.reason)

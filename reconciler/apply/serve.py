@@ -42,6 +42,25 @@ class Serving:
         self.entries = following
         return ""
 
+    def catch_up(self, heard: Generation, succeeded: Collection[str]) -> tuple[set[str], str]:
+        """
+        Ask about what was swapped in since *heard*, where a run was cut short before it asked.
+
+        Return the models that were added, and why the node is not healthy with them, or nothing. If it is not, what they took the place of
+        serves again, and what *succeeded* names.
+        """
+        added = {model for model, entry in self.entries.items() if heard.tree_of(model) != entry.tree}
+        current = self._ports.generations.current()
+        why = self._ports.gate.healthy(current) if added else ""
+        if why:
+            returning = {model: entry for model, entry in heard.entries.items() if model in added or model in succeeded}
+            kept = {model: entry for model, entry in self.entries.items() if model not in added}
+            self._go_back(Generation(entries=kept | returning), current, set(), why)
+        else:
+            removed = heard.entries.keys() - self.entries.keys()
+            self._announce(current, tuple(sorted(added)), tuple(sorted(removed)), "swapped in by a run that was cut short")
+        return added, why
+
     def _go_back(self, before: Generation, made: Generation, gone: set[str], why: str) -> None:
         """Return to what served before; what may not serve any more stays out of it."""
         self._ports.report(Incident(kind="smoke-failed", detail=f"generation {made.number} is not healthy: {why}"))

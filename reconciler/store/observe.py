@@ -40,6 +40,7 @@ def _observed(layout: Layout, ledger: Ledger) -> NodeState:
     broken = bool(drift)
     strayed = generations.strayed(layout, active)
     drift = (*drift, *(f"active: the link of {model} does not lead to its tree" for model in strayed))
+    unfinished = bool(ledger.fact("running", bool))
     known = ledger.verifications()
     found = _scan(layout.blobs)
     blobs = {name: _blob(seen, known.get(name)) for name, seen in found.items()}
@@ -57,8 +58,21 @@ def _observed(layout: Layout, ledger: Ledger) -> NodeState:
         drift=(*drift, *lost, *damaged, *torn),
         strayed=strayed,
         broken=broken,
-        unfinished=bool(ledger.fact("running", bool)),
+        unfinished=unfinished,
+        heard=_heard(layout, ledger, active) if unfinished else None,
     )
+
+
+def _heard(layout: Layout, ledger: Ledger, active: Generation) -> Generation | None:
+    """Return the last generation that is in the history, if that is not the active one: a swap is logged once it was asked about."""
+    logged = ledger.history(1)
+    number = logged[0].generation if logged else 0
+    if number == active.number:
+        return None
+    try:
+        return generations.read(layout, number) if number else Generation()
+    except generations.Damaged:
+        return None
 
 
 def _active(layout: Layout) -> tuple[Generation, tuple[str, ...]]:

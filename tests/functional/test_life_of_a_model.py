@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -465,6 +467,25 @@ def test_an_unhealthy_node_returns_to_what_served_before(used: Node, gate: str) 
     assert "not healthy" in model_of(used.run("status", "--json"), "b:v1")["last_error"]
     assert any("is not healthy" in one["detail"] for one in used.run("incidents", "--json").json)
     assert "went back" in used.run("history", "--json").json[-1]["what"]
+    (used.folder / "reconcile.toml").write_text(text)
+    assert used.run("apply").code == 0
+    assert active(used) == ["a:v1", "b:v1"]
+
+
+def test_what_a_killed_run_had_not_asked_about_is_asked_by_the_next(used: Node) -> None:
+    text = (used.folder / "reconcile.toml").read_text()
+    (used.folder / "reconcile.toml").write_text(f'{text}\n[hooks]\nhealthy = ["sh", "-c", "kill -KILL $PPID"]\n')
+    before = used.index()["models"]
+    used.publish(used.item("a:v1", tiny("a")), used.item("b:v1", tiny("b")))
+    command = [sys.executable, "-m", "reconciler", "apply", "--config", str(used.folder / "reconcile.toml")]
+    assert subprocess.run(command, check=False, capture_output=True).returncode == -signal.SIGKILL
+    assert active(used) == ["a:v1", "b:v1"]
+    (used.folder / "reconcile.toml").write_text(f'{text}\n[hooks]\nhealthy = ["sh", "-c", "echo too slow >&2; exit 1"]\n')
+
+    assert used.run("apply").code == 3
+
+    assert used.index()["models"] == before
+    assert used.states() == {"a:v1": "active", "b:v1": "failed"}
     (used.folder / "reconcile.toml").write_text(text)
     assert used.run("apply").code == 0
     assert active(used) == ["a:v1", "b:v1"]

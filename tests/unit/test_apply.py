@@ -13,6 +13,7 @@ from reconciler import lifecycle
 from reconciler.errors import DiskFull, FetchError
 from reconciler.node import NodeFacts
 from reconciler.ports import ModelDone, RunEnded, RunStarted, Swapped
+from reconciler.state import Generation
 from tests.twins import FACTS, POLICY, Files, MemoryNode, StagingFetcher, changed, name_of, tar
 
 A: Files = {"a.gguf": b"aaaa"}
@@ -573,6 +574,52 @@ def test_an_unhealthy_node_goes_back_and_what_it_added_failed(node: MemoryNode, 
     node.gate.verdict = lambda _: ""
     node.run(lock)
     assert set(node.active()) == had | {"a:v1"}
+
+
+class Killed(BaseException):
+    """The run ends here, as by kill -9."""
+
+
+def kill(_: Generation) -> str:
+    raise Killed
+
+
+@pytest.mark.parametrize("verdict", ["", "exited with 1"])
+@pytest.mark.parametrize("before", ["nothing", "something", "an older content"])
+def test_a_run_that_is_cut_short_while_the_node_is_asked_leaves_no_model_unasked(node: MemoryNode, before: str, verdict: str) -> None:
+    others = [node.item("c:v1", C)] if before == "something" else []
+    node.run(node.lock(*([node.item("a:v1", B)] if before == "an older content" else others)))
+    had = node.active()
+    lock = node.lock(node.item("a:v1", A), *others)
+    node.gate.verdict = kill
+    with pytest.raises(Killed):
+        node.run(lock)
+    assert node.active()["a:v1"] == A
+    node.gate.verdict = lambda made: verdict if node.active().get("a:v1") == A else ""
+
+    outcome = node.run(lock)
+
+    assert node.active() == (had if verdict else had | {"a:v1": A})
+    assert outcome.failed == (("a:v1",) if verdict else ())
+    assert node.ledger.records["a:v1"].state == ("failed" if verdict else "active")
+    assert node.gate.told[-1] == node.generations.active.number
+    node.gate.verdict = lambda _: ""
+    node.run(lock)
+    assert node.active() == had | {"a:v1": A}
+    assert node.ops(lock) == {}
+
+
+def test_a_version_comes_back_when_a_run_was_cut_short_and_its_successor_is_not_healthy(node: MemoryNode) -> None:
+    node.run(node.lock(node.item("a:v1", A)))
+    lock = node.lock(node.item("a:v1", A, state="archived"), node.item("a:v2", B))
+    node.gate.verdict = kill
+    with pytest.raises(Killed):
+        node.run(lock)
+    node.gate.verdict = lambda made: "no" if "a:v2" in made.entries else ""
+
+    node.run(lock)
+
+    assert node.active() == {"a:v1": A}
 
 
 def test_an_archived_version_comes_back_when_its_successor_is_not_healthy(node: MemoryNode) -> None:
