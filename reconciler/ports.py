@@ -192,8 +192,12 @@ class Blobs(Protocol):
 class Trees(Protocol):
     """Models' folders, named by the digest of their listing."""
 
-    def assemble(self, recipe: str, artifacts: Sequence[LockedArtifact], entrypoint: str) -> TreeSeen:
-        """Make, or mend, the tree of *artifacts*; it MUST be complete when its name appears."""
+    def assemble(self, recipe: str, artifacts: Sequence[LockedArtifact], entrypoint: str, *, standing: bool = False) -> TreeSeen:
+        """
+        Make, or mend, the tree of *artifacts*; it MUST be complete when its name appears.
+
+        *standing*: it was made before, and every blob that it is made of is there and good; archives need not be unpacked for it.
+        """
         ...
 
     def remove(self, name: str) -> None:

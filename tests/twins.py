@@ -255,8 +255,11 @@ class MemoryTrees:
         self.seen: dict[str, TreeSeen] = {}
         self.listings: dict[str, tuple[Listing, ...]] = {}
 
-    def assemble(self, recipe: str, artifacts: Sequence[LockedArtifact], entrypoint: str) -> TreeSeen:
-        entries = [entry for artifact in artifacts for entry in self._entries(artifact)]
+    def assemble(self, recipe: str, artifacts: Sequence[LockedArtifact], entrypoint: str, *, standing: bool = False) -> TreeSeen:
+        if standing and recipe in self.seen:
+            entries = list(self.listings[self.seen[recipe].digest])
+        else:
+            entries = [entry for artifact in artifacts for entry in self._entries(artifact)]
         listing = tuple(sorted(entries, key=lambda entry: entry.path))
         if len({entry.path.casefold() for entry in listing}) != len(listing):
             raise UnpackRefused("two files have one path")

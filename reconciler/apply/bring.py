@@ -198,11 +198,18 @@ class Bringing:
         except Exception as error:  # noqa: BLE001  a bug in one model's path must not leave the run waiting for ever
             return Prepared(model=model, error=StoreError(f"unexpected: {type(error).__name__}: {error}"))
 
+    def _stands(self, model: LockedModel) -> bool:
+        """Say whether the tree of *model* is there and made of what it was: an archive is not unpacked again for a test."""
+        tree = self._state.trees.get(model.recipe)
+        replaced = {change.digest for change in self._plan.blobs if change.op != "check"} | self.lost
+        return tree is not None and not tree.damaged and self._ops[model.id] != "repair" and not replaced & set(tree.blobs)
+
     def _made(self, model: LockedModel) -> Prepared:
         report = self._ports.report
-        if any(artifact.unpack for artifact in model.artifact):
+        standing = self._stands(model)
+        if not standing and any(artifact.unpack for artifact in model.artifact):
             report(ModelPhase(model=model.id, phase="unpacking"))
-        tree = self._ports.trees.assemble(model.recipe, model.artifact, model.entrypoint)
+        tree = self._ports.trees.assemble(model.recipe, model.artifact, model.entrypoint, standing=standing)
         if model.state != "enabled" or self._ops[model.id] == "enable":
             return Prepared(model=model, tree=tree)
         report(ModelPhase(model=model.id, phase="testing"))

@@ -217,6 +217,11 @@ class Ledger:
         found = ((recipe, tree, _decoded(listing, tuple[Listing, ...])) for recipe, tree, listing in rows)
         return {recipe: (tree, listing) for recipe, tree, listing in found if listing is not None}
 
+    def listing(self, recipe: str) -> tuple[Listing, ...]:
+        """Return the files of the tree that *recipe* gave; none where that is not known."""
+        rows = self._rows("SELECT listing FROM trees WHERE recipe = ?", (recipe,))
+        return (_decoded(rows[0][0], tuple[Listing, ...]) if rows else None) or ()
+
     def assembled(self, seen: TreeSeen, listing: tuple[Listing, ...]) -> None:
         """Remember which tree a recipe gave, and of what files it is made."""
         self._write("INSERT OR REPLACE INTO trees VALUES (?, ?, ?)", (seen.recipe, seen.digest, msgspec.json.encode(listing)))

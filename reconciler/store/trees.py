@@ -39,16 +39,18 @@ class Trees:
         self._blobs = blobs
         self._unpacker = unpacker
 
-    def assemble(self, recipe: str, artifacts: Sequence[LockedArtifact], entrypoint: str) -> TreeSeen:
+    def assemble(self, recipe: str, artifacts: Sequence[LockedArtifact], entrypoint: str, *, standing: bool = False) -> TreeSeen:
         """
         Make the tree of *artifacts*, whose blobs are all there, and return it.
+
+        *standing*: it was made before and its blobs are what they were, so that no archive is unpacked for it.
 
         Raises:
             UnpackRefused: an archive breaks a rule, two members have one path, or *entrypoint* is not among the files.
             StoreError: the disk refused.
         """
         with durable.refusals("make a model's tree"):
-            listing = self._listing(artifacts)
+            listing = (self._ledger.listing(recipe) if standing else ()) or self._listing(artifacts)
             if entrypoint not in {entry.path for entry in listing}:
                 raise UnpackRefused(f"the entrypoint {entrypoint!r} is not among the model's files")
             name = digest_of(listing)

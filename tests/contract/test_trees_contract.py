@@ -128,3 +128,16 @@ def test_removing_is_final_and_may_be_repeated_and_leaves_the_blobs(side: Side) 
     assert side.files(seen.digest) == {}
     assert side.blobs.check(name_of(b"model"))
     assert side.trees.assemble("one", artifacts, "m") == seen
+
+
+def test_a_standing_tree_is_not_unpacked_again_and_its_entrypoint_is_still_looked_for(side: Side) -> None:
+    box = side.artifact("box.tar", tar({"a": b"1"}), "tar")
+    made = side.trees.assemble("recipe", [box], "a")
+    side.blobs.discard(box.digest)
+
+    assert side.trees.assemble("recipe", [box], "a", standing=True) == made
+    assert side.files(made.digest) == {"a": b"1"}
+    with pytest.raises(UnpackRefused):
+        side.trees.assemble("recipe", [box], "b", standing=True)
+    with pytest.raises(ReconcileError):  # it was never made
+        side.trees.assemble("other", [box], "a", standing=True)

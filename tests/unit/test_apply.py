@@ -12,7 +12,7 @@ import pytest
 from reconciler import lifecycle
 from reconciler.errors import DiskFull, FetchError
 from reconciler.node import NodeFacts
-from reconciler.ports import ModelDone, RunEnded, RunStarted, Swapped
+from reconciler.ports import ModelDone, ModelPhase, RunEnded, RunStarted, Swapped
 from reconciler.state import Generation
 from tests.twins import FACTS, POLICY, Files, MemoryNode, StagingFetcher, changed, name_of, tar
 
@@ -574,6 +574,25 @@ def test_an_unhealthy_node_goes_back_and_what_it_added_failed(node: MemoryNode, 
     node.gate.verdict = lambda _: ""
     node.run(lock)
     assert set(node.active()) == had | {"a:v1"}
+
+
+@pytest.mark.parametrize("way", ["enabled again", "another job", "failed before"])
+def test_an_archive_is_not_unpacked_again_for_a_test(node: MemoryNode, way: str) -> None:
+    if way == "failed before":
+        node.tester.verdicts["a:v1"] = ("bad", "no words")
+    node.run(node.lock(node.item("a:v1", A, boxed=B)))
+    if way == "enabled again":
+        node.run(node.lock(node.item("a:v1", A, boxed=B, state="disabled")))
+    node.tester.verdicts.clear()
+    node.heard.events.clear()
+    item = node.item("a:v1", A, boxed=B)
+    if way == "another job":
+        item["smoke"] = {"prompt": "Other", "max_tokens": 4, "timeout": "60s"}
+
+    node.run(node.lock(item))
+
+    assert node.active() == {"a:v1": A | B}
+    assert "unpacking" not in {event.phase for event in node.heard.events if isinstance(event, ModelPhase)}
 
 
 class Killed(BaseException):
