@@ -10,6 +10,7 @@ Rules that hold here:
 
 from __future__ import annotations
 
+import functools
 import tomllib
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -47,7 +48,7 @@ class LockedArtifact(Struct, frozen=True, kw_only=True):
     unpack: Unpack | None = None
 
 
-class LockedModel(Struct, frozen=True, kw_only=True):
+class LockedModel(Struct, frozen=True, kw_only=True, dict=True):
     """A model with all that installing and testing it needs."""
 
     id: str
@@ -60,7 +61,7 @@ class LockedModel(Struct, frozen=True, kw_only=True):
     smoke: Smoke
     artifact: tuple[LockedArtifact, ...]
 
-    @property
+    @functools.cached_property
     def recipe(self) -> str:
         """Return the digest of what the model's tree is made from: the same recipe always gives the same tree."""
         return digest.of(msgspec.json.encode(self.artifact))

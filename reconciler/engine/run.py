@@ -7,7 +7,9 @@ under the hold, and carries that out: what a person saw before is compared, neve
 
 from __future__ import annotations
 
-import difflib
+import contextlib
+import gc
+from collections.abc import Iterator
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -18,7 +20,7 @@ from reconciler import plan as plans
 from reconciler.engine import confirm, facts, network
 from reconciler.engine.confirm import Confirmed
 from reconciler.engine.options import Clock, Options, wall_clock
-from reconciler.errors import FetchError, ReconcileError, RuntimeMissing, TrustError, UsageError
+from reconciler.errors import FetchError, ReconcileError, RuntimeMissing, UsageError
 from reconciler.lock import Lock
 from reconciler.node import NodeFacts, Policy
 from reconciler.plan import Plan
@@ -53,12 +55,25 @@ def preview(settings: Settings, options: Options = _OPTIONS, *, clock: Clock = w
         StoreError: the store cannot be read.
     """
     now = clock()
-    found = confirm.confirm(settings)
-    layout = confirm.layout_of(settings)
-    with Ledger.reading(layout.ledger) as ledger:
-        found.admit(floor.read(layout, ledger), now)
-        state = observe.node_state(layout, ledger)
-    return _preview(settings, options, found, state, now)
+    with _uncollected():
+        found = confirm.confirm(settings)
+        layout = confirm.layout_of(settings)
+        with Ledger.reading(layout.ledger) as ledger:
+            found.admit(floor.read(layout, ledger), now)
+            state = observe.node_state(layout, ledger)
+        return _preview(settings, options, found, state, now)
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Keep the collector of cycles away from a hundred thousand values that make none: looking at them is a twentieth of a plan."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _preview(settings: Settings, options: Options, found: Confirmed, state: NodeState, now: datetime) -> Preview:
@@ -72,6 +87,8 @@ def _refuse_strangers(options: Options, known: set[str]) -> None:
     """Refuse a model id on the command line that nobody knows: a typo would be a silent success."""
     for model in (*options.only, *options.excluded):
         if model not in known:
+            import difflib
+
             near = difflib.get_close_matches(model, known, n=1)
             raise UsageError(f"there is no model {model!r}", hint=f"did you mean {near[0]!r}?" if near else "`reconcile status` lists them")
 
@@ -114,12 +131,9 @@ def apply(
 
 
 def _raised(settings: Settings, ledger: Ledger, now: datetime) -> Confirmed:
-    try:
+    with network.logged_refusals(ledger, now):
         found = confirm.confirm(settings)
         network.raise_floor(settings, found, ledger, now)
-    except TrustError as error:
-        ledger.incident(Incident(kind=error.name, detail=error.message), now)
-        raise
     confirm.remember(settings, found)
     return found
 
@@ -167,14 +181,12 @@ def hear_and_accept(
     with network.held_store(settings, timeout_seconds=patience_seconds) as ledger:
         network.follow_roots(settings, ledger)
         try:
-            heard = network.hear(settings, source, now)
+            with network.logged_refusals(ledger, now, source or settings.network.snapshot):
+                heard = network.hear(settings, source, now)
         except FetchError as error:
             if network.last_known(settings) is None:
                 raise
             report(Notice(level="warning", text=f"the network does not answer ({error.message}); the last known lock stays"))
             return None
-        except TrustError as error:
-            ledger.incident(Incident(kind=error.name, detail=error.message, source=source or settings.network.snapshot), now)
-            raise
         network.accept(settings, heard, ledger, now)
     return heard

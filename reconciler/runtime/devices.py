@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 from pathlib import Path
 
 from reconciler.node import Gpu
+
+#: What NVIDIA's driver shows of itself, on Linux and in its subsystem on Windows.
+_DRIVERS = ("/proc/driver/nvidia", "/dev/nvidiactl", "/dev/dxg")
 
 
 def gpus() -> tuple[Gpu, ...]:
@@ -30,7 +32,11 @@ def gpus() -> tuple[Gpu, ...]:
 
 
 def _has_driver() -> bool:
-    """Look for the driver's library before its binding is loaded: a plan on a machine without one pays nothing."""
+    """Look for the driver, and then its library, before the binding is loaded: a plan on a machine without one pays nothing."""
+    if not any(Path(place).exists() for place in _DRIVERS):
+        return False
+    import ctypes
+
     try:
         ctypes.CDLL("libnvidia-ml.so.1")
     except OSError:

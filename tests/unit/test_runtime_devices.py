@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from reconciler.node import Gpu
 from reconciler.runtime import devices
 
@@ -14,9 +16,11 @@ BIG = Gpu(name="NVIDIA H200", total_bytes=150 << 30, free_bytes=140 << 30, drive
 SMALL = Gpu(name="NVIDIA L4", total_bytes=24 << 30, free_bytes=23 << 30, driver="560.35")
 
 
-def test_without_a_driver_there_is_no_gpu_and_its_binding_is_not_loaded() -> None:
+@pytest.mark.parametrize("drivers", [(), ("/",)], ids=["no driver", "no library of it"])
+def test_without_a_driver_there_is_no_gpu_and_its_binding_is_not_loaded(drivers: tuple[str, ...]) -> None:
     code = (
-        "import json, sys; from reconciler.runtime import devices; devices.ctypes.CDLL = lambda name: (_ for _ in ()).throw(OSError(name));"
+        "import ctypes, json, sys; from reconciler.runtime import devices; ctypes.CDLL = lambda name: (_ for _ in ()).throw(OSError(name));"
+        f"devices._DRIVERS = {drivers!r};"
         "print(json.dumps([devices.gpus(), devices.device_label(devices.gpus()), 'pynvml' in sys.modules]))"
     )
     top = Path(__file__).resolve().parents[2]
