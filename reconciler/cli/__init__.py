@@ -14,13 +14,13 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
 from reconciler import __version__
-from reconciler.cli.shell import say
-from reconciler.errors import ReconcileError, StoreError, UsageError
+from reconciler.cli.shell import of_system, say
+from reconciler.errors import ReconcileError, UsageError
 
 #: The commands, by whom they are for, each with the module that it is in.
 _SECTIONS = {
@@ -33,6 +33,10 @@ _SECTIONS = {
     "To see it work": {"demo": "upkeep"},
 }  # fmt: skip
 _ROOMS = {name: room for names in _SECTIONS.values() for name, room in names.items()}
+
+
+class _Unread(Exception):
+    """Nobody reads standard output any more."""
 
 
 class _Sections(click.Group):
@@ -50,6 +54,13 @@ class _Sections(click.Group):
             return None
         found: click.Command = getattr(importlib.import_module(f"reconciler.cli.{_ROOMS[cmd_name]}"), cmd_name)
         return found
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; click would make a pipe that nobody reads an exit code of its own."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise _Unread from None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the commands, section by section."""
@@ -106,16 +117,23 @@ def run(arguments: list[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted: the next run finishes what this one began", err=True)
         return 130
-    except BrokenPipeError:  # before OSError, of which it is one
+    except (_Unread, BrokenPipeError):  # before OSError, of which it is one
         sys.stderr.close()  # the interpreter would complain about standard output once more at its end
         return 141
     except OSError as error:  # a folder that is not there, a full disk behind the terminal
-        say(StoreError(f"{error.filename or 'the system refused'}: {error.strerror or error}"), json=json)
+        say(of_system(error), json=json)
         return 1
     return code if isinstance(code, int) else 0
 
 
+#: What click raises for a group without a command, since its version 8.2.
+_HELP: type[click.ClickException] | tuple[()] = getattr(click.exceptions, "NoArgsIsHelpError", ())
+
+
 def _misused(error: click.ClickException, *, json: bool) -> int:
+    if isinstance(error, _HELP):
+        click.echo(error.format_message(), err=True)
+        return UsageError.exit_code
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "reconcile"
     say(UsageError(error.format_message(), hint=f"see `{path} --help`"), json=json)

@@ -8,6 +8,7 @@ and leaves the terminal to people. There is never a prompt without a terminal.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -17,12 +18,14 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 import click
 import msgspec
 
-from reconciler.errors import ReconcileError, SettingsError
+from reconciler.errors import ReconcileError, SettingsError, StoreError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from reconciler.ports import Event, Reporter
+    from reconciler.report.jsonl import JsonLines
+    from reconciler.report.terminal import Lines
     from reconciler.settings import Settings
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -39,6 +42,7 @@ class Shell:
         self.color = color and "NO_COLOR" not in os.environ
         self.quiet = quiet
         self.verbose = verbose
+        self._streamed = False
 
     def settings(self) -> Settings:
         """Return the settings that hold here; all defaults, relative to the working directory, where no file is found."""
@@ -65,36 +69,63 @@ class Shell:
         """Give *value* to programs as one JSON document where they asked for it, and *show* it to people."""
         data = msgspec.json.format(msgspec.json.encode(value, order="deterministic"), indent=2) + b"\n"
         if self.json_into:
-            self.json_into.write_bytes(data)
+            with _named(self.json_into):
+                self.json_into.write_bytes(data)
         if self.json:
             sys.stdout.write(data.decode())
             sys.stdout.flush()
         elif not self.quiet:
             show(self.people)
 
+    def failed(self, error: ReconcileError) -> None:
+        """Tell of *error* where programs asked for JSON: after the events of a run, in place of the document of another command."""
+        if self.json_into:
+            with contextlib.suppress(OSError), self.json_into.open("ab" if self._streamed else "wb") as file:
+                file.write(_document_of(error) + b"\n")
+
     @contextlib.contextmanager
     def reporter(self, *, stream: bool = True) -> Iterator[Reporter]:
-        """Give a listener for a run's events: moving lines on a terminal, plain ones elsewhere, JSON where programs asked for it."""
-        from reconciler.engine.options import wall_clock
-        from reconciler.report import jsonl
+        """
+        Give a listener for a run's events: moving lines on a terminal, plain ones elsewhere, JSON where programs asked for it.
 
+        Raises:
+            OSError: the run is over, and standard output or the file did not take all that there was to say of it.
+        """
         with contextlib.ExitStack() as stack:
-            listeners: list[Reporter] = []
-            if self.json and stream:
-                listeners.append(jsonl.JsonLines(sys.stdout, wall_clock))
-            else:
-                listeners.append(stack.enter_context(self._lines()))
-            if self.json_into and stream:
-                file: IO[str] = stack.enter_context(self.json_into.open("w"))
-                listeners.append(jsonl.JsonLines(file, wall_clock))
+            people = None if self.json and stream else stack.enter_context(self._lines())
+            output = self._events(sys.stdout) if self.json and stream else None
+            into = self._events(stack.enter_context(self._opened(self.json_into))) if self.json_into and stream else None
+            listeners = [one for one in (people, output, into) if one is not None]
 
             def tell(event: Event) -> None:
                 for listener in listeners:
                     listener(event)
 
             yield tell
+            said = output or (None if self.json else people)
+            if said and said.failure:
+                raise said.failure
+            if self.json_into and into and into.failure:
+                with _named(self.json_into):
+                    raise into.failure
 
-    def _lines(self) -> Any:
+    def _events(self, stream: IO[str]) -> JsonLines:
+        from reconciler.engine.options import wall_clock
+        from reconciler.report import jsonl
+
+        return jsonl.JsonLines(stream, wall_clock)
+
+    @contextlib.contextmanager
+    def _opened(self, path: Path) -> Iterator[IO[str]]:
+        file = path.open("w")
+        self._streamed = True
+        try:
+            yield file
+        finally:
+            with _named(path):  # what was not written yet is written now, or not
+                file.close()
+
+    def _lines(self) -> Lines:
         from reconciler.report import terminal
 
         to = self.people
@@ -131,7 +162,14 @@ def common(*, json: bool = True) -> Callable[[_F], _F]:
                 quiet=given.pop("quiet"),
                 verbose=given.pop("verbose"),
             )
-            return command(shell, **given)
+            try:
+                return command(shell, **given)
+            except BrokenPipeError:
+                raise
+            except (ReconcileError, OSError) as error:
+                said = error if isinstance(error, ReconcileError) else of_system(error)
+                shell.failed(said)
+                raise said from None
 
         run.__name__, run.__doc__ = command.__name__, command.__doc__
         run.__dict__.update(command.__dict__)
@@ -156,14 +194,38 @@ def common(*, json: bool = True) -> Callable[[_F], _F]:
     return decorate
 
 
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Say of which file the system speaks: of writes it does not."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+#: What a write says of a disk, a quota or a device that takes no more.
+_UNWRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
+
+
+def of_system(error: OSError) -> StoreError:
+    """Return what the system refused, as an error of ours."""
+    where = error.filename or ("standard output" if error.errno in _UNWRITTEN else "the system refused")
+    return StoreError(f"{where}: {error.strerror or error}")
+
+
 def say(error: ReconcileError, *, json: bool) -> None:
-    """Tell of an error: what, why and what to do next."""
+    """Tell of an error: what, why and what to do next; what cannot be told here is told by the exit code."""
     if json:
-        tree = {"error": {"name": error.name, "message": error.message, "hint": error.hint}}
-        click.echo(msgspec.json.encode(tree).decode())
-    click.secho(f"error[{error.name}]: {error.message}", err=True, fg="red" if _colored() else None)
-    if error.hint:
-        click.echo(f"hint: {error.hint}", err=True)
+        with contextlib.suppress(OSError):
+            click.echo(_document_of(error).decode())
+    with contextlib.suppress(OSError):
+        click.secho(f"error[{error.name}]: {error.message}", err=True, fg="red" if _colored() else None)
+        if error.hint:
+            click.echo(f"hint: {error.hint}", err=True)
+
+
+def _document_of(error: ReconcileError) -> bytes:
+    return msgspec.json.encode({"error": {"name": error.name, "message": error.message, "hint": error.hint}})
 
 
 def _colored() -> bool:

@@ -21,7 +21,8 @@ from reconciler import digest, trust, units
 from reconciler import lock as locks
 from reconciler.engine import confirm
 from reconciler.engine.confirm import LIMITS, Confirmed
-from reconciler.errors import FetchError, LockMismatch, ReconcileError, SettingsError
+from reconciler.errors import FetchError, LockMismatch, ReconcileError, SettingsError, TrustError
+from reconciler.ports import Incident
 from reconciler.settings import Settings
 from reconciler.store import durable, floor, writer
 from reconciler.store.ledger import Ledger
@@ -67,6 +68,16 @@ def held_store(settings: Settings, *, timeout_seconds: float = 0.0) -> Iterator[
     durable.make_folder(layout.root)
     with writer.hold(layout.writer, timeout_seconds=timeout_seconds), Ledger.writing(layout.ledger) as ledger:
         yield ledger
+
+
+@contextlib.contextmanager
+def logged_refusals(ledger: Ledger, now: datetime, source: str = "") -> Iterator[None]:
+    """Log as an incident what is not the network's word, and let the refusal pass."""
+    try:
+        yield
+    except TrustError as error:
+        ledger.incident(Incident(kind=error.name, detail=error.message, source=source), now)
+        raise
 
 
 def hear(settings: Settings, source: str, now: datetime) -> Heard:

@@ -14,7 +14,7 @@ from reconciler.engine import confirm, network, wiring
 from reconciler.engine.options import Clock, wall_clock
 from reconciler.errors import StoreError, UsageError
 from reconciler.fetch.verify import Checked, Hashers
-from reconciler.ports import Incident, Reporter, Swapped
+from reconciler.ports import Incident, Notice, Reporter, Swapped
 from reconciler.settings import Settings
 from reconciler.state import Generation
 from reconciler.store import generations, observe
@@ -64,10 +64,16 @@ def verify(
     What is damaged loses its standing: the next plan says ``repair``, and so does ``status``. *rate* is bytes a second, 0: no limit.
 
     Raises:
+        TrustError: there is a lock, and it is not the network's word; one that has merely expired is.
         StoreBusy, StoreError: as their names say.
     """
     layout = confirm.layout_of(settings)
     with network.held_store(settings, timeout_seconds=lock_timeout_seconds) as ledger:
+        if settings.path(settings.network.lockfile).exists():
+            with network.logged_refusals(ledger, clock()):
+                confirm.confirm(settings)
+        else:
+            report(Notice(level="warning", text="there is no lock: what the store holds is compared with the names of its blobs alone"))
         state = observe.node_state(layout, ledger)
         files = _chosen([(name, seen.size, layout.blob(name)) for name, seen in state.blobs.items()], ledger, sample)
         damage = [*_torn(layout, ledger), *(Damage(kind="active", name="active", detail=text) for text in state.drift if "active" in text)]

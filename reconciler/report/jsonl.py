@@ -15,10 +15,12 @@ from reconciler.report import text
 
 
 class JsonLines:
-    """A reporter that writes to a stream. A reader that went away ends nothing."""
+    """A reporter that writes to a stream. A reader that went away, or a full disk behind it, ends nothing, and is remembered."""
 
     def __init__(self, stream: IO[str], now: Callable[[], datetime]) -> None:
-        self._stream: IO[str] | None = stream
+        self._stream = stream
+        #: Why nothing more is written.
+        self.failure: OSError | None = None
         self._now = now
         self._lock = ""
         self._guard = threading.Lock()
@@ -36,9 +38,9 @@ class JsonLines:
         if not isinstance(event, FetchProgress):
             head["message"] = text.sentence(event)
         line = msgspec.json.encode(head | tree).decode()
-        if self._stream is not None:
+        if self.failure is None:
             try:
                 self._stream.write(line + "\n")
                 self._stream.flush()
-            except (OSError, ValueError):  # nobody reads any more: the run goes on
-                self._stream = None
+            except OSError as error:  # nobody reads any more: the run goes on
+                self.failure = error

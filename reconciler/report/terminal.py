@@ -161,16 +161,17 @@ class Lines:
         self._console = to
         self._quiet = quiet
         self._verbose = verbose
-        self._deaf = False
+        #: Why nothing more is printed.
+        self.failure: OSError | None = None
 
     def __call__(self, event: Event, /) -> None:
         """Print one event, if it is worth a line here."""
-        if self._wanted(event) and not self._deaf:
+        if self._wanted(event) and self.failure is None:
             said = sentence(event)
             try:
                 self._console.print(said if self._verbose else _DIGITS.sub(r"\1…", said), markup=False, style=_style(event))
-            except OSError:  # nobody reads any more: the run goes on
-                self._deaf = True
+            except OSError as error:  # nobody reads any more: the run goes on
+                self.failure = error
 
     def _wanted(self, event: Event) -> bool:
         match event:

@@ -128,7 +128,7 @@ def test_duplicate_json_keys_are_refused(used: Node) -> None:
     assert "duplicate key 'schema'" in ran.err
 
 
-@pytest.mark.parametrize("command", ["plan", "apply", "status"])
+@pytest.mark.parametrize("command", ["plan", "apply", "status", "verify"])
 def test_an_edited_lock_is_refused(used: Node, command: str) -> None:
     lock = used.folder / "models.lock"
     lock.write_text(lock.read_text().replace("max_tokens = 4", "max_tokens = 5"))
@@ -143,7 +143,7 @@ def test_an_edited_lock_is_refused(used: Node, command: str) -> None:
     assert after == before
 
 
-@pytest.mark.parametrize("command", ["plan", "status"])
+@pytest.mark.parametrize("command", ["plan", "status", "verify"])
 def test_a_lock_without_its_envelope_is_refused(used: Node, command: str) -> None:
     (used.folder / "snapshot.json").unlink()
     refused(used, used.run(command, "--json"), 4, "lock-mismatch")
