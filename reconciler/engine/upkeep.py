@@ -16,7 +16,7 @@ from reconciler.errors import StoreError, UsageError
 from reconciler.fetch.verify import Checked, Hashers
 from reconciler.ports import Incident, Notice, Reporter, Swapped
 from reconciler.settings import Settings
-from reconciler.state import Generation
+from reconciler.state import Generation, NodeState
 from reconciler.store import generations, observe
 from reconciler.store.keeper import Keeper, Waste
 from reconciler.store.layout import Layout
@@ -159,13 +159,14 @@ def rollback(
 
     Raises:
         UsageError: there is no such generation.
-        StoreError: it holds a model that the current snapshot does not list as enabled: what the network took away stays away.
+        StoreError: it holds a model that the current snapshot does not list as enabled: what the network took away stays away; or
+            one whose bytes are not known to be good.
     """
     layout = confirm.layout_of(settings)
     with network.held_store(settings, timeout_seconds=lock_timeout_seconds) as ledger:
         found = confirm.confirm(settings)
-        current = generations.current(layout)
-        target = generations.read(layout, _target(layout, current.number, number))
+        current = generations.serving(layout)
+        target = _target(layout, current.number, number)
         enabled = {model.id: model.recipe for model in found.lock.model if model.state == "enabled"}
         trees = {recipe: tree for recipe, (tree, _) in ledger.trees().items()}
         strange = [model for model, entry in target.entries.items() if trees.get(enabled.get(model, "")) != entry.tree]
@@ -174,21 +175,39 @@ def rollback(
                 f"generation {target.number} holds what the current snapshot does not list: {', '.join(sorted(strange))}",
                 hint="`reconcile history` shows the others",
             )
-        made = generations.Generations(layout).reactivate(target.number)
+        doubtful = target.entries.keys() - _whole(observe.node_state(layout, ledger), target)
+        if doubtful:
+            raise StoreError(
+                f"generation {target.number} holds bytes that are not known to be good: {', '.join(sorted(doubtful))}",
+                hint="`reconcile verify` hashes them",
+            )
+        store = generations.Generations(layout)
+        made = store.swap(target.entries) if generations.strayed(layout, target) else store.reactivate(target.number)
         wiring.gate(settings, layout, report).activated(made)
         _log(ledger, current, made, found.lock_digest, clock)
         report(Swapped(generation=made.number, what="rollback"))
     return made
 
 
-def _target(layout: Layout, current: int, number: int | None) -> int:
+def _whole(state: NodeState, target: Generation) -> set[str]:
+    """Return the models of *target* whose files are there and were hashed as they are now."""
+    good = {name for name, seen in state.blobs.items() if seen.verified_at is not None and not seen.damaged}
+    trees = {tree.digest for tree in state.trees.values() if not tree.damaged and good.issuperset(tree.blobs)}
+    return {model for model, entry in target.entries.items() if entry.tree in trees}
+
+
+def _target(layout: Layout, current: int, number: int | None) -> Generation:
+    """Return generation *number*, or the newest whole one before *current*; before none, where what is active is damaged."""
     found = generations.numbers(layout)
-    earlier = [one for one in found if one < current]
-    if number is None and not earlier:
-        raise UsageError("there is no earlier generation", hint="`reconcile history` shows them")
     if number is not None and number not in found:
         raise UsageError(f"there is no generation {number}", hint=f"there are: {', '.join(map(str, found)) or 'none'}")
-    return earlier[-1] if number is None else number
+    if number is not None:
+        return generations.read(layout, number)
+    for one in reversed(found):
+        with contextlib.suppress(generations.Damaged):
+            if one < current or not current:
+                return generations.read(layout, one)
+    raise UsageError("there is no earlier generation", hint="`reconcile history` shows them")
 
 
 def _log(ledger: Ledger, before: Generation, after: Generation, lock: str, clock: Clock) -> None:

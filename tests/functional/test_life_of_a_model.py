@@ -563,6 +563,50 @@ def test_rollback_to_what_the_network_took_away_is_refused(used: Node, change: s
     assert used.index() == before
 
 
+def two_generations(used: Node) -> int:
+    first: int = used.index()["generation"]
+    used.publish(used.item("a:v1", tiny("a")), used.item("b:v1", tiny("b")))
+    assert used.run("apply").code == 0
+    return first
+
+
+def test_rollback_out_of_a_damaged_generation(used: Node) -> None:
+    first = two_generations(used)
+    index = used.store / "active/index.json"
+    index.chmod(0o644)
+    index.write_bytes(b"{}")
+
+    assert used.run("rollback").code == 0
+
+    assert used.index()["generation"] == first
+    assert active(used) == ["a:v1"]
+
+
+def test_rollback_serves_no_bytes_that_are_not_known_to_be_good(used: Node) -> None:
+    two_generations(used)
+    serving = used.index()
+    flip(next(path for path in blobs(used) if path.read_bytes() == tiny("a")))
+
+    ran = used.run("rollback")
+
+    assert ran.code == 1, ran
+    assert "not known to be good: a:v1" in ran.err
+    assert used.index() == serving
+
+
+def test_rollback_follows_no_link_that_was_planted_in_a_kept_generation(used: Node, tmp_path: Path) -> None:
+    first = two_generations(used)
+    link = used.store / f"generations/{first}/models/a/v1"
+    true = link.readlink()
+    link.unlink()
+    link.symlink_to(tmp_path, target_is_directory=True)
+
+    assert used.run("rollback").code == 0
+
+    assert active(used) == ["a:v1"]
+    assert (used.store / "active/models/a/v1").readlink() == true
+
+
 def test_kept_generations_are_bounded(node: Node) -> None:
     node.configure("generations = 3\n")
     one, two = node.item("a:v1", tiny("a")), node.item("b:v1", tiny("b"))
