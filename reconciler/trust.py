@@ -177,7 +177,11 @@ def check_clock(now: datetime, floor: Floor, *, limits: Limits = _LIMITS) -> Non
         NotYetValid: it was set back by more than the tolerance.
     """
     if floor.seen_at and now < floor.seen_at - timedelta(seconds=limits.clock_back_seconds):
-        raise NotYetValid(f"the clock says {units.rfc3339(now)}, but this store has seen {units.rfc3339(floor.seen_at)}")
+        clocks = f"the clock says {units.rfc3339(now)}, but this store has seen {units.rfc3339(floor.seen_at)}"
+        raise NotYetValid(
+            f"{clocks}: it is behind, or it was ahead then",
+            hint="check this machine's clock (`timedatectl`); if it is right now, `reconcile trust init` forgets that it was ahead",
+        )
 
 
 def _check_version(verified: Verified, floor: Floor) -> None:

@@ -188,8 +188,8 @@ def apply(
         made = run.preview(settings, options).plan
         if made.changes and not shell.quiet:
             terminal.plan(shell.people, made)
-        if made.changes and not shell.agreed("Carry this out?", yes=yes):
-            raise click.Abort
+        if made.changes and shell.has_person:
+            shell.ask("Carry this out?")
     with shell.reporter() as report:
         return _code(run.apply(settings, report, options, saved=saved))
 

@@ -81,9 +81,11 @@ def now() -> datetime:
     return wall_clock()
 
 
-def read(path: Path, *, most: int = 32 << 20) -> bytes:
+def read(path: Path, *, most: int = 32 << 20, maker: str = "") -> bytes:
     """
     Return the bytes of *path*, and one more than *most* at most, so that whoever checks sizes sees that there are too many.
+
+    *maker* is the command that makes such a file, for whoever has none yet.
 
     Raises:
         PublishError: it cannot be read.
@@ -92,7 +94,8 @@ def read(path: Path, *, most: int = 32 << 20) -> bytes:
         with path.open("rb") as file:
             return file.read(most + 1)
     except OSError as error:
-        raise PublishError(f"{path} cannot be read: {error.strerror}") from None
+        hint = f"`{maker}` makes one" if maker and isinstance(error, FileNotFoundError) else ""
+        raise PublishError(f"{path} cannot be read: {error.strerror}", hint=hint) from None
 
 
 def write(path: Path, data: bytes, *, new: bool = False) -> None:

@@ -199,7 +199,7 @@ def root_set(
 def _edit(file: Path, out: Path | None, change: Callable[[TrustRoot], TrustRoot]) -> None:
     from reconciler.publish import roots
 
-    data = papers.read(file)
+    data = _read(file)
     if roots.is_signed(data) and out is None:
         raise PublishError(
             f"{file} is signed, and nodes need it to reach the next one",
@@ -227,8 +227,8 @@ def root_sign(*, file: Path, key_file: Path, previous: Path | None, passphrase_f
     """
     from reconciler.publish import roots
 
-    before = papers.read(previous) if previous else b""
-    made = roots.sign(papers.read(file), papers.private_key(key_file, passphrase_file), previous=before)
+    before = _read(previous) if previous else b""
+    made = roots.sign(_read(file), papers.private_key(key_file, passphrase_file), previous=before)
     _signed(file, made, before)
 
 
@@ -248,9 +248,13 @@ def root_attach(*, file: Path, key_file: Path, signature: Path, previous: Path |
     """
     from reconciler.publish import documents, roots
 
-    before = papers.read(previous) if previous else b""
+    before = _read(previous) if previous else b""
     bytes_ = documents.unbase64_signature(papers.read(signature, most=1024))
-    _signed(file, roots.attach(papers.read(file), papers.public_key(key_file), bytes_, previous=before), before)
+    _signed(file, roots.attach(_read(file), papers.public_key(key_file), bytes_, previous=before), before)
+
+
+def _read(file: Path) -> bytes:
+    return papers.read(file, maker=f"reconcile root new {file}")
 
 
 def _signed(file: Path, data: bytes, previous: bytes) -> None:
@@ -268,7 +272,7 @@ def root_pae(*, file: Path, out: Path | None) -> None:
     """Print the very bytes that are signed, for openssl or a hardware token."""
     from reconciler.publish import roots
 
-    papers.raw(roots.pae(papers.read(file)), out)
+    papers.raw(roots.pae(_read(file)), out)
 
 
 @root.command("inspect")
@@ -284,7 +288,7 @@ def root_inspect(*, file: Path, previous: Path | None, as_json: bool) -> None:
     """
     from reconciler.publish import roots
 
-    found = roots.inspect(papers.read(file), previous=papers.read(previous) if previous else b"")
+    found = roots.inspect(_read(file), previous=_read(previous) if previous else b"")
     if as_json:
         papers.document(found)
         return

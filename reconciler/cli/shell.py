@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 import click
 import msgspec
 
-from reconciler.errors import ReconcileError, SettingsError, StoreError
+from reconciler.errors import LockMismatch, ReconcileError, SettingsError, StoreError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,6 +43,7 @@ class Shell:
         self.quiet = quiet
         self.verbose = verbose
         self._streamed = False
+        self._at_a_loss = False
 
     def settings(self) -> Settings:
         """Return the settings that hold here; all defaults, relative to the working directory, where no file is found."""
@@ -50,6 +51,7 @@ class Shell:
 
         path = find_config(self.config)
         if path is None:
+            self._at_a_loss = True
             return settings.Settings(base=str(Path.cwd()))
         try:
             data = path.read_bytes()
@@ -79,6 +81,8 @@ class Shell:
 
     def failed(self, error: ReconcileError) -> None:
         """Tell of *error* where programs asked for JSON: after the events of a run, in place of the document of another command."""
+        if self._at_a_loss and isinstance(error, LockMismatch | SettingsError):
+            error.hint += f"; no {CONFIG_NAME} is here or above: `reconcile init` writes one, and --config names another"
         if self.json_into:
             with contextlib.suppress(OSError), self.json_into.open("ab" if self._streamed else "wb") as file:
                 file.write(_document_of(error) + b"\n")
@@ -132,11 +136,27 @@ class Shell:
         kind = terminal.Moving if to.is_terminal and not self.quiet else terminal.Lines
         return kind(to, quiet=self.quiet, verbose=self.verbose)
 
-    def agreed(self, question: str, *, yes: bool) -> bool:
-        """Ask on a terminal; without one, or with ``--yes``, or where programs read, the answer is yes."""
-        if yes or self.json or not (sys.stdin.isatty() and sys.stdout.isatty()):
-            return True
-        return click.confirm(question, default=False)
+    @property
+    def has_person(self) -> bool:
+        """Whether there is somebody to ask."""
+        return not self.json and sys.stdin.isatty() and sys.stdout.isatty()
+
+    def ask(self, question: str) -> None:
+        """Ask on a terminal; raises what ends the command where the answer is no."""
+        if not click.confirm(question, default=False):
+            click.echo("nothing was done", err=True)
+            raise click.exceptions.Exit(130)
+
+    def insist(self, question: str) -> None:
+        """
+        Ask on a terminal, and take nothing else for an answer.
+
+        Raises:
+            UsageError: there is none, or programs read.
+        """
+        if not self.has_person:
+            raise UsageError(f"there is nobody to ask: {question}", hint="say so with --yes")
+        self.ask(question)
 
 
 def find_config(given: Path | None) -> Path | None:

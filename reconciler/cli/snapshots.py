@@ -92,7 +92,7 @@ def snapshot_add(*, file: Path, model_id: str, sources: tuple[str, ...], max_siz
     """
     from reconciler.publish import snapshots
 
-    data = papers.read(file)
+    data = _read(file)
     _check_not_listed(data, model_id)
     if len(given["paths"]) not in {0, len(sources)}:
         raise PublishError(f"{len(sources)} SOURCEs and {len(given['paths'])} --path", hint="give --path once for each SOURCE, or never")
@@ -274,7 +274,7 @@ def snapshot_remove(*, file: Path, ids: tuple[str, ...]) -> None:
             found = snapshots.without_model(found, model_id)
         return found
 
-    _written(file, snapshots.edited(papers.read(file), change, now=papers.now()))
+    _written(file, snapshots.edited(_read(file), change, now=papers.now()))
 
 
 @snapshot.command("set-state")
@@ -290,7 +290,7 @@ def snapshot_set_state(*, file: Path, model_id: str, state: Wanted) -> None:
     """
     from reconciler.publish import snapshots
 
-    _written(file, snapshots.edited(papers.read(file), lambda found: snapshots.with_state(found, model_id, state), now=papers.now()))
+    _written(file, snapshots.edited(_read(file), lambda found: snapshots.with_state(found, model_id, state), now=papers.now()))
 
 
 @snapshot.command("set")
@@ -315,7 +315,11 @@ def snapshot_set(*, file: Path, expires: datetime | None, fallback: tuple[str, .
 
     now = papers.now()
     lifetime = timedelta(seconds=round((expires - now).total_seconds())) if expires else None
-    _written(file, snapshots.edited(papers.read(file), change, now=now, lifetime=lifetime))
+    _written(file, snapshots.edited(_read(file), change, now=now, lifetime=lifetime))
+
+
+def _read(file: Path) -> bytes:
+    return papers.read(file, maker=f"reconcile snapshot new {file} --network NAME")
 
 
 def _written(file: Path, made: Edited) -> None:
@@ -340,7 +344,7 @@ def snapshot_sign(*, file: Path, key_file: Path, root_file: Path | None, passphr
     from reconciler.publish import snapshots
 
     trusted = papers.trusted(root_file)
-    data, key = papers.read(file), papers.private_key(key_file, passphrase_file)
+    data, key = _read(file), papers.private_key(key_file, passphrase_file)
     _signed(file, snapshots.sign(data, key, now=papers.now(), root=trusted), root_file)
 
 
@@ -361,7 +365,7 @@ def snapshot_attach(*, file: Path, key_file: Path, signature: Path, root_file: P
     from reconciler.publish import documents, snapshots
 
     bytes_ = documents.unbase64_signature(papers.read(signature, most=1024))
-    data, key, trusted = papers.read(file), papers.public_key(key_file), papers.trusted(root_file)
+    data, key, trusted = _read(file), papers.public_key(key_file), papers.trusted(root_file)
     _signed(file, snapshots.attach(data, key, bytes_, now=papers.now(), root=trusted), root_file)
 
 
@@ -387,7 +391,7 @@ def snapshot_pae(*, file: Path, out: Path | None) -> None:
     """Print the very bytes that are signed, for openssl or a hardware token."""
     from reconciler.publish import snapshots
 
-    papers.raw(snapshots.pae(papers.read(file)), out)
+    papers.raw(snapshots.pae(_read(file)), out)
 
 
 @snapshot.command("inspect")
@@ -403,7 +407,7 @@ def snapshot_inspect(*, file: Path, root_file: Path | None, as_json: bool) -> No
     """
     from reconciler.publish import snapshots
 
-    found = snapshots.inspect(papers.read(file), root=papers.trusted(root_file))
+    found = snapshots.inspect(_read(file), root=papers.trusted(root_file))
     if as_json:
         papers.document(found)
         return
@@ -433,7 +437,7 @@ def snapshot_diff(*, before: Path, after: Path, as_json: bool) -> None:
     """
     from reconciler.publish import snapshots
 
-    found = snapshots.diff(papers.read(before), papers.read(after))
+    found = snapshots.diff(_read(before), _read(after))
     if as_json:
         papers.document(found)
         return

@@ -257,20 +257,24 @@ def trust_update(shell: Shell, *, sources: tuple[str, ...], lock_timeout: float)
 
 
 @trust.command("init")
-@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask; needed without a terminal.")
 @common()
 def trust_init(shell: Shell, *, yes: bool) -> None:
     """
     Begin the record of the newest snapshot anew, at the lock that is here.
 
-    For a store whose record was lost. Make sure first that the lock is the network's current one: an older one would be accepted.
+    For a store whose record was lost. Make sure first that the lock is the network's current one: an older one would be accepted. Also
+    for a clock that was ahead once: then the time is forgotten, and the newest snapshot is not.
     """
     from reconciler.engine import setup
     from reconciler.engine.options import wall_clock
 
-    if not shell.agreed("Is models.lock the network's current one?", yes=yes):
-        raise click.Abort
-    made = setup.begin_floor(shell.settings(), wall_clock())
+    settings = shell.settings()
+    for line in setup.anchor(settings):
+        shell.people.print(line, markup=False)
+    if not yes:
+        shell.insist("Is this the network's root, and models.lock its current one?")
+    made = setup.begin_floor(settings, wall_clock())
     shell.document(made, lambda to: to.print(f"the record begins at snapshot {made.version}", markup=False))
 
 

@@ -74,18 +74,20 @@ def root(settings: Settings) -> TrustRoot:
         SettingsError: no root is pinned.
         TrustError: the pinned root, or one that was walked, does not hold.
     """
-    pinned = trust.pin(_pinned(settings), settings.network.root_fingerprint, limits=LIMITS)
+    pinned = trust.pin(pinned_bytes(settings), settings.network.root_fingerprint, limits=LIMITS)
     return trust.walk(pinned, floor.roots(layout_of(settings)), limits=LIMITS)
 
 
-def _pinned(settings: Settings) -> bytes:
+def pinned_bytes(settings: Settings) -> bytes:
+    """Return the envelope of the pinned root; raises SettingsError."""
     path = settings.path(settings.network.root)
     try:
         return read_capped(path)
     except OSError as error:
-        raise SettingsError(
-            f"the trust root {path} cannot be read: {error.strerror}", hint="pin the network's root with `reconcile init --root FILE`"
-        ) from None
+        if isinstance(error, FileNotFoundError):
+            hint = f"get root.json from the network's operator and put it there; `reconcile root inspect {path.name}` shows its fingerprint"
+            raise SettingsError(f"there is no trust root yet: {path}", hint=hint) from None
+        raise SettingsError(f"the trust root {path} cannot be read: {error.strerror}", hint=_UNREAD) from None
 
 
 def confirm(settings: Settings) -> Confirmed:
@@ -105,11 +107,20 @@ def _files(settings: Settings) -> tuple[bytes, bytes]:
     try:
         data = read_capped(path, _LOCK_BYTES)
     except OSError as error:
-        raise LockMismatch(f"there is no lock: {path}: {error.strerror}", hint="run `reconcile lock` to make one") from None
+        raise _without(path, "there is no lock yet", "the lock", "run `reconcile lock` to make one", error) from None
     try:
         return data, read_capped(beside)
     except OSError as error:
-        raise LockMismatch(f"the lock has no envelope: {beside}: {error.strerror}", hint="run `reconcile lock` to make both") from None
+        raise _without(beside, "the lock has no envelope", "the lock's envelope", "run `reconcile lock` to make both", error) from None
+
+
+_UNREAD = "let the user who runs reconcile read it: it must be a plain file"
+
+
+def _without(path: Path, missing: str, what: str, hint: str, error: OSError) -> LockMismatch:
+    if isinstance(error, FileNotFoundError):
+        return LockMismatch(f"{missing}: {path}", hint=hint)
+    return LockMismatch(f"{what} {path} cannot be read: {error.strerror}", hint=_UNREAD)
 
 
 def read_capped(path: Path, cap: int = LIMITS.envelope_bytes) -> bytes:
@@ -142,7 +153,7 @@ def confirmed(lock: Lock, lock_digest: str, verified: Verified, trusted: TrustRo
 def _cache(settings: Settings, data: bytes, envelope: bytes) -> Path:
     """Return where a confirmation of exactly these inputs is kept: as trustworthy as the ledger beside it, and lost as cheaply."""
     made, layout = hashlib.sha256(), layout_of(settings)
-    parts = (__version__.encode(), settings.network.root_fingerprint.encode(), _pinned(settings), *floor.roots(layout), data, envelope)
+    parts = (__version__.encode(), settings.network.root_fingerprint.encode(), pinned_bytes(settings), *floor.roots(layout), data, envelope)
     for part in parts:
         made.update(hashlib.sha256(part).digest())
     return layout.root / "cache" / f"confirmed-{made.hexdigest()}.msgpack"

@@ -226,7 +226,7 @@ def clock(case: Case) -> Iterator[Finding]:
     hint = "set the clock, and keep it so: `timedatectl set-ntp true`"
     if seen and case.now < seen - _CLOCK_SKEW:
         text = f"{units.rfc3339(case.now)}, but a snapshot was accepted at {units.rfc3339(seen)}: nothing new is accepted"
-        yield Finding(name="clock", level="error", text=text, hint=hint)
+        yield Finding(name="clock", level="error", text=text, hint=f"{hint}; if it is right now, `reconcile trust init`")
     elif ahead:
         yield Finding(name="clock", level="warning", text=f"{units.rfc3339(case.now)}, but {ahead[0]} was written later", hint=hint)
     else:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from datetime import datetime
 from pathlib import Path
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
-from reconciler import trust
-from reconciler.engine import confirm
-from reconciler.errors import SettingsError, UsageError
+from reconciler import trust, units
+from reconciler.engine import confirm, network
+from reconciler.errors import FloorLost, SettingsError, UsageError
 from reconciler.settings import Settings
-from reconciler.store import durable, floor, writer
-from reconciler.store.ledger import Ledger
+from reconciler.store import durable, floor
 from reconciler.trust import Floor, TrustRoot
 
 _TEMPLATE = """\
@@ -51,12 +50,15 @@ def init(here: Path, *, root_file: Path | None, fingerprint: str, snapshot: str,
     Write ``reconcile.toml`` in *here* and pin the root.
 
     Raises:
-        UsageError: there are settings already.
+        UsageError: there are settings already, or *snapshot* is an address of a kind that nothing is fetched from.
         TrustError: the root is none, or not the one with *fingerprint*.
     """
+    from reconciler.fetch import document  # TLS comes with it
+
     config = here / "reconcile.toml"
     if config.exists() and not force:
         raise UsageError(f"{config} is there already", hint="edit it, or replace it with --force")
+    document.is_url(snapshot)
     root = _pin(here, root_file, fingerprint) if root_file else None
     text = _TEMPLATE.format(snapshot=_quoted(snapshot or "snapshot.json"), store=_quoted(store))
     durable.write(config, text.encode())
@@ -82,18 +84,33 @@ def _quoted(text: str) -> str:
     return tomli_w.dumps({"x": text}).removeprefix("x = ").strip()
 
 
+def anchor(settings: Settings) -> tuple[str, str]:
+    """Return what a record would begin at, as sentences for the person who says that it may: the root, and the lock."""
+    found = confirm.confirm(settings)
+    pinned = trust.fingerprint_of(trust.payload_of(trust.decode_envelope(confirm.pinned_bytes(settings))))
+    at = found.lock.snapshot
+    return (
+        f"root {found.root.version} of {found.root.network}; fingerprint of the pinned one: {pinned}",
+        f"models.lock: snapshot {at.version}, issued at {units.rfc3339(at.issued_at)}",
+    )
+
+
 def begin_floor(settings: Settings, now: datetime) -> Floor:
     """
     Begin the record of the newest snapshot anew, at the lock that is on disk; a person says that nobody replays an old one.
 
+    Where the record is there, only the time that it saw is forgotten: a clock was ahead, and nothing older may come of it.
+
     Raises:
-        TrustError: the lock is not the network's word.
+        TrustError: the lock is not the network's word, or older than the record says.
     """
-    layout = confirm.layout_of(settings)
     found = confirm.confirm(settings)
-    found.admit(Floor(), now)
-    durable.make_folder(layout.root)
-    with writer.hold(layout.writer), Ledger.writing(layout.ledger) as ledger:
-        made = trust.raised(Floor(), found.verified, now)
-        floor.write(layout, ledger, made)
+    with network.held_store(settings) as ledger:
+        try:
+            known = structs.replace(network.read_floor(settings), seen_at=None)
+        except FloorLost:
+            known = Floor()
+        found.admit(known, now)
+        made = trust.raised(known, found.verified, now)
+        floor.write(confirm.layout_of(settings), ledger, made)
     return made

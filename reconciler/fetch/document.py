@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import math
+import re
 import ssl
 import time
 import urllib.error
@@ -23,7 +24,7 @@ from urllib.parse import urlsplit
 from msgspec import Struct
 
 from reconciler import snapshot
-from reconciler.errors import FetchError, TooLarge
+from reconciler.errors import FetchError, TooLarge, UsageError
 
 
 class Document(Struct, frozen=True, kw_only=True):
@@ -34,8 +35,17 @@ class Document(Struct, frozen=True, kw_only=True):
 
 
 def is_url(text: str) -> bool:
-    """Say whether *text* is an address and not a path."""
-    return text.startswith(("http://", "https://"))
+    """
+    Say whether *text* is an address and not a path.
+
+    Raises:
+        UsageError: it is an address of a kind that nothing is fetched from.
+    """
+    if text.startswith(("http://", "https://")):
+        return True
+    if re.match("[a-z][a-z0-9+.-]*://", text, re.IGNORECASE):
+        raise UsageError(f"nothing is fetched from {text[:200]!r}", hint="give a file, or an address that begins with https://")
+    return False
 
 
 def get(

@@ -6,12 +6,17 @@ import contextlib
 import io
 import json
 import os
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import IO
 
 import pytest
 
 from reconciler import cli
+from reconciler import settings as settings_
+from reconciler.engine import run as engine
 from tests.node import Node, run, tiny
 
 
@@ -140,3 +145,135 @@ def test_a_command_that_is_missing_is_answered_with_help(command: list[str]) -> 
     assert ran.code == 64
     assert ran.err == run(*command, "--help").out
     assert ran.out == ""
+
+
+# -- the lock, the root and the settings -----------------------------------------------------------
+
+
+def test_before_init_every_command_names_it(alone: Path) -> None:
+    for command in ("plan", "apply", "status", "gc"):
+        ran = run(command)
+        assert ran.code == 4
+        assert f"there is no lock yet: {alone}/models.lock" in ran.err
+        assert "hint: run `reconcile lock` to make one; no reconcile.toml is here or above: `reconcile init` writes one" in ran.err
+
+
+def test_after_a_bare_init_lock_says_where_the_root_goes(alone: Path) -> None:
+    assert run("init").code == 0
+    ran = run("lock")
+    assert ran.code == 1
+    assert f"there is no trust root yet: {alone}/root.json" in ran.err
+    assert "hint: get root.json from the network's operator and put it there" in ran.err
+    assert "init" not in ran.err.partition("hint:")[2]  # it would refuse: the settings are there
+
+
+def test_a_lock_that_may_not_be_read_is_not_said_to_be_missing(used: Node) -> None:
+    (used.folder / "models.lock").unlink()
+    (used.folder / "models.lock").mkdir()
+    ran = used.run("plan")
+    assert ran.code == 4
+    assert f"{used.folder}/models.lock cannot be read: Is a directory" in ran.err
+    assert "there is no lock" not in ran.err
+
+
+@pytest.mark.parametrize("command", [["lock"], ["lock", "--check"], ["trust", "update"]], ids=" ".join)
+def test_an_address_of_an_unknown_kind_is_no_path(used: Node, command: list[str]) -> None:
+    ran = run(*command, "--config", str(used.folder / "reconcile.toml"), "ftp://h.example.org/snapshot.json")
+    assert ran.code == 64
+    assert "nothing is fetched from 'ftp://h.example.org/snapshot.json'" in ran.err
+    assert "hint: give a file, or an address that begins with https://" in ran.err
+
+
+def test_init_refuses_an_address_that_lock_would(alone: Path) -> None:
+    ran = run("init", "--snapshot", "ftp://h.example.org/snapshot.json")
+    assert ran.code == 64
+    assert not (alone / "reconcile.toml").exists()
+
+
+def test_an_empty_folder_of_an_operator_says_how_to_begin(alone: Path) -> None:
+    (alone / "a.gguf").write_bytes(b"a")
+    ran = run("snapshot", "add", "snapshot.json", "a:v1", "a.gguf")
+    assert ran.code == 1
+    assert "hint: `reconcile snapshot new snapshot.json --network NAME` makes one" in ran.err
+    ran = run("root", "sign", "root.json", "--key", "alice.key")
+    assert "hint: `reconcile root new root.json` makes one" in ran.err
+    assert run("snapshot", "new", "snapshot.json", "--network", "testnet").code == 0
+    ran = run("snapshot", "add", "snapshot.json", "a:v1", "ftp://h.example.org/a.gguf")
+    assert ran.code == 64
+    assert "hint: give a file, or an address that begins with https://" in ran.err
+
+
+# -- a clock that was ahead ------------------------------------------------------------------------
+
+
+def test_a_clock_that_was_ahead_is_said_to_have_been_and_trust_init_is_the_way_out(used: Node) -> None:
+    ahead = datetime.now(UTC) + timedelta(days=2)
+    settings = settings_.decode((used.folder / "reconcile.toml").read_bytes(), used.folder)
+    engine.apply(settings, lambda _: None, clock=lambda: ahead)
+
+    for command in (["plan"], ["apply", "--yes"], ["sync"], ["lock"]):
+        ran = used.run(*command)
+        assert ran.code == 4, ran
+        assert f"error[not-yet-valid]: the clock says {datetime.now(UTC):%Y-%m-%d}" in ran.err
+        assert f"but this store has seen {ahead:%Y-%m-%dT%H}" in ran.err
+        assert "it is behind, or it was ahead then" in ran.err
+        assert "if it is right now, `reconcile trust init`" in ran.err
+    assert run("trust", "init", "--yes", "--config", str(used.folder / "reconcile.toml")).code == 0
+    for command in (["plan"], ["apply", "--yes"], ["sync"], ["lock"]):
+        assert used.run(*command).code == 0
+    used.publish(used.item("a:v1", tiny("a")), used.item("b:v1", tiny("b")))
+    assert used.run("apply").code == 0
+    assert used.states() == {"a:v1": "active", "b:v1": "active"}
+
+
+def test_trust_init_forgets_a_time_and_no_version(used: Node) -> None:
+    """A way out for a clock must be none for a replay."""
+    old = (used.folder / "snapshot.json").read_bytes(), (used.folder / "models.lock").read_bytes()
+    used.publish(used.item("a:v1", tiny("a")), used.item("b:v1", tiny("b")))
+    (used.folder / "snapshot.json").write_bytes(old[0])
+    (used.folder / "models.lock").write_bytes(old[1])
+
+    ran = run("trust", "init", "--yes", "--config", str(used.folder / "reconcile.toml"))
+
+    assert ran.code == 4
+    assert "error[rollback]" in ran.err
+
+
+def test_trust_init_is_not_done_without_a_word(used: Node) -> None:
+    before = (used.store / "trust/floor.json").read_bytes()
+    for json_ in ([], ["--json"]):
+        ran = run("trust", "init", *json_, "--config", str(used.folder / "reconcile.toml"))
+        assert ran.code == 64, ran
+        assert "--yes" in ran.err
+    assert (used.store / "trust/floor.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(("word", "code"), [("y", 0), ("n", 130), ("", 130)])
+def test_trust_init_on_a_terminal_shows_what_is_trusted_and_asks(used: Node, word: str, code: int) -> None:
+    fingerprint = run("root", "inspect", str(used.folder / "root.json"), "--json").json["fingerprint"]
+    (used.store / "trust/floor.json").unlink()
+
+    ended, said = at_a_terminal(["trust", "init", "--config", str(used.folder / "reconcile.toml")], word)
+
+    assert ended == code, said
+    assert fingerprint in said
+    assert "snapshot 1" in said
+    assert (used.store / "trust/floor.json").exists() == (code == 0)
+
+
+def at_a_terminal(arguments: list[str], word: str) -> tuple[int, str]:
+    """Run one command line at a terminal of its own, answer *word* to its question, and return how it ended and what was seen."""
+    import pty
+
+    ours, theirs = pty.openpty()
+    child = subprocess.Popen(
+        [sys.executable, "-m", "reconciler", *arguments], stdin=theirs, stdout=theirs, stderr=theirs, env=os.environ | {"COLUMNS": "200"},
+    )  # fmt: skip
+    os.close(theirs)
+    seen = b""
+    os.write(ours, f"{word}\n".encode())
+    with contextlib.suppress(OSError):  # how a terminal says that it was hung up
+        while data := os.read(ours, 1 << 16):
+            seen += data
+    os.close(ours)
+    return child.wait(timeout=60), seen.decode()
