@@ -24,6 +24,7 @@ from datetime import datetime
 from msgspec import Struct
 
 from reconciler import plan as plans
+from reconciler import units
 from reconciler.apply.bring import Bringing, Prepared
 from reconciler.apply.records import Records
 from reconciler.apply.serve import Serving
@@ -191,7 +192,19 @@ class _Run:
                 self._remove(change)
         self._ports.keeper.sweep()
         self._serve_without_room()
-        raise DiskFull(self._plan.warnings[-1])
+        raise self._no_room()
+
+    def _no_room(self) -> DiskFull:
+        """Log that there is no room, in words that are the same in the next run; say how the rest may be had meanwhile."""
+        disk = self._plan.disk
+        coming = sorted((change for change in self._plan.models if change.download_bytes), key=lambda change: -change.download_bytes)
+        names = ", ".join(change.id for change in coming[:3]) + ("…" if coming[3:] else "")
+        wanted = f"{units.human_size(disk.needed)} needed{' for ' if names else ''}{names}"
+        kept = f"{units.human_size(disk.reserve)} kept in reserve"
+        self._ports.report(Incident(kind="disk-full", detail=f"not enough space: {wanted}, {kept}; nothing was downloaded"))
+        rest = f", or do the rest with `reconcile apply --except {coming[0].id}`" if coming[1:] else ""
+        hint = f"free {units.human_size(disk.short)} (`reconcile gc --dry-run` shows what can go){rest}"
+        return DiskFull(self._plan.warnings[-1], hint=hint)
 
     def _serve_without_room(self) -> None:
         """Activate what only needs its link, which is no reason to wait for room; leave no reader with a set that is not whole."""

@@ -240,3 +240,24 @@ def test_no_space_is_refused_before_the_first_byte(node: Node, small_disk: Path)
     assert {key: value for key, value in traces(small_disk, ledger=False).items() if "blobs" in key} == {
         key: value for key, value in before.items() if "blobs" in key
     }
+
+
+def test_no_space_is_an_incident_once_and_its_hint_brings_the_rest(node: Node, small_disk: Path) -> None:
+    """A node looks every five minutes, and its disk is full for days."""
+    node.configure(f'path = "{small_disk}/store"\n')
+    node.publish(node.item("a:v1", tiny("a")))
+    assert node.run("apply").code == 0
+    node.publish(node.item("a:v1", tiny("a")), node.item("big:v1", tiny("big", "completion", 512)), node.item("small:v1", tiny("small")))
+
+    for command in ("sync", "apply"):
+        ran = node.run(command)
+        assert ran.code == 1, ran
+        assert "error[disk-full]: not enough space" in ran.err
+        assert "hint: free " in ran.err
+        assert "`reconcile apply --except big:v1`" in ran.err
+
+    logged = [(one["times"], one["detail"]) for one in node.run("incidents", "--json").json if one["kind"] == "disk-full"]
+    assert [times for times, _ in logged] == [2]
+    assert "needed for big:v1, small:v1" in logged[0][1]
+    assert node.run("apply", "--except", "big:v1").code == 0
+    assert node.states() == {"a:v1": "active", "big:v1": "absent", "small:v1": "active"}
