@@ -236,7 +236,9 @@ def status(shell: Shell, *, model: str | None) -> None:
     from reconciler import units
     from reconciler.engine import look
 
-    found = look.status(shell.settings(), model or "")
+    settings = shell.settings()
+    found = look.status(settings, model or "")
+    again = f"with the next sync{', at ' + units.rfc3339(found.next_sync_at) if found.next_sync_at else ''}"
 
     def show(to: Console) -> None:
         from reconciler.report import terminal
@@ -247,11 +249,10 @@ def status(shell: Shell, *, model: str | None) -> None:
         if found.refused:
             to.print(f"warning: nothing new is installed: {plain(found.refused)}", style="bold yellow", markup=False)
         terminal.models(to, found.models)
-        for one in found.models:
-            if one.test is not None:
-                terminal.test_report(to, one.test)
-            if model and one.last_error:
-                to.print(f"last error: {plain(one.last_error)}", markup=False)
+        if model:
+            terminal.explained(to, found.models[0], settings.store_path, again)
+        elif any(one.state in {"failed", "pending"} for one in found.models):
+            to.print(f"failed and pending models are tried again {again}", markup=False)
         for drifted in found.drift:
             to.print(f"drift: {plain(drifted)}", style="yellow", markup=False)
         if not model:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType, structs
 
 from reconciler import plan as plans
-from reconciler.engine import confirm, facts, network
+from reconciler.engine import confirm, facts, health, network
 from reconciler.engine.options import Clock, wall_clock
 from reconciler.errors import ReconcileError, UsageError
 from reconciler.node import NodeFacts
@@ -15,8 +15,9 @@ from reconciler.plan import ModelChange
 from reconciler.ports import TestReport
 from reconciler.settings import Settings
 from reconciler.state import ModelState, NodeState
-from reconciler.store import observe
+from reconciler.store import keeper, observe
 from reconciler.store.generations import path_of
+from reconciler.store.layout import Layout
 from reconciler.store.ledger import Change, Ledger, LoggedIncident
 
 
@@ -42,8 +43,11 @@ class ModelStatus(Struct, frozen=True, kw_only=True):
     attempts: int = 0
     last_error: str | None = None
     since: datetime | None = None
-    test: TestReport | None = None
-    tested_at: datetime | None = None
+    #: The folder of the last record of its failure, relative to the store; null where none is kept.
+    quarantine: str | None = None
+    #: Its last test job, of a model that was asked for by name; null where none ever ran.
+    test: TestReport | UnsetType | None = UNSET
+    tested_at: datetime | UnsetType | None = UNSET
 
 
 class Status(Struct, frozen=True, kw_only=True):
@@ -60,6 +64,8 @@ class Status(Struct, frozen=True, kw_only=True):
     #: Why nothing new is installed now, as an error's name and message; null where all is well.
     refused: str | None = None
     drift: tuple[str, ...] = ()
+    #: When an agent that waits begins its next cycle, which tries again what is failed or pending; null without one.
+    next_sync_at: datetime | None = None
 
 
 def status(settings: Settings, model: str = "", *, clock: Clock = wall_clock) -> Status:
@@ -79,7 +85,8 @@ def status(settings: Settings, model: str = "", *, clock: Clock = wall_clock) ->
         shown = [change for change in made.models if not model or change.id == model]
         if model and not shown:
             raise UsageError(f"there is no model {model!r}", hint=f"there are: {', '.join(c.id for c in made.models) or 'none'}")
-        models = tuple(_model(change, found, state, ledger, detailed=bool(model)) for change in shown)
+        models = tuple(_model(change, found, state) for change in shown)
+        models = tuple(_explained(one, layout, ledger, named=bool(model)) for one in models)
     return Status(
         network=found.lock.network,
         snapshot=SnapshotStatus(
@@ -92,6 +99,7 @@ def status(settings: Settings, model: str = "", *, clock: Clock = wall_clock) ->
         models=models,
         refused=_refused(settings, found, now),
         drift=made.drift,
+        next_sync_at=_next_sync(settings, now),
     )
 
 
@@ -103,12 +111,27 @@ def _refused(settings: Settings, found: confirm.Confirmed, now: datetime) -> str
     return f"{refusal.name}: {refusal.message}" if refusal else None
 
 
-def _model(change: ModelChange, found: confirm.Confirmed, state: NodeState, ledger: Ledger, *, detailed: bool) -> ModelStatus:
+def _next_sync(settings: Settings, now: datetime) -> datetime | None:
+    said = health.read(settings)
+    waits = said is not None and said.phase == "waiting" and said.next_at is not None and said.next_at >= now
+    return said.next_at if said and waits else None
+
+
+def _explained(one: ModelStatus, layout: Layout, ledger: Ledger, *, named: bool) -> ModelStatus:
+    """Return *one* with where its failure was recorded, and, if it was asked for by name, with its last test job."""
+    if one.state == "failed" and (folder := keeper.quarantined(layout, one.id)):
+        one = structs.replace(one, quarantine=str(folder.relative_to(layout.root)))
+    if not named:
+        return one
+    report, at = ledger.report(one.id) or (None, None)
+    return structs.replace(one, test=report, tested_at=at)
+
+
+def _model(change: ModelChange, found: confirm.Confirmed, state: NodeState) -> ModelStatus:
     record = state.records.get(change.id)
     entry = state.active.entries.get(change.id)
     listed = next((model for model in found.lock.model if model.id == change.id), None)
     tree = state.trees.get(listed.recipe if listed else record.recipe if record else "")
-    report = ledger.report(change.id) if detailed else None
     return ModelStatus(
         id=change.id,
         state=change.from_,
@@ -120,8 +143,6 @@ def _model(change: ModelChange, found: confirm.Confirmed, state: NodeState, ledg
         attempts=record.attempts if record else 0,
         last_error=record.last_error or None if record else None,
         since=record.since if record else None,
-        test=report[0] if report else None,
-        tested_at=report[1] if report else None,
     )
 
 

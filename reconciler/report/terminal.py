@@ -11,8 +11,11 @@ import re
 import sys
 import threading
 from collections.abc import Iterable
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self, cast
+
+from msgspec import UnsetType
 
 from reconciler import units
 from reconciler.plan import ModelChange, Plan
@@ -137,7 +140,32 @@ def models(to: Console, shown: Iterable[Shown]) -> None:
     to.print(table)
 
 
-def test_report(to: Console, report: TestReport) -> None:
+class Explained(Shown, Protocol):
+    """What is shown of one model that was asked for by name."""
+
+    @property
+    def last_error(self) -> str | None: ...  # noqa: D102
+    @property
+    def quarantine(self) -> str | None: ...  # noqa: D102
+    @property
+    def test(self) -> TestReport | UnsetType | None: ...  # noqa: D102
+
+
+def explained(to: Console, model: Explained, store: Path, again: str) -> None:
+    """Show one model's last test job and, if it does not serve, what happened, where it lies in *store*, and when it is tried *again*."""
+    if isinstance(model.test, TestReport):
+        _test_report(to, model.test)
+    if model.attempts:
+        to.print(f"attempts: {model.attempts}", markup=False)
+    if model.last_error:
+        to.print(f"last error: {plain(model.last_error)}", markup=False)
+    if model.quarantine:
+        to.print(f"quarantined: {store / model.quarantine}", markup=False)
+    if model.state in {"failed", "pending"}:
+        to.print(f"next try: {again}", markup=False)
+
+
+def _test_report(to: Console, report: TestReport) -> None:
     """Show how a model's last test job ended."""
     device = report.device or "no device"
     gpu = f", {report.gpu_layers} layers on the GPU, {units.human_size(report.gpu_memory_used)} used" if report.gpu_layers else ""

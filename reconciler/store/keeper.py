@@ -49,6 +49,16 @@ class QuarantineRecord(Struct, frozen=True, kw_only=True):
     report: TestReport | None = None
 
 
+def _mark(model: str) -> str:
+    """Return what the names of a model's records end in."""
+    return digests.of(model.encode())[7:19]
+
+
+def quarantined(layout: Layout, model: str) -> Path | None:
+    """Return the folder of the newest record of *model*'s failures, or None."""
+    return max(layout.quarantine.glob(f"*-{_mark(model)}"), default=None)
+
+
 class Keeper:
     """The housekeeper of one store, for its one writer."""
 
@@ -76,7 +86,7 @@ class Keeper:
     def quarantine(self, model: str, report: TestReport | None, detail: str, tree: str) -> None:
         """Keep what failed, linked and not copied, with a record of what was expected and found; the oldest go first."""
         now = self._now()
-        folder = self._layout.quarantine / f"{now:%Y%m%dT%H%M%S%f}-{digests.of(model.encode())[7:19]}"
+        folder = self._layout.quarantine / f"{now:%Y%m%dT%H%M%S%f}-{_mark(model)}"
         with contextlib.suppress(StoreError), durable.refusals("keep what failed"):  # what cannot be kept for people stops no run
             durable.make_folder(folder, 0o700)
             record = QuarantineRecord(model=model, at=now, detail=detail, tree=tree, report=report)

@@ -16,7 +16,9 @@ import pytest
 
 from reconciler import cli
 from reconciler import settings as settings_
+from reconciler.engine import health
 from reconciler.engine import run as engine
+from reconciler.engine.health import Health
 from tests.node import Node, run, tiny
 
 
@@ -277,3 +279,51 @@ def at_a_terminal(arguments: list[str], word: str) -> tuple[int, str]:
             seen += data
     os.close(ours)
     return child.wait(timeout=60), seen.decode()
+
+
+# -- why a model does not serve, and when it is tried again ----------------------------------------
+
+
+@pytest.fixture
+def failing(node: Node) -> Node:
+    """A node with a model that serves and one that fails its test job."""
+    smoke = {"prompt": "Hello", "max_tokens": 4, "timeout": "60s", "expect": {"text": "Paris"}}
+    node.publish(node.item("a:v1", tiny("a")), node.item("wrong:v1", tiny("wrong"), smoke=smoke))
+    assert node.run("apply").code == 3
+    return node
+
+
+def test_a_failed_model_says_what_happened_where_it_lies_and_when_it_is_tried_again(failing: Node) -> None:
+    said = failing.run("status", "wrong:v1").out
+
+    assert "attempts: 1" in said
+    assert "last error: smoke-failed: " in said
+    record = Path(said.partition("quarantined: ")[2].partition("\n")[0])
+    assert json.loads((record / "record.json").read_bytes())["model"] == "wrong:v1"
+    assert "next try: with the next sync" in said
+    assert "next try" not in failing.run("status", "a:v1").out
+    assert "failed and pending models are tried again with the next sync" in failing.run("status").out
+
+
+def test_programs_read_of_a_failed_model_where_it_lies_and_of_an_agent_when_it_is_tried_again(failing: Node) -> None:
+    settings = settings_.decode((failing.folder / "reconcile.toml").read_bytes(), failing.folder)
+    found = failing.run("status", "--json").json
+    good, bad = found["models"]
+    assert good["quarantine"] is None
+    assert (bad["state"], bad["attempts"]) == ("failed", 1)
+    assert (failing.store / bad["quarantine"] / "record.json").is_file()
+    assert found["next_sync_at"] is None
+    now = datetime.now(UTC)
+    for away, shown in ((timedelta(minutes=4), True), (-timedelta(hours=1), False)):  # an agent that died promises nothing
+        health.write(settings, Health(phase="waiting", started_at=now, next_at=now + away))
+        found = failing.run("status", "--json").json
+        assert (found["next_sync_at"] is not None) == shown
+    health.write(settings, Health(phase="waiting", started_at=now, next_at=now + timedelta(minutes=4)))
+    assert f"next try: with the next sync, at {now + timedelta(minutes=4):%Y-%m-%dT%H:%M}" in failing.run("status", "wrong:v1").out
+
+
+def test_a_test_job_that_was_not_asked_for_is_left_out_and_one_that_never_ran_is_null(failing: Node) -> None:
+    assert all("test" not in model and "tested_at" not in model for model in failing.run("status", "--json").json["models"])
+    assert failing.run("status", "wrong:v1", "--json").json["models"][0]["test"]["verdict"] == "bad"
+    failing.publish(failing.item("a:v1", tiny("a")), failing.item("new:v1", tiny("new")))
+    assert failing.run("status", "new:v1", "--json").json["models"][0]["test"] is None
