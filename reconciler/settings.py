@@ -7,7 +7,6 @@ Sizes and times are checked here, so that nobody finds out at night that ``10 gi
 
 from __future__ import annotations
 
-import difflib
 import re
 import tomllib
 from pathlib import Path
@@ -211,5 +210,7 @@ def _refuse_unknown(tree: dict[str, Any], kind: type[Struct], name: str, where: 
 
 
 def _nearest(key: str, known: dict[str, Any], where: str) -> str:
+    import difflib
+
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     return f"did you mean {where + near[0]!r}?" if near else f"known here: {', '.join(sorted(known))}"

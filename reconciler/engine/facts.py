@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
 from reconciler.node import NodeFacts
@@ -15,12 +14,12 @@ def measure(settings: Settings) -> NodeFacts:
     from reconciler.runtime import devices, engines
 
     gpus = devices.gpus()
-    usage = shutil.disk_usage(_existing(settings.store_path))
+    disk = os.statvfs(_existing(settings.store_path))
     return NodeFacts(
         gpus=gpus,
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        disk_total_bytes=usage.total,
-        disk_free_bytes=usage.free,
+        disk_total_bytes=disk.f_blocks * disk.f_frsize,
+        disk_free_bytes=disk.f_bavail * disk.f_frsize,
         engines=engines.installed(settings),
         device=devices.device_label(gpus),
     )

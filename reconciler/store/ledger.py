@@ -12,10 +12,8 @@ Rules that hold here:
 from __future__ import annotations
 
 import contextlib
-import shutil
 import sqlite3
 import stat
-import tempfile
 import threading
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
@@ -379,6 +377,9 @@ def _open_readable(path: Path, stack: contextlib.ExitStack) -> sqlite3.Connectio
     except sqlite3.DatabaseError:
         if not journal.exists():
             return None
+    import shutil  # as is tempfile, a hundredth of what a plan costs
+    import tempfile
+
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="reconcile-")))
     with contextlib.suppress(OSError, sqlite3.DatabaseError):
         for part in (path, journal):
