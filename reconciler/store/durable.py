@@ -103,7 +103,7 @@ def create(path: Path, data: bytes, mode: int = 0o644) -> None:
 
 
 def _write_new(path: Path, data: bytes, mode: int) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         view = memoryview(data)
         while view:
@@ -166,7 +166,7 @@ def copy(old: Path, new: Path, mode: int = 0o444) -> None:
         try:
             if not stat.S_ISREG(os.fstat(source).st_mode):  # a FIFO would be waited for without end
                 raise OSError(errno.EINVAL, "not a plain file", str(old))
-            target = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            target = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
                 while chunk := os.read(source, _COPY):
                     _write_all(target, chunk)

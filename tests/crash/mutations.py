@@ -24,7 +24,7 @@ TESTS = [
     "tests/unit/test_layout.py", "tests/contract/test_blobs_contract.py", "tests/contract/test_trees_contract.py",
     "tests/contract/test_generations_contract.py", "tests/unit/test_generations.py", "tests/unit/test_observe.py",
     "tests/unit/test_keeper.py",
-    "tests/unit/test_ledger.py", "tests/unit/test_apply.py", "tests/crash/test_damage.py",
+    "tests/unit/test_ledger.py", "tests/crash/test_ledger_syncs.py", "tests/unit/test_apply.py", "tests/crash/test_damage.py",
 ]  # fmt: skip
 
 
@@ -57,11 +57,9 @@ def once(what: str, file: str, old: str, new: str) -> Mutation:
 STORE = "reconciler/store/"
 DURABLE, BLOBS, TREES, MADE = (f"{STORE}{name}.py" for name in ("durable", "blobs", "trees", "generations"))
 LEDGER, OBSERVE, WRITER, KEEPER = (f"{STORE}{name}.py" for name in ("ledger", "observe", "writer", "keeper"))
-#: What no test can see, since something else stands before it.
+#: What no test can see, and why.
 EQUIVALENT = {
-    "O_NOFOLLOW in durable._write_new": "nobody: O_EXCL, which is tested, refuses a link as well",
-    "O_NOFOLLOW in durable.copy, 2": "nobody: O_EXCL, which is tested, refuses a link as well",
-    "follow_symlinks=False in durable.link": "nobody: Linux' link() follows none either; other systems' does",
+    "follow_symlinks=False in durable.link": "nobody: link(2) of Linux follows none either; POSIX lets a system choose, and others follow",
 }
 
 
@@ -97,6 +95,9 @@ def mutations() -> Iterator[Mutation]:
     yield once("link of a generation", MADE, "return os.readlink(path) == target", "return bool(os.readlink(path))")
     yield once("damage of a generation apart from a refusal", MADE, "if error.errno not in {*_GONE, errno.EINVAL}:", "if False:")
     yield once("durable ledger", LEDGER, "PRAGMA synchronous = EXTRA", "PRAGMA synchronous = OFF")
+    yield once("sync of the ledger's folder", LEDGER, "PRAGMA synchronous = EXTRA", "PRAGMA synchronous = FULL")
+    yield once("rollback journal of the ledger", LEDGER, "PRAGMA journal_mode = DELETE", "PRAGMA journal_mode = WAL")
+    yield once("journal of the ledger on the disk", LEDGER, "PRAGMA journal_mode = DELETE", "PRAGMA journal_mode = MEMORY")
     yield once("check of the ledger", LEDGER, 'fetchone() == ("ok",)', "fetchone() is not None")
     yield once("the lock", WRITER, "fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)", "pass")
     yield once("a quarantine's bound", KEEPER, "if index and (total > self._policy.quarantine_bytes", "if index and (False")
