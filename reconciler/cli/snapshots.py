@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -15,7 +16,7 @@ import click
 from reconciler import units
 from reconciler.cli import papers
 from reconciler.cli.papers import FILE, JSON, PASSPHRASE, Size
-from reconciler.errors import FetchError, PublishError
+from reconciler.errors import FetchError, PublishError, UnpackRefused
 
 if TYPE_CHECKING:
     from reconciler.gguf import GgufFacts
@@ -88,7 +89,8 @@ def snapshot_add(*, file: Path, model_id: str, sources: tuple[str, ...], max_siz
       reconcile snapshot add snapshot.json tiny:v2 https://models.example.org/tiny-v2.gguf \\
           --prompt "The capital of France is" --expect-regex Paris
 
-    A SOURCE that is a URL is also where nodes fetch it, https only, or http to this very machine.
+    A SOURCE that is a URL is also where nodes fetch it, https only, or http to this very machine. An archive that is a file is read as
+    nodes read it, and refused if they would.
     """
     from reconciler.publish import snapshots
 
@@ -98,10 +100,13 @@ def snapshot_add(*, file: Path, model_id: str, sources: tuple[str, ...], max_siz
         raise PublishError(f"{len(sources)} SOURCEs and {len(given['paths'])} --path", hint="give --path once for each SOURCE, or never")
     measured = [_measured(source, max_size, ca_file) for source in sources]
     told, refusals = _told(sources, measured)
-    model = _model(model_id, sources, measured, given, told)
+    members = _unpacked(sources, given["unpack"])
+    model = _model(model_id, sources, measured, given, told, members)
     _written(file, snapshots.edited(data, lambda found: snapshots.with_model(found, model), now=papers.now()))
     if not all(artifact.urls for artifact in model.artifacts):
         papers.note("it names no --url: nodes have it from the snapshot's --fallback, or from mirrors of their own")
+    if given["unpack"] and members is None:
+        papers.note(f"whether nodes unpack an archive at an address was not looked at; from a file it is. Pack it so: {_PACK}")
     if any("?" in url for artifact in model.artifacts for url in artifact.urls):
         papers.note("a URL carries a query, and everybody reads snapshots: make sure that it is no secret and does not run out")
     for refusal in refusals:
@@ -142,6 +147,34 @@ def _measured(source: str, max_size: int, ca_file: Path | None) -> Measured:
 
 
 _HEAD_BYTES = 64 << 20  # of a GGUF, what comes before the tensors: vocabularies have tens of megabytes
+
+
+#: GNU tar's own format, its default, has long names that nodes refuse.
+_PACK = "tar --format=ustar --dereference --hard-dereference"
+
+
+def _unpacked(sources: tuple[str, ...], kind: Unpack | None) -> tuple[str, ...] | None:
+    """
+    Return the files that nodes will make of the archives *sources*; None where these are no archives, or lie elsewhere.
+
+    Raises:
+        UnpackRefused: they would refuse one.
+    """
+    from reconciler.fetch import document
+    from reconciler.store import unpack
+
+    if kind is None or any(document.is_url(source) for source in sources):
+        return None
+    found: list[str] = []
+    for source in sources:
+        try:
+            found += unpack.files(Path(source).resolve(), kind)
+        except UnpackRefused as error:
+            hint = error.hint or f"pack it again: {_PACK}"
+            raise UnpackRefused(f"every node would refuse {source}: {error.message}", hint=hint) from None
+    if twice := next((path for path, count in Counter(found).items() if count > 1), None):
+        raise UnpackRefused(f"every node would refuse these archives: {twice!r} is in two of them")
+    return tuple(found)
 
 
 def _shown(chunks: Iterator[bytes], size: int, source: str) -> Iterator[bytes]:
@@ -188,12 +221,20 @@ def _tasks(told: GgufFacts | None) -> tuple[Task, ...]:
 
 
 def _model(
-    model_id: str, sources: tuple[str, ...], measured: list[Measured], given: dict[str, Any], told: GgufFacts | None
+    model_id: str,
+    sources: tuple[str, ...],
+    measured: list[Measured],
+    given: dict[str, Any],
+    told: GgufFacts | None,
+    members: tuple[str, ...] | None,
 ) -> Model:
     from reconciler.snapshot import Expect, Model, Runtime, Smoke
 
     artifacts = _artifacts(sources, measured, given)
-    entrypoint = given["entrypoint"] or _entrypoint(artifacts)
+    files = tuple(one.path for one in artifacts if not one.unpack) if members is None else members
+    entrypoint = given["entrypoint"] or _entrypoint(files)
+    if members is not None and entrypoint not in members:
+        raise PublishError(f"the entrypoint {entrypoint!r} is in no archive", hint=f"they hold: {', '.join(members[:10]) or 'nothing'}")
     tasks: tuple[Task, ...] = tuple(dict.fromkeys(given["tasks"])) or _tasks(told)
     name, _, version = model_id.partition(":")
     task: Task = given["smoke_task"] or tasks[0]
@@ -242,10 +283,10 @@ def _name(source: str) -> str:
     return unquote(urlsplit(source).path if "://" in source else source).rstrip("/").rpartition("/")[2]
 
 
-def _entrypoint(artifacts: tuple[Artifact, ...]) -> str:
-    models = [one.path for one in artifacts if one.path.endswith(".gguf") and not one.unpack]
-    if len(artifacts) == 1 and not artifacts[0].unpack:
-        return artifacts[0].path
+def _entrypoint(files: tuple[str, ...]) -> str:
+    models = [path for path in files if path.endswith(".gguf")]
+    if len(files) == 1:
+        return files[0]
     if models:
         return min(models)
     raise PublishError("it is not plain which file the engine is given", hint="name it with --entrypoint")

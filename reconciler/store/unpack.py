@@ -64,6 +64,23 @@ class PlainUnpacker:
             return tuple(sorted(members.files))
 
 
+def files(archive: Path, kind: str) -> tuple[str, ...]:
+    """
+    Return the paths of the files that ``unpack`` would make of *archive*, sorted: every byte is read, and none is written.
+
+    Raises:
+        UnpackRefused: every node would refuse it.
+        StoreError: it cannot be read.
+    """
+    with durable.refusals(f"read {archive}"), _opened(archive) as file:
+        length = os.fstat(file.fileno()).st_size
+        members = rules.Members(Limits(), length)
+        for _, body in _entries(file, kind, length, members):
+            for _ in body or ():
+                pass
+        return tuple(sorted(members.files))
+
+
 def _entries(file: BinaryIO, kind: str, length: int, members: rules.Members) -> Iterator[tuple[str, Iterator[bytes] | None]]:
     if kind != "zip":
         return untar.entries(inflate.pieces(file, kind), members)

@@ -20,6 +20,7 @@ from reconciler.cli import run
 from reconciler.demo import models
 from reconciler.engine.options import wall_clock
 from reconciler.errors import BadSignature, ReconcileError
+from tests import archives
 from tests.network import b64
 
 REPOSITORY = Path(__file__).parents[2]
@@ -362,6 +363,58 @@ def test_a_malformed_gguf_is_added_with_a_warning(ready: Terminal) -> None:
     for name in ("tiny.gguf", "cut.gguf"):
         ready(f"snapshot add snapshot.json {name[:4]}:v9 {name} --url https://models.example.org/{name}")
         assert "note: an engine may refuse this" in ready.err
+
+
+# -- a model in an archive -------------------------------------------------------------------------
+
+
+def test_an_archive_that_nodes_take_is_added_and_its_model_is_found_in_it(ready: Terminal) -> None:
+    (ready.folder / "good.tar").write_bytes(archives.tar(archives.member(b"m/a.gguf", b"model"), archives.member(b"m/LICENSE", b"text")))
+    ready("snapshot add snapshot.json packed:v1 good.tar --unpack tar --url https://models.example.org/good.tar")
+    for name in ("carol", "dave"):
+        ready(f"snapshot sign snapshot.json --key {name}.key")
+    assert accepted(ready).snapshot.models[1].entrypoint == "m/a.gguf"
+
+
+@pytest.mark.parametrize(
+    ("name", "packed", "why"),
+    [
+        ("a.tar", archives.tar(archives.pax({"path": "m" * 300}), archives.member(b"m", b"x")), "PAX header carries 'path'"),
+        ("a.tar", archives.tar(archives.member(b"././@LongLink", b"m" * 300, kind=b"L"), archives.member(b"m", b"x")), "GNU long name"),
+        ("a.tar", archives.tar(archives.member(b"l", kind=b"2", link=b"m"), archives.member(b"m", b"x")), "symbolic link"),
+        ("a.tar", archives.tar(archives.member(b"../m", b"x")), "'../m'"),
+        ("a.tar", archives.tar(archives.member(b"m", b"x"))[:700], "cut short"),
+        ("a.tar.gz", archives.tar(archives.member(b"m", b"x")), "stream cannot be read"),
+        ("a.zip", b"no archive", ""),
+    ],
+    ids=["pax", "long-name", "link", "parent", "cut", "not-packed", "no-zip"],
+)
+def test_an_archive_that_nodes_would_refuse_is_not_added(ready: Terminal, name: str, packed: bytes, why: str) -> None:
+    """By the very check that nodes make: it must not pass here and fail on a thousand of them."""
+    before = ready.bytes("snapshot.json")
+    (ready.folder / name).write_bytes(packed)
+    ready(f"snapshot add snapshot.json packed:v1 {name} --entrypoint m --unpack {name[2:]}", code=1)
+    assert f"error[unpack-refused]: every node would refuse {name}: " in ready.err
+    assert why in ready.err
+    assert "hint: " in ready.err
+    assert "--format=ustar" in ready.err
+    assert ready.bytes("snapshot.json") == before
+
+
+def test_what_an_archive_lacks_is_no_entrypoint(ready: Terminal) -> None:
+    (ready.folder / "a.tar").write_bytes(archives.tar(archives.member(b"m/a.gguf", b"model")))
+    ready("snapshot add snapshot.json packed:v1 a.tar --unpack tar --entrypoint a.gguf", code=1)
+    assert "the entrypoint 'a.gguf' is in no archive" in ready.err
+    assert "hint: they hold: m/a.gguf" in ready.err
+    (ready.folder / "b.tar").write_bytes(ready.bytes("a.tar") + bytes(512))
+    ready("snapshot add snapshot.json packed:v1 a.tar b.tar --unpack tar", code=1)
+    assert "'m/a.gguf' is in two of them" in ready.err
+
+
+def test_an_archive_at_an_address_is_said_not_to_have_been_looked_at(ready: Terminal) -> None:
+    with serving(sends(archives.tar(archives.member(b"m", b"x")))) as url:
+        ready(f"snapshot add snapshot.json packed:v1 {url}/a.tar --unpack tar --entrypoint m")
+    assert "note: whether nodes unpack an archive at an address was not looked at" in ready.err
 
 
 # -- a model at a URL ------------------------------------------------------------------------------
