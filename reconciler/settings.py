@@ -7,8 +7,10 @@ Sizes and times are checked here, so that nobody finds out at night that ``10 gi
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -137,6 +139,11 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return self.path(self.store.archive) if self.store.archive else self.store_path / "archive"
 
     @property
+    def envelope_path(self) -> Path:
+        """Where the signed envelope is kept, beside the lock."""
+        return self.path(self.network.lockfile).with_name("snapshot.json")
+
+    @property
     def policy(self) -> Policy:
         """What these settings permit, in plain units."""
         return Policy(
@@ -176,23 +183,71 @@ def decode(data: bytes, base: Path, name: str = "reconcile.toml") -> Settings:
     return settings
 
 
+#: Times in which something has to be done; the others may be none at all.
+_SPANS = {"timeout", "ready_timeout", "healthy_timeout", "interval"}
+
+
 def _check(settings: Settings) -> None:
-    for table, key in (*_SIZES, *_TIMES):
-        text = getattr(getattr(settings, table), key)
-        try:
-            (units.size if (table, key) in _SIZES else units.seconds)(text)
-        except ValueError as error:
-            raise ValueError(f"[{table}] {key}: {error}") from None
+    for table, key in _SIZES:
+        _check_amount(f"[{table}] {key}", units.size, getattr(getattr(settings, table), key), least=0)
+    for table, key in _TIMES:
+        _check_amount(f"[{table}] {key}", units.seconds, getattr(getattr(settings, table), key), least=0.001 if key in _SPANS else 0)
+    _check_addresses(settings)
+    _check_places(settings)
     _check_server(settings.runtime.openai)
     for template in settings.download.fallback:
         snapshot.check_template(template)
 
 
-def _check_server(chosen: OpenAISettings) -> None:
+def _check_amount(name: str, read: Callable[[str], float], text: str, *, least: float) -> None:
     try:
-        units.seconds(chosen.ready_timeout)
+        amount = read(text)
     except ValueError as error:
-        raise ValueError(f"[runtime.openai] ready_timeout: {error}") from None
+        raise ValueError(f"{name}: {error}") from None
+    if amount < least:
+        raise ValueError(f"{name}: nothing is done in {text!r}")
+
+
+def _check_addresses(settings: Settings) -> None:
+    """Refuse an address that nothing will ever come from: it would look like a network that does not answer."""
+    network = settings.network
+    for key, text in (("snapshot", network.snapshot), ("root_updates", network.root_updates)):
+        if re.match("[a-z][a-z0-9+.-]*://", text, re.IGNORECASE) and not text.startswith(("https://", "http://")):
+            raise ValueError(f"[network] {key}: nothing is fetched from {text!r}; it is a path, or begins with https://")
+    if network.root_updates and "{version}" not in network.root_updates:
+        raise ValueError("[network] root_updates: it says nowhere {version}, so all roots would be in one place")
+    for host in settings.download.allowed_hosts:
+        if not host or "/" in host:
+            raise ValueError(f"[download] allowed_hosts: {host!r} is no name of a host")
+
+
+def _check_places(settings: Settings) -> None:
+    """Refuse a file or folder that is to be two things: what is written last would be the end of the other."""
+    network = settings.network
+    taken: dict[Path, str] = {}
+    for key, text in (("[network] root", network.root), ("[network] lockfile", network.lockfile), ("[store] path", settings.store.path)):
+        if not text:
+            raise ValueError(f"{key}: it names nothing")
+        _take(taken, key, settings, text)
+    _take(taken, "the envelope beside [network] lockfile", settings, str(settings.envelope_path))
+    if settings.store.archive:
+        _take(taken, "[store] archive", settings, settings.store.archive)
+    if "://" not in network.snapshot and settings.path(network.snapshot) != settings.envelope_path:
+        _take(taken, "[network] snapshot", settings, network.snapshot)
+
+
+def _take(taken: dict[Path, str], key: str, settings: Settings, text: str) -> None:
+    try:
+        place = Path(os.path.normpath(settings.path(text)))
+    except RuntimeError as error:  # whose home is not known
+        raise ValueError(f"{key}: {text!r}: {error}") from None
+    if place in taken:
+        raise ValueError(f"{key}: {place} is {taken[place]} too")
+    taken[place] = key
+
+
+def _check_server(chosen: OpenAISettings) -> None:
+    _check_amount("[runtime.openai] ready_timeout", units.seconds, chosen.ready_timeout, least=0.001)
     if chosen.version and not re.fullmatch(r"[0-9]+(\.[0-9]+){0,4}([a-z0-9.+-]{0,32})", chosen.version):
         raise ValueError(f"[runtime.openai] version: {chosen.version!r} is no version like 1.2.3")
     if chosen.argv and not chosen.argv[0].startswith("/"):

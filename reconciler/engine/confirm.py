@@ -63,7 +63,7 @@ def layout_of(settings: Settings) -> Layout:
 
 def envelope_path(settings: Settings) -> Path:
     """Return where the signed envelope is kept, beside the lock."""
-    return settings.path(settings.network.lockfile).with_name("snapshot.json")
+    return settings.envelope_path
 
 
 def root(settings: Settings) -> TrustRoot:

@@ -62,6 +62,18 @@ def test_an_unknown_key_names_the_nearest_known_one(text: str, said: str, hint: 
         ("[agent]\ninterval = '5 min'\n", "[agent] interval"), ("[smoke]\nsandbox = 'none'\n", "smoke.sandbox"),
         ("[hooks]\nhealthy = 'curl x'\n", "hooks.healthy"), ("[download]\nfallback = ['https://m.example.org/fixed']\n", "template"),
         ("[download]\nfallback = ['ftp://m.example.org/{hex}']\n", "scheme"), ("store = 1\n", "store"), ("[store\n", "not TOML"),
+        ("[store]\npath = ''\n", "[store] path"), ("[network]\nroot = ''\n", "[network] root"),
+        ("[network]\nlockfile = ''\n", "[network] lockfile"), ("[network]\nlockfile = 'snapshot.json'\n", "the envelope beside"),
+        ("[network]\nlockfile = 'x/../root.json'\n", "[network] lockfile: /etc/node/root.json is [network] root too"),
+        ("[network]\nsnapshot = 'models.lock'\n", "[network] snapshot"), ("[network]\nroot = 'snapshot.json'\n", "the envelope beside"),
+        ("[store]\npath = 'models.lock'\n", "[store] path"), ("[store]\narchive = 'store'\n", "[store] archive"),
+        ("[store]\npath = '~nobody-of-this-name/s'\n", "[store] path"), ("[download]\ntimeout = '0s'\n", "[download] timeout"),
+        ("[smoke]\ntimeout = '0'\n", "[smoke] timeout"), ("[hooks]\nhealthy_timeout = '0ms'\n", "[hooks] healthy_timeout"),
+        ("[agent]\ninterval = '0s'\n", "[agent] interval"), ("[runtime.openai]\nready_timeout = '0s'\n", "[runtime.openai] ready_timeout"),
+        ("[network]\nsnapshot = 'ftp://h.example.org/s'\n", "[network] snapshot"),
+        ("[network]\nroot_updates = 'HTTPS://h.example.org/{version}'\n", "[network] root_updates"),
+        ("[network]\nroot_updates = 'https://h.example.org/root.json'\n", "{version}"),
+        ("[download]\nallowed_hosts = ['https://h.example.org']\n", "[download] allowed_hosts"),
     ],
 )  # fmt: skip
 def test_what_means_nothing_is_refused_by_its_key(text: str, said: str) -> None:
