@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from reconciler.cli.node import FILE, LOCKED, OFFLINE, Seconds
+from reconciler.cli.amounts import Seconds
+from reconciler.cli.node import FILE, LOCKED, OFFLINE
 from reconciler.cli.shell import Shell, common
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from reconciler.cli.amounts import Seconds
 from reconciler.cli.shell import Shell, common
 
 if TYPE_CHECKING:
@@ -16,23 +17,6 @@ if TYPE_CHECKING:
     from reconciler.engine.options import Options
 
 FILE = click.Path(path_type=Path, dir_okay=False)
-
-
-class Seconds(click.ParamType[float]):
-    """A duration as people write it."""
-
-    name = "duration"
-
-    def convert(self, value: str | float, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Return the seconds that *value* names."""
-        from reconciler import units
-
-        try:
-            return units.seconds(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-
-
 LOCK_TIMEOUT = click.option("--lock-timeout", type=Seconds(), default=0.0, metavar="TIME", help="Wait so long for another run, as in 30s.")
 ONLY = click.option("--only", multiple=True, metavar="ID", help="This model alone (may be given again).")
 EXCEPT = click.option("--except", "excluded", multiple=True, metavar="ID", help="All but this model (may be given again).")

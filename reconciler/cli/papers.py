@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-import msgspec
 
 from reconciler import units
+from reconciler.cli.shell import encoded
 from reconciler.errors import PublishError
 
 if TYPE_CHECKING:
@@ -51,19 +51,6 @@ def _instant(text: str) -> datetime | None:
     return found.replace(tzinfo=UTC) if found.tzinfo is None else found
 
 
-class Size(click.ParamType[int]):
-    """A number of bytes as people write it."""
-
-    name = "size"
-
-    def convert(self, value: str | int, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Return the bytes that *value* names."""
-        try:
-            return units.size(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-
-
 PASSPHRASE = click.option(
     "--passphrase-file",
     type=FILE,
@@ -71,6 +58,9 @@ PASSPHRASE = click.option(
     show_envvar=True,
     help="A file whose first line is the passphrase; without it, a terminal is asked.",
 )
+KEY = click.option("--key", "key_file", type=FILE, required=True, help="Your private key.")
+SIGNER = click.option("--key", "key_file", type=FILE, required=True, help="The signer's public key.")
+SIGNATURE = click.option("--signature", type=FILE, required=True, help="The signature: 64 bytes, or base64 of them.")
 JSON = click.option("--json", "as_json", is_flag=True, help="JSON on standard output.")
 
 
@@ -164,10 +154,30 @@ def note(text: str) -> None:
 
 def document(value: object) -> None:
     """Give *value* to a program."""
-    click.echo(msgspec.json.format(msgspec.json.encode(value, order="deterministic"), indent=2).decode())
+    click.echo(encoded(value), nl=False)
 
 
-def raw(data: bytes, out: Path | None) -> None:
+def signature(path: Path) -> bytes:
+    """Return the signature in *path*."""
+    from reconciler.publish import documents
+
+    return documents.unbase64_signature(read(path, most=1024))
+
+
+def printing(pae: Callable[[Path], bytes]) -> click.Command:
+    """Return the command ``pae``, which prints what *pae* makes of a file."""
+
+    @click.command("pae")
+    @click.argument("file", type=FILE)
+    @click.option("--out", type=FILE, help="Write there and not to standard output.")
+    def command(*, file: Path, out: Path | None) -> None:
+        """Print the very bytes that are signed, for openssl or a hardware token."""
+        _raw(pae(file), out)
+
+    return command
+
+
+def _raw(data: bytes, out: Path | None) -> None:
     """Give bytes to a file or a pipe; never to a terminal, which would act on them."""
     if out:
         write(out, data)

@@ -215,7 +215,7 @@ def _edit(file: Path, out: Path | None, change: Callable[[TrustRoot], TrustRoot]
 
 @root.command("sign")
 @click.argument("file", type=FILE)
-@click.option("--key", "key_file", type=FILE, required=True, help="Your private key.")
+@papers.KEY
 @_PREVIOUS
 @PASSPHRASE
 def root_sign(*, file: Path, key_file: Path, previous: Path | None, passphrase_file: Path | None) -> None:
@@ -234,8 +234,8 @@ def root_sign(*, file: Path, key_file: Path, previous: Path | None, passphrase_f
 
 @root.command("attach")
 @click.argument("file", type=FILE)
-@click.option("--key", "key_file", type=FILE, required=True, help="The signer's public key.")
-@click.option("--signature", type=FILE, required=True, help="The signature: 64 bytes, or base64 of them.")
+@papers.SIGNER
+@papers.SIGNATURE
 @_PREVIOUS
 def root_attach(*, file: Path, key_file: Path, signature: Path, previous: Path | None) -> None:
     """
@@ -246,11 +246,11 @@ def root_attach(*, file: Path, key_file: Path, signature: Path, previous: Path |
       openssl pkeyutl -sign -rawin -inkey alice.key -in to-sign -out sig
       reconcile root attach root.1.json --key alice.pub --signature sig
     """
-    from reconciler.publish import documents, roots
+    from reconciler.publish import roots
 
     before = _read(previous) if previous else b""
-    bytes_ = documents.unbase64_signature(papers.read(signature, most=1024))
-    _signed(file, roots.attach(_read(file), papers.public_key(key_file), bytes_, previous=before), before)
+    made = roots.attach(_read(file), papers.public_key(key_file), papers.signature(signature), previous=before)
+    _signed(file, made, before)
 
 
 def _read(file: Path) -> bytes:
@@ -265,14 +265,13 @@ def _signed(file: Path, data: bytes, previous: bytes) -> None:
     papers.say(f"signed {file}: root {found.version} of {found.network}\n{_standing(found)}")
 
 
-@root.command("pae")
-@click.argument("file", type=FILE)
-@click.option("--out", type=FILE, help="Write there and not to standard output.")
-def root_pae(*, file: Path, out: Path | None) -> None:
-    """Print the very bytes that are signed, for openssl or a hardware token."""
+def _pae(file: Path) -> bytes:
     from reconciler.publish import roots
 
-    papers.raw(roots.pae(_read(file)), out)
+    return roots.pae(_read(file))
+
+
+root.add_command(papers.printing(_pae))
 
 
 @root.command("inspect")

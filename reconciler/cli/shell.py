@@ -69,12 +69,12 @@ class Shell:
 
     def document(self, value: object, show: Callable[[Console], None]) -> None:
         """Give *value* to programs as one JSON document where they asked for it, and *show* it to people."""
-        data = msgspec.json.format(msgspec.json.encode(value, order="deterministic"), indent=2) + b"\n"
+        data = encoded(value)
         if self.json_into:
             with _named(self.json_into):
-                self.json_into.write_bytes(data)
+                self.json_into.write_text(data, encoding="utf-8")
         if self.json:
-            sys.stdout.write(data.decode())
+            sys.stdout.write(data)
             sys.stdout.flush()
         elif not self.quiet:
             show(self.people)
@@ -121,7 +121,7 @@ class Shell:
 
     @contextlib.contextmanager
     def _opened(self, path: Path) -> Iterator[IO[str]]:
-        file = path.open("w")
+        file = path.open("w", encoding="utf-8")
         self._streamed = True
         try:
             yield file
@@ -157,6 +157,11 @@ class Shell:
         if not self.has_person:
             raise UsageError(f"there is nobody to ask: {question}", hint="say so with --yes")
         self.ask(question)
+
+
+def encoded(value: object) -> str:
+    """Return *value* as a JSON document that people can read, too."""
+    return msgspec.json.format(msgspec.json.encode(value, order="deterministic"), indent=2).decode() + "\n"
 
 
 def find_config(given: Path | None) -> Path | None:

@@ -15,7 +15,8 @@ import click
 
 from reconciler import units
 from reconciler.cli import papers
-from reconciler.cli.papers import FILE, JSON, PASSPHRASE, Size
+from reconciler.cli.amounts import Size
+from reconciler.cli.papers import FILE, JSON, PASSPHRASE
 from reconciler.errors import FetchError, PublishError, UnpackRefused
 
 if TYPE_CHECKING:
@@ -372,7 +373,7 @@ def _written(file: Path, made: Edited) -> None:
 
 @snapshot.command("sign")
 @click.argument("file", type=FILE)
-@click.option("--key", "key_file", type=FILE, required=True, help="Your private key.")
+@papers.KEY
 @_ROOT
 @PASSPHRASE
 def snapshot_sign(*, file: Path, key_file: Path, root_file: Path | None, passphrase_file: Path | None) -> None:
@@ -391,8 +392,8 @@ def snapshot_sign(*, file: Path, key_file: Path, root_file: Path | None, passphr
 
 @snapshot.command("attach")
 @click.argument("file", type=FILE)
-@click.option("--key", "key_file", type=FILE, required=True, help="The signer's public key.")
-@click.option("--signature", type=FILE, required=True, help="The signature: 64 bytes, or base64 of them.")
+@papers.SIGNER
+@papers.SIGNATURE
 @_ROOT
 def snapshot_attach(*, file: Path, key_file: Path, signature: Path, root_file: Path | None) -> None:
     """
@@ -403,11 +404,10 @@ def snapshot_attach(*, file: Path, key_file: Path, signature: Path, root_file: P
       openssl pkeyutl -sign -rawin -inkey ci.key -in to-sign -out sig
       reconcile snapshot attach snapshot.json --key ci.pub --signature sig
     """
-    from reconciler.publish import documents, snapshots
+    from reconciler.publish import snapshots
 
-    bytes_ = documents.unbase64_signature(papers.read(signature, most=1024))
     data, key, trusted = _read(file), papers.public_key(key_file), papers.trusted(root_file)
-    _signed(file, snapshots.attach(data, key, bytes_, now=papers.now(), root=trusted), root_file)
+    _signed(file, snapshots.attach(data, key, papers.signature(signature), now=papers.now(), root=trusted), root_file)
 
 
 def _signed(file: Path, data: bytes, root_file: Path | None) -> None:
@@ -425,14 +425,13 @@ def _standing(found: SnapshotReport) -> str:
     return "complete: nodes take it" if found.missing == 0 else f"incomplete: it lacks {found.missing} signature(s)"
 
 
-@snapshot.command("pae")
-@click.argument("file", type=FILE)
-@click.option("--out", type=FILE, help="Write there and not to standard output.")
-def snapshot_pae(*, file: Path, out: Path | None) -> None:
-    """Print the very bytes that are signed, for openssl or a hardware token."""
+def _pae(file: Path) -> bytes:
     from reconciler.publish import snapshots
 
-    papers.raw(snapshots.pae(_read(file)), out)
+    return snapshots.pae(_read(file))
+
+
+snapshot.add_command(papers.printing(_pae))
 
 
 @snapshot.command("inspect")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from reconciler.cli.amounts import Share, Size
 from reconciler.cli.node import LOCK_TIMEOUT
 from reconciler.cli.shell import Shell, common
 
@@ -14,38 +15,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from reconciler.store.keeper import Waste
-
-
-class Size(click.ParamType[int]):
-    """A size as people write it."""
-
-    name = "size"
-
-    def convert(self, value: str | int, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Return the bytes that *value* names."""
-        from reconciler import units
-
-        try:
-            return units.size(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-
-
-class Share(click.ParamType[float]):
-    """A part of the whole, as in 10%."""
-
-    name = "share"
-
-    def convert(self, value: str | float, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Return *value* as a number between 0 and 1."""
-        text = str(value)
-        try:
-            found = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-        except ValueError:
-            found = -1.0
-        if not 0 < found <= 1:
-            self.fail(f"{text!r} is not a share; write it like 10%", param, ctx)
-        return found
 
 
 @click.command()
