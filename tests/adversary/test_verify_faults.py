@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import os
 import resource
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from reconciler import digest as digests
+from reconciler.fetch import hasher
 from reconciler.fetch.verify import Hashers, Job
 from tests.fetching import children_of, name_of, some
 
@@ -41,7 +45,7 @@ def worker_of(job: Job) -> int:
 
 
 @pytest.mark.parametrize("algorithm", ["sha256", "sha512", "blake3"])
-@pytest.mark.parametrize("size", [1, 4095, 4096, 4097, (8 << 20) - 1, 8 << 20, (8 << 20) + 1, (1 << 20) + 7])
+@pytest.mark.parametrize("size", [1, 4095, 4096, 4097, hasher.WINDOW - 1, hasher.WINDOW, hasher.WINDOW + 1, (1 << 20) + 7])
 def test_the_digest_is_right_at_every_edge(tmp_path: Path, hashers: Hashers, algorithm: str, size: int) -> None:
     data = some(size, size)
     path = tmp_path / "file"
@@ -51,6 +55,49 @@ def test_the_digest_is_right_at_every_edge(tmp_path: Path, hashers: Hashers, alg
     seen = path.stat()
     assert (done.found, done.error) == (digests.of(data, algorithm), "")
     assert (done.size, done.device, done.inode, done.mtime_ns) == (size, seen.st_dev, seen.st_ino, seen.st_mtime_ns)
+
+
+@pytest.mark.parametrize("way", [hasher._mapped, hasher._read])
+def test_either_way_hashes_the_same_bytes_and_misses_none_that_are_gone(tmp_path: Path, way: Callable[[Any, int, int, int], None]) -> None:
+    data = some(3_000_000, 5)
+    path = tmp_path / "file"
+    path.write_bytes(data)
+    with path.open("rb") as file:
+        for start, length in ((0, len(data)), (1, 4096), (4096, 1), (1_234_567, 1_000_000), (len(data) - 1, 1)):
+            made = hashlib.sha256()
+            way(made, file.fileno(), start, length)
+            assert made.digest() == hashlib.sha256(data[start : start + length]).digest()
+        for start, length in ((0, len(data) + 1), (len(data), 1), (len(data) + 4096, 10)):
+            with pytest.raises(ValueError, match="it ends at byte"):
+                way(hashlib.sha256(), file.fileno(), start, length)
+
+
+def test_the_way_that_costs_less_is_kept_and_the_digest_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken, clock = [], itertools.count()
+    mapped, read = hasher._mapped, hasher._read
+    data = some(32 * hasher.FOLLOW_LEAST, 6)
+    path = tmp_path / "file"
+    path.write_bytes(data)
+
+    def costly(made: Any, fd: int, start: int, length: int) -> None:
+        next(clock)
+        taken.append("costly")
+        mapped(made, fd, start, length)
+
+    def cheap(made: Any, fd: int, start: int, length: int) -> None:
+        taken.append("cheap")
+        read(made, fd, start, length)
+
+    monkeypatch.setattr(hasher, "_mapped", costly)
+    monkeypatch.setattr(hasher, "_read", cheap)
+    monkeypatch.setattr(time, "thread_time", lambda: next(clock))
+    ways, made = hasher.Ways(), hashlib.sha256()
+    with path.open("rb") as file:
+        for start in range(0, len(data), hasher.FOLLOW_LEAST):
+            ways.take(made, file.fileno(), start, hasher.FOLLOW_LEAST)
+
+    assert made.digest() == hashlib.sha256(data).digest()
+    assert taken.count("costly") == hasher.TRIALS
 
 
 def test_hashing_follows_a_file_that_grows(tmp_path: Path, hashers: Hashers) -> None:
@@ -99,7 +146,7 @@ def test_a_file_truncated_under_the_hashing_is_a_failed_verification(tmp_path: P
 
 
 def test_a_real_sigbus_in_the_worker(tmp_path: Path) -> None:
-    """The window is mapped, then the file is cut: what ``_take`` would meet in the race that the size check cannot close."""
+    """The window is mapped, then the file is cut: what ``_mapped`` would meet in the race that the size check cannot close."""
     import subprocess
 
     path, _ = big(tmp_path)
