@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import Meta, Struct
 
 from reconciler.errors import DiskFull, ReconcileError, SandboxUnavailable, StoreError, UnpackRefused
 from reconciler.node import Limits
@@ -23,6 +24,22 @@ _ANSWER_BYTES = 64 << 20
 #: Windows of decompressors and the names of members.
 _MEMORY_BYTES = 2 << 30
 _NAMES: dict[str, type[ReconcileError]] = {"unpack-refused": UnpackRefused, "store": StoreError, "disk-full": DiskFull}
+
+_Said = Annotated[str, Meta(max_length=4096)]
+
+
+class _Failure(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    name: Literal["unpack-refused", "store", "disk-full", "usage"]
+    message: _Said
+    hint: _Said = ""
+
+
+class _Word(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What an extractor may say: its members or its error; whatever else it says, all of it counts for nothing."""
+
+    nonce: str
+    members: tuple[str, ...] | None = None
+    error: _Failure | None = None
 
 
 class SandboxedUnpacker:
@@ -69,10 +86,16 @@ def _members(ended: Ended) -> tuple[str, ...]:
         raise SandboxUnavailable(printable(ended.errors.strip()[-300:]))
     if ended.word is None:
         raise _fault(ended)
-    error = ended.word.get("error")
-    if isinstance(error, dict):
-        raise _NAMES.get(str(error.get("name")), UnpackRefused)(printable(str(error.get("message"))[:1000]))
-    return tuple(sorted(map(str, ended.word["members"])))
+    try:
+        word = msgspec.convert(ended.word, _Word)
+    except msgspec.ValidationError as error:
+        raise UnpackRefused(f"its extractor answered nonsense: {printable(str(error))}") from None
+    if word.error:
+        kind = _NAMES.get(word.error.name, UnpackRefused)
+        raise kind(printable(word.error.message)[:1000], hint=printable(word.error.hint)[:1000])
+    if word.members is None:
+        raise UnpackRefused("its extractor says neither what it unpacked nor why it did not")
+    return tuple(sorted(word.members))
 
 
 def _fault(ended: Ended) -> ReconcileError:

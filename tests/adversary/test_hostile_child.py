@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from reconciler import snapshot
-from reconciler.errors import StoreError, UnpackRefused
+from reconciler.errors import DiskFull, StoreError, UnpackRefused
 from reconciler.ports import TestJob, TestReport
 from reconciler.runtime import cage, confined, sandbox, tester
 from reconciler.runtime.attend import Ended
@@ -299,3 +299,26 @@ def test_an_extractor_that_somebody_kills_says_nothing_about_the_archive() -> No
     assert isinstance(confined._fault(said("", signal=signal.SIGKILL, code=-9)), StoreError)
     for changes in ({"signal": signal.SIGSEGV}, {"timed_out": True}, {"code": 0}):
         assert isinstance(confined._fault(said("", **changes)), UnpackRefused)
+
+
+_ERROR = {"name": "disk-full", "message": "no room", "hint": "make room"}
+
+
+@pytest.mark.parametrize(
+    "says",
+    [
+        {}, {"members": None}, {"members": 1}, {"members": "ab"}, {"members": {"a": 1}}, {"members": [1]}, {"members": [["a"]]},
+        {"members": ["a"], "more": 1}, {"error": "store"}, {"error": []}, {"error": {}}, {"error": _ERROR | {"name": ["store"]}},
+        {"error": _ERROR | {"name": "stale-plan"}}, {"error": _ERROR | {"message": 1}}, {"error": _ERROR | {"message": "x" * 9999}},
+    ],
+    ids=lambda says: str(says)[:60],
+)  # fmt: skip
+def test_an_extractor_that_answers_nonsense_refuses_its_archive(says: dict[str, Any]) -> None:
+    with pytest.raises(UnpackRefused, match="its extractor"):
+        confined._members(said("", code=0, answer={"nonce": "n"} | says))
+
+
+def test_an_extractors_error_comes_out_whole_and_steers_no_terminal() -> None:
+    with pytest.raises(DiskFull, match="no room") as caught:
+        confined._members(said("", code=0, answer={"nonce": "n", "error": _ERROR | {"hint": "make \x1b[31mroom"}}))
+    assert caught.value.hint == "make \N{REPLACEMENT CHARACTER}[31mroom"
