@@ -140,7 +140,7 @@ def sandbox(case: Case) -> Iterator[Finding]:
 
 _SANDBOX_HINTS = {
     "bubblewrap": "install bubblewrap, and let it make user namespaces (on Ubuntu: an AppArmor profile for bwrap)",
-    "landlock": "needs a kernel of 5.13 or newer with Landlock in its lsm= list",
+    "landlock": "needs a kernel of 6.2 or newer with Landlock in its lsm= list",
 }
 
 

@@ -69,6 +69,8 @@ _MACHINES: dict[str, tuple[int, dict[str, int]]] = {
         "fchmodat2": 452, "setxattrat": 463, "removexattrat": 466,
     }),
 }  # fmt: skip
+#: ``socketpair`` stays shut in any other: a datagram one sends to whatever address it is given (unix(7)), so out of a sandbox that has no
+#: namespaces. What CUDA is known to fail without is memfd_create(2) and the names of its threads, and both are open.
 #: Open in a cell that starts a server and talks to it; only namespaces make that safe.
 _SERVER_CALLS = {"socketpair", "connect", "fork", "vfork", "execve", "execveat", "kill", "tgkill", "tkill", "prlimit64"}
 _SERVER_CALLS |= {"sched_setaffinity", "sched_setscheduler", "sched_setparam", "setpriority"}

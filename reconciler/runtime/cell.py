@@ -114,7 +114,8 @@ class Sandbox:
             "read": [*system, *(driver if cell.devices else ()), *map(str, _python_folders())],
             "given": [*given.values()] if landlock else [],
             "write": ["/dev/null", *([str(cell.write)] if cell.write else [])],
-            "devices": [*map(str, cell.devices)],
+            # A driver names its threads by their files there, and CUDA fails where it may not. Opened by the child: its own threads alone.
+            "devices": [*map(str, cell.devices), *(["/proc/self/task"] if cell.devices else [])],
             "limits": _limits(cell),
         }
         return json.dumps(setup)

@@ -73,6 +73,16 @@ def test_the_probe_finds_every_door_open_where_there_is_no_sandbox(tmp_path: Pat
     assert found["loopback"] is True
 
 
+def test_a_driver_may_name_its_threads(mode: Mode) -> None:
+    """CUDA's does so by their files in proc, and does not come up (error 304) where it may not."""
+    job, driver = {"way": "name_thread"}, (Path("/dev/null"),)
+    ended = sandbox._sandbox(mode).run(
+        Cell(module="tests.children.misbehave", job=job, seconds=60.0, read=(TOP / "tests",), devices=driver)
+    )
+    assert ended.word is not None, ended.errors
+    assert ended.word["name"] == "worker"
+
+
 def test_a_child_sees_nothing_of_ours(mode: Mode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET", "secret")
     (tmp_path / "secret").write_text("secret")

@@ -115,6 +115,23 @@ def die(job: dict[str, Any]) -> None:
     signal.raise_signal(signal.Signals[job["signal"]])
 
 
+def name_thread(job: dict[str, Any]) -> None:
+    """Name a thread that is not the one that writes, by its file in proc, as a driver's library does."""
+    done = threading.Event()
+    thread = threading.Thread(target=done.wait)
+    thread.start()
+    name = Path(f"/proc/self/task/{thread.native_id}/comm")
+    try:
+        with name.open("r+") as file:
+            file.write("worker")
+        said = name.read_text().strip()
+    except OSError as error:
+        said = type(error).__name__
+    done.set()
+    thread.join()
+    say({"nonce": job["nonce"], "name": said})
+
+
 def fill(job: dict[str, Any]) -> None:
     """Write everywhere that can be written."""
     done: dict[str, int] = {}
@@ -183,7 +200,7 @@ _WAYS: dict[str, Callable[[dict[str, Any]], None]] = {
     way.__name__: way
     for way in (
         answer, hang, answer_and_hang, answer_and_die, spin, ignore_signals, eat_memory, fork, flood, forge, leave, complain, die, fill,
-        write_large, thread, look,
+        write_large, thread, look, name_thread,
     )
 }  # fmt: skip
 
