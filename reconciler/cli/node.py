@@ -77,10 +77,7 @@ def lock(shell: Shell, *, source: str, check: bool, lock_timeout: float) -> int:
         same = network.check_lock(settings, source, wall_clock())
         shell.document({"changes": not same}, lambda to: to.print("models.lock is up to date" if same else "models.lock would change"))
         return 0 if same else 2
-    with shell.reporter(stream=False) as report:
-        heard = run.hear_and_accept(settings, source, report, patience_seconds=lock_timeout)
-    if heard is None:
-        return 1
+    heard = run.hear_and_accept(settings, source, patience_seconds=lock_timeout)
     found, changes = heard.confirmed, heard.changes
     header = found.lock.snapshot
     network_name, count = found.lock.network, len(found.lock.model)

@@ -13,6 +13,7 @@ import errno
 import hashlib
 import os
 import stat
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
@@ -21,7 +22,16 @@ from msgspec import Struct
 
 from reconciler import __version__, digest, trust
 from reconciler import lock as locks
-from reconciler.errors import LockMismatch, ReconcileError, SettingsError, StoreError
+from reconciler.errors import (
+    BadEnvelope,
+    BadSignature,
+    LockMismatch,
+    ReconcileError,
+    SettingsError,
+    StoreError,
+    TooLarge,
+    WrongNetwork,
+)
 from reconciler.lock import Lock
 from reconciler.node import Limits
 from reconciler.settings import Settings
@@ -74,7 +84,8 @@ def root(settings: Settings) -> TrustRoot:
         SettingsError: no root is pinned.
         TrustError: the pinned root, or one that was walked, does not hold.
     """
-    pinned = trust.pin(pinned_bytes(settings), settings.network.root_fingerprint, limits=LIMITS)
+    with naming(settings.network.root):
+        pinned = trust.pin(pinned_bytes(settings), settings.network.root_fingerprint, limits=LIMITS)
     return trust.walk(pinned, floor.roots(layout_of(settings)), limits=LIMITS)
 
 
@@ -114,6 +125,15 @@ def _files(settings: Settings) -> tuple[bytes, bytes]:
         raise _without(beside, "the lock has no envelope", "the lock's envelope", "run `reconcile lock` to make both", error) from None
 
 
+@contextlib.contextmanager
+def naming(place: str) -> Iterator[None]:
+    """Say which document it is that does not hold: there are several, and each is another's fault."""
+    try:
+        yield
+    except (BadEnvelope, BadSignature, TooLarge, WrongNetwork) as error:
+        raise type(error)(f"{place}: {error.message}", hint=error.hint) from None
+
+
 _UNREAD = "let the user who runs reconcile read it: it must be a plain file"
 
 
@@ -138,7 +158,8 @@ def _nonblocking(path: str, flags: int) -> int:
 
 def _compiled(settings: Settings, envelope: bytes, data: bytes) -> Confirmed:
     trusted = root(settings)
-    verified = trust.open_snapshot(envelope, trusted, limits=LIMITS)
+    with naming(envelope_path(settings).name):
+        verified = trust.open_snapshot(envelope, trusted, limits=LIMITS)
     lock = locks.compile(verified)
     locks.check(data, lock)
     return confirmed(lock, locks.digest_of(data), verified, trusted)

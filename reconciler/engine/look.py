@@ -149,7 +149,8 @@ def _model(change: ModelChange, found: confirm.Confirmed, state: NodeState) -> M
 def _reason(change: ModelChange, remembered: str) -> str:
     """Return why a model is as it is: what the last run said of it, unless something has to be done about it now."""
     settled = change.op == "keep" and not change.reason.startswith("not-listed")
-    return remembered if remembered and (settled or change.from_ in {"failed", "pending"}) else change.reason
+    told = remembered and not (change.changes and remembered.startswith("up-to-date"))
+    return remembered if told and (settled or change.from_ in {"failed", "pending"}) else change.reason
 
 
 def incidents(settings: Settings, limit: int = 100) -> tuple[LoggedIncident, ...]:

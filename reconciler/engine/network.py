@@ -21,7 +21,7 @@ from reconciler import digest, trust, units
 from reconciler import lock as locks
 from reconciler.engine import confirm
 from reconciler.engine.confirm import LIMITS, Confirmed
-from reconciler.errors import FetchError, LockMismatch, ReconcileError, SettingsError, TrustError
+from reconciler.errors import FetchError, ReconcileError, SettingsError, TrustError
 from reconciler.ports import Incident
 from reconciler.settings import Settings
 from reconciler.store import durable, floor, writer
@@ -90,7 +90,8 @@ def hear(settings: Settings, source: str, now: datetime) -> Heard:
     """
     envelope, etag = _heard(settings, source)
     trusted = confirm.root(settings)
-    verified = trust.verify(envelope, trusted, now=now, floor=read_floor(settings), limits=LIMITS)
+    with confirm.naming(source or settings.network.snapshot):
+        verified = trust.verify(envelope, trusted, now=now, floor=read_floor(settings), limits=LIMITS)
     lock = locks.compile(verified)
     data = locks.encode(lock)
     found = confirm.confirmed(lock, locks.digest_of(data), verified, trusted)
@@ -136,15 +137,18 @@ def _read(settings: Settings, source: str, *, from_settings: bool, cap: int = LI
 
     if document.is_url(source):
         download = settings.download
-        return document.get(
-            source,
-            max_bytes=cap,
-            timeout_seconds=units.seconds(download.timeout),
-            etag=etag,
-            proxy=download.proxy,
-            ca_file=str(settings.path(download.ca_file)) if download.ca_file else "",
-            allow_http=download.allow_http,
-        )
+        try:
+            return document.get(
+                source,
+                max_bytes=cap,
+                timeout_seconds=units.seconds(download.timeout),
+                etag=etag,
+                proxy=download.proxy,
+                ca_file=str(settings.path(download.ca_file)) if download.ca_file else "",
+                allow_http=download.allow_http,
+            )
+        except FetchError as error:
+            raise FetchError(error.message, hint="look at the address and at the network; what was accepted before stays") from None
     path = settings.path(source) if from_settings else Path(source)
     try:
         with path.open("rb") as file:
@@ -191,10 +195,15 @@ def update_roots(settings: Settings, sources: tuple[str, ...], ledger: Ledger) -
     """
     layout, trusted = confirm.layout_of(settings), confirm.root(settings)
     del ledger  # proof that the caller holds the store
-    envelopes = [_read(settings, source, from_settings=False, cap=LIMITS.root_bytes).data or b"" for source in sources]
-    for envelope in sorted(envelopes, key=trust.root_version):
-        if trust.root_version(envelope) > trusted.version:
-            trusted = trust.advance(trusted, envelope, limits=LIMITS)
+    found = []
+    for source in sources:
+        envelope = _read(settings, source, from_settings=False, cap=LIMITS.root_bytes).data or b""
+        with confirm.naming(source):
+            found.append((trust.root_version(envelope), source, envelope))
+    for version, source, envelope in sorted(found):
+        if version > trusted.version:
+            with confirm.naming(source):
+                trusted = trust.advance(trusted, envelope, limits=LIMITS)
             floor.keep_root(layout, trusted.version, envelope)
     return trusted
 
@@ -224,9 +233,10 @@ def check_lock(settings: Settings, source: str, now: datetime) -> bool:
     return not hear(settings, source, now).changes
 
 
-def last_known(settings: Settings) -> Confirmed | None:
-    """Return the lock that stays while the network does not answer, or None."""
+def has_last_word(settings: Settings) -> bool:
+    """Say whether there is a lock that stays while the network does not answer."""
     try:
-        return confirm.confirm(settings)
-    except (LockMismatch, ReconcileError):
-        return None
+        confirm.confirm(settings)
+    except ReconcileError:
+        return False
+    return True

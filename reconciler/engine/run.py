@@ -169,24 +169,27 @@ def sync(settings: Settings, report: Reporter, options: Options = _OPTIONS, *, a
         and whatever ``apply`` raises.
     """
     if not (options.locked or options.offline):
-        hear_and_accept(settings, "", report, clock=clock, patience_seconds=options.lock_timeout_seconds)
+        try:
+            hear_and_accept(settings, clock=clock, patience_seconds=options.lock_timeout_seconds)
+        except FetchError as error:
+            if not network.has_last_word(settings):
+                raise
+            report(Notice(level="warning", text=f"the network does not answer ({error.message}); the last known lock stays"))
     return apply(settings, report, options, actor=actor, clock=clock)
 
 
-def hear_and_accept(
-    settings: Settings, source: str, report: Reporter, *, clock: Clock = wall_clock, patience_seconds: float = 0.0
-) -> network.Heard | None:
-    """Hear the snapshot at *source* and make it the node's own; None if nobody answered and the last known lock stays."""
+def hear_and_accept(settings: Settings, source: str = "", *, clock: Clock = wall_clock, patience_seconds: float = 0.0) -> network.Heard:
+    """
+    Hear the snapshot at *source*, or at the settings' place, and make it the node's own.
+
+    Raises:
+        FetchError: nobody answers; what was accepted before stays.
+        TrustError: what is there is not the network's word.
+    """
     now = clock()
     with network.held_store(settings, timeout_seconds=patience_seconds) as ledger:
         network.follow_roots(settings, ledger)
-        try:
-            with network.logged_refusals(ledger, now, source or settings.network.snapshot):
-                heard = network.hear(settings, source, now)
-        except FetchError as error:
-            if network.last_known(settings) is None:
-                raise
-            report(Notice(level="warning", text=f"the network does not answer ({error.message}); the last known lock stays"))
-            return None
+        with network.logged_refusals(ledger, now, source or settings.network.snapshot):
+            heard = network.hear(settings, source, now)
         network.accept(settings, heard, ledger, now)
     return heard

@@ -72,7 +72,8 @@ def _pin(here: Path, root_file: Path, fingerprint: str) -> tuple[TrustRoot, str]
         envelope = confirm.read_capped(root_file)
     except OSError as error:
         raise SettingsError(f"{root_file} cannot be read: {error.strerror}") from None
-    root = trust.pin(envelope, fingerprint)
+    with confirm.naming(str(root_file)):
+        root = trust.pin(envelope, fingerprint)
     if (here / "root.json").absolute() != root_file.absolute():
         durable.write(here / "root.json", envelope)
     return root, trust.fingerprint_of(trust.payload_of(trust.decode_envelope(envelope)))

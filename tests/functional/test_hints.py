@@ -205,6 +205,36 @@ def test_an_empty_folder_of_an_operator_says_how_to_begin(alone: Path) -> None:
     assert "hint: give a file, or an address that begins with https://" in ran.err
 
 
+def test_a_document_that_does_not_hold_is_named(used: Node) -> None:
+    """There are three of them, and one is the node's own."""
+    spoilt = {"published.json": ["lock", "sync"], "snapshot.json": ["plan", "status"], "root.json": ["plan", "lock", "trust show"]}
+    for name, commands in spoilt.items():
+        good = (used.folder / name).read_bytes()
+        for bad in (b"x", b"{}", b'{"payloadType": "x", "payload": "", "signatures": []}'):
+            (used.folder / name).write_bytes(bad)
+            for command in commands:
+                ran = run(*command.split(), "--config", str(used.folder / "reconcile.toml"))
+                assert ran.code == 4, (name, command, ran)
+                assert f"]: {name}: " in ran.err
+        (used.folder / name).write_bytes(good)
+
+
+def test_a_network_that_does_not_answer_lock_is_an_error_to_programs_too(used: Node) -> None:
+    ran = used.run("lock", "http://127.0.0.1:9/snapshot.json", "--json")
+    assert ran.code == 1
+    assert ran.json["error"]["name"] == "source-failed"
+    assert "what was accepted before stays" in ran.err
+    assert used.run("plan").code == 0
+
+
+def test_what_has_to_be_done_is_not_said_to_be_up_to_date(used: Node) -> None:
+    (used.store / "active").unlink()
+    os.utime(next(path for path in (used.store / "blobs").rglob("*") if path.is_file()), (0, 0))
+    said = used.run("status", "--json").json["models"][0]
+    assert said["state"] == "pending"
+    assert not said["reason"].startswith("up-to-date")
+
+
 # -- a clock that was ahead ------------------------------------------------------------------------
 
 
