@@ -30,6 +30,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from reconciler import files
 from reconciler.errors import FetchError
 from reconciler.fetch import answers, sources, staging, terms
 from reconciler.fetch.answers import Status
@@ -141,7 +142,7 @@ class Daemon:
             assert self._keeper
             self._keeper.join()
         if self._home:
-            staging.remove(self._home)
+            files.delete(self._home)
             self._home = None
 
     def close(self) -> None:
@@ -153,7 +154,7 @@ class Daemon:
 
     def _spawn(self, binary: Path, secret: str, port: int) -> None:
         for left in self._root.glob(".aria2.*"):
-            staging.remove(left)  # of a run that was killed; the lock says that nobody uses it
+            files.delete(left)  # of a run that was killed; the lock says that nobody uses it
         self._home = self._root / f".aria2.{secrets.token_hex(4)}"
         self._home.mkdir(mode=0o700)
         if self._credentials.text():
@@ -194,7 +195,7 @@ class Daemon:
             owner = _owns_port(self._process.pid, port)
             if owner is not None:
                 return owner
-            time.sleep(0.002)
+            time.sleep(0.002)  # it tells nobody that it listens, and its end would be an event without a port
         return False
 
     def _bound(self, size: int) -> None:

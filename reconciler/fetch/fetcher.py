@@ -68,17 +68,6 @@ class Aria2Fetcher:
             resolver.close()
             run.stop()
 
-    def reap(self, max_age_seconds: float, *, now: float | None = None) -> tuple[str, ...]:
-        """
-        Delete partial files that were not written to for *max_age_seconds*; return the names of their folders.
-
-        Raises:
-            StoreBusy: a run of another process is at work here.
-            StoreError: the disk refused.
-        """
-        self._staging.open()
-        return self._staging.reap(max_age_seconds, time.time() if now is None else now)
-
     def close(self) -> None:
         """End the downloader and the hashing processes; idempotent."""
         if self._daemon:

@@ -9,7 +9,7 @@ Rules that hold here:
 2. Nothing on the disk is believed. What was written is found by asking the file system (``SEEK_DATA``), and the downloader's record is
    written anew from that each time (``record``). The digest decides in the end.
 3. One process at a time: a lock that the downloader inherits, so that one that outlived its parent still holds it.
-4. What nobody came back for is deleted (``reap``); a blob keeps one attempt at most.
+4. A blob keeps one attempt at most. Its folder is as old as the last run that came back for it: by that age the store clears it.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ import errno
 import fcntl
 import os
 import secrets
-import shutil
 import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from reconciler import digest as digests
+from reconciler import files
 from reconciler.errors import DiskFull, StoreBusy, StoreError
 from reconciler.fetch import record
 
@@ -83,7 +83,7 @@ class Staging:
             if time.monotonic() > deadline:
                 os.close(fd)
                 raise StoreBusy(f"another downloader still writes to {self.root}")
-            time.sleep(0.05)
+            time.sleep(0.05)  # flock(2) waits without end or not at all, and an alarm to cut it short is for the main thread alone
         self._lock = fd
 
     @property
@@ -106,12 +106,13 @@ class Staging:
                 left = self._left(path, size)
                 if record.total(left) > (best.resumed if best else 0):
                     if best:
-                        remove(best.folder)
+                        files.delete(best.folder)
                     best, pieces = Attempt(path, record.total(left)), left
                 else:
-                    remove(path)
+                    files.delete(path)
             if best:
                 _write(best.folder / _CONTROL, record.encode(pieces, piece_length(size), size))
+                os.utime(best.folder.parent)
             return best
 
     @staticmethod
@@ -134,25 +135,15 @@ class Staging:
     def discard(self, name: str) -> None:
         """Delete all that there is of *name*."""
         with refusals(f"delete what is left of {name}"):
-            remove(self._folder(name))
+            files.delete(self._folder(name))
 
     def tidy(self, name: str) -> None:
         """Delete the blob's folder, if its file is no longer in it."""
         with contextlib.suppress(OSError):
             for path in _listed(self._folder(name)):
                 if length(path / DATA) < 0:
-                    remove(path)
+                    files.delete(path)
             self._folder(name).rmdir()
-
-    def reap(self, max_age_seconds: float, now: float) -> tuple[str, ...]:
-        """Delete what was not written to for *max_age_seconds* before *now* (seconds since 1970); return the digests' folder names."""
-        gone = []
-        with refusals(f"tidy {self.root}"):
-            for path in _listed(self.root):
-                if _is_ours(path.name) and now - _touched(path) > max_age_seconds:
-                    remove(path)
-                    gone.append(path.name)
-        return tuple(gone)
 
     def _folder(self, name: str) -> Path:
         algorithm, digits = digests.parse(name)
@@ -164,7 +155,7 @@ class Staging:
             try:
                 _own_folder(folder)
             except NotADirectoryError:
-                remove(folder)
+                files.delete(folder)
                 return
             yield from _listed(folder)
 
@@ -175,7 +166,7 @@ class Staging:
             known = _noted(path / _PIECES)
             for other in _listed(path):
                 if other.name not in {DATA, _PIECES}:
-                    remove(other)
+                    files.delete(other)
             seen = (path / DATA).lstat()
         except (FileNotFoundError, NotADirectoryError):
             return []
@@ -191,6 +182,7 @@ class Staging:
         if self._holes is None:
             probe = self.root / f".probe.{secrets.token_hex(4)}"
             fd = os.open(probe, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            probe.unlink()
             try:
                 os.pwrite(fd, b"\1", 0)
                 os.pwrite(fd, b"\1", 4 * _COARSEST)
@@ -199,7 +191,6 @@ class Staging:
                 found = 0
             finally:
                 os.close(fd)
-                probe.unlink()
             self._holes = max(found, _BLOCK) if 0 < found <= _COARSEST else 0
         return self._holes
 
@@ -226,18 +217,6 @@ def length(path: Path) -> int:
     except OSError:
         return -1
     return seen.st_size if stat.S_ISREG(seen.st_mode) else -1
-
-
-def remove(path: Path) -> None:
-    """Delete what is at *path*, a folder with all that is in it; links are deleted and never followed. Missing is fine."""
-    try:
-        mode = path.lstat().st_mode
-        if stat.S_ISDIR(mode):
-            shutil.rmtree(path)  # walks by descriptors and does not follow links
-        else:
-            path.unlink()
-    except FileNotFoundError:
-        return
 
 
 @contextlib.contextmanager
@@ -305,19 +284,3 @@ def _locked(fd: int) -> bool:
 
 def _listed(path: Path) -> list[Path]:
     return sorted(path.iterdir())
-
-
-def _is_ours(name: str) -> bool:
-    try:
-        digests.parse(name.replace("-", ":", 1))
-    except ValueError:
-        return False
-    return True
-
-
-def _touched(path: Path) -> float:
-    """Return when anything in *path* was last written to."""
-    seen = path.lstat()
-    if not stat.S_ISDIR(seen.st_mode):
-        return seen.st_mtime
-    return max((_touched(child) for child in path.iterdir()), default=seen.st_mtime)

@@ -9,6 +9,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -195,7 +196,19 @@ def open_to_others(path: Path) -> None:
     path.parent.chmod(0o777)
 
 
+def folders_deeper_than_any_stack(path: Path) -> None:
+    """As nobody can delete who goes down by recursion, or by names: the path is longer than PATH_MAX too."""
+    here = os.open(path, os.O_RDONLY)
+    for _ in range(1500):
+        os.mkdir("deeper", dir_fd=here)
+        below = os.open("deeper", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(here)
+
+
 PLANTED = [
+    folders_deeper_than_any_stack,
     too_long, empty_control, torn_control, control_that_claims_all, notes_that_claim_all, notes_that_are_garbage, notes_that_are_a_pipe,
     a_symlink, a_symlinked_control, a_hard_link, a_folder, a_pipe, several, foreign_files, a_linked_attempt, a_linked_blob_folder,
     a_file_for_a_folder, open_to_others,
@@ -230,23 +243,18 @@ def test_staging_that_is_a_link_or_a_file_is_refused(tmp_path: Path) -> None:
         assert isinstance(outcome.error, StoreError)
 
 
-def test_what_nobody_came_back_for_is_reaped(root: Path) -> None:
-    old, new = attempt(root) / "data", root / f"sha256-{'0' * 64}" / "a" / "data"
-    new.parent.mkdir(parents=True)
-    new.write_bytes(b"new")
-    old.write_bytes(b"old")
-    (root / "tree-in-the-making").mkdir()
-    for path in (old, old.parent, root / "tree-in-the-making"):
-        os.utime(path, (1000, 1000))
-    os.utime(new, (5000, 5000))
-    fetcher = Aria2Fetcher(root, FAST)
+def test_a_download_that_takes_many_runs_counts_as_new_with_each_of_them(root: Path) -> None:
+    """Whoever clears the store goes by the age of the blob's folder, which the bytes in it do not change."""
+    (attempt(root) / "data").write_bytes(DATA[: 1 << 20])
+    folder = attempt(root).parent
+    os.utime(folder, (1000, 1000))
+    opened = Staging(root)
+    opened.open()
     try:
-        assert fetcher.reap(3600, now=5001.0) == (NAME.replace(":", "-"),)
+        assert opened.resume(NAME, LARGE)
     finally:
-        fetcher.close()
-    assert not old.exists()
-    assert new.exists()
-    assert (root / "tree-in-the-making").exists()
+        opened.close()
+    assert time.time() - folder.stat().st_mtime < 3600
 
 
 def test_what_was_adopted_leaves_no_folder(root: Path, server: HostileServer) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from reconciler import files
 from reconciler.errors import DiskFull, StoreError
 from reconciler.store import durable
 
@@ -311,10 +312,10 @@ def test_a_link_that_comes_between_the_look_and_the_opening_is_not_followed(
         durable.sync_tree(tmp_path / "t")
     before = (tmp_path / "outside").stat().st_mode
     with pytest.raises(OSError, match=r"Not a directory|symbolic links"):
-        durable._admit(tmp_path / "to", None)
-    monkeypatch.setattr(durable, "_admit", lambda *_: None)
+        files._admit(tmp_path / "to", None)
+    monkeypatch.setattr(files, "_admit", lambda *_: None)
     with pytest.raises(OSError, match=r"Not a directory|symbolic links"):
-        durable._delete_folder(tmp_path / "to")
+        files._delete_folder(tmp_path / "to")
 
     assert (tmp_path / "outside/kept").exists()
     assert (tmp_path / "outside").stat().st_mode == before

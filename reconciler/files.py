@@ -1,0 +1,78 @@
+"""Deleting what strangers may have made."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from pathlib import Path
+
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def delete(path: Path) -> bool:
+    """
+    Delete what is at *path*, a folder with all that is in it; links are deleted and never followed. Return whether there was anything.
+
+    Raises:
+        OSError: something in it cannot be deleted.
+    """
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return False
+    if stat.S_ISDIR(mode):
+        _delete_folder(path)
+    else:
+        path.unlink(missing_ok=True)
+    return True
+
+
+def _delete_folder(path: Path) -> None:
+    """
+    Delete the folder *path* with all that is in it, however deep.
+
+    Not ``shutil.rmtree``: it recurses and holds a descriptor a level, so a thousand folders in one another, which cost whoever unpacks a
+    stranger's archive nothing, would stop every later run. Here a folder's folders are first moved up beside it.
+    """
+    _admit(path, None)
+    top = os.open(path, _FOLDER)
+    try:
+        while names := _emptied(top, top):
+            for name in names:
+                below = os.open(name, _FOLDER, dir_fd=top)
+                try:
+                    _emptied(below, top)
+                finally:
+                    os.close(below)
+                os.rmdir(name, dir_fd=top)
+    finally:
+        os.close(top)
+    path.rmdir()
+
+
+def _emptied(fd: int, top: int) -> list[str]:
+    """Delete what is in the folder *fd* and move its folders to *top*; return the names of those that are there already."""
+    with os.scandir(fd) as found:
+        entries = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in found]
+    names = []
+    for name, is_folder in entries:
+        if not is_folder:
+            os.unlink(name, dir_fd=fd)
+            continue
+        _admit(name, fd)
+        if fd == top:
+            names.append(name)
+        else:
+            os.rename(name, secrets.token_hex(16), src_dir_fd=fd, dst_dir_fd=top)
+    return names
+
+
+def _admit(name: str | Path, folder: int | None) -> None:
+    """Open a folder to its owner where whoever made it did not; not by its name, which may be a link by now."""
+    handle = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+    try:
+        if os.fstat(handle).st_mode & 0o700 != 0o700:
+            Path(f"/proc/self/fd/{handle}").chmod(0o700)
+    finally:
+        os.close(handle)
