@@ -3,6 +3,7 @@ The exhaustive form of the crash suite: every kill, every refusal, and a table o
 
     python -m tests.crash.exhaustive          each call refused with one error in turn, once and from then on
     python -m tests.crash.exhaustive --all    each call refused with every error: most of an hour
+    python -m tests.crash.exhaustive power    the rows with that word alone
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.crash import power_cut
+from tests.crash import power_cut, syscalls
 from tests.crash.scenario import KILLED, UNTOUCHED, Scene, effects_of_a_run, interrupted_again, interrupted_run, killed_at
 from tests.crash.test_fail_at_every_effect import ERRORS, faults_after
 from tests.storenode import memory
@@ -88,6 +89,15 @@ def power_cuts(folder: Path) -> Iterator[list[str]]:
     yield from [[]] * (found["tried"] - 1)
 
 
+def traces(suite: Callable[[syscalls.Traced], Iterator[list[str]]]) -> Iterator[list[str]]:
+    """Kill or stop the whole program at its system calls, where strace is."""
+    if why := syscalls.missing():
+        print(why)
+        return
+    with syscalls.traced() as traced:
+        yield from suite(traced)
+
+
 def main() -> None:
     """Try everything and print the table; exit 1 if anything did not hold."""
     every = "--all" in sys.argv
@@ -97,12 +107,17 @@ def main() -> None:
             "killed before the n-th effect": kills(bench),
             "killed again in the recovery": kills_of_recoveries(bench),
             "power cut before the n-th effect": power_cuts(Path(folder)),
+            "killed at the n-th system call": traces(lambda traced: traced.everywhere(1)),
+            "stopped at the n-th system call": traces(lambda traced: traced.stopped_everywhere(3)),
             "n-th call refused, once": refusals(bench, once=True, every=every),
             "n-th call refused, from then on": refusals(bench, once=False, every=every),
         }
         print(f"| {'fault':<33} | points tried | violations | seconds |\n|{'-' * 35}|-------------:|-----------:|--------:|")
         violations = []
+        words = [word for word in sys.argv[1:] if word != "--all"]
         for name, suite in suites.items():
+            if words and not any(word in name for word in words):
+                continue
             began, results = time.monotonic(), list(suite)
             wrong = [text for found in results for text in found]
             violations += wrong

@@ -26,6 +26,13 @@ TESTS = [
     "tests/unit/test_keeper.py",
     "tests/unit/test_ledger.py", "tests/crash/test_ledger_syncs.py", "tests/unit/test_apply.py", "tests/crash/test_damage.py",
 ]  # fmt: skip
+#: For what lies elsewhere, the tests that are about it.
+ELSEWHERE = {
+    "reconciler/store/unpack.py": ["tests/adversary/test_archive_leftovers.py", "tests/adversary/test_archive_attacks.py"],
+    "reconciler/gguf.py": ["tests/unit/test_gguf_header.py", "tests/adversary/test_gguf_hostile.py"],
+    "reconciler/fetch/staging.py": ["tests/adversary/test_fetch_leftovers.py", "tests/adversary/test_aria2_faults.py"],
+    "reconciler/fetch/hasher.py": ["tests/adversary/test_verify_faults.py"],
+}
 
 
 class Mutation(Struct, frozen=True, kw_only=True):
@@ -68,13 +75,16 @@ def mutations() -> Iterator[Mutation]:
     yield from every("fsync", DURABLE, r"os\.fsync\(fd\)", "pass")
     yield from every("fsync of the folder", DURABLE, r"(?m)^( +)sync_folder\(.*\)$", r"\1pass")
     yield from every("O_NOFOLLOW", DURABLE, r"os\.O_NOFOLLOW \| ", "")
-    yield from every("O_NOFOLLOW", BLOBS, r"os\.O_NOFOLLOW \| ", "")
+    for file in (BLOBS, *ELSEWHERE):
+        yield from every("O_NOFOLLOW", file, r"(?<!O_EXCL \| )os\.O_NOFOLLOW \| ", "")
     yield once("O_NOFOLLOW in writer.hold", WRITER, " | os.O_NOFOLLOW", "")
     yield from every("O_EXCL", DURABLE, r"os\.O_EXCL \| ", "")
     yield once("follow_symlinks=False in durable.link", DURABLE, ", follow_symlinks=False", "")
     yield once("plain files alone in durable.copy", DURABLE, "if not stat.S_ISREG(os.fstat(source).st_mode):", "if False:")
     yield once("plain files alone in durable.read", DURABLE, "if not stat.S_ISREG(os.fstat(fd).st_mode):", "if False:")
     yield from every("sync of the tree", TREES, r"durable\.sync_tree\(\w+\)", "pass")
+    yield from every("fsync of the folder", LEDGER, r"durable\.sync_folder\(.*\)", "pass")
+    yield from every("fsync of the folder", KEEPER, r"durable\.sync_folder\(.*\)", "pass")
     yield from every("sync of the generation", MADE, r"durable\.sync_tree\(\w+\)", "pass")
     yield once("identity in blobs.adopt: device and inode", BLOBS, "(seen.st_dev, seen.st_ino, ", "(fetched.device, fetched.inode, ")
     yield once("identity in blobs.adopt: size and time", BLOBS, "seen.st_size, seen.st_mtime_ns)\n", "fetched.size, fetched.mtime_ns)\n")
@@ -111,7 +121,7 @@ def outcome(mutation: Mutation) -> str:
             shutil.copytree(ROOT / name, here / name, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "pyproject.toml", here)
         _change(here / mutation.file, mutation)
-        tests = sorted(TESTS, key=lambda test: Path(mutation.file).stem not in test)
+        tests = sorted(ELSEWHERE.get(mutation.file, TESTS), key=lambda test: Path(mutation.file).stem not in test)
         ran = subprocess.run(
             [sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", "-p", "no:cacheprovider", *tests],
             cwd=here, capture_output=True, text=True, env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},

@@ -18,6 +18,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from signal import Signals
 
 from reconciler.demo.server import serving
 from tests.crash.whole import Life, adopting
@@ -28,6 +29,7 @@ _NAMES = (
     "chmod", "fchmod", "fchmodat", "truncate", "ftruncate",
 )  # fmt: skip
 _WRITES = ("write", "pwrite64")
+STOPS = (Signals.SIGTERM, Signals.SIGINT, Signals.SIGHUP, Signals.SIGPIPE)
 
 
 def missing() -> str:
@@ -71,6 +73,22 @@ class Traced:
             self._run(*["-f"] * follow, "-o", "/dev/null", "-e", f"trace={chosen}", f"--inject={chosen}:signal=KILL:when={number}")
             left = outliving()
         return [f"killed at call {number} of {' '.join(names) or 'any'}: {text}" for text in left + self.life.after()]
+
+    def signalled(self, signal: Signals, number: int) -> list[str]:
+        """Send *signal* at the main thread's *number*-th changing call; return what is wrong then, and after the next run."""
+        self.life.fresh()
+        chosen = _known(_NAMES + _WRITES)
+        with adopting() as outliving:
+            code = self._run("-o", "/dev/null", "-e", f"trace={chosen}", f"--inject={chosen}:signal={signal.name}:when={number}")
+            left = outliving()
+        expected = 0 if signal == Signals.SIGPIPE else 128 + signal
+        found = [] if code == expected else [f"exit code {code}, expected {expected}"]
+        return [f"{signal.name} at call {number}: {text}" for text in found + left + self.life.after()]
+
+    def stopped_everywhere(self, step: int) -> Iterator[list[str]]:
+        """Send one of the signals in turn at every *step*-th changing call of the main thread."""
+        for turn, number in enumerate(range(1, self.calls()[0] + 1, step)):
+            yield self.signalled(STOPS[turn % len(STOPS)], number)
 
     def everywhere(self, step: int) -> Iterator[list[str]]:
         """Kill at every *step*-th point of either form."""

@@ -6,6 +6,7 @@ A scrub hashes the whole store, as ``reconcile verify`` does; everything else is
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import tempfile
@@ -421,3 +422,22 @@ def test_a_spoiled_floor_is_read_from_its_copy_or_fails_closed(
         node.layout.ledger.unlink()
         with pytest.raises(FloorLost):
             node.floor()
+
+
+def test_a_link_that_the_disk_refuses_to_read_is_not_taken_for_a_damaged_one(
+    node: StoreNode, lock: Lock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that says nothing must not cost a new generation, nor what serves."""
+    real = os.readlink
+
+    def refuse(path: str | Path, **given: int) -> str:
+        if "/models/" in str(path):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return real(path, **given)
+
+    monkeypatch.setattr(os, "readlink", refuse)
+    with pytest.raises(StoreError):
+        node.plan(lock)
+    monkeypatch.undo()
+
+    assert not node.plan(lock).changes

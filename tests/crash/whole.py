@@ -127,9 +127,9 @@ def adopting() -> Iterator[Callable[[], list[str]]]:
 
 
 def _outliving(known: set[int]) -> list[str]:
-    left = [child for child in psutil.Process().children(recursive=True) if child.pid not in known]
-    alive = outliving(child.pid for child in left)
-    for child in left:
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(child.pid, os.WNOHANG)
+    left = [child.pid for child in psutil.Process().children(recursive=True) if child.pid not in known]
+    alive = outliving(left)
+    for child in psutil.Process().children():
+        if child.pid not in known and child.status() == psutil.STATUS_ZOMBIE:
+            os.waitpid(child.pid, 0)
     return [f"{pid}: {' '.join(psutil.Process(pid).cmdline())[:200]}" for pid in alive]
