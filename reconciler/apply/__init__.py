@@ -74,7 +74,7 @@ class _Run:
         self._ports = ports
         self._models = {model.id: model for model in lock.model}
         self._changes = {change.id: change for change in plan.models}
-        self._serving = Serving(state.active, ports)
+        self._serving = Serving(state.active, ports, broken=state.broken)
         self._records = Records(state.records, lock, ports)
         self._bringing = Bringing(plan, lock, state, policy, ports)
         #: Trees by recipe: those that were there, and those that this run made.
@@ -104,6 +104,7 @@ class _Run:
         self._catch_up()  # 6, for that run
         self._reject()
         self._install()  # 4, 5, 6
+        self._serving.mend()
         self._retire()  # 7
         self._correct()
         ports.keeper.sweep()
@@ -209,8 +210,7 @@ class _Run:
     def _serve_without_room(self) -> None:
         """Activate what only needs its link, which is no reason to wait for room; leave no reader with a set that is not whole."""
         self._enable([self._models[change.id] for change in self._plan.models if change.op == "enable"])
-        if self._state.broken:
-            self._serving.swap({}, [], "what was active was not whole", anew=True)
+        self._serving.mend()
 
     # -- 3: what a run left that was cut short -----------------------------------------------------
 

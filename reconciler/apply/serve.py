@@ -16,9 +16,15 @@ from reconciler.state import ActiveModel, Generation
 class Serving:
     """The models that serve, by id."""
 
-    def __init__(self, active: Generation, ports: Ports) -> None:
+    def __init__(self, active: Generation, ports: Ports, *, broken: bool = False) -> None:
         self._ports = ports
+        self._broken = broken
         self.entries = dict(active.entries)
+
+    def mend(self) -> None:
+        """Leave no reader with a set that is not whole."""
+        if self._broken:
+            self.swap({}, (), "what was active was not whole", anew=True)
 
     def swap(
         self, added: dict[str, ActiveModel], gone: Collection[str], what: str, *, succeeded: Collection[str] = (), anew: bool = False
@@ -34,6 +40,7 @@ class Serving:
             return ""
         before = self._ports.generations.current()
         made = self._ports.generations.swap(following)
+        self._broken = False
         why = self._ports.gate.healthy(made) if added else ""
         if why:
             self._go_back(before, made, set(gone), why)

@@ -22,7 +22,7 @@ from reconciler.errors import DiskFull
 from reconciler.lock import Lock
 from reconciler.store import generations
 from tests.storenode import StoreNode
-from tests.twins import Files, Internet
+from tests.twins import Files, Internet, name_of
 
 IDS = ("a:v1", "a:v2", "b:v1", "c:v1")
 CONTENTS: tuple[Files, ...] = ({"m": b"one" * 9}, {"m": b"two" * 9, "n": b"shared" * 9}, {"m": b"three" * 9, "n": b"shared" * 9})
@@ -269,3 +269,19 @@ def test_what_a_member_of_another_models_archive_is_made_of_stays_when_a_model_g
     assert node.faults({"a:v2": [BOXED]}) == []
     assert not node.plan(lock).changes
     assert node.states(lock)["a:v1"] == "archived"
+
+
+def test_a_lost_generation_is_made_anew_though_nothing_can_serve(tmp_path: Path) -> None:
+    node = StoreNode(tmp_path)
+    lock = node.lock(node.item("a:v1", CONTENTS[0]))
+    node.run(lock)
+    blob = node.layout.blob(name_of(CONTENTS[0]["m"]))
+    blob.chmod(0o644)
+    blob.write_bytes(b"ROT" * 9)
+    blob.chmod(0o444)
+    shutil.rmtree(node.layout.generations)
+    node.internet.pages = dict.fromkeys(node.internet.pages, b"lie")
+
+    node.run(lock)
+
+    assert node.active() == {}
