@@ -6,8 +6,9 @@ Nothing here decides: what may be signed is said in ``publish``. Files are writt
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,7 +120,8 @@ def private_key(path: Path, passphrase_file: Path | None) -> Any:
     from reconciler.publish import keys
 
     pem = read(path, most=_MOST_KEY_BYTES)
-    key = keys.load_private(pem, passphrase(passphrase_file, str(path)))
+    with _named(path):
+        key = keys.load_private(pem, passphrase(passphrase_file, str(path)))
     if b"ENCRYPTED" not in pem and path.stat().st_mode & 0o077:
         note(f"{path} has no passphrase and others on this machine may read it: chmod 600 {path}")
     return key
@@ -129,8 +131,16 @@ def public_key(path: Path) -> PublicKey:
     """Return the public key in *path*."""
     from reconciler.publish import keys
 
+    pem = read(path, most=_MOST_KEY_BYTES)
+    with _named(path):
+        return keys.load_public(pem)
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Say which of several keys it is that is refused."""
     try:
-        return keys.load_public(read(path, most=_MOST_KEY_BYTES))
+        yield
     except PublishError as error:
         raise PublishError(f"{path}: {error.message}", hint=error.hint) from None
 

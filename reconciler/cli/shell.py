@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 CONFIG_NAME = "reconcile.toml"
+_NOT_YOURS = "run as the user whom it belongs to (`ls -l`)"
 
 
 class Shell:
@@ -56,7 +57,8 @@ class Shell:
         try:
             data = path.read_bytes()
         except OSError as error:
-            raise SettingsError(f"{path} cannot be read: {error.strerror}", hint="`reconcile init` writes one") from None
+            hint = "`reconcile init` writes one" if isinstance(error, FileNotFoundError) else _NOT_YOURS
+            raise SettingsError(f"{path} cannot be read: {error.strerror}", hint=hint) from None
         return settings.decode(data, path.absolute().parent, str(path))
 
     @property
@@ -235,7 +237,7 @@ _UNWRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
 def of_system(error: OSError) -> StoreError:
     """Return what the system refused, as an error of ours."""
     where = error.filename or ("standard output" if error.errno in _UNWRITTEN else "the system refused")
-    return StoreError(f"{where}: {error.strerror or error}")
+    return StoreError(f"{where}: {error.strerror or error}", hint=_NOT_YOURS if isinstance(error, PermissionError) else "")
 
 
 def say(error: ReconcileError, *, json: bool) -> None:

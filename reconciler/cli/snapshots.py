@@ -93,6 +93,7 @@ def snapshot_add(*, file: Path, model_id: str, sources: tuple[str, ...], max_siz
     A SOURCE that is a URL is also where nodes fetch it, https only, or http to this very machine. An archive that is a file is read as
     nodes read it, and refused if they would.
     """
+    from reconciler.fetch import document
     from reconciler.publish import snapshots
 
     data = _read(file)
@@ -108,6 +109,8 @@ def snapshot_add(*, file: Path, model_id: str, sources: tuple[str, ...], max_siz
         papers.note("it names no --url: nodes have it from the snapshot's --fallback, or from mirrors of their own")
     if given["unpack"] and members is None:
         papers.note(f"whether nodes unpack an archive at an address was not looked at; from a file it is. Pack it so: {_PACK}")
+    if any(url.startswith("http://") and not document.is_loopback(urlsplit(url).hostname or "") for url in given["urls"]):
+        papers.note("nodes refuse plain http to another machine, unless they set [download] allow_http")
     if any("?" in url for artifact in model.artifacts for url in artifact.urls):
         papers.note("a URL carries a query, and everybody reads snapshots: make sure that it is no secret and does not run out")
     for refusal in refusals:

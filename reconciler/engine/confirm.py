@@ -84,7 +84,7 @@ def root(settings: Settings) -> TrustRoot:
         SettingsError: no root is pinned.
         TrustError: the pinned root, or one that was walked, does not hold.
     """
-    with naming(settings.network.root):
+    with naming(settings.network.root, NO_ROOT):
         pinned = trust.pin(pinned_bytes(settings), settings.network.root_fingerprint, limits=LIMITS)
     return trust.walk(pinned, floor.roots(layout_of(settings)), limits=LIMITS)
 
@@ -126,12 +126,16 @@ def _files(settings: Settings) -> tuple[bytes, bytes]:
 
 
 @contextlib.contextmanager
-def naming(place: str) -> Iterator[None]:
-    """Say which document it is that does not hold: there are several, and each is another's fault."""
+def naming(place: str, hint: str = "") -> Iterator[None]:
+    """Say which document it is that does not hold: there are several, and each is another's fault, with a *hint* of its own."""
     try:
         yield
     except (BadEnvelope, BadSignature, TooLarge, WrongNetwork) as error:
-        raise type(error)(f"{place}: {error.message}", hint=error.hint) from None
+        raise type(error)(f"{place}: {error.message}", hint=hint or error.hint) from None
+
+
+#: What to do about a root that does not hold.
+NO_ROOT = "get root.json anew from the network's operator; `reconcile root inspect FILE` shows who signed it"
 
 
 _UNREAD = "let the user who runs reconcile read it: it must be a plain file"

@@ -154,7 +154,8 @@ def _read(settings: Settings, source: str, *, from_settings: bool, cap: int = LI
         with path.open("rb") as file:
             return document.Document(data=file.read(cap + 1))
     except OSError as error:
-        raise SettingsError(f"{path} cannot be read: {error.strerror}", hint="give a signed snapshot's file or URL") from None
+        where = "name its URL or file as [network] snapshot in the settings" if from_settings else "give the signed document's URL or file"
+        raise SettingsError(f"{path} cannot be read: {error.strerror}", hint=where) from None
 
 
 def accept(settings: Settings, heard: Heard, ledger: Ledger, now: datetime) -> None:

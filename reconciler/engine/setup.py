@@ -36,13 +36,15 @@ class Made(Struct, frozen=True, kw_only=True):
     config: str
     network: str | None
     fingerprint: str | None
+    snapshot: str = ""
 
     @property
     def sentence(self) -> str:
         """What was made and what comes next."""
         pinned = f"; pinned the root of {self.network}, fingerprint {self.fingerprint}" if self.network else ""
-        after = "reconcile lock" if self.network else "put the network's root beside it as root.json, then reconcile lock"
-        return f"wrote {self.config}{pinned}. Next: {after}"
+        missing = [] if self.network else ["put the network's root beside it as root.json"]
+        missing += [] if self.snapshot else ["name the network's snapshot in it, its URL or file"]
+        return f"wrote {self.config}{pinned}. Next: {', '.join([*missing, 'reconcile lock'])}"
 
 
 def init(here: Path, *, root_file: Path | None, fingerprint: str, snapshot: str, store: str, force: bool) -> Made:
@@ -63,7 +65,7 @@ def init(here: Path, *, root_file: Path | None, fingerprint: str, snapshot: str,
     text = _TEMPLATE.format(snapshot=_quoted(snapshot or "snapshot.json"), store=_quoted(store))
     durable.write(config, text.encode())
     return Made(
-        config=str(config), network=root[0].network if root else None, fingerprint=root[1] if root else None
+        config=str(config), network=root[0].network if root else None, fingerprint=root[1] if root else None, snapshot=snapshot
     )
 
 
@@ -72,7 +74,7 @@ def _pin(here: Path, root_file: Path, fingerprint: str) -> tuple[TrustRoot, str]
         envelope = confirm.read_capped(root_file)
     except OSError as error:
         raise SettingsError(f"{root_file} cannot be read: {error.strerror}") from None
-    with confirm.naming(str(root_file)):
+    with confirm.naming(str(root_file), confirm.NO_ROOT):
         root = trust.pin(envelope, fingerprint)
     if (here / "root.json").absolute() != root_file.absolute():
         durable.write(here / "root.json", envelope)

@@ -12,6 +12,7 @@ Rules that hold here:
 from __future__ import annotations
 
 import base64
+import re
 from typing import Any
 
 import msgspec
@@ -52,7 +53,8 @@ def read(data: bytes, kind: str) -> Document:
     try:
         found = strict.decode(data, Envelope)
     except ValueError as error:
-        raise BadEnvelope(f"not a DSSE envelope: {error}") from None
+        made = f"`reconcile {'root' if kind == trust.ROOT_TYPE else 'snapshot'} new` makes such a file"
+        raise BadEnvelope(f"not a DSSE envelope: {error}", hint=made) from None
     if found.payload_type != kind:
         raise BadEnvelope(f"payload type is {found.payload_type[:120]!r}, expected {kind!r}", hint=_other(found.payload_type))
     return Document(kind=kind, payload=trust.payload_of(found), signatures=found.signatures)
@@ -80,6 +82,19 @@ def _check_size(data: bytes, kind: str) -> None:
     cap = _LIMITS.root_bytes if kind == trust.ROOT_TYPE else _LIMITS.envelope_bytes
     if len(data) > cap:
         raise TooLarge(f"the envelope has {len(data):,} bytes, more than {cap:,}")
+
+
+#: What the patterns of names say, for people.
+_NAMES = {
+    "[a-z0-9][a-z0-9._-]{0,127}": "lowercase letters, digits and . _ -, at most 128, a letter or digit first",
+    "[A-Za-z0-9][A-Za-z0-9._-]{0,63}": "letters, digits and . _ -, at most 64, a letter or digit first",
+}
+
+
+def in_words(refusal: str) -> str:
+    """Return what a decoder said, with the patterns of names in words."""
+    pattern = r"Expected `str` matching regex '\^(.*)\(\?!\\\\n\)\$'"
+    return re.sub(pattern, lambda found: f"expected {_NAMES[found[1]]}" if found[1] in _NAMES else found[0], refusal)
 
 
 def signed(document: Document, key: Any) -> Document:

@@ -85,7 +85,7 @@ def _unsigned(root: TrustRoot, extra: dict[str, msgspec.Raw]) -> bytes:
     try:
         decode(payload)
     except TrustError as error:
-        raise PublishError(f"nodes would refuse this root: {error.message}") from None
+        raise PublishError(f"nodes would refuse this root: {documents.in_words(error.message)}") from None
     return documents.write(Document(kind=trust.ROOT_TYPE, payload=payload))
 
 

@@ -128,7 +128,8 @@ def _unsigned(made: Snapshot, extra: dict[str, Raw]) -> bytes:
     try:
         snapshot.decode(payload)
     except BadEnvelope as error:
-        raise PublishError(error.message.replace("not a snapshot", "this would not be a snapshot that nodes take", 1)) from None
+        said = documents.in_words(error.message)
+        raise PublishError(said.replace("not a snapshot", "this would not be a snapshot that nodes take", 1)) from None
     return documents.write(Document(kind=trust.SNAPSHOT_TYPE, payload=payload))
 
 

@@ -19,6 +19,7 @@ from reconciler import settings as settings_
 from reconciler.engine import health
 from reconciler.engine import run as engine
 from reconciler.engine.health import Health
+from tests.network import Network
 from tests.node import Node, run, tiny
 
 
@@ -233,6 +234,41 @@ def test_what_has_to_be_done_is_not_said_to_be_up_to_date(used: Node) -> None:
     said = used.run("status", "--json").json["models"][0]
     assert said["state"] == "pending"
     assert not said["reason"].startswith("up-to-date")
+
+
+def test_an_operator_reads_words_and_no_patterns(alone: Path) -> None:
+    (alone / "a.gguf").write_bytes(b"a")
+    assert run("key", "generate", "k", "--no-passphrase").code == 0
+    ran = run("root", "new", "r.json", "--network", "My Net", "--root-key", "k.pub", "--snapshot-key", "k.pub")
+    assert "expected lowercase letters, digits and . _ -, at most 128, a letter or digit first - at `network`" in ran.err
+    assert run("snapshot", "new", "s.json", "--network", "net").code == 0
+    for wrong, field in (("Tiny:v1", "name"), ("tiny:v 1", "version")):
+        ran = run("snapshot", "add", "s.json", wrong, "a.gguf")
+        assert "regex" not in ran.err
+        assert f"a letter or digit first - at `models[0].{field}`" in ran.err
+
+
+def test_what_is_wrong_with_a_file_of_an_operator_names_it(alone: Path) -> None:
+    assert run("snapshot", "new", "s.json", "--network", "net").code == 0
+    assert run("key", "generate", "k", "--no-passphrase").code == 0
+    assert "error[publish]: k.pub: not a private key" in run("snapshot", "sign", "s.json", "--key", "k.pub").err
+    (alone / "x").write_text("x")
+    assert "hint: `reconcile snapshot new` makes such a file" in run("snapshot", "inspect", "x").err
+    assert "hint: `reconcile root new` makes such a file" in run("root", "inspect", "x").err
+    ran = run("snapshot", "add", "s.json", "x:v1", "x", "--url", "http://h.example.org/x")
+    assert "note: nodes refuse plain http to another machine" in ran.err
+
+
+def test_init_says_what_is_still_missing(alone: Path) -> None:
+    said = run("init").out
+    assert "put the network's root beside it as root.json, name the network's snapshot in it, its URL or file, reconcile lock" in said
+    (alone / "root.json").write_bytes(Network().root(signers=()))
+    ran = run("init", "--force", "--root", "root.json", "--snapshot", "https://h.example.org/snapshot.json")
+    assert ran.code == 4
+    assert "hint: get root.json anew from the network's operator" in ran.err
+    (alone / "root.json").write_bytes(Network().root())
+    ran = run("init", "--force", "--root", "root.json", "--snapshot", "https://h.example.org/snapshot.json")
+    assert ran.out.endswith("Next: reconcile lock\n")
 
 
 # -- a clock that was ahead ------------------------------------------------------------------------
