@@ -145,6 +145,11 @@ class Daemon:
             files.delete(self._home)
             self._home = None
 
+    def end(self) -> None:
+        """End the child, from another thread: the one that talks to it finds it lost, and gives back what belonged to it."""
+        if process := self._process:
+            process.kill()
+
     def close(self) -> None:
         """End the child and give everything back; idempotent."""
         self.kill()

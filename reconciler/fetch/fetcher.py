@@ -10,6 +10,7 @@ Rules that hold here:
 2. A downloader that is lost is started again, and everything continues from the disk; one that keeps getting lost without having
    brought anything fails its blobs, and theirs alone.
 3. At most ten progress events a second in all, each file in its turn.
+4. ``close`` is for any thread: the step that runs is ended, and what is left of the run fails. A step is all that may use what it closes.
 """
 
 from __future__ import annotations
@@ -46,37 +47,65 @@ class Aria2Fetcher:
         self._staging = Staging(staging)
         self._daemon: aria2.Daemon | None = None
         self._hashers: verify.Hashers | None = None
+        self._closed = threading.Event()
+        self._step = threading.RLock()
 
     def fetch(self, wants: Sequence[Want], report: Reporter) -> Iterator[Fetched | FetchFailed]:
-        """Yield one outcome for each of *wants*, in the order in which they end."""
+        """Yield one outcome for each of *wants*, in the order in which they end; a failure for all that ``close`` cut short."""
         if not wants:
             return
+        left = {want.digest: None for want in wants}
         try:
-            self._staging.open()
-            known = credentials.read(self._settings.netrc)
+            with self._step:
+                run = self._begun(wants, report)
         except ReconcileError as error:
-            yield from (FetchFailed(digest=want.digest, error=error) for want in wants)
+            yield from (FetchFailed(digest=digest, error=error) for digest in left)
             return
+        try:
+            outcomes = run.outcomes(self._closed)
+            while outcome := self._next(outcomes):
+                left.pop(outcome.digest, None)
+                yield outcome
+        finally:
+            with self._step:
+                run.stop()
+        yield from (FetchFailed(digest=digest, error=_closed()) for digest in left)
+
+    def _begun(self, wants: Sequence[Want], report: Reporter) -> _Run:
+        if self._closed.is_set():
+            raise _closed()
+        self._staging.open()
+        known = credentials.read(self._settings.netrc)
         self._daemon = self._daemon or aria2.Daemon(self._settings, self._staging.root, self._staging.lock, known)
         self._hashers = self._hashers or verify.Hashers(max(self._settings.concurrent, os.cpu_count() or 1))
         resolver = Resolver(self._settings, known, self._hashers.wake)
         tools = Tools(self._settings, sources.rules(wants, self._settings), self._staging, resolver, self._hashers, report)
-        run = _Run(wants, tools, self._daemon)
-        try:
-            yield from run.outcomes()
-        finally:
-            resolver.close()
-            run.stop()
+        return _Run(wants, tools, self._daemon)
+
+    def _next(self, outcomes: Iterator[Fetched | FetchFailed]) -> Fetched | FetchFailed | None:
+        with self._step:
+            return next(outcomes, None)
 
     def close(self) -> None:
-        """End the downloader and the hashing processes; idempotent."""
-        if self._daemon:
-            self._daemon.close()
-            self._daemon = None
-        if self._hashers:
-            self._hashers.close()
-            self._hashers = None
-        self._staging.close()
+        """End the downloader, the hashing processes and what is being fetched, from any thread and for good; idempotent."""
+        self._closed.set()
+        daemon, hashers = self._daemon, self._hashers
+        if daemon:
+            daemon.end()  # a call that it leaves unanswered would hold the step up
+        if hashers:
+            hashers.wake()
+        with self._step:
+            if self._daemon:
+                self._daemon.close()
+                self._daemon = None
+            if self._hashers:
+                self._hashers.close()
+                self._hashers = None
+            self._staging.close()
+
+
+def _closed() -> FetchError:
+    return FetchError("the download was stopped")
 
 
 class _Run:
@@ -97,9 +126,9 @@ class _Run:
             self._warming = threading.Thread(target=aria2.warm, name="warm", daemon=True)
             self._warming.start()
 
-    def outcomes(self) -> Iterator[Fetched | FetchFailed]:
-        """Drive all passages to their ends."""
-        while self._small or self._large or self._active:
+    def outcomes(self, closed: threading.Event) -> Iterator[Fetched | FetchFailed]:
+        """Drive all passages to their ends, or until *closed* is set."""
+        while (self._small or self._large or self._active) and not closed.is_set():
             now = time.monotonic()
             self._admit()
             for question, reply in self._tools.resolver.replies():
@@ -122,6 +151,7 @@ class _Run:
 
     def stop(self) -> None:
         """End what still runs, and leave what a later run may continue."""
+        self._tools.resolver.close()
         if any(passage.gid for passage in self._active):
             self._daemon.kill()
         for passage in self._active:

@@ -22,6 +22,7 @@ import os
 import selectors
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -199,6 +200,7 @@ class Hashers:
         self._wake_out, self._wake_in = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._selector.register(self._wake_out, selectors.EVENT_READ)
         self._closed = False
+        self._waking = threading.Lock()
 
     def start(self, path: Path, algorithm: str, size: int, *, upto: int | None = None) -> Job:
         """Hash the file at *path*; with *upto*, only so far at first, and on as ``Job.reach`` says."""
@@ -223,9 +225,10 @@ class Hashers:
         self._assign()
 
     def wake(self) -> None:
-        """Make ``wait`` return; from any thread."""
-        with contextlib.suppress(BlockingIOError, OSError):
-            os.write(self._wake_in, b".")
+        """Make ``wait`` return; from any thread, and also when all is closed: the descriptor may be another file's by then."""
+        with self._waking, contextlib.suppress(BlockingIOError):
+            if not self._closed:
+                os.write(self._wake_in, b".")
 
     def finish(self, job: Job) -> Hashed:
         """Wait until *job* is done."""
@@ -273,9 +276,10 @@ class Hashers:
 
     def close(self) -> None:
         """End all processes; idempotent."""
-        if self._closed:
-            return
-        self._closed = True
+        with self._waking:
+            if self._closed:
+                return
+            self._closed = True
         for worker in self._workers:
             worker.end()
         self._workers.clear()

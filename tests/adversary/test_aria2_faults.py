@@ -22,7 +22,7 @@ from reconciler.fetch import aria2, credentials
 from reconciler.fetch.fetcher import Aria2Fetcher
 from reconciler.ports import FetchFailed, FetchProgress, Notice
 from tests import hostile_server as bad
-from tests.fetching import FAST, LARGE, SMALL, Heard, children_of, collect, good, my_aria2, name_of, named, some, want
+from tests.fetching import FAST, HUNG_SECONDS, LARGE, SMALL, Heard, children_of, collect, good, my_aria2, name_of, named, some, want
 from tests.hostile_server import HostileServer, honest
 from tests.processes import outliving
 
@@ -319,3 +319,49 @@ def test_closing_the_iterator_stops_the_transfer(tmp_path: Path, server: Hostile
         assert my_aria2() == []
     finally:
         fetcher.close()
+
+
+@pytest.mark.parametrize("when", ["asking", "moving", "hanging", "waiting"])
+def test_closing_from_another_thread_ends_the_run_at_once_and_for_good(tmp_path: Path, server: HostileServer, when: str) -> None:
+    """As an apply does that is interrupted: whoever iterates is in the middle of a call, of a wait, or between two outcomes."""
+    small = some(SMALL, 5)
+    behaviour = bad.silent if when == "asking" else honest(DATA, rate=1 << 18)
+    wants = [want(DATA, server.on("/slow", behaviour)), want(small, server.on("/small", honest(small)))]
+    fetcher = Aria2Fetcher(tmp_path, msgspec.structs.replace(FAST, direct_bytes=SMALL, timeout_seconds=60.0, rpc_seconds=60.0))
+    reached, proceed = threading.Event(), threading.Event()
+    outcomes: dict[str, object] = {}
+    raised: list[BaseException] = []
+
+    def heard(event: object, /) -> None:
+        if when in {"moving", "hanging"} and isinstance(event, FetchProgress) and event.done:
+            for pid in my_aria2() if when == "hanging" else []:
+                freeze(pid)
+            reached.set()
+
+    def run() -> None:
+        try:
+            for outcome in fetcher.fetch(wants, heard):
+                outcomes[outcome.digest] = outcome
+                if when in {"asking", "waiting"}:
+                    reached.set()
+                if when == "waiting":
+                    proceed.wait()
+        except BaseException as error:
+            raised.append(error)
+        finally:
+            reached.set()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        assert reached.wait(HUNG_SECONDS)
+    finally:
+        fetcher.close()
+        proceed.set()
+    thread.join(30)
+    assert not thread.is_alive()
+    assert raised == []
+    assert isinstance(outcomes[name_of(DATA)], FetchFailed)
+    assert my_aria2() == []
+    again = collect(fetcher, wants)
+    assert all(isinstance(outcome, FetchFailed) for outcome in again.values())
