@@ -33,6 +33,10 @@ from reconciler.ports import Fetched, FetchFailed, Incident, Reporter, Want
 GRACE_SECONDS = 0.3
 #: Smaller files come over one connection, so from one source.
 TOGETHER_BYTES = 2 << 20
+#: What a killed run loses of a connection lies in buffers, so smaller files get fewer of them, down to these: ten kills of 24 MiB over 8
+#: connections sent 1.21 to 1.27 times its size, and 1.12 to 1.15 times over 4.
+_BYTES_A_CONNECTION = 6 << 20
+_FEWEST_CONNECTIONS = 4
 #: A blob up to this size is hardly what filled the disk.
 CROWDED_BYTES = 64 << 20
 
@@ -203,6 +207,7 @@ class Passage:
         """Return the transfer that is to be begun."""
         self.late.clear()
         ranges = self._resolved[self._used[0]].ranges
+        most = max(_FEWEST_CONNECTIONS, self.want.size // _BYTES_A_CONNECTION)
         if not ranges and self.attempt.resumed:
             self._start_over()  # it could only be refused, with an error 8
         self._givers.update(dict.fromkeys(self._used))
@@ -212,7 +217,7 @@ class Passage:
         self.moved = self.attempt.resumed
         return aria2.Transfer(
             gid=self.gid, urls=tuple(self._resolved[url].url for url in self._used), folder=self.attempt.folder, size=self.want.size,
-            connections=self.tools.settings.connections if ranges else 1,
+            connections=min(self.tools.settings.connections, most) if ranges else 1,
         )  # fmt: skip
 
     def seen(self, status: Status, now: float) -> bool:

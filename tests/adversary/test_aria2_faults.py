@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -291,6 +291,27 @@ def test_killed_at_ten_points_the_next_run_goes_on_and_little_is_downloaded_twic
         fetcher.close()
     assert killed == 10
     assert server.sent("/x") <= 1.2 * len(big)
+
+
+def test_a_small_file_is_not_spread_over_more_connections_than_a_kill_may_lose(
+    tmp_path: Path, server: HostileServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[int] = []
+    add = aria2.Daemon.add
+
+    def adding(daemon: aria2.Daemon, transfers: Sequence[aria2.Transfer]) -> dict[str, str]:
+        begun.extend(it.connections for it in transfers)
+        return add(daemon, transfers)
+
+    monkeypatch.setattr(aria2.Daemon, "add", adding)
+    larger = some(37 << 20, 2)
+    wants = [want(DATA, server.on("/x", honest(DATA))), want(larger, server.on("/y", honest(larger)))]
+    fetcher = Aria2Fetcher(tmp_path, msgspec.structs.replace(FAST, connections=8, concurrent=1))
+    try:
+        collect(fetcher, wants)
+    finally:
+        fetcher.close()
+    assert sorted(begun) == [4, 6]
 
 
 def test_a_downloader_that_outlived_its_run_keeps_the_next_one_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
