@@ -96,7 +96,7 @@ def key_show(*, file: Path, passphrase_file: Path | None, as_json: bool) -> None
 
 @click.group()
 def root() -> None:
-    """Make, change and sign the network's trust root: which keys may sign, and how many must."""
+    """Make, change and sign the root: who may sign, and how many must."""
 
 
 @root.command("new")

@@ -32,7 +32,7 @@ _TASK = click.Choice(["chat", "completion", "embedding"])
 
 @click.group()
 def snapshot() -> None:
-    """Make, change and sign the network's snapshot: every model that a node may hold."""
+    """Make, change and sign the snapshot: what a node may hold."""
 
 
 @snapshot.command("new")

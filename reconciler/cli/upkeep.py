@@ -141,14 +141,21 @@ def history(shell: Shell, *, count: int) -> None:
 
 @click.command()
 @COUNT
+@click.option("--lines", is_flag=True, help="JSON, one incident a line, the oldest first: for jq and log shippers.")
 @common()
-def incidents(shell: Shell, *, count: int) -> None:
+def incidents(shell: Shell, *, count: int, lines: bool) -> None:
     """Show what was refused, failed, quarantined or repaired."""
+    import msgspec
+
     from reconciler import units
     from reconciler.engine import look
     from reconciler.report.text import short
 
     found = look.incidents(shell.settings(), count)
+    if lines:
+        for one in found:
+            click.echo(msgspec.json.encode(one).decode())
+        return
 
     def show(to: Console) -> None:
         for one in found:
@@ -251,9 +258,10 @@ def trust_init(shell: Shell, *, yes: bool) -> None:
 @click.option("--folder", type=click.Path(path_type=Path, file_okay=False), help="Play it in this new folder and leave it there.")
 def demo(folder: Path | None) -> None:
     """
-    Play the whole main job here, on real models that it makes, against a real local server.
+    Play the whole main job here, on real models that it makes.
 
-    Takes under a minute, touches nothing else, and cleans up after itself unless a folder is given.
+    They come from a real server on this machine. It takes under a minute, touches nothing else, and cleans up after itself
+    unless a folder is given.
     """
     import shutil
     import sys

@@ -324,6 +324,18 @@ def test_wrong_bytes_leave_a_record_of_what_was_expected_found_and_from_where(no
     assert f"sha256:{found}" in incident["detail"]
 
 
+def test_incidents_are_one_json_line_each_for_who_ships_logs(node: Node) -> None:
+    for word in ("one", "two"):
+        node.publish(node.item("a:v1", tiny(word), smoke=IMPOSSIBLE))
+        assert node.run("apply").code == 3
+
+    ran = node.run("incidents", "--lines")
+
+    assert ran.code == 0
+    assert ran.events == node.run("incidents", "--json").json
+    assert len(ran.events) > 1
+
+
 def test_quarantine_is_bounded(node: Node) -> None:
     size = len(tiny("a"))
     node.configure(f'quarantine = "{2 * size + size // 2}"\n')
