@@ -66,6 +66,8 @@ def held_store(settings: Settings, *, timeout_seconds: float = 0.0) -> Iterator[
     """Hold the store, made if it is missing, and open its ledger for writing."""
     layout = confirm.layout_of(settings)
     durable.make_folder(layout.root)
+    with durable.refusals(f"read the store {layout.root}"):
+        layout.check(shelves=True)
     with writer.hold(layout.writer, timeout_seconds=timeout_seconds), Ledger.writing(layout.ledger) as ledger:
         yield ledger
 

@@ -6,6 +6,8 @@ Where everything in a store lies.
 
 from __future__ import annotations
 
+import os
+import stat
 from pathlib import Path
 
 from msgspec import Struct
@@ -85,6 +87,46 @@ class Layout(Struct, frozen=True):
     def used(self) -> bool:
         """Whether this store has ever accepted a snapshot."""
         return self.active.is_symlink() or self.blobs.exists() or (self.trust / "snapshots").exists()
+
+
+    def check(self, *, shelves: bool = False) -> None:
+        """
+        Check that the store's own folders lie in it, and the *shelves* of its blobs and trees too.
+
+        A link in the place of one (a slip, a backup that was restored, another process) would have the engine write and delete what is
+        not the store's. The root itself may be reached through links. Who swaps a link in after this check is the store's own user, and
+        needs no engine to delete what that user owns.
+
+        Raises:
+            StoreError: one of them is a link, or no folder.
+        """
+        own = ("generations", "blobs", "trees", "staging", "quarantine", "trust", "cache")
+        found = [f"{self.root}/{name}" for name in own]
+        found += [f"{self.root}/{kind}/{algorithm}" for kind in ("blobs", "trees") for algorithm in digest.HEX_LENGTHS]
+        if shelves:
+            found += [path for folder in found[len(own) :] for path in _inside(folder)]
+        for path in found:
+            _check_folder(path)
+
+
+def _inside(folder: str) -> list[str]:
+    try:
+        return [f"{folder}/{name}" for name in os.listdir(folder)]  # noqa: PTH208  text, as everywhere where there are thousands
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _check_folder(path: str) -> None:
+    try:
+        mode = os.lstat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    if not stat.S_ISDIR(mode):
+        what = "a link" if stat.S_ISLNK(mode) else "no folder"
+        raise StoreError(
+            f"{path} is {what}, and the store writes and deletes in its own folders alone",
+            hint="put the folder that was there in its place, or move this away and run `reconcile apply`",
+        )
 
 
 def _by_digest(folder: Path, name: str) -> Path:

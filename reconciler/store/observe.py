@@ -32,6 +32,7 @@ def node_state(layout: Layout, ledger: Ledger) -> NodeState:
     with durable.refusals(f"read the store {layout.root}"):
         if layout.root.exists() and not layout.root.is_dir():
             raise StoreError(f"the store {layout.root} is not a folder", hint="set [store] path to a folder, or move the file away")
+        layout.check()
         return _observed(layout, ledger)
 
 

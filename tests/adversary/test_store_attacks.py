@@ -1,0 +1,60 @@
+"""A store that somebody else wrote to: another process of its user, a slip, a backup that was restored with other links."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.node import Node, tiny, traces
+
+
+@pytest.fixture
+def used(node: Node) -> Node:
+    """A node that has work to do: one model is active, one is to be removed, and one is to be installed."""
+    node.configure('grace = "0s"\n')
+    node.publish(node.item("a:v1", tiny("a")), node.item("b:v1", tiny("b")))
+    assert node.run("apply").code == 0
+    node.publish(node.item("a:v1", tiny("a")), node.item("c:v1", tiny("c")))
+    return node
+
+
+def a_shelf(node: Node, kind: str) -> str:
+    return str(next(path for path in (node.store / kind / "sha256").iterdir()).relative_to(node.store))
+
+
+FOLDERS = ["generations", "blobs", "blobs/sha256", "trees", "trees/sha256", "staging", "quarantine", "trust", "cache"]
+SHELVES = ["blobs shelf", "trees shelf"]
+WRITERS = [("apply", "--yes"), ("sync",), ("gc",), ("verify", "--repair"), ("rollback",), ("retry", "b:v1")]
+
+
+def test_a_link_in_the_place_of_a_folder_is_not_followed(used: Node, tmp_path: Path) -> None:
+    for folder in (*FOLDERS, *SHELVES):
+        kind, _, shelf = folder.partition(" ")
+        place, outside = used.store / (a_shelf(used, kind) if shelf else folder), tmp_path / "outside"
+        place.rename(outside) if place.exists() else outside.mkdir()
+        (outside / "theirs").write_bytes(b"kept")
+        place.symlink_to(outside, target_is_directory=True)
+        before = traces(outside)
+
+        for command in WRITERS if folder == "generations" else WRITERS[:1]:
+            ran = used.run(*command)
+            assert ran.code == 1, (command, ran)
+            assert f"{place} is a link" in ran.err
+            assert "hint: put the folder" in ran.err
+            assert traces(outside) == before, (folder, command)
+        assert shelf or used.run("plan").code == 1
+
+        place.unlink()
+        (outside / "theirs").unlink()
+        outside.rename(place)
+    assert used.run("apply").code == 0
+    assert used.states() == {"a:v1": "active", "c:v1": "active"}
+
+
+def test_a_store_may_be_reached_through_a_link(used: Node, tmp_path: Path) -> None:
+    used.store.rename(tmp_path / "elsewhere")
+    used.store.symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+
+    assert used.run("apply").code == 0
+    assert used.states() == {"a:v1": "active", "c:v1": "active"}
