@@ -113,7 +113,7 @@ class NodeState(Struct, frozen=True, kw_only=True):
     drift: tuple[str, ...] = ()
     #: Active models whose link in the active generation does not lead to their tree: it is made anew before anything else.
     strayed: tuple[str, ...] = ()
-    #: ``active`` leads to no whole generation: a new one is made before anything else.
+    #: ``active`` leads to no whole generation, or to one with more in it than its index says: a new one is made before anything else.
     broken: bool = False
     #: A run was cut short; the next one finishes it.
     unfinished: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -76,13 +77,20 @@ def verify(
             report(Notice(level="warning", text="there is no lock: what the store holds is compared with the names of its blobs alone"))
         state = observe.node_state(layout, ledger)
         files = _chosen([(name, seen.size, layout.blob(name)) for name, seen in state.blobs.items()], ledger, sample)
-        damage = [*_torn(layout, ledger), *(Damage(kind="active", name="active", detail=text) for text in state.drift if "active" in text)]
+        damage = [*_torn(layout, ledger), *(Damage(kind="active", name="active", detail=text) for text in _misled(layout, state))]
         total = 0
         with contextlib.closing(Hashers(workers)) as hashers:
             for done in hashers.check_many(files, progress, rate):
                 total += done.size
                 damage += _recorded(done, ledger, report, clock)
     return Verified(checked=len(files), bytes=total, damage=tuple(damage))
+
+
+def _misled(layout: Layout, state: NodeState) -> Iterator[str]:
+    """Say what is wrong with ``active``."""
+    if not os.path.lexists(layout.active) and generations.numbers(layout):
+        yield "it is gone"
+    yield from (text for text in state.drift if "active" in text)
 
 
 def _chosen(files: list[tuple[str, int, Path]], ledger: Ledger, sample: float) -> list[tuple[str, int, Path]]:
@@ -182,7 +190,8 @@ def rollback(
                 hint="`reconcile verify` hashes them",
             )
         store = generations.Generations(layout)
-        made = store.swap(target.entries) if generations.strayed(layout, target) else store.reactivate(target.number)
+        touched = generations.strayed(layout, target) or generations.planted(layout, target)
+        made = store.swap(target.entries) if touched else store.reactivate(target.number)
         wiring.gate(settings, layout, report).activated(made)
         _log(ledger, current, made, found.lock_digest, clock)
         report(Swapped(generation=made.number, what="rollback"))

@@ -13,7 +13,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import msgspec
@@ -135,6 +135,27 @@ def strayed(layout: Layout, found: Generation) -> tuple[str, ...]:
     """Return the models of a generation whose link does not lead to their tree."""
     folder = f"{layout.generations}/{found.number}"
     return tuple(model for model, entry in found.entries.items() if not _leads(f"{folder}/{entry.path}", target_of(layout, entry)))
+
+
+def planted(layout: Layout, found: Generation) -> tuple[str, ...]:
+    """Return the paths in a generation that its index does not give it, and those of links in the place of its folders and its index."""
+    if not found.number:
+        return ()
+    folder = f"{layout.generations}/{found.number}"
+    if os.path.islink(folder):  # noqa: PTH114  text, as below
+        return (".",)
+    links = {entry.path for entry in found.entries.values()}
+    return tuple(sorted(_beside(folder, "", links, {"models", *(path.rpartition("/")[0] for path in links)})))
+
+
+def _beside(folder: str, prefix: str, links: set[str], folders: set[str]) -> Iterator[str]:
+    with os.scandir(f"{folder}/{prefix}") as entries:
+        for entry in entries:
+            path = prefix + entry.name
+            if path in folders and entry.is_dir(follow_symlinks=False):
+                yield from _beside(folder, f"{path}/", links, folders)
+            elif path not in links and not (path == "index.json" and entry.is_file(follow_symlinks=False)):
+                yield path
 
 
 def _leads(path: str, target: str) -> bool:

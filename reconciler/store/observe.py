@@ -38,8 +38,10 @@ def node_state(layout: Layout, ledger: Ledger) -> NodeState:
 
 def _observed(layout: Layout, ledger: Ledger) -> NodeState:
     active, drift = _active(layout)
-    broken = bool(drift)
+    planted = generations.planted(layout, active)
+    broken = bool(drift or planted)
     strayed = generations.strayed(layout, active)
+    drift = (*drift, *(f"active: {path!r} does not belong there" for path in planted))
     drift = (*drift, *(f"active: the link of {model} does not lead to its tree" for model in strayed))
     unfinished = bool(ledger.fact("running", bool))
     known = ledger.verifications()

@@ -58,3 +58,36 @@ def test_a_store_may_be_reached_through_a_link(used: Node, tmp_path: Path) -> No
 
     assert used.run("apply").code == 0
     assert used.states() == {"a:v1": "active", "c:v1": "active"}
+
+
+@pytest.mark.parametrize("where", ["models/evil/v1", "models/a/v2", "evil", "models/a", "index.json", "models", "the generation", "active"])
+def test_what_was_planted_in_the_active_generation_is_found_and_leaves(node: Node, tmp_path: Path, where: str) -> None:
+    node.publish(node.item("a:v1", tiny("a")))
+    assert node.run("apply").code == 0
+    generation = (node.store / "active").resolve()
+    place = {"the generation": generation, "active": node.store / "active"}.get(where, generation / where)
+    outside = tmp_path / "outside"
+    if where == "active":
+        outside.mkdir()
+        place.unlink()
+    elif place.exists():
+        place.rename(outside)
+    else:
+        outside.mkdir()
+        place.parent.mkdir(exist_ok=True)
+    if where != "active":
+        place.symlink_to(outside)
+
+    assert node.run("verify").code == 3
+    assert node.run("plan", "--detailed-exitcode").code == 2
+    assert node.run("apply").code == 0
+
+    assert outside.exists()
+    found = (node.store / "active").resolve()
+    assert {path.name for path in found.iterdir()} == {"index.json", "models"}
+    assert {path.name for path in (found / "models").iterdir()} == {"a"}
+    assert {path.name for path in (found / "models/a").iterdir()} == {"v1"}
+    assert not any(path.is_symlink() for path in (found / "index.json", found / "models", found / "models/a"))
+    assert (found / "models/a/v1").resolve().is_relative_to(node.store / "trees")
+    assert node.run("plan", "--detailed-exitcode").code == 0
+    assert node.run("verify").code == 0
