@@ -142,6 +142,8 @@ def _misused(error: click.ClickException, *, json: bool) -> int:
 
 def _open_streams() -> None:
     """Give closed streams a place, and let no terminal's encoding stop a run."""
+    if sys.stdin is None:
+        sys.stdin = Path(os.devnull).open()  # noqa: SIM115  as below
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:

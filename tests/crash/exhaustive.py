@@ -13,7 +13,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from tests.crash import power_cut, syscalls
@@ -89,13 +89,12 @@ def power_cuts(folder: Path) -> Iterator[list[str]]:
     yield from [[]] * (found["tried"] - 1)
 
 
-def traces(suite: Callable[[syscalls.Traced], Iterator[list[str]]]) -> Iterator[list[str]]:
+def traces(what: str, step: int) -> Iterator[list[str]]:
     """Kill or stop the whole program at its system calls, where strace is."""
     if why := syscalls.missing():
         print(why)
         return
-    with syscalls.traced() as traced:
-        yield from suite(traced)
+    yield from syscalls.outcome(what, step)
 
 
 def main() -> None:
@@ -107,8 +106,8 @@ def main() -> None:
             "killed before the n-th effect": kills(bench),
             "killed again in the recovery": kills_of_recoveries(bench),
             "power cut before the n-th effect": power_cuts(Path(folder)),
-            "killed at the n-th system call": traces(lambda traced: traced.everywhere(1)),
-            "stopped at the n-th system call": traces(lambda traced: traced.stopped_everywhere(3)),
+            "killed at the n-th system call": traces("kills", 1),
+            "stopped at the n-th system call": traces("stops", 3),
             "n-th call refused, once": refusals(bench, once=True, every=every),
             "n-th call refused, from then on": refusals(bench, once=False, every=every),
         }

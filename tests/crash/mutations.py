@@ -49,7 +49,7 @@ def every(what: str, file: str, old: str, new: str) -> Iterator[Mutation]:
     """Yield one mutation for each place in *file* where *old*, a regular expression, is."""
     text, seen = (ROOT / file).read_text(), dict[str, int]()
     for count, found in enumerate(re.finditer(old, text)):
-        function = re.findall(r"(?m)^ *def (?!refuse)(\w+)", text[: found.start()])[-1]
+        function = (re.findall(r"(?m)^ *def (?!refuse)(\w+)", text[: found.start()]) or ["_FOLDER"])[-1]
         place = f"{what} in {Path(file).stem}.{function}"
         seen[place] = seen.get(place, 0) + 1
         yield Mutation(what=f"{place}, {seen[place]}" if seen[place] > 1 else place, file=file, old=old, new=new, count=count)

@@ -1,15 +1,17 @@
 """
 Kill a whole ``reconcile apply`` at its n-th system call that changes something, by strace: no part of it is of our making.
 
-    python -m tests.crash.syscalls [STEP]
+    python -m tests.crash.syscalls kills|stops STEP FIRST     every STEP-th point, from FIRST
 
-In two forms: the program's main thread dies at each of its calls in turn; and of the program with all its threads and children,
-whoever is the first to call some one function for the n-th time.
+In two forms: the program's main thread dies, or is told to stop, at each of its calls in turn; and of the program's other threads and
+its children, whoever is the first to call some one function for the n-th time dies.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import re
 import shutil
 import subprocess
@@ -18,7 +20,9 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from signal import Signals
+from signal import Signals, default_int_handler, signal
+
+from msgspec import Struct
 
 from reconciler.demo.server import serving
 from tests.crash.whole import Life, adopting
@@ -26,9 +30,8 @@ from tests.storenode import memory
 
 _NAMES = (
     "rename", "renameat", "renameat2", "link", "linkat", "symlink", "symlinkat", "unlink", "unlinkat", "mkdir", "mkdirat", "rmdir",
-    "chmod", "fchmod", "fchmodat", "truncate", "ftruncate",
+    "chmod", "fchmod", "fchmodat", "truncate", "ftruncate", "write", "pwrite64",
 )  # fmt: skip
-_WRITES = ("write", "pwrite64")
 STOPS = (Signals.SIGTERM, Signals.SIGINT, Signals.SIGHUP, Signals.SIGPIPE)
 
 
@@ -44,60 +47,69 @@ def _known(names: tuple[str, ...]) -> str:
     return ",".join(f"?{name}" for name in names)  # not every machine has every call
 
 
+class Point(Struct, frozen=True):
+    """Somebody's *number*-th call of *name*: the main thread's, or with *follow* whoever of all threads and children is the first."""
+
+    name: str
+    number: int
+    follow: bool = False
+
+
 class Traced:
     """A life whose updates are traced."""
 
     def __init__(self, life: Life) -> None:
         self.life = life
 
-    def calls(self) -> tuple[int, dict[str, int]]:
-        """Return how many changing calls the main thread makes, and for each call but writes how many the busiest thread makes."""
+    def points(self) -> tuple[list[Point], list[Point]]:
+        """Return the changing calls of the main thread in their order, and those that the others make more often than it."""
         with tempfile.NamedTemporaryFile("r") as trace:
             self.life.fresh()
-            self._run("-f", "--seccomp-bpf", "-o", trace.name, "-e", f"trace={_known(_NAMES + _WRITES)}", check=True)
-            found = [match.groups() for match in re.finditer(r"(?m)^(\d+) +(\w+)\(", trace.read())]
-        per_thread = Counter(found)
-        busiest = {name: max(count for (_, other), count in per_thread.items() if other == name) for _, name in found}
-        main = sum(thread == found[0][0] for thread, _ in found)
-        return main, {name: count for name, count in busiest.items() if name not in _WRITES}
+            self._run("-f", "--seccomp-bpf", "-o", trace.name, "-e", f"trace={_known(_NAMES)}", check=True)
+            found = re.findall(r"(?m)^(\d+) +(\w+)\(", trace.read())
+        seen = Counter[tuple[str, str]]()
+        points = dict[Point, None]()
+        for thread, name in found:
+            seen[thread, name] += 1  # strace counts for each thread, and each call apart
+            points[Point(name, seen[thread, name], thread != found[0][0])] = None
+        main = [point for point in points if not point.follow]
+        return main, [point for point in points if point.follow and point.name != "write" and Point(point.name, point.number) not in main]
 
     def _run(self, *options: str, check: bool = False) -> int:
         ran = subprocess.run(["strace", "-qq", *options, *self.life.command], capture_output=True, check=check, timeout=300)
         return ran.returncode
 
-    def killed(self, number: int, *names: str, follow: bool = False) -> list[str]:
-        """Kill at the *number*-th call of *names*, of all that change something; return what is wrong then, and after the next run."""
-        self.life.fresh()
-        chosen = _known(names or _NAMES + _WRITES)
-        with adopting() as outliving:
-            self._run(*["-f"] * follow, "-o", "/dev/null", "-e", f"trace={chosen}", f"--inject={chosen}:signal=KILL:when={number}")
-            left = outliving()
-        return [f"killed at call {number} of {' '.join(names) or 'any'}: {text}" for text in left + self.life.after()]
+    def killed(self, point: Point) -> list[str]:
+        """Kill whoever is at *point*; return what is wrong then, and after the next run."""
+        return self._at(point, "KILL", 128 + Signals.SIGKILL)
 
-    def signalled(self, signal: Signals, number: int) -> list[str]:
-        """Send *signal* at the main thread's *number*-th changing call; return what is wrong then, and after the next run."""
-        self.life.fresh()
-        chosen = _known(_NAMES + _WRITES)
-        with adopting() as outliving:
-            code = self._run("-o", "/dev/null", "-e", f"trace={chosen}", f"--inject={chosen}:signal={signal.name}:when={number}")
-            left = outliving()
-        expected = 0 if signal == Signals.SIGPIPE else 128 + signal
-        found = [] if code == expected else [f"exit code {code}, expected {expected}"]
-        return [f"{signal.name} at call {number}: {text}" for text in found + left + self.life.after()]
+    def signalled(self, number: Signals, point: Point) -> list[str]:
+        """Send signal *number* to the main thread at *point*; return what is wrong then, and after the next run."""
+        return self._at(point, number.name, 0 if number == Signals.SIGPIPE else 128 + number)
 
-    def stopped_everywhere(self, step: int) -> Iterator[list[str]]:
+    def _at(self, point: Point, sent: str, expected: int) -> list[str]:
+        self.life.fresh()
+        with adopting() as outliving:
+            code = self._run(
+                *["-f"] * point.follow, "-o", "/dev/null", "-e", f"trace={point.name}",
+                f"--inject={point.name}:signal={sent}:when={point.number}",
+            )  # fmt: skip
+            left = outliving()
+        if not point.follow and code not in {expected, 128 - expected}:  # strace ends as whom it traced
+            left.append(f"exit code {code}, expected {expected}")
+        return [f"{sent} at {point.name} {point.number}: {text}" for text in left + self.life.after()]
+
+    def kills(self, step: int, first: int) -> Iterator[list[str]]:
+        """Kill at every *step*-th point, from *first*."""
+        main, others = self.points()
+        for point in (main + others)[first::step]:
+            yield self.killed(point)
+
+    def stops(self, step: int, first: int) -> Iterator[list[str]]:
         """Send one of the signals in turn at every *step*-th changing call of the main thread."""
-        for turn, number in enumerate(range(1, self.calls()[0] + 1, step)):
-            yield self.signalled(STOPS[turn % len(STOPS)], number)
-
-    def everywhere(self, step: int) -> Iterator[list[str]]:
-        """Kill at every *step*-th point of either form."""
-        main, others = self.calls()
-        for number in range(1, main + 1, step):
-            yield self.killed(number)
-        points = [(name, number) for name, count in sorted(others.items()) for number in range(1, count + 1)]
-        for name, number in points[::step]:
-            yield self.killed(number, name, follow=True)
+        main, _ = self.points()
+        for turn, point in enumerate(main[first::step]):
+            yield self.signalled(STOPS[turn % len(STOPS)], point)
 
 
 @contextlib.contextmanager
@@ -107,13 +119,21 @@ def traced() -> Iterator[Traced]:
         yield Traced(Life(Path(folder, "node"), server))
 
 
+def outcome(what: str, step: int) -> list[list[str]]:
+    """Return what was wrong at each *step*-th point, as many processes at it as there are processors."""
+    count = os.cpu_count() or 1
+    command = [sys.executable, "-m", "tests.crash.syscalls", what]
+    running = [subprocess.Popen([*command, str(step * count), str(step * turn)], stdout=subprocess.PIPE) for turn in range(count)]
+    results = [json.loads(one.communicate()[0]) for one in running]
+    return [found for result in results for found in result]
+
+
 def main() -> None:
-    """Print how many points were tried, and what did not hold."""
+    """Print what was wrong at each point."""
+    signal(Signals.SIGINT, default_int_handler)  # a shell's background job ignores it, and so would what we start
+    what, step, first = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     with traced() as life:
-        results = list(life.everywhere(int((sys.argv[1:] or ["1"])[0])))
-    wrong = [text for found in results for text in found]
-    print(len(results), "points", *wrong, sep="\n")
-    sys.exit(bool(wrong))
+        print(json.dumps(list(life.kills(step, first) if what == "kills" else life.stops(step, first))))
 
 
 if __name__ == "__main__":
