@@ -266,7 +266,7 @@ def _doubt(model: LockedModel, scene: Scene) -> str:
     """Return why *model*, whose tree is there, must be tested again; empty if its last test is still good."""
     state = scene.state
     tree = state.trees[model.recipe]
-    seen = [state.blobs.get(name) for name in tree.blobs]
+    seen = [state.blobs.get(name) for name in (*tree.blobs, *scene.lock.blobs_of(model))]  # archives too
     if any(blob is None or blob.verified_at is None for blob in seen):
         return "unverified"
     passed = state.passed.get(model.id)

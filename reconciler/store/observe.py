@@ -10,6 +10,7 @@ refusal and never damage: damage is acted upon.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 from pathlib import Path
@@ -99,7 +100,7 @@ def _scan(folder: Path) -> dict[str, os.stat_result]:
     return found
 
 
-def _entries(path: Path | str) -> list[os.DirEntry[str]]:
+def _entries(path: Path | str | int) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(path) as entries:
             return list(entries)
@@ -117,21 +118,33 @@ def _blob(seen: os.stat_result, known: Verification | None) -> BlobSeen:
 
 
 def _tree(layout: Layout, recipe: str, name: str, listing: tuple[Listing, ...], found: dict[str, os.stat_result]) -> TreeSeen:
-    folder = f"{layout.root}/{layout.tree_from_root(name)}"
-    whole = not os.path.islink(folder) and all(_same_file(folder, entry, found) for entry in listing)  # noqa: PTH114  a Path a tree is slow
     return TreeSeen(
         digest=name,
         recipe=recipe,
         blobs=tuple(sorted({entry.digest for entry in listing})),
         bytes=sum(entry.size for entry in listing),
-        damaged=not whole or _torn(folder, listing),
+        damaged=not _whole(f"{layout.root}/{layout.tree_from_root(name)}", listing, found),
     )
 
 
-def _torn(folder: str, listing: tuple[Listing, ...]) -> bool:
-    """Return whether there is something in *folder* that *listing* does not name, or a link where it has a folder."""
-    paths = {entry.path for entry in listing}
-    return _names(folder) != paths.union(*(_above(path) for path in paths if "/" in path))
+def _whole(folder: str, listing: tuple[Listing, ...], found: dict[str, os.stat_result]) -> bool:
+    """Return whether *folder* has the very blobs that *listing* names, nothing else, and no link where it has a folder."""
+    try:
+        handle = os.open(folder, _FOLDER)  # by which a file costs half of what it costs by its long path
+    except OSError as error:
+        if error.errno in _NO_FOLDER:
+            return False
+        raise
+    try:
+        paths = {entry.path for entry in listing}
+        expected = paths.union(*(_above(path) for path in paths if "/" in path))
+        return all(_same_file(handle, entry, found) for entry in listing) and _names(folder, handle) == expected
+    finally:
+        os.close(handle)
+
+
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_NO_FOLDER = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
 
 
 def _above(path: str) -> set[str]:
@@ -140,20 +153,20 @@ def _above(path: str) -> set[str]:
     return {"/".join(parts[: end + 1]) for end in range(len(parts))}
 
 
-def _names(folder: str, prefix: str = "") -> set[str]:
-    """Return the paths of everything in *folder*; a link is named and not followed."""
+def _names(folder: str, handle: int, prefix: str = "") -> set[str]:
+    """Return the paths of everything in *folder*, of which *handle* is open; a link is named and not followed."""
     found: set[str] = set()
-    for entry in _entries(f"{folder}/{prefix}"):
+    for entry in _entries(f"{folder}/{prefix}" if prefix else handle):
         found.add(prefix + entry.name)
         if entry.is_dir(follow_symlinks=False):
-            found |= _names(folder, f"{prefix}{entry.name}/")
+            found |= _names(folder, handle, f"{prefix}{entry.name}/")
     return found
 
 
-def _same_file(folder: str, entry: Listing, found: dict[str, os.stat_result]) -> bool:
+def _same_file(folder: int, entry: Listing, found: dict[str, os.stat_result]) -> bool:
     blob = found.get(entry.digest)
     try:
-        seen = os.lstat(f"{folder}/{entry.path}")
+        seen = os.lstat(entry.path, dir_fd=folder)
     except (FileNotFoundError, NotADirectoryError):
         return False
     return blob is not None and (seen.st_dev, seen.st_ino) == (blob.st_dev, blob.st_ino)

@@ -749,3 +749,16 @@ def test_an_archive_is_asked_for_as_one_blob(node: MemoryNode) -> None:
     node.run(node.lock(node.item("b:v1", {}, boxed=B)))
 
     assert node.internet.asked == [name_of(tar(B))]
+
+
+def test_an_archive_that_rotted_is_hashed_and_fetched_though_its_members_are_whole(node: MemoryNode) -> None:
+    lock = node.lock(node.item("a:v1", A, boxed=B))
+    node.run(lock)
+    box = tar(B)
+    node.damage(box, known=False)
+
+    assert node.ops(lock) == {"a:v1": "retest"}
+    node.run(lock)
+
+    assert node.blobs.hot[name_of(box)] == box
+    assert node.active() == {"a:v1": A | B}

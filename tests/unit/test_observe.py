@@ -112,7 +112,8 @@ def test_a_disk_that_refuses_to_read_is_an_error_and_no_damage(node: StoreNode, 
     real = getattr(os, call)
 
     def refuse(*args: object, **kwargs: object) -> object:
-        if args and str(node.layout.root) in str(args[0]) and "ledger" not in str(args[0]):
+        in_store = args and str(node.layout.root) in str(args[0]) and "ledger" not in str(args[0])
+        if in_store or "dir_fd" in kwargs:
             raise OSError(5, "Input/output error")
         return real(*args, **kwargs)
 
