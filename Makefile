@@ -23,7 +23,7 @@ check: $(READY)
 fuzz: $(READY)
 	RECONCILE_FUZZ=1000000 $(BIN)/python -m pytest tests/laws/test_trust_laws.py -k mutat
 
-# Kill and refuse at every step, not at some: about ten minutes.
+# Kill, cut, stop and refuse at every step, not at some: about twenty minutes.
 crash: $(READY)
 	$(BIN)/python -m tests.crash.exhaustive
 

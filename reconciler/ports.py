@@ -161,6 +161,10 @@ class Tester(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """End the job that runs, and each that would begin later, as ``unable``; from any thread, and idempotent."""
+        ...
+
 
 # -- the store -------------------------------------------------------------------------------------
 

@@ -387,12 +387,16 @@ class MemoryTester:
         self.verdicts: dict[str, tuple[str, str]] = {}
         self.crashes: set[str] = set()
         self.jobs: list[str] = []
+        self.closed = False
         self._guard = threading.Lock()
         #: Every passed job is a line ``model tree`` of this file, which outlives the process.
         self.log: Path | None = None
 
     def engines(self) -> dict[str, str]:
         return {"llama-cpp": "0.3.36"}
+
+    def close(self) -> None:
+        self.closed = True
 
     def test(self, job: TestJob) -> TestReport:
         with self._guard:

@@ -69,7 +69,8 @@ class Bringing:
                     tests.submit(self._prepare, model)
                 yield from self._ended(work, waiting, tests)
             except BaseException:
-                self._ports.fetcher.close()  # a transfer may take hours, and nobody waits for it any more
+                self._ports.fetcher.close()  # a transfer may take hours, a test job minutes, and nobody waits for them any more
+                self._ports.tester.close()
                 raise
             finally:
                 self._stop.set()

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import re
+import select
 import signal
 import subprocess
 import threading
@@ -53,13 +54,34 @@ class Ended(Struct, frozen=True, kw_only=True):
         return self.answer if self.confined and self.code == 0 and not self.timed_out else None
 
 
-def attended(child: subprocess.Popen[bytes], job: bytes, nonce: str, *, seconds: float, answer_bytes: int, wrapped: bool) -> Ended:
-    """Feed the child, read at most so much of what it says, and end it and its group in time."""
+class Stop:
+    """Ends the wait for a child, from any thread."""
+
+    def __init__(self) -> None:
+        self._fd = os.eventfd(0, os.EFD_CLOEXEC)
+
+    def set(self) -> None:
+        """End it: a wait that begins later, too."""
+        os.eventfd_write(self._fd, 1)
+
+    def fileno(self) -> int:
+        """Return what can be polled."""
+        return self._fd
+
+    def close(self) -> None:
+        """Let go; nobody may set it any more."""
+        os.close(self._fd)
+
+
+def attended(
+    child: subprocess.Popen[bytes], job: bytes, nonce: str, *, seconds: float, answer_bytes: int, wrapped: bool, stop: Stop | None = None
+) -> Ended:
+    """Feed the child, read at most so much of what it says, and end it and its group in time, or when *stop* is set."""
     out = _Pipe(child.stdout, len(cage.CONFINED) + answer_bytes, keep_first=True)
     errors = _Pipe(child.stderr, OUTPUT_BYTES, keep_first=False)
     threading.Thread(target=_feed, args=(child, job), daemon=True).start()
     try:
-        timed_out = not _exits(child.pid, seconds)
+        timed_out = not _exits(child.pid, seconds, stop)
     finally:
         _end_group(child)
     said, complaint, code = out.text(), errors.text(), child.returncode
@@ -74,17 +96,16 @@ def attended(child: subprocess.Popen[bytes], job: bytes, nonce: str, *, seconds:
     )
 
 
-def _exits(pid: int, seconds: float) -> bool:
+def _exits(pid: int, seconds: float, stop: Stop | None) -> bool:
     """Wait for the child's end without reaping it: until that is done its number, and its group's, is nobody else's."""
-
-    def wait() -> None:
-        with contextlib.suppress(ChildProcessError):
-            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-
-    waiting = threading.Thread(target=wait, daemon=True)
-    waiting.start()
-    waiting.join(seconds)
-    return not waiting.is_alive()
+    handle = os.pidfd_open(pid)
+    try:
+        poll = select.poll()
+        for one in (handle, stop) if stop else (handle,):
+            poll.register(one, select.POLLIN)
+        return any(fd == handle for fd, _ in poll.poll(seconds * 1000))
+    finally:
+        os.close(handle)
 
 
 def _feed(child: subprocess.Popen[bytes], job: bytes) -> None:

@@ -62,9 +62,9 @@ class Sandbox:
         self.mode: Mode = mode
         self._bubblewrap = bubblewrap
 
-    def run(self, cell: Cell) -> Ended:
+    def run(self, cell: Cell, stop: attend.Stop | None = None) -> Ended:
         """
-        Run *cell* and return how it ended; nothing of the child is left when this returns.
+        Run *cell* until it ends or *stop* is set, and return how it ended; nothing of the child is left when this returns.
 
         Raises:
             SandboxUnavailable: the mode cannot hold such a cell, or could not be started.
@@ -78,7 +78,8 @@ class Sandbox:
                 child = self._started(cell, given)
         except OSError as error:
             raise SandboxUnavailable(f"{self.mode} did not start: {error}") from None
-        return attend.attended(child, job, nonce, seconds=cell.seconds, answer_bytes=cell.answer_bytes, wrapped=self.mode == "bubblewrap")
+        wrapped = self.mode == "bubblewrap"
+        return attend.attended(child, job, nonce, seconds=cell.seconds, answer_bytes=cell.answer_bytes, wrapped=wrapped, stop=stop)
 
     def _started(self, cell: Cell, given: dict[Path, int]) -> subprocess.Popen[bytes]:
         return subprocess.Popen(

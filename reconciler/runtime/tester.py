@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +16,7 @@ from reconciler import units
 from reconciler.errors import SandboxUnavailable
 from reconciler.node import Gpu
 from reconciler.ports import TestJob, TestReport, Verdict
-from reconciler.runtime import devices, engines, sandbox
+from reconciler.runtime import attend, devices, engines, sandbox
 from reconciler.runtime import verdict as verdicts
 from reconciler.runtime.attend import OWN_FAULT, Ended, printable
 from reconciler.runtime.cell import Cell
@@ -56,6 +59,9 @@ class SandboxedTester:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._cache = settings.store_path / "cache"
+        self._guard = threading.Lock()
+        self._running: attend.Stop | None = None
+        self._closed = False
 
     def engines(self) -> dict[str, str]:
         """Return the installed engines' versions by name."""
@@ -74,14 +80,37 @@ class SandboxedTester:
             box = sandbox.choose(self._settings.smoke.sandbox, self._cache, server=engine.server)
             cell = self._cell(job, engine, gpus)
             roomy = 0 < cell.memory_bytes <= devices.free_memory()
-            ended = box.run(cell)
+            with self._stoppable() as stop:
+                ended = box.run(cell, stop)
         except SandboxUnavailable as error:
             return _report("unable", f"sandbox-unavailable: {error.message}", job)
+        if self._closed:
+            return _report("unable", "the run was stopped", job)
         if ended.setup_failed:
             sandbox.forget(self._cache)
         report = _judged(ended, job, roomy=roomy)
         report = msgspec.structs.replace(report, sandbox=box.mode, engine_version=report.engine_version or version)
         return _on_device(report, job, gpus)
+
+    def close(self) -> None:
+        """End the test job that runs, and each that would begin later; from any thread, and idempotent."""
+        with self._guard:
+            self._closed = True
+            if self._running:
+                self._running.set()
+
+    @contextlib.contextmanager
+    def _stoppable(self) -> Iterator[attend.Stop]:
+        with contextlib.closing(attend.Stop()) as stop:
+            with self._guard:
+                self._running = stop
+                if self._closed:
+                    stop.set()
+            try:
+                yield stop
+            finally:
+                with self._guard:
+                    self._running = None
 
     def _cell(self, job: TestJob, engine: Engine, gpus: tuple[Gpu, ...]) -> Cell:
         limit = min(units.seconds(job.smoke.timeout), units.seconds(self._settings.smoke.timeout))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -16,10 +17,12 @@ import pytest
 from reconciler import snapshot
 from reconciler.errors import DiskFull, StoreError, UnpackRefused
 from reconciler.ports import TestJob, TestReport
-from reconciler.runtime import cage, confined, sandbox, tester
+from reconciler.runtime import attend, cage, confined, sandbox, tester
 from reconciler.runtime.attend import Ended
 from reconciler.runtime.cell import Cell, Mode
+from tests import jobs
 from tests.demand import working
+from tests.node import tiny
 from tests.processes import outliving
 
 TOP = Path(__file__).resolve().parents[2]
@@ -52,6 +55,29 @@ def judged(ended: Ended, *, roomy: bool = False) -> TestReport:
     runtime, smoke = snapshot.Runtime(engine="llama-cpp"), snapshot.Smoke()
     job = TestJob(model="m:v1", tree=Path("/nowhere"), entrypoint="m.gguf", runtime=runtime, smoke=smoke)
     return tester._judged(ended, job, roomy=roomy)
+
+
+# -- the end of a run ---------------------------------------------------------------------------------
+
+
+def test_a_job_ends_when_the_run_does(mode: Mode) -> None:
+    cell = Cell(module="tests.children.misbehave", job={"way": "ignore_signals"}, seconds=PATIENCE, read=(TOP / "tests",))
+    began = time.monotonic()
+    with contextlib.closing(attend.Stop()) as stop:
+        timer = threading.Timer(0.5, stop.set)
+        timer.start()
+        ended = sandbox._sandbox(mode).run(cell, stop)
+        timer.join()
+    assert ended.word is None
+    assert time.monotonic() - began < PATIENCE / 2
+
+
+def test_a_closed_tester_says_nothing_about_a_model(tmp_path: Path) -> None:
+    closed = jobs.make_tester(tmp_path)
+    closed.close()
+    closed.close()
+    report = closed.test(jobs.job(tmp_path, tiny("a")))
+    assert (report.verdict, report.reason) == ("unable", "the run was stopped")
 
 
 # -- time --------------------------------------------------------------------------------------------

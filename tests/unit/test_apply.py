@@ -695,6 +695,7 @@ def test_a_run_that_stops_stops_its_transfers(node: MemoryNode, monkeypatch: pyt
         node.run(lock)
 
     assert closed.is_set()
+    assert node.tester.closed
     assert not [thread for thread in threading.enumerate() if thread.name.startswith(("bring", "test", "hash"))]
     assert node.ledger.running
 
