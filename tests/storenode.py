@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from reconciler import apply, digest, lock, plan
+from reconciler.engine import wiring
 from reconciler.lock import Lock
 from reconciler.node import Policy
 from reconciler.plan import Plan
@@ -88,7 +89,7 @@ class StoreNode(Word):
             gate=self.gate,
             fetcher=StagingFetcher(self.layout.staging, self.internet),
             tester=self.tester,
-            report=self.heard,
+            report=wiring._historian(self.heard, ledger, wanted.snapshot.digest, "apply", self.clock),
             now=self.clock,
             tree_path=self.layout.tree,
             active_path=path_of,

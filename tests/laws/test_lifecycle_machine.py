@@ -7,6 +7,7 @@ active is exactly what the network enabled, and there is nothing left to do.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -20,6 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from reconciler.errors import DiskFull
 from reconciler.lock import Lock
+from reconciler.state import Generation
 from reconciler.store import generations
 from tests.storenode import StoreNode
 from tests.twins import Files, Internet, name_of
@@ -63,6 +65,14 @@ class Expected:
     def clean(self) -> bool:
         """Whether a run must succeed now."""
         return not (self.troubled.keys() & self.enabled().keys() or self.server_lies or self.sick)
+
+
+class Killed(BaseException):
+    """The run ends here, as by kill -9."""
+
+
+def _kill(_: Generation) -> str:
+    raise Killed
 
 
 def files(content: int) -> Files:
@@ -197,6 +207,19 @@ class Life(RuleBasedStateMachine):
         before, self.node = self.node, StoreNode(self.folder, self.internet, self.node.network)
         for name in ("policy", "clock", "tester", "gate", "facts"):
             setattr(self.node, name, getattr(before, name))
+
+    @rule()
+    def a_run_is_killed_while_it_asks(self) -> None:
+        """Right after a swap, before the operator's command has answered and the swap is in the history."""
+        verdict = self.node.gate.verdict
+        self.node.gate.verdict = _kill
+        try:
+            with contextlib.suppress(Killed):
+                self.node.run(self.lock)
+        finally:
+            self.node.gate.verdict = verdict
+        self.ran = True
+        assert set(self.node.active()) <= self.expected.may_serve()
 
     # -- what the node does
 
