@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -175,6 +175,8 @@ def decode(data: bytes, base: Path, name: str = "reconcile.toml") -> Settings:
     except ValueError as error:
         raise SettingsError(f"{name} is not TOML: {error}") from None
     _refuse_unknown(tree, Settings, name, "")
+    if any("\0" in text for text in _texts(tree)):
+        raise SettingsError(f"{name} has a NUL character in a value, which no path, address or command may have")
     try:
         settings = msgspec.convert(tree | {"base": str(base)}, Settings)
         _check(settings)
@@ -252,6 +254,14 @@ def _check_server(chosen: OpenAISettings) -> None:
         raise ValueError(f"[runtime.openai] version: {chosen.version!r} is no version like 1.2.3")
     if chosen.argv and not chosen.argv[0].startswith("/"):
         raise ValueError(f"[runtime.openai] argv: {chosen.argv[0]!r} is no absolute path; nothing is looked for in PATH")
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _texts(inner)
 
 
 def _refuse_unknown(tree: dict[str, Any], kind: type[Struct], name: str, where: str) -> None:

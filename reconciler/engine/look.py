@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from datetime import datetime
 
 from msgspec import UNSET, Struct, UnsetType, structs
@@ -9,7 +11,7 @@ from msgspec import UNSET, Struct, UnsetType, structs
 from reconciler import plan as plans
 from reconciler.engine import confirm, facts, health, network
 from reconciler.engine.options import Clock, wall_clock
-from reconciler.errors import ReconcileError, UsageError
+from reconciler.errors import ReconcileError, StoreError, UsageError
 from reconciler.node import NodeFacts
 from reconciler.plan import ModelChange
 from reconciler.ports import TestReport
@@ -154,14 +156,35 @@ def _reason(change: ModelChange, remembered: str) -> str:
 
 
 def incidents(settings: Settings, limit: int = 100) -> tuple[LoggedIncident, ...]:
-    """Return the newest incidents, the oldest of them first."""
-    with Ledger.reading(confirm.layout_of(settings).ledger) as ledger:
+    """
+    Return the newest incidents, the oldest of them first.
+
+    Raises:
+        StoreError: the ledger is damaged, and nobody knows.
+    """
+    with _remembering(settings) as ledger:
         return ledger.incidents(limit)
 
 
 def history(settings: Settings, limit: int = 100) -> tuple[Change, ...]:
-    """Return the newest swaps, the oldest of them first."""
-    with Ledger.reading(confirm.layout_of(settings).ledger) as ledger:
+    """
+    Return the newest swaps, the oldest of them first.
+
+    Raises:
+        StoreError: the ledger is damaged, and nobody knows.
+    """
+    with _remembering(settings) as ledger:
         return ledger.history(limit)
+
+
+@contextlib.contextmanager
+def _remembering(settings: Settings) -> Iterator[Ledger]:
+    path = confirm.layout_of(settings).ledger
+    with Ledger.reading(path) as ledger:
+        if ledger.damaged:
+            raise StoreError(
+                f"{path} cannot be read: what happened is not known", hint=f"the next `reconcile apply` keeps it as {path.name}.damaged"
+            )
+        yield ledger
 
 

@@ -149,13 +149,19 @@ def planted(layout: Layout, found: Generation) -> tuple[str, ...]:
 
 
 def _beside(folder: str, prefix: str, links: set[str], folders: set[str]) -> Iterator[str]:
-    with os.scandir(f"{folder}/{prefix}") as entries:
-        for entry in entries:
-            path = prefix + entry.name
-            if path in folders and entry.is_dir(follow_symlinks=False):
-                yield from _beside(folder, f"{path}/", links, folders)
-            elif path not in links and not (path == "index.json" and entry.is_file(follow_symlinks=False)):
-                yield path
+    try:
+        with os.scandir(f"{folder}/{prefix}") as found:
+            entries = list(found)
+    except OSError as error:
+        if error.errno not in _GONE:  # a run that holds the store may delete it meanwhile
+            raise
+        return
+    for entry in entries:
+        path = prefix + entry.name
+        if path in folders and entry.is_dir(follow_symlinks=False):
+            yield from _beside(folder, f"{path}/", links, folders)
+        elif path not in links and not (path == "index.json" and entry.is_file(follow_symlinks=False)):
+            yield path
 
 
 def _leads(path: str, target: str) -> bool:

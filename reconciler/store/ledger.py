@@ -106,6 +106,8 @@ class Ledger:
     def __init__(self, connection: sqlite3.Connection | None) -> None:
         self._connection = connection
         self._guard = threading.RLock()
+        #: Something is where a ledger should be, and is none: it reads as an empty one.
+        self.damaged = False
 
     # -- opening -----------------------------------------------------------------------------------
 
@@ -116,7 +118,9 @@ class Ledger:
         with contextlib.ExitStack() as stack:
             connection = _open_readable(path, stack)
             try:
-                yield cls(connection)
+                ledger = cls(connection)
+                ledger.damaged = connection is None and _is_something(path)
+                yield ledger
             finally:
                 if connection is not None:
                     connection.close()
@@ -366,6 +370,14 @@ def _open_writable(path: Path) -> sqlite3.Connection:
         connection.close()
         raise sqlite3.DatabaseError("its check failed")
     return connection
+
+
+def _is_something(path: Path) -> bool:
+    """Whether there is more at *path* than what a run left that was cut short at the ledger's beginning."""
+    try:
+        return path.lstat().st_size > 0
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def _open_readable(path: Path, stack: contextlib.ExitStack) -> sqlite3.Connection | None:

@@ -43,6 +43,8 @@ def _observed(layout: Layout, ledger: Ledger) -> NodeState:
     broken = bool(drift or planted)
     strayed = generations.strayed(layout, active)
     drift = (*drift, *(f"active: {path!r} does not belong there" for path in planted))
+    if ledger.damaged:
+        drift = (*drift, "the ledger cannot be read: bytes are hashed and models are tested again")
     drift = (*drift, *(f"active: the link of {model} does not lead to its tree" for model in strayed))
     unfinished = bool(ledger.fact("running", bool))
     known = ledger.verifications()

@@ -336,6 +336,18 @@ def test_incidents_are_one_json_line_each_for_who_ships_logs(node: Node) -> None
     assert len(ran.events) > 1
 
 
+def test_a_ledger_that_cannot_be_read_is_no_quiet_life(used: Node) -> None:
+    (used.store / "ledger.db").write_bytes(b"no database")
+
+    for command in ("incidents", "history"):
+        ran = used.run(command)
+        assert ran.code == 1, ran
+        assert "what happened is not known" in ran.err
+    assert any("the ledger cannot be read" in text for text in used.run("plan", "--json").json["drift"])
+    assert used.run("apply").code == 0
+    assert [one["kind"] for one in used.run("incidents", "--json").json] == ["crash-recovered"]
+
+
 def test_quarantine_is_bounded(node: Node) -> None:
     size = len(tiny("a"))
     node.configure(f'quarantine = "{2 * size + size // 2}"\n')

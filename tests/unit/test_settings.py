@@ -95,3 +95,9 @@ def test_there_is_no_key_that_turns_a_check_off() -> None:
 
     assert len(keys) > 30
     assert not {key for key in keys if words & set(key.split("_"))}
+
+
+@pytest.mark.parametrize("text", ['[store]\npath = "\\u0000"', '[network]\nlockfile = "a\\u0000b"', '[hooks]\nhealthy = ["sh", "\\u0000"]'])
+def test_a_nul_in_a_value_is_refused(text: str) -> None:
+    with pytest.raises(SettingsError, match="NUL character"):
+        settings.decode(text.encode(), Path("/"))
