@@ -109,11 +109,17 @@ def _remembered(mode: Mode, cache: Path | None, *, server: bool) -> Probed:
     found = probe(mode, server=server)
     if path is not None and found.works:
         with contextlib.suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
             temporary = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}.tmp")
-            temporary.write_bytes(msgspec.json.encode((key, found)))
+            with open(temporary, "wb", opener=_for_us_to_write) as file:
+                file.write(msgspec.json.encode((key, found)))
             temporary.replace(path)
     return found
+
+
+def _for_us_to_write(path: str, flags: int) -> int:
+    """Open a new file that others may read at most, whatever the umask is."""
+    return os.open(path, flags, 0o644)
 
 
 def _identity(mode: Mode) -> str:

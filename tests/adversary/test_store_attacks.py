@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,18 @@ def test_a_store_may_be_reached_through_a_link(used: Node, tmp_path: Path) -> No
 
     assert used.run("apply").code == 0
     assert used.states() == {"a:v1": "active", "c:v1": "active"}
+
+
+def test_nobody_else_may_write_to_a_store_whatever_the_umask(node: Node) -> None:
+    node.publish(node.item("a:v1", tiny("a")))
+    before = os.umask(0)
+    try:
+        assert node.run("apply").code == 0
+    finally:
+        os.umask(before)
+
+    open_ = [path for path in node.store.rglob("*") if not path.is_symlink() and path.stat().st_mode & 0o022]
+    assert open_ == []
 
 
 @pytest.mark.parametrize("where", ["models/evil/v1", "models/a/v2", "evil", "models/a", "index.json", "models", "the generation", "active"])
