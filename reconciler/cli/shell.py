@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -97,6 +98,7 @@ class Shell:
         Raises:
             OSError: the run is over, and standard output or the file did not take all that there was to say of it.
         """
+        gc.enable()  # a run may take hours
         with contextlib.ExitStack() as stack:
             people = None if self.json and stream else stack.enter_context(self._lines())
             output = self._events(sys.stdout) if self.json and stream else None

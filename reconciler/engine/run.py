@@ -7,9 +7,6 @@ under the hold, and carries that out: what a person saw before is compared, neve
 
 from __future__ import annotations
 
-import contextlib
-import gc
-from collections.abc import Iterator
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -55,25 +52,12 @@ def preview(settings: Settings, options: Options = _OPTIONS, *, clock: Clock = w
         StoreError: the store cannot be read.
     """
     now = clock()
-    with _uncollected():
-        found = confirm.confirm(settings)
-        layout = confirm.layout_of(settings)
-        with Ledger.reading(layout.ledger) as ledger:
-            found.admit(floor.read(layout, ledger), now)
-            state = observe.node_state(layout, ledger)
-        return _preview(settings, options, found, state, now)
-
-
-@contextlib.contextmanager
-def _uncollected() -> Iterator[None]:
-    """Keep the collector of cycles away from a hundred thousand values that make none: looking at them is a twentieth of a plan."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
+    found = confirm.confirm(settings)
+    layout = confirm.layout_of(settings)
+    with Ledger.reading(layout.ledger) as ledger:
+        found.admit(floor.read(layout, ledger), now)
+        state = observe.node_state(layout, ledger)
+    return _preview(settings, options, found, state, now)
 
 
 def _preview(settings: Settings, options: Options, found: Confirmed, state: NodeState, now: datetime) -> Preview:

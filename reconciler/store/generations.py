@@ -158,9 +158,11 @@ def _beside(folder: str, prefix: str, links: set[str], folders: set[str]) -> Ite
         return
     for entry in entries:
         path = prefix + entry.name
+        if path in links:
+            continue
         if path in folders and entry.is_dir(follow_symlinks=False):
             yield from _beside(folder, f"{path}/", links, folders)
-        elif path not in links and not (path == "index.json" and entry.is_file(follow_symlinks=False)):
+        elif not (path == "index.json" and entry.is_file(follow_symlinks=False)):
             yield path
 
 
