@@ -138,9 +138,13 @@ def _whole(folder: str, listing: tuple[Listing, ...], found: dict[str, os.stat_r
             return False
         raise
     try:
+        if not all(_same_file(handle, entry, found) for entry in listing):
+            return False
         paths = {entry.path for entry in listing}
-        expected = paths.union(*(_above(path) for path in paths if "/" in path))
-        return all(_same_file(handle, entry, found) for entry in listing) and _names(folder, handle) == expected
+        above = set[str]().union(*(_above(path) for path in paths if "/" in path))
+        return _names(folder, handle) == paths | above if above else set(os.listdir(handle)) == paths  # noqa: PTH208  of a descriptor
+    except FileNotFoundError:  # a run that holds the store deleted it meanwhile
+        return False
     finally:
         os.close(handle)
 
