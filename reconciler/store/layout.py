@@ -90,20 +90,21 @@ class Layout(Struct, frozen=True):
 
     def check(self, *, shelves: bool = False) -> None:
         """
-        Check that the store's own folders lie in it, and the *shelves* of its blobs and trees too.
+        Check that the own folders of the store, and of its cold storage, lie in them, and the *shelves* of blobs and trees too.
 
         A link in the place of one (a slip, a backup that was restored, another process) would have the engine write and delete what is
-        not the store's. The root itself may be reached through links. Who swaps a link in after this check is the store's own user, and
+        not the store's. The two roots may be reached through links. Who swaps a link in after this check is the store's own user, and
         needs no engine to delete what that user owns.
 
         Raises:
             StoreError: one of them is a link.
         """
-        own = ("generations", "blobs", "trees", "staging", "quarantine", "trust", "cache")
-        found = [f"{self.root}/{name}" for name in own]
-        found += [f"{self.root}/{kind}/{algorithm}" for kind in ("blobs", "trees") for algorithm in digest.HEX_LENGTHS]
+        own = ("generations", "blobs", "trees", "staging", "quarantine", "trust", "trust/roots", "trust/snapshots", "cache")
+        cold = f"{self.cold}/blobs"
+        by_digest = [f"{kind}/{algorithm}" for kind in (self.blobs, self.trees, cold) for algorithm in digest.HEX_LENGTHS]
+        found = [*(f"{self.root}/{name}" for name in own), cold, *by_digest]
         if shelves:
-            found += [path for folder in found[len(own) :] for path in _inside(folder)]
+            found += [path for folder in by_digest for path in _inside(folder)]
         for path in found:
             if os.path.islink(path):  # noqa: PTH114  text, as below
                 raise StoreError(

@@ -25,14 +25,16 @@ def a_shelf(node: Node, kind: str) -> str:
 
 
 FOLDERS = ["generations", "blobs", "blobs/sha256", "trees", "trees/sha256", "staging", "quarantine", "trust", "cache"]
+INNER = ["trust/roots", "trust/snapshots", "archive/blobs", "archive/blobs/sha256"]
 SHELVES = ["blobs shelf", "trees shelf"]
 WRITERS = [("apply", "--yes"), ("sync",), ("gc",), ("verify", "--repair"), ("rollback",), ("retry", "b:v1")]
 
 
 def test_a_link_in_the_place_of_a_folder_is_not_followed(used: Node, tmp_path: Path) -> None:
-    for folder in (*FOLDERS, *SHELVES):
+    for folder in (*FOLDERS, *INNER, *SHELVES):
         kind, _, shelf = folder.partition(" ")
         place, outside = used.store / (a_shelf(used, kind) if shelf else folder), tmp_path / "outside"
+        place.parent.mkdir(parents=True, exist_ok=True)
         place.rename(outside) if place.exists() else outside.mkdir()
         (outside / "theirs").write_bytes(b"kept")
         place.symlink_to(outside, target_is_directory=True)
