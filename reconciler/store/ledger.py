@@ -139,12 +139,9 @@ class Ledger:
     @classmethod
     def _opened(cls, path: Path) -> Ledger:
         with durable.refusals(f"open {path}"):
-            there = path.is_symlink() or path.exists()
-            if there and not stat.S_ISREG(path.lstat().st_mode):
+            if (path.is_symlink() or path.exists()) and not stat.S_ISREG(path.lstat().st_mode):
                 return cls._begun_anew(path, "it is no plain file")
-            path.touch(0o644)
-            if not there:
-                durable.sync_folder(path.parent)
+            path.touch(0o644)  # SQLite syncs its name with that of its first journal
         try:
             return cls(_open_writable(path))
         except sqlite3.DatabaseError as error:

@@ -190,6 +190,25 @@ def test_what_failed_is_kept_with_a_record_and_takes_no_room(node: StoreNode) ->
     assert folder.stat().st_mode & 0o777 == 0o700
 
 
+def test_what_failed_is_on_the_disk_with_all_its_names_when_the_run_goes_on(node: StoreNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a folder whose last sync came before its last name a power cut may leave less than ``status`` says is there."""
+    on_the_disk: dict[str, set[str]] = {}
+
+    def fsync(fd: int) -> None:
+        path = Path(f"/proc/self/fd/{fd}").resolve()
+        if path.is_dir():
+            on_the_disk[path.name] = {child.name for child in path.iterdir()}
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    node.tester.verdicts["a:v1"] = ("bad", "no")
+    node.run(node.lock(node.item("a:v1", A)))
+
+    (folder,) = node.layout.quarantine.iterdir()
+    assert on_the_disk["quarantine"] == {folder.name}
+    assert on_the_disk[folder.name] == {child.name for child in folder.iterdir()}
+    assert len(on_the_disk[folder.name]) == 1 + len(A)
+
+
 def test_quarantine_is_bounded_and_the_oldest_goes(node: StoreNode) -> None:
     node.policy = changed(POLICY, quarantine_bytes=12_000)
     node.tester.verdicts["a:v1"] = ("bad", "no")
