@@ -77,7 +77,7 @@ def _fill(settings: settings_.Settings, lock: locks.Lock, now: datetime) -> None
         passed = Passed(
             tree=tree, smoke=plans.smoke_digest(model), engine=engine, engine_version=node.engines[engine], device=node.device, at=now
         )
-        record = Record(id=model.id, state="active", recipe=model.recipe, blobs=lock.blobs_of(model), reason="up-to-date: nothing to do")
+        record = Record(id=model.id, state="active", recipe=model.recipe, blobs=model.blobs, reason="up-to-date: nothing to do")
         rows[1].append((model.id, msgspec.json.encode(record), msgspec.json.encode(passed)))
         size = sum(entry.size for entry in listing)
         entries[model.id] = ActiveModel(

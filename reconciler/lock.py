@@ -66,6 +66,11 @@ class LockedModel(Struct, frozen=True, kw_only=True, dict=True):
         """Return the digest of what the model's tree is made from: the same recipe always gives the same tree."""
         return digest.of(msgspec.json.encode(self.artifact))
 
+    @functools.cached_property
+    def blobs(self) -> tuple[str, ...]:
+        """Return the digests that the model is made from, each once, sorted."""
+        return tuple(sorted({artifact.digest for artifact in self.artifact}))
+
     @property
     def name(self) -> str:
         """Return the id without its version."""
@@ -89,10 +94,6 @@ class Lock(Struct, frozen=True, kw_only=True):
     snapshot: LockedSnapshot
     model: tuple[LockedModel, ...]
     blob: dict[Digest, LockedBlob]
-
-    def blobs_of(self, model: LockedModel) -> tuple[str, ...]:
-        """Return the digests that *model* is made from, each once, sorted."""
-        return tuple(sorted({artifact.digest for artifact in model.artifact}))
 
 
 def compile(verified: Verified) -> Lock:  # noqa: A001  called as lock.compile, the verb of this room

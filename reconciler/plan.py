@@ -155,21 +155,15 @@ def _listed(model: LockedModel, scene: Scene, blobs: dict[str, BlobChange]) -> M
     before = _state_of(model.id, observed, scene.state)
     if op != "keep" and _left_out(model.id, scene.policy):
         return ModelChange(id=model.id, op="keep", from_=before, to=before, reason=lifecycle.reason("excluded"))
-    already = _fetched_bytes(blobs)
-    if op in {"install", "repair", "retest", "enable", "restore"}:
-        _add_blobs(model, scene, blobs, distrusted=observed == "failed")
+    wanted = op in {"install", "repair", "retest", "enable", "restore"}
     return ModelChange(
         id=model.id,
         op=op,
         from_=before,
         to=_goal(op, model, before),
         reason=_why(op, desired, why, misfit),
-        download_bytes=_fetched_bytes(blobs) - already,
+        download_bytes=_add_blobs(model, scene, blobs, distrusted=observed == "failed") if wanted else 0,
     )
-
-
-def _fetched_bytes(blobs: dict[str, BlobChange]) -> int:
-    return sum(change.bytes for change in blobs.values() if change.op == "fetch")
 
 
 def _left_out(model: str, policy: Policy) -> bool:
@@ -217,10 +211,10 @@ def _is_damaged(model: LockedModel, tree: TreeSeen, scene: Scene) -> bool:
 
     On its way to cold storage a copy comes apart: its blobs move one by one, then its tree goes. What has arrived is not lost.
     """
-    state, own = scene.state, scene.lock.blobs_of(model)
+    state = scene.state
     if model.state == "archived" and model.id not in state.active.entries:
-        return any(_damaged(name, state.blobs) and _damaged(name, state.archived) for name in own)
-    return tree.damaged or any(_damaged(name, state.blobs) for name in (*tree.blobs, *own))
+        return any(_damaged(name, state.blobs) and _damaged(name, state.archived) for name in model.blobs)
+    return tree.damaged or any(_damaged(name, state.blobs) for name in (*tree.blobs, *model.blobs))
 
 
 def _misdescribed(model: LockedModel, tree: TreeSeen, entry: ActiveModel) -> str:
@@ -230,7 +224,7 @@ def _misdescribed(model: LockedModel, tree: TreeSeen, entry: ActiveModel) -> str
 
 
 def _without_tree(model: LockedModel, scene: Scene, said: ModelState | None) -> tuple[Observed, str]:
-    needed, state = scene.lock.blobs_of(model), scene.state
+    needed, state = model.blobs, scene.state
     cold = said == "archived" or any(name in state.archived for name in needed)
     if cold and all(name in state.archived or name in state.blobs for name in needed):
         if model.state == "archived" and _left_behind(model, scene):
@@ -244,7 +238,7 @@ def _without_tree(model: LockedModel, scene: Scene, said: ModelState | None) -> 
 def _left_behind(model: LockedModel, scene: Scene) -> bool:
     """Return whether a blob of an archived model never reached cold storage, and nobody else holds it back any more."""
     state = scene.state
-    here = {name for name in scene.lock.blobs_of(model) if name in state.blobs and name not in state.archived}
+    here = {name for name in model.blobs if name in state.blobs and name not in state.archived}
     return bool(here) and not here <= staying(scene.lock, state.trees, state.active.entries)
 
 
@@ -254,7 +248,7 @@ def staying(lock: Lock, trees: dict[str, TreeSeen], active: dict[str, ActiveMode
     listed = {model.id for model in lock.model}  # what is not listed has stopped serving before anything moves
     recipes, serving = {model.recipe for model in others}, {entry.tree for entry in active.values() if entry.id in listed}
     found = {name for tree in trees.values() if tree.recipe in recipes or tree.digest in serving for name in tree.blobs}
-    return found.union(*(lock.blobs_of(model) for model in others))
+    return found.union(*(model.blobs for model in others))
 
 
 def _damaged(name: str, blobs: dict[str, BlobSeen]) -> bool:
@@ -266,7 +260,7 @@ def _doubt(model: LockedModel, scene: Scene) -> str:
     """Return why *model*, whose tree is there, must be tested again; empty if its last test is still good."""
     state = scene.state
     tree = state.trees[model.recipe]
-    seen = [state.blobs.get(name) for name in (*tree.blobs, *scene.lock.blobs_of(model))]  # archives too
+    seen = [state.blobs.get(name) for name in (*tree.blobs, *model.blobs)]  # archives too
     if any(blob is None or blob.verified_at is None for blob in seen):
         return "unverified"
     passed = state.passed.get(model.id)
@@ -327,19 +321,26 @@ def _satisfies(version: str, specifier: str) -> bool:
     return _SATISFIED[version, specifier]
 
 
-def _add_blobs(model: LockedModel, scene: Scene, blobs: dict[str, BlobChange], *, distrusted: bool) -> None:
-    """Say what becomes of a model's blobs; those of one that failed are *distrusted*, and hashed again whatever is remembered of them."""
+def _add_blobs(model: LockedModel, scene: Scene, blobs: dict[str, BlobChange], *, distrusted: bool) -> int:
+    """
+    Add what becomes of a model's blobs to *blobs*, and return how many bytes are fetched for it.
+
+    The blobs of a model that failed are *distrusted*, and hashed again whatever is remembered of them.
+    """
     lock, state = scene.lock, scene.state
     tree = state.trees.get(model.recipe)
-    for name in {*lock.blobs_of(model), *(tree.blobs if tree else ())}:
+    fetched = 0
+    for name in {*model.blobs, *(tree.blobs if tree else ())}:
         if name in blobs:
             continue
         seen = state.blobs.get(name)
         if name in lock.blob and (seen is None or seen.damaged):
             op: BlobOp = "restore" if name in state.archived and not state.archived[name].damaged else "fetch"
             blobs[name] = BlobChange(digest=name, op=op, bytes=lock.blob[name].size)
+            fetched += lock.blob[name].size if op == "fetch" else 0
         elif seen is not None and (distrusted or seen.verified_at is None):
             blobs[name] = BlobChange(digest=name, op="check", bytes=seen.size)
+    return fetched
 
 
 def _doubt_kept_copies(listed: list[ModelChange], state: NodeState, blobs: dict[str, BlobChange]) -> None:

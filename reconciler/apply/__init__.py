@@ -340,7 +340,7 @@ class _Run:
             return False
         if self._changes[one.model.id].op == "repair":
             return True
-        lost = bool(self._bringing.lost & set(self._lock.blobs_of(one.model)))
+        lost = bool(self._bringing.lost & set(one.model.blobs))
         if one.tree is None and one.model.recipe not in self._state.trees:  # which content is active was forgotten with the ledger
             return lost and one.model.id in self._serving.entries
         refused = isinstance(one.error, StoreError) and not isinstance(one.error, BlobDamaged)
@@ -386,7 +386,7 @@ class _Run:
     def _archive(self, model: LockedModel, change: ModelChange) -> None:
         self._ports.report(ModelPhase(model=model.id, phase="archiving"))
         staying = plans.staying(self._lock, self._trees, self._serving.entries)
-        moving = [name for name in self._lock.blobs_of(model) if name not in staying and name in self._state.blobs]
+        moving = [name for name in model.blobs if name not in staying and name in self._state.blobs]
         try:
             for name in moving:
                 self._freeze(name)

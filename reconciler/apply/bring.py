@@ -80,7 +80,7 @@ class Bringing:
     def _needed(self, model: LockedModel) -> set[str]:
         """Return the digests that must be brought before *model*'s tree can be made."""
         tree = self._state.trees.get(model.recipe)
-        own = {*self._lock.blobs_of(model), *(tree.blobs if tree else ())}
+        own = {*model.blobs, *(tree.blobs if tree else ())}
         return own & {change.digest for change in self._plan.blobs}
 
     def _bring(self) -> None:

@@ -31,7 +31,7 @@ class Records:
             id=model,
             state=state,
             recipe=listed.recipe if listed else known.recipe if known else "",
-            blobs=self._lock.blobs_of(listed) if listed else known.blobs if known else (),
+            blobs=listed.blobs if listed else known.blobs if known else (),
             reason=reason,
             attempts=attempts,
             last_error=last_error,

@@ -181,10 +181,10 @@ class Keeper:
             record = records.get(model.id)
             if record is not None and record.state == "archived" and model.state == "archived":
                 # What it shared with a model that has gone since was never moved.
-                blobs.update(name for name in self._lock.blobs_of(model) if not self._layout.cold_blob(name).exists())
+                blobs.update(name for name in model.blobs if not self._layout.cold_blob(name).exists())
                 continue
             if model.state != "archived" or (record is not None and record.recipe == model.recipe):
-                blobs.update(self._lock.blobs_of(model))
+                blobs.update(model.blobs)
                 trees.update(tree for recipe, (tree, _) in by_recipe.items() if recipe == model.recipe)
         listed = {model.id for model in self._lock.model}
         for record in records.values():
@@ -233,7 +233,7 @@ class Keeper:
     def _cold(self) -> list[Waste]:
         """Return what lies in cold storage for nobody: its model is not listed any more and its grace is over, or it is back."""
         listed = {model.id for model in self._lock.model}
-        back = {name for model in self._lock.model if model.state != "archived" for name in self._lock.blobs_of(model)}
+        back = {name for model in self._lock.model if model.state != "archived" for name in model.blobs}
         leaving = [record for record in self._ledger.records().values() if record.id not in listed]
         needed = {*self._lock.blob, *(name for record in leaving for name in record.blobs)}
         return [

@@ -81,7 +81,7 @@ def states(draw: st.DrawFn, lock: Lock) -> NodeState:
 
 def _settled(model: LockedModel, said: ModelState, lock: Lock, state: NodeState) -> NodeState:
     """Return *state* with one model as a run leaves it: few draws would make one."""
-    names = lock.blobs_of(model)
+    names = model.blobs
     tree = TreeSeen(digest=TREES[0], recipe=model.recipe, blobs=names, bytes=3)
     passed = Passed(
         tree=TREES[0], smoke=plan.smoke_digest(model), engine="llama-cpp", engine_version="0.3.36", device="cpu", at=NOW
@@ -156,7 +156,7 @@ def test_nothing_is_fetched_that_is_here_and_nothing_damaged_is_left_out(scene: 
         if change.op in {"install", "repair", "retest", "enable", "restore"}:
             model = next(model for model in lock.model if model.id == change.id)
             good = {name for name, found in state.blobs.items() if found.verified_at is not None and not found.damaged}
-            assert set(lock.blobs_of(model)) <= good | set(ops)
+            assert set(model.blobs) <= good | set(ops)
 
 
 @given(scenes)

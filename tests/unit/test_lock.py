@@ -69,7 +69,7 @@ def test_a_lock_knows_the_blobs_of_a_model_each_once() -> None:
     model = network.model("a:v1", b"x")
     model["artifacts"] = [{**model["artifacts"][0], "path": path} for path in ("a.gguf", "copy.gguf")]
     found = lock.compile(network.verified(model))
-    assert found.blobs_of(found.model[0]) == tuple(found.blob)
+    assert found.model[0].blobs == tuple(found.blob)
 
 
 def test_a_locks_digest_is_that_of_its_bytes() -> None:
