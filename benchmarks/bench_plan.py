@@ -51,7 +51,7 @@ def _node(factory: pytest.TempPathFactory, models: int) -> Path:
 
 
 def _plan(folder: Path, surroundings: dict[str, str]) -> Callable[[], None]:
-    words = [sys.executable, "-m", "reconciler", "plan", "--detailed-exitcode", "--config", str(folder / "reconcile.toml")]
+    words = [str(Path(sys.executable).with_name("reconcile")), "plan", "--detailed-exitcode", "--config", str(folder / "reconcile.toml")]
 
     def run() -> None:
         done = subprocess.run(words, env=surroundings, check=True, capture_output=True, text=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import stat
 from pathlib import Path
 
@@ -64,7 +63,7 @@ def _emptied(fd: int, top: int) -> list[str]:
         if fd == top:
             names.append(name)
         else:
-            os.rename(name, secrets.token_hex(16), src_dir_fd=fd, dst_dir_fd=top)
+            os.rename(name, os.urandom(16).hex(), src_dir_fd=fd, dst_dir_fd=top)
     return names
 
 

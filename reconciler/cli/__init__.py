@@ -100,7 +100,9 @@ def main() -> NoReturn:
     signal.signal(signal.SIGTERM, _terminate)
     signal.signal(signal.SIGHUP, _terminate)
     gc.disable()  # a plan makes a hundred thousand values and no cycles: looking for them takes a tenth of its time; runs enable it
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    gc.freeze()  # at its end the interpreter would look for them after all
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -80,7 +79,7 @@ def make_folder(path: Path, mode: int = 0o755) -> None:
 def write(path: Path, data: bytes, mode: int = 0o644) -> None:
     """Put *data* under the name *path*, whole or not at all."""
     with refusals(f"write {path}"):
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+        temporary = path.with_name(f".{path.name}.{os.urandom(6).hex()}.tmp")
         try:
             _write_new(temporary, data, mode)
             temporary.replace(path)
@@ -139,7 +138,7 @@ def new_symlink(target: str, path: Path) -> None:
 def link(old: Path, new: Path) -> None:
     """Give the file at *old* a second name; what was at *new* is replaced in one instant. The caller syncs the folder."""
     with refusals(f"link {old} as {new}"):
-        temporary = new.with_name(f".{secrets.token_hex(6)}.tmp")
+        temporary = new.with_name(f".{os.urandom(6).hex()}.tmp")
         os.link(old, temporary, follow_symlinks=False)
         try:
             temporary.rename(new)
@@ -150,7 +149,7 @@ def link(old: Path, new: Path) -> None:
 def symlink(target: str, path: Path) -> None:
     """Make *path* a link to *target*, for good; a link that was there is replaced in one instant."""
     with refusals(f"link {path} to {target}"):
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+        temporary = path.with_name(f".{path.name}.{os.urandom(6).hex()}.tmp")
         temporary.symlink_to(target)
         try:
             temporary.rename(path)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -68,7 +67,7 @@ class Generations:
         durable.symlink(f"generations/{number}", active)
 
     def _write(self, made: Generation) -> None:
-        folder = self._layout.generations / f".{made.number}.{secrets.token_hex(6)}.tmp"
+        folder = self._layout.generations / f".{made.number}.{os.urandom(6).hex()}.tmp"
         durable.make_folder(folder)
         try:
             for entry in made.entries.values():

@@ -9,7 +9,6 @@ refusal and never damage: damage is acted upon.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import stat
@@ -97,8 +96,10 @@ def _scan(folder: Path) -> dict[str, os.stat_result]:
             for entry in _entries(shelf.path):
                 name = f"{algorithm}:{entry.name}"
                 if digest.is_digest(name) and entry.name.startswith(shelf.name):
-                    with contextlib.suppress(FileNotFoundError):  # a run that holds the store deleted it meanwhile
+                    try:
                         found[name] = entry.stat(follow_symlinks=False)
+                    except FileNotFoundError:  # a run that holds the store deleted it meanwhile
+                        continue
     return found
 
 

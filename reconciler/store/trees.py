@@ -11,7 +11,6 @@ Rules that hold here:
 from __future__ import annotations
 
 import os
-import secrets
 import stat
 from collections.abc import Sequence
 from pathlib import Path
@@ -93,7 +92,7 @@ class Trees:
         """Unpack an archive into staging and make blobs of its members; nothing of a refused one is left."""
         from reconciler.store import unpack  # with its decompressors, which a plan does without
 
-        folder = self._layout.staging / f"unpack-{secrets.token_hex(8)}"
+        folder = self._layout.staging / f"unpack-{os.urandom(8).hex()}"
         durable.make_folder(folder, 0o700)
         try:
             members = self._unpacker.unpack(self._layout.blob(artifact.digest), artifact.unpack or "", folder)
@@ -108,7 +107,7 @@ class Trees:
         return Listing(path=path, digest=name, size=size)
 
     def _make(self, target: Path, listing: tuple[Listing, ...]) -> None:
-        folder = self._layout.staging / f"tree-{secrets.token_hex(8)}"
+        folder = self._layout.staging / f"tree-{os.urandom(8).hex()}"
         durable.delete(target)  # what is there is no folder
         durable.make_folder(folder, 0o755)
         try:
