@@ -6,7 +6,7 @@ history, incidents, retry, doctor, trust, demo) and ``publish.py`` (key, root, s
 ``reconciler/engine/``, which joins the pure core (trust, lock, plan) to the store, the downloader and the engines.
 """
 
-from reconciler.cli import main
+from reconciler.__main__ import main
 
 if __name__ == "__main__":
     main()

@@ -13,6 +13,7 @@ import io
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -34,6 +35,9 @@ _SECTIONS = {
     "To see it work": {"demo": "upkeep"},
 }  # fmt: skip
 _ROOMS = {name: room for names in _SECTIONS.values() for name, room in names.items()}
+
+
+_Answer = Callable[[int, FrameType | None], Any] | signal.Handlers
 
 
 class _Unread(Exception):
@@ -97,10 +101,10 @@ def cli() -> None:
 def main() -> NoReturn:
     """Run the command line and exit with its code."""
     _open_streams()
-    signal.signal(signal.SIGTERM, _terminate)
-    signal.signal(signal.SIGHUP, _terminate)
+    _hear(_terminate, signal.default_int_handler)
     gc.disable()  # a plan makes a hundred thousand values and no cycles: looking for them takes a tenth of its time; runs enable it
     code = run(sys.argv[1:])
+    _hear(signal.SIG_DFL, signal.SIG_DFL)  # the answer is given: nothing is left to unwind
     gc.freeze()  # at its end the interpreter would look for them after all
     sys.exit(code)
 
@@ -154,6 +158,13 @@ def _open_streams() -> None:
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115  open as long as the process
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def _hear(end: _Answer, interrupt: _Answer) -> None:
+    """Answer what ends a run with *end*, and an interrupt with *interrupt*; what the run was started without (nohup) stays ignored."""
+    for number, answer in ((signal.SIGTERM, end), (signal.SIGHUP, end), (signal.SIGINT, interrupt)):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, answer)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

@@ -188,7 +188,37 @@ def test_closed_streams_stop_no_run(life: Life, closed: str) -> None:
     assert life.contents() == life.end
 
 
+# -- before it can answer, and after it has
+
+BEFORE = {"click.py": "import os, signal; os.kill(os.getpid(), signal.SIGINT)"}
+AFTER = {"sitecustomize.py": "import atexit, os, signal; atexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))"}
+
+
+@pytest.mark.parametrize("shadow", [BEFORE, AFTER], ids=["imports", "ends"])
+def test_an_interrupt_while_python_imports_or_ends_shows_no_traceback(shadow: dict[str, str], tmp_path: Path) -> None:
+    for name, text in shadow.items():
+        (tmp_path / name).write_text(text)
+    command = [sys.executable, "-m", "reconciler", "--version"]
+
+    ran = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, timeout=PATIENCE)
+
+    assert ran.returncode == -signal.SIGINT, ran
+    assert ran.stderr == ""
+
+
 # -- whoever started it is gone
+
+
+def test_a_run_that_shall_outlive_its_terminal_does(life: Life) -> None:
+    """As with nohup."""
+    with begun(life.node, "--json", preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)) as running:
+        assert running.stdout
+        running.stdout.readline()
+        running.send_signal(signal.SIGHUP)
+        code, _ = ended(running)
+
+    assert code == 0
+    assert life.contents() == life.end
 
 
 def test_a_terminal_that_hangs_up_ends_the_run(slow: Node, source: HostileServer) -> None:
