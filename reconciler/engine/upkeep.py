@@ -77,7 +77,7 @@ def verify(
             report(Notice(level="warning", text="there is no lock: what the store holds is compared with the names of its blobs alone"))
         state = observe.node_state(layout, ledger)
         files = _chosen([(name, seen.size, layout.blob(name)) for name, seen in state.blobs.items()], ledger, sample)
-        damage = [*_torn(layout, ledger), *(Damage(kind="active", name="active", detail=text) for text in _misled(layout, state))]
+        damage = [*_lost(layout, ledger, state), *_torn(layout, ledger), *_misled(layout, state)]
         total = 0
         with contextlib.closing(Hashers(workers)) as hashers:
             for done in hashers.check_many(files, progress, rate):
@@ -86,11 +86,11 @@ def verify(
     return Verified(checked=len(files), bytes=total, damage=tuple(damage))
 
 
-def _misled(layout: Layout, state: NodeState) -> Iterator[str]:
-    """Say what is wrong with ``active``."""
-    if not os.path.lexists(layout.active) and generations.numbers(layout):
-        yield "it is gone"
-    yield from (text for text in state.drift if "active" in text)
+def _misled(layout: Layout, state: NodeState) -> Iterator[Damage]:
+    """Yield what is wrong with ``active``."""
+    gone = ["it is gone"] if not os.path.lexists(layout.active) and generations.numbers(layout) else []
+    for text in (*gone, *(text for text in state.drift if "active" in text)):
+        yield Damage(kind="active", name="active", detail=text)
 
 
 def _chosen(files: list[tuple[str, int, Path]], ledger: Ledger, sample: float) -> list[tuple[str, int, Path]]:
@@ -113,6 +113,16 @@ def _recorded(done: Checked, ledger: Ledger, report: Reporter, clock: Clock) -> 
     ledger.incident(incident, clock())
     report(incident)
     return [Damage(kind="blob", name=done.digest, detail=detail)]
+
+
+def _lost(layout: Layout, ledger: Ledger, state: NodeState) -> Iterator[Damage]:
+    """Yield what was here, or what the active links lead to, and is gone."""
+    for name in sorted(ledger.verifications().keys() - state.blobs.keys()):
+        yield Damage(kind="blob", name=name, detail="it is gone")
+    known = {tree for tree, _ in ledger.trees().values()}
+    for tree in sorted(known | {entry.tree for entry in state.active.entries.values()}):
+        if not layout.tree(tree).is_dir():
+            yield Damage(kind="tree", name=tree, detail="it is gone")
 
 
 def _torn(layout: Layout, ledger: Ledger) -> Iterator[Damage]:

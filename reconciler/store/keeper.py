@@ -8,6 +8,7 @@ listed models, and those of unlisted ones within their grace. A run holds the st
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
@@ -20,7 +21,7 @@ from reconciler.errors import StoreError
 from reconciler.lock import Lock
 from reconciler.node import Policy
 from reconciler.ports import TestReport
-from reconciler.state import Generation
+from reconciler.state import Generation, Record
 from reconciler.store import durable, generations
 from reconciler.store.layout import Layout
 from reconciler.store.ledger import Ledger
@@ -109,8 +110,14 @@ class Keeper:
                 durable.delete(folder)
 
     def sweep(self) -> None:
-        """Delete what nothing needs."""
+        """Delete what nothing needs, and forget what is gone: that is drift once, and not for ever."""
         self.free(self.waste())
+        for recipe, (tree, _) in self._ledger.trees().items():
+            if not self._layout.tree(tree).is_dir():
+                self._ledger.forget_tree(recipe)
+        for name in self._ledger.verifications():
+            if not os.path.lexists(self._layout.blob(name)):
+                self._ledger.forget_blob(name)
 
     def waste(self) -> tuple[Waste, ...]:
         """Return everything that may go, and why; changes nothing."""
@@ -186,14 +193,22 @@ class Keeper:
             if model.state != "archived" or (record is not None and record.recipe == model.recipe):
                 blobs.update(model.blobs)
                 trees.update(tree for recipe, (tree, _) in by_recipe.items() if recipe == model.recipe)
-        listed = {model.id for model in self._lock.model}
-        for record in records.values():
-            if record.id not in listed:  # within its grace, or it would be forgotten
-                blobs.update(record.blobs)
-                trees.update(tree for recipe, (tree, _) in by_recipe.items() if recipe == record.recipe)
+        for record in self._leaving():
+            blobs.update(record.blobs)
+            trees.update(tree for recipe, (tree, _) in by_recipe.items() if recipe == record.recipe)
         blobs.update(entry.digest for tree, listing in by_recipe.values() if tree in trees for entry in listing)
         blobs.update(self._made_of(trees - {tree for tree, _ in by_recipe.values()}))
         return trees, blobs
+
+    def _leaving(self) -> list[Record]:
+        """Return the records of models that are not listed and within their grace."""
+        listed, now = {model.id for model in self._lock.model}, self._now()
+        return [
+            record
+            for record in self._ledger.records().values()
+            if record.id not in listed
+            and (record.unlisted_since is None or (now - record.unlisted_since).total_seconds() < self._policy.grace_seconds)
+        ]
 
     def _made_of(self, trees: set[str]) -> set[str]:
         """Return the blobs that *trees* are made of, whose listings were lost with the ledger: the files themselves say it."""
@@ -232,10 +247,8 @@ class Keeper:
 
     def _cold(self) -> list[Waste]:
         """Return what lies in cold storage for nobody: its model is not listed any more and its grace is over, or it is back."""
-        listed = {model.id for model in self._lock.model}
         back = {name for model in self._lock.model if model.state != "archived" for name in model.blobs}
-        leaving = [record for record in self._ledger.records().values() if record.id not in listed]
-        needed = {*self._lock.blob, *(name for record in leaving for name in record.blobs)}
+        needed = {*self._lock.blob, *(name for record in self._leaving() for name in record.blobs)}
         return [
             Waste(kind="cold", name=name, bytes=path.lstat().st_size, reason="in cold storage, and nobody asks for it any more")
             for name, path in sorted(_by_digest(self._layout.cold / "blobs"))

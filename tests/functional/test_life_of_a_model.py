@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -676,6 +677,19 @@ def test_gc_says_what_would_go_and_why_and_stops_at_its_bound(used: Node) -> Non
     assert (used.store / "active/models/a/v1/a.gguf").read_bytes() == tiny("a")
 
 
+def test_gc_frees_what_an_unlisted_model_left_once_its_grace_is_over(used: Node) -> None:
+    used.configure("generations = 1\n")
+    used.publish(used.item("b:v1", tiny("b")))
+    assert used.run("apply").code == 0
+    later = datetime.now(UTC) + timedelta(hours=25)
+
+    assert upkeep.gc(settings_of(used), clock=lambda: datetime.now(UTC) + timedelta(hours=23)) == ()
+    assert [one.kind for one in upkeep.waste(settings_of(used), clock=lambda: later)] == ["tree", "blob"]
+    upkeep.gc(settings_of(used), clock=lambda: later)
+
+    assert len(blobs(used)) == 1
+
+
 def test_gc_keeps_what_grace_and_kept_generations_and_the_lock_need(used: Node) -> None:
     off = used.item("c:v1", tiny("c"))
     used.publish(used.item("a:v1", tiny("a")), used.item("b:v1", tiny("b")), off)
@@ -727,6 +741,37 @@ def test_partial_downloads_go_by_age_and_only_what_nobody_continues(used: Node) 
 
 
 # -- verify ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ledger", ["whole", "lost"])
+def test_verify_says_that_the_trees_of_active_models_are_gone(used: Node, ledger: str) -> None:
+    shutil.rmtree(used.store / "trees")
+    if ledger == "lost":
+        (used.store / "ledger.db").unlink()
+
+    found = used.run("verify", "--json")
+
+    assert found.code == 3
+    assert {(one["kind"], one["detail"]) for one in found.json["damage"]} >= {("tree", "it is gone")}
+    assert used.run("verify", "--repair").code == 0
+    assert (used.store / "active/models/a/v1/a.gguf").read_bytes() == tiny("a")
+
+
+def test_what_is_gone_and_needed_by_nobody_is_drift_once(used: Node) -> None:
+    item, other = used.item("a:v1", tiny("a")), used.item("b:v1", tiny("b"))
+    used.configure("generations = 1\n")
+    used.publish(item, other)
+    assert used.run("apply").code == 0
+    old = (used.store / "ledger.db").read_bytes()
+    used.publish(item, other | {"state": "archived"})
+    assert used.run("apply").code == 0
+    (used.store / "ledger.db").write_bytes(old)  # a backup that was put back
+
+    assert used.run("plan", "--json").json["drift"] != []
+    assert used.run("apply").code == 0
+    assert used.run("apply").code == 0
+
+    assert used.run("plan", "--json").json["drift"] == []
 
 
 def test_verify_finds_one_byte_and_repairs_it_while_readers_never_miss(used: Node) -> None:
