@@ -198,7 +198,7 @@ def _check(settings: Settings) -> None:
     _check_places(settings)
     _check_server(settings.runtime.openai)
     for template in settings.download.fallback:
-        snapshot.check_template(template)
+        _check_address("[download] fallback", snapshot.check_template, template)
 
 
 def _check_amount(name: str, read: Callable[[str], float], text: str, *, least: float) -> None:
@@ -214,13 +214,23 @@ def _check_addresses(settings: Settings) -> None:
     """Refuse an address that nothing will ever come from: it would look like a network that does not answer."""
     network = settings.network
     for key, text in (("snapshot", network.snapshot), ("root_updates", network.root_updates)):
-        if re.match("[a-z][a-z0-9+.-]*://", text, re.IGNORECASE) and not text.startswith(("https://", "http://")):
-            raise ValueError(f"[network] {key}: nothing is fetched from {text!r}; it is a path, or begins with https://")
+        scheme = re.match("([a-z][a-z0-9+.-]*)://", text, re.IGNORECASE)
+        if scheme and scheme[1] not in {"https", "http"}:  # the rest of it may be a secret
+            raise ValueError(f"[network] {key}: nothing is fetched from {scheme[0]}…; it is a path, or begins with https://")
+        if scheme:
+            _check_address(f"[network] {key}", snapshot.check_url, text.replace("{version}", "1"))
     if network.root_updates and "{version}" not in network.root_updates:
         raise ValueError("[network] root_updates: it says nowhere {version}, so all roots would be in one place")
     for host in settings.download.allowed_hosts:
         if not host or "/" in host:
             raise ValueError(f"[download] allowed_hosts: {host!r} is no name of a host")
+
+
+def _check_address(name: str, check: Callable[[str], None], text: str) -> None:
+    try:
+        check(text)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
 
 
 def _check_places(settings: Settings) -> None:

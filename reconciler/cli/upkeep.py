@@ -116,7 +116,7 @@ def rollback(shell: Shell, *, number: int | None, lock_timeout: float) -> None:
     )
 
 
-COUNT = click.option("-n", "--number", "count", type=click.IntRange(min=1), default=30, help="Show the newest so many.")
+COUNT = click.option("-n", "--number", "count", type=click.IntRange(min=1, max=1_000_000), default=30, help="Show the newest so many.")
 
 
 @click.command()

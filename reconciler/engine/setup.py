@@ -7,6 +7,7 @@ from pathlib import Path
 
 from msgspec import Struct, structs
 
+from reconciler import settings as settings_of
 from reconciler import trust, units
 from reconciler.engine import confirm, network
 from reconciler.errors import FloorLost, SettingsError, UsageError
@@ -53,6 +54,7 @@ def init(here: Path, *, root_file: Path | None, fingerprint: str, snapshot: str,
 
     Raises:
         UsageError: there are settings already, or *snapshot* is an address of a kind that nothing is fetched from.
+        SettingsError: what is given would be refused by every command that reads the settings.
         TrustError: the root is none, or not the one with *fingerprint*.
     """
     from reconciler.fetch import document  # TLS comes with it
@@ -61,8 +63,9 @@ def init(here: Path, *, root_file: Path | None, fingerprint: str, snapshot: str,
     if config.exists() and not force:
         raise UsageError(f"{config} is there already", hint="edit it, or replace it with --force")
     document.is_url(snapshot)
-    root = _pin(here, root_file, fingerprint) if root_file else None
     text = _TEMPLATE.format(snapshot=_quoted(snapshot or "snapshot.json"), store=_quoted(store))
+    settings_of.decode(text.encode(), here, str(config))
+    root = _pin(here, root_file, fingerprint) if root_file else None
     durable.write(config, text.encode())
     return Made(
         config=str(config), network=root[0].network if root else None, fingerprint=root[1] if root else None, snapshot=snapshot

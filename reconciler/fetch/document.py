@@ -44,7 +44,8 @@ def is_url(text: str) -> bool:
     if text.startswith(("http://", "https://")):
         return True
     if re.match("[a-z][a-z0-9+.-]*://", text, re.IGNORECASE):
-        raise UsageError(f"nothing is fetched from {text[:200]!r}", hint="give a file, or an address that begins with https://")
+        scheme = text[:200].partition("://")[0]  # the rest of it may be a secret
+        raise UsageError(f"nothing is fetched from {scheme}://…", hint="give a file, or an address that begins with https://")
     return False
 
 
@@ -166,8 +167,10 @@ def is_loopback(host: str) -> bool:
 
 def _shown(url: str) -> str:
     """Return *url* for people and logs: without user, password and query, which may be secrets."""
-    parts = urlsplit(url)
-    host = parts.hostname or ""
-    return f"{parts.scheme}://{host}{f':{parts.port}' if parts.port else ''}{parts.path}"[:300]
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "this address"
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"[:300]
 
 

@@ -261,3 +261,30 @@ def test_no_space_is_an_incident_once_and_its_hint_brings_the_rest(node: Node, s
     assert "needed for big:v1, small:v1" in logged[0][1]
     assert node.run("apply", "--except", "big:v1").code == 0
     assert node.states() == {"a:v1": "active", "big:v1": "absent", "small:v1": "active"}
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:99999/x", "http://127.0.0.1:abc/x", "http://[bad/x", "http://u:hidden@127.0.0.1/x"])
+@pytest.mark.parametrize("key", ["snapshot", "root_updates"])
+def test_an_address_that_is_none_is_named_by_its_key_and_not_shown(node: Node, address: str, key: str) -> None:
+    (node.folder / "reconcile.toml").write_text(f'[network]\n{key} = "{address}{{version}}"\n')
+
+    for command in (["lock"], ["sync", "--json"]):
+        refused = node.run(*command)
+        assert refused.code == 1
+        assert f"[network] {key}" in refused.out + refused.err
+        assert "Traceback" not in refused.out + refused.err
+        assert "hidden" not in refused.out + refused.err
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:99999/x", "http://[bad/x", "ftp://u:hidden@127.0.0.1/x?token=hidden"])
+def test_an_address_that_is_none_is_refused_as_an_argument(node: Node, address: str) -> None:
+    refused = node.run("lock", address)
+
+    assert refused.code != 0
+    assert "Traceback" not in refused.out + refused.err
+    assert "hidden" not in refused.out + refused.err
+
+
+@pytest.mark.parametrize("command", ["incidents", "history"])
+def test_a_number_beyond_all_bounds_is_wrong_usage(node: Node, command: str) -> None:
+    assert node.run(command, "-n", "9" * 20).code == 64

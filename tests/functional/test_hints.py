@@ -183,7 +183,7 @@ def test_a_lock_that_may_not_be_read_is_not_said_to_be_missing(used: Node) -> No
 def test_an_address_of_an_unknown_kind_is_no_path(used: Node, command: list[str]) -> None:
     ran = run(*command, "--config", str(used.folder / "reconcile.toml"), "ftp://h.example.org/snapshot.json")
     assert ran.code == 64
-    assert "nothing is fetched from 'ftp://h.example.org/snapshot.json'" in ran.err
+    assert "nothing is fetched from ftp://" in ran.err
     assert "hint: give a file, or an address that begins with https://" in ran.err
 
 
