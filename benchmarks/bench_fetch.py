@@ -64,7 +64,7 @@ def nginx(folder: Path) -> Iterator[str]:
             for _ in range(500):
                 with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
                     break
-                time.sleep(0.01)
+                time.sleep(0.01)  # nginx tells nobody that it listens
             yield f"http://127.0.0.1:{port}/"
         finally:
             process.terminate()

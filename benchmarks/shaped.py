@@ -59,7 +59,7 @@ def _until(true: object) -> None:
     for _ in range(500):
         if callable(true) and true():
             return
-        time.sleep(0.01)
+        time.sleep(0.01)  # neither a namespace nor a server tells anybody that it is there
     raise TimeoutError
 
 

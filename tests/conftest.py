@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from reconciler.demo.server import Server, serving
-from tests.node import Node
+from tests.node import Node, tiny
 
 
 @pytest.fixture
@@ -22,3 +22,11 @@ def server() -> Iterator[Server]:
 def node(tmp_path: Path, server: Server) -> Node:
     """A node with its own network and store."""
     return Node(tmp_path / "node", server)
+
+
+@pytest.fixture
+def used(node: Node) -> Node:
+    """A node that serves one model."""
+    node.publish(node.item("a:v1", tiny("a")))
+    assert node.run("apply").code == 0
+    return node

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,18 @@ from reconciler.runtime.cell import Mode
 def needs_root(what: str) -> None:
     if os.getuid() != 0:
         pytest.skip(f"not root: it takes root {what}")
+
+
+@contextlib.contextmanager
+def own_disk(place: Path, mebibytes: int, what: str) -> Iterator[Path]:
+    """Give *place* as a file system of its own, in memory; without root, *what* is not run."""
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={mebibytes}m", "tmpfs", place], capture_output=True).returncode:
+        pytest.skip(f"mounting a tmpfs needs root: {what} is not run here")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", place], check=True)
 
 
 def needs_bubblewrap() -> Path:

@@ -54,7 +54,7 @@ class Server:
                     return _decoded(path, status, body)
             if time.monotonic() > self._deadline:
                 raise Unable("the server was not ready in time")
-            time.sleep(_POLL_SECONDS)
+            time.sleep(_POLL_SECONDS)  # a server tells nobody that it listens, or has loaded
 
     def stop(self) -> None:
         """End the server; what it leaves behind ends with the namespace."""

@@ -6,13 +6,13 @@ import base64
 import fcntl
 import json
 import os
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.demand import own_disk
 from tests.node import Node, Ran, tiny, traces
 
 
@@ -215,14 +215,8 @@ def test_wrong_usage_exits_with_64(arguments: list[str]) -> None:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A folder on a file system of 4 MiB."""
-    place = tmp_path / "small"
-    place.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", place], capture_output=True).returncode:
-        pytest.skip("mounting a small tmpfs needs root: the check for a full disk is not run here")
-    try:
+    with own_disk(tmp_path / "small", 4, "the check for a full disk") as place:
         yield place
-    finally:
-        subprocess.run(["umount", "-l", place], check=True)
 
 
 def test_no_space_is_refused_before_the_first_byte(node: Node, small_disk: Path) -> None:

@@ -24,14 +24,6 @@ from tests.node import Node, run, tiny
 
 
 @pytest.fixture
-def used(node: Node) -> Node:
-    """A node that serves one model."""
-    node.publish(node.item("a:v1", tiny("a")))
-    assert node.run("apply").code == 0
-    return node
-
-
-@pytest.fixture
 def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder with no settings above it, to work in."""
     monkeypatch.delenv("RECONCILE_CONFIG", raising=False)

@@ -20,20 +20,13 @@ from reconciler.demo.server import Server
 from reconciler.engine import look, run, upkeep, wary
 from reconciler.ports import Event, Fetched, FetchFailed, Want
 from reconciler.runtime import devices, packages
+from tests.demand import own_disk
 from tests.network import Document
 from tests.node import Node, Ran, tiny, traces
 from tests.twins import Heard, Internet, StagingFetcher, name_of
 
 #: A test job that no model passes.
 IMPOSSIBLE = {"prompt": "Hello", "max_tokens": 4, "timeout": "60s", "expect": {"regex": "^never said$"}}
-
-
-@pytest.fixture
-def used(node: Node) -> Node:
-    """A node that serves one model."""
-    node.publish(node.item("a:v1", tiny("a")))
-    assert node.run("apply").code == 0
-    return node
 
 
 @pytest.fixture
@@ -53,14 +46,8 @@ def asked(server: Server) -> list[str]:
 @pytest.fixture
 def other_disk(tmp_path: Path) -> Iterator[Path]:
     """A folder on a file system of its own."""
-    place = tmp_path / "other"
-    place.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", place], capture_output=True).returncode:
-        pytest.skip("mounting a tmpfs needs root: cold storage on another file system is not run here")
-    try:
+    with own_disk(tmp_path / "other", 16, "cold storage on another file system") as place:
         yield place
-    finally:
-        subprocess.run(["umount", "-l", place], check=True)
 
 
 def deaf(event: Event) -> None:

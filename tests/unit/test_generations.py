@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,22 +14,13 @@ from reconciler.state import ActiveModel, Generation
 from reconciler.store import durable, generations
 from reconciler.store.generations import Damaged, Generations, path_of
 from reconciler.store.layout import Layout
+from tests.calls import noting
 from tests.twins import name_of
 
 
 def entry(model: str) -> ActiveModel:
     runtime, tree = Runtime(engine="llama-cpp"), name_of(b"tree")
     return ActiveModel(id=model, tasks=("completion",), runtime=runtime, path=path_of(model), entrypoint="m", bytes=3, tree=tree)
-
-
-def noting(done: list[str], name: str, real: Callable[..., object]) -> Callable[..., object]:
-    """Return *real*, which adds its *name* to *done* when it is called."""
-
-    def call(*given: object) -> object:
-        done.append(name)
-        return real(*given)
-
-    return call
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from reconciler.store.blobs import Blobs
 from reconciler.store.layout import Layout
 from reconciler.store.ledger import Ledger
 from reconciler.store.trees import Trees, files_of
+from tests.calls import noting
 from tests.storenode import hash_file
 from tests.twins import Clock, TarUnpacker, name_of, tar
 
@@ -35,16 +36,6 @@ class Bench:
 
     def staged(self) -> list[str]:
         return sorted(path.name for path in self.layout.staging.iterdir() if path.name != "data")
-
-
-def noting(done: list[str], name: str, real: Callable[..., object]) -> Callable[..., object]:
-    """Return *real*, which adds its *name* to *done* when it is called."""
-
-    def call(*given: object) -> object:
-        done.append(name)
-        return real(*given)
-
-    return call
 
 
 @pytest.fixture
