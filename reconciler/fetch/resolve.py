@@ -306,7 +306,7 @@ _SILENT = Failure(text="it did not answer in time", permanent=False)
 
 def _written(path: Path, data: bytes, algorithm: str) -> verify.Hashed:
     """Write *data* and hash what the file then holds."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         view = memoryview(data)
         while view:

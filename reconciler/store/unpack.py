@@ -126,7 +126,7 @@ class _Folder:
         """Make the file *path* of the bytes of *body*, and the folders above it."""
         above, _, name = path.rpartition("/")
         with self._entered(above) as folder, _unique(path):
-            fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder)
+            fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=folder)
         try:
             for piece in body:
                 view = memoryview(piece)

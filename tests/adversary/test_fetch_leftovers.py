@@ -17,6 +17,7 @@ import msgspec
 import pytest
 
 from reconciler.errors import StoreError
+from reconciler.fetch import resolve
 from reconciler.fetch import staging as stagings
 from reconciler.fetch.fetcher import Aria2Fetcher
 from reconciler.fetch.staging import Staging
@@ -339,3 +340,57 @@ def test_staging_does_not_grow_over_failing_runs(root: Path, server: HostileServ
         with contextlib.closing(fetcher):
             assert isinstance(collect(fetcher, [want(DATA, server.url("/x"))])[NAME], FetchFailed)
         assert sum(path.stat().st_size for path in files_under(root)) <= LARGE
+
+
+# -- links that come between the look and the opening
+
+
+@pytest.fixture
+def victim(tmp_path: Path) -> Path:
+    path = tmp_path / "victim"
+    path.write_bytes(b"ffff")
+    return path
+
+
+def test_a_link_in_the_place_of_the_lock_is_not_followed(root: Path, victim: Path) -> None:
+    (root / ".fetch.lock").symlink_to(victim)
+
+    with pytest.raises(StoreError):
+        Staging(root).open()
+
+
+def test_a_link_in_the_place_of_the_notes_is_neither_read_nor_written(root: Path, victim: Path) -> None:
+    made = Staging(root).fresh(NAME)
+    (made.folder / "pieces").symlink_to(victim)
+
+    Staging.note(made, "00")
+
+    assert victim.read_bytes() == b"ffff"
+    assert stagings._noted(made.folder / "pieces") == ""
+
+
+def test_a_link_in_the_place_of_the_data_is_not_measured(root: Path, victim: Path) -> None:
+    (root / "data").symlink_to(victim)
+
+    with pytest.raises(OSError, match="symbolic links"):
+        stagings._written(root / "data")
+
+
+def test_a_link_in_the_place_of_a_small_blob_is_not_written_through(root: Path, victim: Path) -> None:
+    (root / "data").symlink_to(victim)
+
+    with pytest.raises(FileExistsError):
+        resolve._written(root / "data", DATA[:4], "sha256")
+
+    assert victim.read_bytes() == b"ffff"
+
+
+def test_a_link_with_a_guessed_name_is_not_probed(root: Path, victim: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reconciler.fetch.staging.secrets.token_hex", lambda _: "guessed")
+    (root / ".probe.guessed").symlink_to(victim)
+    (attempt(root) / "data").write_bytes(DATA[: 1 << 20])
+
+    with contextlib.suppress(StoreError):
+        Staging(root).resume(NAME, len(DATA))
+
+    assert victim.read_bytes() == b"ffff"
