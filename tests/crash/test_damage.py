@@ -267,6 +267,19 @@ def test_a_stray_link_of_a_model_that_leaves_goes_with_it(node: StoreNode, lock:
     assert node.faults(APPROVED) == []
 
 
+def is_found_and_made_anew_in_one_swap(node: StoreNode, lock: Lock) -> None:
+    assert node.plan(lock).changes
+    before = generations.numbers(node.layout)[-1]
+
+    node.run(lock)
+
+    assert node.active() == {"a:v1": A, "b:v1": B}
+    assert node.faults(APPROVED) == []
+    assert not node.plan(lock).changes
+    assert generations.numbers(node.layout)[-1] == before + 1
+    assert len(node.internet.asked) == 3
+
+
 def empty_index(path: Path) -> None:
     path.write_bytes(b"")
 
@@ -297,16 +310,7 @@ def test_a_spoiled_index_is_found_and_made_anew_in_one_swap(node: StoreNode, loc
     index = node.layout.active / "index.json"
     index.chmod(0o644)
     how(index)
-    assert node.plan(lock).changes
-    before = generations.numbers(node.layout)[-1]
-
-    node.run(lock)
-
-    assert node.active() == {"a:v1": A, "b:v1": B}
-    assert node.faults(APPROVED) == []
-    assert not node.plan(lock).changes
-    assert generations.numbers(node.layout)[-1] == before + 1
-    assert len(node.internet.asked) == 3
+    is_found_and_made_anew_in_one_swap(node, lock)
 
 
 def active_gone(active: Path) -> None:
@@ -336,16 +340,7 @@ def active_beyond(active: Path) -> None:
 @pytest.mark.parametrize("how", [active_gone, active_file, active_folder, active_elsewhere, active_beyond])
 def test_a_spoiled_active_is_found_and_made_anew_in_one_swap(node: StoreNode, lock: Lock, how: Callable[[Path], None]) -> None:
     how(node.layout.active)
-    assert node.plan(lock).changes
-    before = generations.numbers(node.layout)[-1]
-
-    node.run(lock)
-
-    assert node.active() == {"a:v1": A, "b:v1": B}
-    assert node.faults(APPROVED) == []
-    assert not node.plan(lock).changes
-    assert generations.numbers(node.layout)[-1] == before + 1
-    assert len(node.internet.asked) == 3
+    is_found_and_made_anew_in_one_swap(node, lock)
 
 
 # -- the ledger and the floor ----------------------------------------------------------------------

@@ -262,3 +262,25 @@ def test_a_copy_of_the_store_has_a_ledger_that_reads(path: Path, ledger: Ledger,
 
     with Ledger.reading(tmp_path / "copy.db") as reading:
         assert set(reading.records()) == {"a:v1"}
+
+
+def test_a_link_in_the_place_of_the_ledger_is_not_written_through(tmp_path: Path) -> None:
+    theirs, path = tmp_path / "theirs.db", tmp_path / "ledger.db"
+    with Ledger.writing(theirs):
+        pass
+    before = theirs.read_bytes()
+    path.symlink_to(theirs)
+
+    with Ledger.writing(path) as ledger:
+        ledger.set_fact("ours", 1)
+
+    assert theirs.read_bytes() == before
+    assert not path.is_symlink()
+
+
+def test_a_link_to_nowhere_is_a_damaged_ledger(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    path.symlink_to(tmp_path / "nowhere")
+
+    with Ledger.reading(path) as ledger:
+        assert ledger.damaged
