@@ -173,7 +173,7 @@ def decode(data: bytes, base: Path, name: str = "reconcile.toml") -> Settings:
     try:
         tree = tomllib.loads(data.decode())
     except ValueError as error:
-        raise SettingsError(f"{name} is not TOML: {error}") from None
+        raise SettingsError(f"{name} is not TOML: {error}", hint="it is UTF-8 text, as `reconcile init` writes it") from None
     _refuse_unknown(tree, Settings, name, "")
     if any("\0" in text for text in _texts(tree)):
         raise SettingsError(f"{name} has a NUL character in a value, which no path, address or command may have")

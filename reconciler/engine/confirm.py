@@ -162,7 +162,7 @@ def _nonblocking(path: str, flags: int) -> int:
 
 def _compiled(settings: Settings, envelope: bytes, data: bytes) -> Confirmed:
     trusted = root(settings)
-    with naming(envelope_path(settings).name):
+    with naming(envelope_path(settings).name, "run `reconcile lock` to get it anew, or bring it back from git"):
         verified = trust.open_snapshot(envelope, trusted, limits=LIMITS)
     lock = locks.compile(verified)
     locks.check(data, lock)

@@ -26,6 +26,17 @@ _FULL = {errno.ENOSPC, errno.EDQUOT}
 _COPY = 1 << 20
 
 
+_IN_THE_WAY = "something else lies in its place: move it away, and run again"
+_NOT_YOURS = "run as the user whom the store belongs to (`ls -l`)"
+#: What to do about what the system says.
+_HINTS = {
+    errno.EISDIR: _IN_THE_WAY, errno.ENOTDIR: _IN_THE_WAY, errno.EEXIST: _IN_THE_WAY, errno.ELOOP: _IN_THE_WAY,
+    errno.EACCES: _NOT_YOURS, errno.EPERM: _NOT_YOURS,
+    errno.EROFS: "the file system is mounted read-only: look at `mount` and `dmesg`",
+    errno.EIO: "the disk may be failing: look at `dmesg` and `smartctl`",
+}  # fmt: skip
+
+
 @contextlib.contextmanager
 def refusals(what: str) -> Iterator[None]:
     """Turn what the system refuses into a ``StoreError`` that says *what* was tried."""
@@ -33,7 +44,7 @@ def refusals(what: str) -> Iterator[None]:
         yield
     except OSError as error:
         kind = DiskFull if error.errno in _FULL else StoreError
-        raise kind(f"cannot {what}: {error.strerror or error}") from error
+        raise kind(f"cannot {what}: {error.strerror or error}", hint=_HINTS.get(error.errno or 0, "")) from error
 
 
 def sync_folder(path: Path) -> None:

@@ -6,8 +6,10 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import IO
@@ -385,3 +387,36 @@ def test_a_test_job_that_was_not_asked_for_is_left_out_and_one_that_never_ran_is
     assert failing.run("status", "wrong:v1", "--json").json["models"][0]["test"]["verdict"] == "bad"
     failing.publish(failing.item("a:v1", tiny("a")), failing.item("new:v1", tiny("new")))
     assert failing.run("status", "new:v1", "--json").json["models"][0]["test"] is None
+
+
+def a_folder_for_a_file(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    path.mkdir()
+
+
+def a_file_for_a_folder(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True)
+    path.write_bytes(b"x")
+
+
+IN_THE_WAY = [(a_folder_for_a_file, ".lock"), (a_folder_for_a_file, "trust/floor.json"), (a_file_for_a_folder, "staging")]
+
+
+@pytest.mark.parametrize(("how", "name"), IN_THE_WAY, ids=[name for _, name in IN_THE_WAY])
+def test_what_lies_in_the_way_in_the_store_is_to_be_moved(used: Node, how: Callable[[Path], None], name: str) -> None:
+    used.publish(used.item("b:v1", tiny("b")))
+    how(used.store / name)
+
+    ran = used.run("apply")
+
+    assert ran.code == 1
+    assert name in ran.err
+    assert "hint: something else lies in its place: move it away" in ran.err
+
+
+def test_a_spoiled_envelope_beside_the_lock_and_settings_that_are_no_text_say_what_to_do(used: Node) -> None:
+    (used.folder / "snapshot.json").write_text("{}")
+    assert "hint: run `reconcile lock`" in used.run("plan").err
+
+    (used.folder / "reconcile.toml").write_bytes(b"\xff\xfe")
+    assert "hint: it is UTF-8 text" in used.run("plan").err
