@@ -1,8 +1,9 @@
 """
-Take out each protection of the store in turn, and see which test goes red: ``python -m tests.crash.mutations``.
+Take out each protection in turn, and see which test goes red: ``python -m tests.crash.mutations [WORD...]``.
 
-A copy of the package and its tests is changed at one place, and the tests of the store run in it until the first failure. A change
-that no test notices is a violation: either a test is missing, or the protection is not needed.
+Every fsync, every refusal to follow a link, every check of bytes, sizes, identities, signatures, times and numbers. A copy of the
+package and its tests is changed at one place, and the tests that are about it run until the first failure. A change that no test
+notices is a violation: either a test is missing, or the protection is not needed. With words, only what has one of them in its line.
 """
 
 from __future__ import annotations
@@ -14,25 +15,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from msgspec import Struct
 
 ROOT = Path(__file__).resolve().parents[2]
-TESTS = [
-    "tests/unit/test_durable.py", "tests/unit/test_blobs.py", "tests/unit/test_trees.py", "tests/unit/test_writer.py",
-    "tests/unit/test_layout.py", "tests/contract/test_blobs_contract.py", "tests/contract/test_trees_contract.py",
-    "tests/contract/test_generations_contract.py", "tests/unit/test_generations.py", "tests/unit/test_observe.py",
-    "tests/unit/test_keeper.py",
-    "tests/unit/test_ledger.py", "tests/crash/test_ledger_syncs.py", "tests/unit/test_apply.py", "tests/crash/test_damage.py",
-]  # fmt: skip
-#: For what lies elsewhere, the tests that are about it.
-ELSEWHERE = {
-    "reconciler/store/unpack.py": ["tests/adversary/test_archive_leftovers.py", "tests/adversary/test_archive_attacks.py"],
-    "reconciler/gguf.py": ["tests/unit/test_gguf_header.py", "tests/adversary/test_gguf_hostile.py"],
-    "reconciler/fetch/staging.py": ["tests/adversary/test_fetch_leftovers.py", "tests/adversary/test_aria2_faults.py"],
-    "reconciler/fetch/hasher.py": ["tests/adversary/test_verify_faults.py"],
-}
+#: A test that does not end within so many seconds went red, too.
+SECONDS = 300.0
 
 
 class Mutation(Struct, frozen=True, kw_only=True):
@@ -49,7 +39,8 @@ def every(what: str, file: str, old: str, new: str) -> Iterator[Mutation]:
     """Yield one mutation for each place in *file* where *old*, a regular expression, is."""
     text, seen = (ROOT / file).read_text(), dict[str, int]()
     for count, found in enumerate(re.finditer(old, text)):
-        function = (re.findall(r"(?m)^ *def (?!refuse)(\w+)", text[: found.start()]) or ["_FOLDER"])[-1]
+        line = text[text.rfind("\n", 0, found.start()) + 1 :]
+        function = re.findall(r"(?m)^ *def (?!refuse)(\w+)", text[: found.start()])[-1] if line.startswith(" ") else line.split()[0]
         place = f"{what} in {Path(file).stem}.{function}"
         seen[place] = seen.get(place, 0) + 1
         yield Mutation(what=f"{place}, {seen[place]}" if seen[place] > 1 else place, file=file, old=old, new=new, count=count)
@@ -61,9 +52,66 @@ def once(what: str, file: str, old: str, new: str) -> Mutation:
     return Mutation(what=what, file=file, old=re.escape(old), new=new)
 
 
-STORE = "reconciler/store/"
-DURABLE, BLOBS, TREES, MADE = (f"{STORE}{name}.py" for name in ("durable", "blobs", "trees", "generations"))
-LEDGER, OBSERVE, WRITER, KEEPER = (f"{STORE}{name}.py" for name in ("ledger", "observe", "writer", "keeper"))
+def never(what: str, file: str, condition: str) -> Mutation:
+    """Return the mutation in which what *condition* guards does not happen."""
+    return once(what, file, f"if {condition}:", "if False:")
+
+
+def without(what: str, file: str, statement: str) -> Mutation:
+    """Return the mutation that leaves out *statement*."""
+    return once(what, file, statement, "pass")
+
+
+def _room(folder: str, *names: str) -> Iterator[str]:
+    return (f"reconciler/{folder}{name}.py" for name in names)
+
+
+DURABLE, BLOBS, TREES, MADE, LEDGER, OBSERVE, WRITER, KEEPER, FLOOR, UNPACK, LAYOUT = _room(
+    "store/", "durable", "blobs", "trees", "generations", "ledger", "observe", "writer", "keeper", "floor", "unpack", "layout"
+)
+FILES, TRUST, LOCK, PLAN, GGUF, STRICT = _room("", "files", "trust", "lock", "plan", "gguf", "strict")
+STAGING, HASHER, PASSAGE, VERIFY, RESOLVE, ARIA2, DOCUMENT = _room(
+    "fetch/", "staging", "hasher", "passage", "verify", "resolve", "aria2", "document"
+)
+CONFIRM, NETWORK, RUN, SETUP = _room("engine/", "confirm", "network", "run", "setup")
+(ATTEND,) = _room("runtime/", "attend")
+
+_STORE = ("contract/test_trees_contract", "contract/test_generations_contract", "unit/test_apply", "crash/test_damage")
+_LEFT = ("adversary/test_fetch_leftovers", "contract/test_fetcher_contract")
+_FETCH = ("contract/test_fetcher_contract", "adversary/test_fetch_leftovers", "adversary/test_fetch_hostile")
+_ENGINE = ("functional/test_trust_on_a_node", "crash/test_damage", "adversary/test_store_attacks")
+#: The tests that are about a file, those that go red soonest first.
+TESTS = {
+    DURABLE: ("unit/test_durable",),
+    FILES: ("unit/test_durable", "adversary/test_archive_leftovers"),
+    BLOBS: ("unit/test_blobs", "contract/test_blobs_contract", *_STORE),
+    TREES: ("unit/test_trees", *_STORE),
+    MADE: ("unit/test_generations", *_STORE, "adversary/test_store_attacks"),
+    LEDGER: ("crash/test_ledger_syncs", "unit/test_ledger", *_STORE),
+    OBSERVE: ("unit/test_observe", *_STORE, "adversary/test_store_attacks"),
+    WRITER: ("unit/test_writer",),
+    KEEPER: ("unit/test_keeper",),
+    LAYOUT: ("unit/test_layout", "adversary/test_store_attacks"),
+    FLOOR: ("unit/test_floor", "functional/test_trust_on_a_node", "crash/test_damage"),
+    UNPACK: ("contract/test_unpacker_contract", "adversary/test_archive_leftovers", "adversary/test_archive_attacks"),
+    TRUST: ("unit/test_trust", "adversary/test_trust_attacks"),
+    STRICT: ("unit/test_trust", "adversary/test_trust_attacks"),
+    LOCK: ("unit/test_lock",),
+    PLAN: ("unit/test_apply", "laws/test_plan_laws"),
+    GGUF: ("unit/test_gguf_header",),
+    STAGING: _LEFT,
+    HASHER: ("adversary/test_verify_faults", *_LEFT),
+    VERIFY: ("adversary/test_verify_faults", "crash/test_damage"),
+    PASSAGE: _FETCH,
+    RESOLVE: _FETCH,
+    ARIA2: ("adversary/test_fetch_leftovers", "adversary/test_aria2_faults"),
+    DOCUMENT: ("functional/test_trust_on_a_node", "functional/test_operator"),
+    CONFIRM: _ENGINE,
+    NETWORK: _ENGINE,
+    RUN: _ENGINE,
+    SETUP: _ENGINE,
+    ATTEND: ("adversary/test_hostile_child",),
+}
 #: What no test can see, and why.
 EQUIVALENT = {
     "follow_symlinks=False in durable.link": "nobody: link(2) of Linux follows none either; POSIX lets a system choose, and others follow",
@@ -71,81 +119,230 @@ EQUIVALENT = {
 
 
 def mutations() -> Iterator[Mutation]:
-    """Yield every fsync, every folder's fsync, every O_NOFOLLOW, and every check of bytes or identity."""
+    """Yield every protection, taken out."""
+    yield from _syncs()
+    yield from _links()
+    yield from _bytes()
+    yield from _store()
+    yield from _network()
+
+
+def _syncs() -> Iterator[Mutation]:
+    """What a power cut tests."""
     yield from every("fsync", DURABLE, r"os\.fsync\(fd\)", "pass")
-    yield from every("fsync of the folder", DURABLE, r"(?m)^( +)sync_folder\(.*\)$", r"\1pass")
-    yield from every("O_NOFOLLOW", DURABLE, r"os\.O_NOFOLLOW \| ", "")
-    for file in (BLOBS, *ELSEWHERE):
-        yield from every("O_NOFOLLOW", file, r"(?<!O_EXCL \| )os\.O_NOFOLLOW \| ", "")
-    yield once("O_NOFOLLOW in writer.hold", WRITER, " | os.O_NOFOLLOW", "")
-    yield from every("O_EXCL", DURABLE, r"os\.O_EXCL \| ", "")
-    yield once("follow_symlinks=False in durable.link", DURABLE, ", follow_symlinks=False", "")
-    yield once("plain files alone in durable.copy", DURABLE, "if not stat.S_ISREG(os.fstat(source).st_mode):", "if False:")
-    yield once("plain files alone in durable.read", DURABLE, "if not stat.S_ISREG(os.fstat(fd).st_mode):", "if False:")
+    yield from every("fsync of the folder", DURABLE, r"(?<=    )sync_folder\(.*\)", "pass")
+    yield from every("settling", DURABLE, r"(?<= )settle\(\w+, mode\)", "pass")
     yield from every("sync of the tree", TREES, r"durable\.sync_tree\(\w+\)", "pass")
-    yield from every("fsync of the folder", LEDGER, r"durable\.sync_folder\(.*\)", "pass")
     yield from every("fsync of the folder", KEEPER, r"durable\.sync_folder\(.*\)", "pass")
     yield from every("sync of the generation", MADE, r"durable\.sync_tree\(\w+\)", "pass")
-    yield once("identity in blobs.adopt: device and inode", BLOBS, "(seen.st_dev, seen.st_ino, ", "(fetched.device, fetched.inode, ")
-    yield once("identity in blobs.adopt: size and time", BLOBS, "seen.st_size, seen.st_mtime_ns)\n", "fetched.size, fetched.mtime_ns)\n")
-    yield once("identity in blobs.adopt: one name", BLOBS, "or seen.st_nlink != 1 ", "")
-    yield once("settling in blobs._name", BLOBS, "durable.settle(fd, 0o444)", "pass")
-    yield once("hash of a carried copy", BLOBS, "if self._digest(temporary, digests.parse(name)[0]) != name:", "if False:")
-    yield once("hash in blobs.check", BLOBS, "self._hash(path, digests.parse(name)[0]) == name", "True")
-    yield once("hash of a member's blob that is here", BLOBS, ".exists() and self.check(name)", ".exists()")
-    yield once("forgetting a bad blob", BLOBS, "self._ledger.forget_blob(name)\n        return good", "pass\n        return good")
-    yield once("paths of a tree", TREES, "        snapshot.check_path(path)", "        pass")
-    yield once("one path twice in a tree", TREES, "if entry.path.casefold() in folded:", "if False:")
-    yield once("file and folder in a tree", TREES, "if any(str(parent).casefold() in folded for", "if False and any(parent for")
-    yield once("entrypoint in a tree", TREES, "if entrypoint not in {entry.path for entry in listing}:", "if False:")
-    yield once("links on the way into a tree", TREES, "if _through_link(target, entry.path) or not", "if not")
-    yield once("identity of a tree's file", TREES, "(found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino)", "True")
-    yield once("number in the index", MADE, "index.generation != number or ", "")
-    yield once("path in the index", MADE, 'entry.path != path_of(entry.id) or ".." in entry.path', "False")
-    yield once("link of a generation", MADE, "return os.readlink(path) == target", "return bool(os.readlink(path))")
-    yield once("damage of a generation apart from a refusal", MADE, "if error.errno not in {*_GONE, errno.EINVAL}:", "if False:")
+    yield without("settling in blobs._name", BLOBS, "durable.settle(fd, 0o444)")
     yield once("durable ledger", LEDGER, "PRAGMA synchronous = EXTRA", "PRAGMA synchronous = OFF")
     yield once("sync of the ledger's folder", LEDGER, "PRAGMA synchronous = EXTRA", "PRAGMA synchronous = FULL")
     yield once("rollback journal of the ledger", LEDGER, "PRAGMA journal_mode = DELETE", "PRAGMA journal_mode = WAL")
     yield once("journal of the ledger on the disk", LEDGER, "PRAGMA journal_mode = DELETE", "PRAGMA journal_mode = MEMORY")
+
+
+def _links() -> Iterator[Mutation]:
+    """What follows no link, waits for no pipe and replaces nothing."""
+    for file in (DURABLE, FILES, BLOBS, WRITER, OBSERVE, UNPACK, GGUF, STAGING, HASHER, RESOLVE, ARIA2):
+        yield from every("O_NOFOLLOW", file, r" \| os\.O_NOFOLLOW", "")
+        yield from every("O_EXCL", file, r" \| os\.O_EXCL", "")
+    for file in (FILES, OBSERVE, MADE, UNPACK):
+        yield from every("no link followed", file, r"follow_symlinks=False", "follow_symlinks=True")
+    yield once("follow_symlinks=False in durable.link", DURABLE, ", follow_symlinks=False", "")
+    for file in (FILES, BLOBS, TREES, OBSERVE, LEDGER, STAGING):
+        yield from every("lstat", file, r"\blstat\(", "stat(")
+    for file in (DURABLE, UNPACK, GGUF, HASHER):
+        yield from every("plain files alone", file, r"if not stat\.S_ISREG\(.*\):", "if False:")
+    yield never("a link where the index of a generation is one's own", MADE, "os.path.islink(folder)")
+    yield never("links among a store's own folders", LAYOUT, "os.path.islink(path)")
+    yield once("links among a store's shelves", LAYOUT, "if shelves:", "if False:")
+    yield without("own folders before a run", NETWORK, "layout.check(shelves=True)")
+    yield without("own folders before a plan", OBSERVE, "layout.check()")
+    yield once("links on the way into a tree", TREES, "if _through_link(target, entry.path) or not", "if not")
+    yield once("links where a tree is made", TREES, "target.is_dir() and not target.is_symlink()", "target.is_dir()")
+    yield once("links where a file's folder is made", TREES, "if at.is_symlink() or (", "if (")
+    yield once("links where a tree's file is made", TREES, "path.is_dir() and not path.is_symlink()", "path.is_dir()")
+
+
+def _bytes() -> Iterator[Mutation]:
+    """What compares digests and sizes, and sees that a file is the one that was hashed."""
+    yield once("hash of a download", PASSAGE, "elif hashed.found != self.want.digest:", "elif False:")
+    yield never("announced size of a download", PASSAGE, "status.total not in {0, self.want.size} or status.done > self.want.size")
+    yield never("size of a download", PASSAGE, "length != self.want.size")
+    yield never("size of a download that was interrupted", PASSAGE, "staging.length(self.attempt.data) > self.want.size")
+    yield never("size of a small download: more", RESOLVE, "len(data) > question.size")
+    yield never("size of a small download: less", RESOLVE, "len(data) < question.size")
+    yield never("size of what was hashed", HASHER, "seen.st_size != size")
+    yield never("end of a file that is mapped", HASHER, "os.fstat(fd).st_size < start + length")
+    yield never("end of a file that is read", HASHER, "not count")
+    yield once("hash in a scrub", VERIFY, "ok=done.found == name", "ok=True")
+    yield never("size of a document", DOCUMENT, "got > max_bytes")
+    yield never("end of a document", DOCUMENT, "whole is not None and got != whole")
+    yield once("one name of what is left", STAGING, " or seen.st_nlink != 1", "")
+    yield once("size of what is left", STAGING, " or seen.st_size > size", "")
+    yield once("plain file of what is left", STAGING, "not stat.S_ISREG(seen.st_mode) or seen.st_nlink", "seen.st_nlink")
+    yield once("folder of what is left", STAGING, "not stat.S_ISDIR(seen.st_mode) or ", "")
+    yield once("identity in blobs.adopt: device and inode", BLOBS, "(seen.st_dev, seen.st_ino, ", "(fetched.device, fetched.inode, ")
+    yield once("identity in blobs.adopt: size and time", BLOBS, "seen.st_size, seen.st_mtime_ns)\n", "fetched.size, fetched.mtime_ns)\n")
+    yield once("identity in blobs.adopt: one name", BLOBS, "or seen.st_nlink != 1 ", "")
+    yield once("identity in blobs.adopt: plain file", BLOBS, "not stat.S_ISREG(seen.st_mode) or ", "")
+    yield never("hash of a carried copy", BLOBS, "self._digest(temporary, digests.parse(name)[0]) != name")
+    yield once("hash in blobs.check", BLOBS, "self._hash(path, digests.parse(name)[0]) == name", "True")
+    yield once("plain file in blobs.check", BLOBS, "stat.S_ISREG(before.st_mode) and ", "")
+    yield once("hash of a member's blob that is here", BLOBS, ".exists() and self.check(name)", ".exists()")
+    yield once("forgetting a bad blob", BLOBS, "self._ledger.forget_blob(name)\n        return good", "pass\n        return good")
+    yield once("identity of a blob: plain file", OBSERVE, "not stat.S_ISREG(seen.st_mode) or ", "")
+    yield once("identity of a blob: size", OBSERVE, " or (known is not None and seen.st_size != known.size)", "")
+    yield once("identity of a blob: inode", OBSERVE, "(seen.st_ino, seen", "(known.inode, seen")
+    yield once("identity of a blob: time", OBSERVE, "seen.st_mtime_ns, stat.", "known.mtime_ns, stat.")
+    yield once("identity of a blob: mode", OBSERVE, "stat.S_IMODE(seen.st_mode))", "0o444)")
+    yield once("identity of a tree's file in a plan", OBSERVE, "(seen.st_dev, seen.st_ino) == (blob.st_dev, blob.st_ino)", "True")
+    yield once("names in a tree", OBSERVE, "set(os.listdir(handle)) == paths ", "True ")
+    yield once("names in a tree with folders", OBSERVE, "_names(folder, handle) == paths | above", "True")
+    yield once("hash before what is unverified serves", PLAN, "blob is None or blob.verified_at is None for", "False for")
+    yield once("test of the very tree", PLAN, "passed is None or passed.tree != tree.digest", "passed is None")
+
+
+def _store() -> Iterator[Mutation]:
+    """What is believed neither of an extractor nor of the disk."""
+    yield without("confirmation of what was unpacked", TREES, "unpack.confirm(folder, members)")
+    yield never("confirmation: the files that were named", UNPACK, "found != sorted(members)")
+    yield once("confirmation: plain files", UNPACK, "elif stat.S_ISREG(seen.st_mode) and seen.st_nlink == 1:", "elif seen.st_nlink == 1:")
+    yield once("confirmation: one name", UNPACK, " and seen.st_nlink == 1:", ":")
+    yield never("confirmation: depth", UNPACK, 'above.count("/") > _DEEPEST')
+    yield never("an empty folder to unpack into", UNPACK, "not is_empty")
+    yield without("paths of a tree", TREES, "snapshot.check_path(path)")
+    yield never("one path twice in a tree", TREES, "entry.path.casefold() in folded")
+    yield never("file and folder in a tree", TREES, "any(str(parent).casefold() in folded for parent in Path(path).parents)")
+    yield never("entrypoint in a tree", TREES, "entrypoint not in {entry.path for entry in listing}")
+    yield once("identity of a tree's file", TREES, "(found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino)", "True")
+    yield once("number in the index", MADE, "index.generation != number or ", "")
+    yield once("path in the index", MADE, 'entry.path != path_of(entry.id) or ".." in entry.path', "False")
+    yield once("link of a generation", MADE, "return os.readlink(path) == target", "return bool(os.readlink(path))")
+    yield never("damage of a generation apart from a refusal", MADE, "error.errno not in {*_GONE, errno.EINVAL}")
+    yield once("where active leads", MADE, 'if target.parent != Path("generations") or', "if")
     yield once("check of the ledger", LEDGER, 'fetchone() == ("ok",)', "fetchone() is not None")
-    yield once("the lock", WRITER, "fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)", "pass")
+    yield without("the lock", WRITER, "fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)")
+    yield without("the lock of the downloads", STAGING, "fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)")
     yield once("a quarantine's bound", KEEPER, "if index and (total > self._policy.quarantine_bytes", "if index and (False")
+    yield once("the word of a test job's child", ATTEND, ' and found.get("nonce") == nonce', "")
+
+
+def _network() -> Iterator[Mutation]:
+    """What makes bytes the network's word: signatures and their number, versions, times, and the floor."""
+    yield without("signature", TRUST, "key.verify(unbase64(text), message)")
+    yield once("keys of the role alone", TRUST, "signature.keyid in allowed and", "signature.keyid in root.verifiers and")
+    yield once("each key counted once", TRUST, "return frozenset(\n        signature.keyid\n", "return tuple(\n        signature.keyid\n")
+    yield once("signatures that are looked at", TRUST, "read.signatures[: limits.signatures]", "read.signatures")
+    yield never("threshold", TRUST, "len(valid) < role.threshold")
+    yield never("network of a snapshot", TRUST, "found.network != root.network")
+    yield never("expiry of the root", TRUST, "now >= root.expires_at")
+    yield never("expiry of the snapshot", TRUST, "now >= found.expires_at")
+    yield never("a snapshot of the future", TRUST, "found.issued_at > now + timedelta(seconds=limits.clock_skew_seconds)")
+    yield never("a clock set back", TRUST, "floor.seen_at and now < floor.seen_at - timedelta(seconds=limits.clock_back_seconds)")
+    yield never("floor: version", TRUST, "found.version < floor.version")
+    yield never("floor: two of one version", TRUST, "found.version == floor.version and verified.digest != floor.digest")
+    yield never(
+        "floor: time after a change of keys", TRUST,
+        "floor.issued_at and found.issued_at <= floor.issued_at and verified.digest != floor.digest",
+    )  # fmt: skip
+    yield once("floor: time of issue that rises", TRUST, "max(floor.issued_at, found.issued_at) if floor.issued_at else ", "")
+    yield once("floor: time seen that rises", TRUST, "max(floor.seen_at, now) if floor.seen_at else ", "")
+    yield never("fingerprint of the root", TRUST, "fingerprint and found != fingerprint.removeprefix('sha256:').lower()".replace("'", '"'))
+    yield once("a root's own signature", TRUST, _SIGNED.format("root") + "\n    return root", "return root")
+    yield once("the old root's signature", TRUST, "payload = " + _SIGNED.format("root") + "\n    following", _UNSIGNED + "\n    following")
+    yield without("the new root's signature", TRUST, _SIGNED.format("following"))
+    yield never("network of a root", TRUST, "following.network != root.network")
+    yield never("versions of roots by one", TRUST, "following.version != root.version + 1")
+    yield never("rotations without end", TRUST, "steps >= limits.root_rotations")
+    yield without("rim of the calendar", TRUST, "snapshot.check_instant(root.expires_at)")
+    yield never("a key twice in a role", TRUST, "len(set(role.keyids)) != len(role.keyids)")
+    yield never("a threshold that cannot be met", TRUST, "role.threshold > len(role.keyids)")
+    yield never("a key that is not there", TRUST, "unknown")
+    yield without("keys that are loaded with their root", TRUST, "_ = root.verifiers")
+    yield never("payload type", TRUST, "read.payload_type != payload_type")
+    yield never("size of an envelope", TRUST, "len(envelope) > cap")
+    yield once("the alphabet of base64", TRUST, ", validate=True)", ")")
+    yield once("canonical base64", TRUST, "if (base64.urlsafe_b64encode(data) if", "if False and (base64.urlsafe_b64encode(data) if")
+    yield never("kind of a key", TRUST, "not isinstance(key, Ed25519PublicKey)")
+    yield once("keys of small order", TRUST, "if y >= _P or y in _SMALL_ORDER:", "if y >= _P:")
+    yield once("keys that are not canonical", TRUST, "if y >= _P or y in _SMALL_ORDER:", "if y in _SMALL_ORDER:")
+    yield never("key id", TRUST, "keyid_of(key) != keyid")
+    yield without("one reading of a document", STRICT, "_refuse_ambiguity(data)")
+    yield never("a member twice in a document", STRICT, "len(found) != len(pairs)")
+    yield once("a lock that differs", LOCK, "if data == expected:", "if True:")
+    yield without("a lock that is not its envelope's", CONFIRM, "locks.check(data, lock)")
+    for part in ("fingerprint", "pinned root", "roots", "lock", "envelope"):
+        yield once(f"what is remembered as confirmed: {part}", CONFIRM, *_CONFIRMED[part])
+    yield once("the envelope that a server calls unchanged", NETWORK, "if digest.of(envelope) == etag.envelope else None", "")
+    heard = "envelope, trusted, now=now, floor=read_floor(settings), limits=LIMITS)"
+    yield once("time and floor of what is heard", NETWORK, f"trust.verify({heard}", "trust.open_snapshot(envelope, trusted, limits=LIMITS)")
+    yield without("time and floor before a run", NETWORK, "found.admit(before, now)")
+    yield without("time and floor before a plan", RUN, "found.admit(floor.read(layout, ledger), now)")
+    yield without("time and floor before it begins anew", SETUP, "found.admit(known, now)")
+    yield once("the higher floor", FLOOR, "max(found, key=_height)", "found[0]")
+    yield never("a lost floor", FLOOR, "used")
+    yield once("an empty floor", FLOOR, "return found if found.version else None", "return found")
+    yield without("the floor in its file", FLOOR, "durable.write(_path(layout), msgspec.json.encode(floor))")
+    yield without("the floor in the ledger", FLOOR, 'ledger.set_fact("floor", floor)')
+
+
+_SIGNED = "signed_payload(envelope, ROOT_TYPE, {0}, {0}.roles.root, limits=limits)"
+_CONFIRMED = {
+    "fingerprint": ("settings.network.root_fingerprint.encode(), ", ""),
+    "pinned root": ("pinned_bytes(settings), *floor.roots(layout), ", "*floor.roots(layout), "),
+    "roots": ("*floor.roots(layout), ", ""),
+    "lock": ("*floor.roots(layout), data, ", "*floor.roots(layout), "),
+    "envelope": ("*floor.roots(layout), data, envelope)", "*floor.roots(layout), data)"),
+}
+_UNSIGNED = "payload = payload_of(_read(envelope, ROOT_TYPE, limits))"
 
 
 def outcome(mutation: Mutation) -> str:
     """Return the first test that goes red, or nothing."""
     with tempfile.TemporaryDirectory() as folder:
-        here = Path(folder)
-        for name in ("reconciler", "tests"):
-            shutil.copytree(ROOT / name, here / name, ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copy(ROOT / "pyproject.toml", here)
+        return _red(Path(folder), TESTS[mutation.file], mutation)
+
+
+def _red(here: Path, tests: tuple[str, ...], mutation: Mutation | None = None) -> str:
+    """Run *tests* in a copy of everything, changed by *mutation*."""
+    for name in ("reconciler", "tests"):
+        shutil.copytree(ROOT / name, here / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", here)
+    if mutation:
         _change(here / mutation.file, mutation)
-        tests = sorted(ELSEWHERE.get(mutation.file, TESTS), key=lambda test: Path(mutation.file).stem not in test)
-        ran = subprocess.run(
-            [sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", "-p", "no:cacheprovider", *tests],
-            cwd=here, capture_output=True, text=True, env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
-        )  # fmt: skip
-    red = re.search(r"(?:FAILED|ERROR) \S*::(\w+)", ran.stdout)
+    ran = subprocess.Popen(
+        [sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", "-p", "no:cacheprovider", *(f"tests/{test}.py" for test in tests)],
+        cwd=here, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(here)},
+    )  # fmt: skip
+    try:
+        said, _ = ran.communicate(timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        ran.kill()
+        ran.communicate()
+        return "no end"
+    red = re.search(r"(?:FAILED|ERROR) \S*::(\w+)", said)
     return red[1] if red else "" if ran.returncode == 0 else f"exit {ran.returncode}"
 
 
 def _change(path: Path, mutation: Mutation) -> None:
     text = path.read_text()
     place = list(re.finditer(mutation.old, text))[mutation.count]
-    new = place.expand(mutation.new) if "\\1" in mutation.new else mutation.new
-    path.write_text(text[: place.start()] + new + text[place.end() :])
+    path.write_text(text[: place.start()] + mutation.new + text[place.end() :])
 
 
 def main() -> None:
     """Print the table; exit 1 if a change went unnoticed."""
-    chosen = [mutation for mutation in mutations() if not sys.argv[1:] or any(word in mutation.what for word in sys.argv[1:])]
+    words = sys.argv[1:] or [""]
+    chosen = [mutation for mutation in mutations() if any(word in f"{mutation.what} {mutation.file}" for word in words)]
     print("| taken out | the test that goes red |\n|---|---|")
     unnoticed = 0
-    for mutation in chosen:
-        red = outcome(mutation)
-        unnoticed += not red and mutation.what not in EQUIVALENT
-        print(f"| {mutation.what} | {f'`{red}`' if red else EQUIVALENT.get(mutation.what, 'NOBODY NOTICES')} |", flush=True)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for mutation, red in zip(chosen, pool.map(outcome, chosen), strict=True):
+            unnoticed += not red and mutation.what not in EQUIVALENT
+            print(f"| {mutation.what} | {f'`{red}`' if red else EQUIVALENT.get(mutation.what, 'NOBODY NOTICES')} |", flush=True)
     sys.exit(bool(unnoticed))
 
 
