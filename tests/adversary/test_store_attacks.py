@@ -7,7 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from reconciler import digest as digests
+from reconciler.errors import StoreError
+from reconciler.fetch import aria2
+from reconciler.fetch import staging as stagings
+from reconciler.fetch.staging import Staging
+from reconciler.store.blobs import Blobs
+from reconciler.store.layout import Layout
+from reconciler.store.ledger import Ledger
 from tests.node import Node, tiny, traces
+from tests.twins import Clock, name_of
 
 
 @pytest.fixture
@@ -106,3 +115,98 @@ def test_what_was_planted_in_the_active_generation_is_found_and_leaves(node: Nod
     assert (found / "models/a/v1").resolve().is_relative_to(node.store / "trees")
     assert node.run("plan", "--detailed-exitcode").code == 0
     assert node.run("verify").code == 0
+
+
+@pytest.mark.parametrize("what", ["blob", "tree's file"])
+def test_a_link_to_the_very_bytes_does_not_pass_for_them(node: Node, tmp_path: Path, what: str) -> None:
+    """Inode, size, time and mode are right behind it, and whoever put it there changes them when they like."""
+    node.publish(node.item("a:v1", tiny("a")))
+    assert node.run("apply").code == 0
+    (blob,) = (node.store / "blobs").glob("*/*/*")
+    place = blob if what == "blob" else next(path for path in (node.store / "trees").rglob("*") if path.is_file())
+    if what == "blob":
+        blob.rename(tmp_path / "moved")
+        place.symlink_to(tmp_path / "moved")
+    else:
+        place.unlink()
+        place.symlink_to(blob)
+
+    assert node.run("plan", "--detailed-exitcode").code == 2
+    assert node.run("apply").code == 0
+
+    assert not place.is_symlink()
+    assert not blob.is_symlink()
+    assert node.run("plan", "--detailed-exitcode").code == 0
+
+
+def test_a_link_in_a_blobs_place_is_no_blob_whoever_hashes_it(tmp_path: Path) -> None:
+    layout, name = Layout(tmp_path / "store", tmp_path / "cold"), name_of(b"theirs")
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"theirs")
+    victim.chmod(0o600)
+    layout.blob(name).parent.mkdir(parents=True)
+    layout.blob(name).symlink_to(victim)
+
+    with Ledger.writing(layout.ledger) as ledger:
+        blobs = Blobs(layout, ledger, lambda path, algorithm: digests.of(path.read_bytes(), algorithm), Clock())
+        assert not blobs.check(name)
+        assert ledger.verifications() == {}
+    assert victim.stat().st_mode & 0o777 == 0o600
+
+
+# -- staging ---------------------------------------------------------------------------------------
+
+NAME = name_of(b"a blob")
+SIZE = 1 << 20
+
+
+@pytest.fixture
+def victim(tmp_path: Path) -> Path:
+    path = tmp_path / "victim"
+    path.write_bytes(b"precious")
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An attempt that an earlier run left in staging, with half of its blob."""
+    path = tmp_path / "staging" / NAME.replace(":", "-") / "attempt"
+    path.mkdir(mode=0o700, parents=True)
+    (path / "data").write_bytes(bytes(SIZE // 2))
+    (tmp_path / "staging").chmod(0o700)
+    return path
+
+
+def test_a_link_that_comes_between_the_look_at_a_download_and_its_opening_is_not_followed(
+    folder: Path, victim: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Path.lstat
+
+    def lstat(path: Path) -> os.stat_result:
+        seen = real(path)
+        if path == folder / "data":
+            path.unlink()
+            path.symlink_to(victim)
+        return seen
+
+    monkeypatch.setattr(Path, "lstat", lstat)
+
+    with pytest.raises(StoreError):
+        Staging(folder.parents[1]).resume(NAME, SIZE)
+    assert victim.read_bytes() == b"precious"
+
+
+def test_a_link_is_no_download(tmp_path: Path, victim: Path) -> None:
+    (tmp_path / "data").symlink_to(victim)
+
+    assert stagings.length(tmp_path / "data") == -1
+    assert stagings.length(victim) == len(b"precious")
+
+
+def test_the_downloaders_secrets_are_not_written_through_a_link(tmp_path: Path, victim: Path) -> None:
+    (tmp_path / "netrc").symlink_to(victim)
+
+    with pytest.raises(FileExistsError):
+        aria2._write_private(tmp_path / "netrc", "secret")
+
+    assert victim.read_bytes() == b"precious"
