@@ -132,6 +132,12 @@ def decode(data: bytes) -> Plan:
         raise StalePlan(f"not a saved plan: {error}") from None
 
 
+def left_out(saved: Plan) -> tuple[str, ...]:
+    """Return the models that *saved* says nothing is done with because they were excluded, or others were chosen."""
+    word = lifecycle.reason("excluded")
+    return tuple(change.id for change in saved.models if change.reason == word)
+
+
 def check_fresh(saved: Plan, current: Plan) -> None:
     """
     Check that *saved* is still what would be planned now.

@@ -106,6 +106,8 @@ def apply(
         report = _logged(report, ledger, clock)
         found = _raised(settings, ledger, now)
         layout = confirm.layout_of(settings)
+        if saved is not None and saved.lock == found.lock_digest:  # it is carried out as it was asked for
+            options = msgspec.structs.replace(options, excluded=(*options.excluded, *plans.left_out(saved)))
         seen = _preview(settings, options, found, observe.node_state(layout, ledger), now)
         if saved is not None:
             plans.check_fresh(saved, seen.plan)

@@ -187,6 +187,19 @@ def test_update_disable_and_remove(node: Node) -> None:
     assert node.states() == {"a:v1": "archived", "a:v2": "active", "b:v1": "active", "c:v1": "active"}
 
 
+@pytest.mark.parametrize("chosen", [["--only", "a:v1"], ["--except", "b:v1"]], ids=["only", "except"])
+def test_a_saved_plan_of_some_models_is_carried_out_for_these(node: Node, tmp_path: Path, chosen: list[str]) -> None:
+    node.publish(node.item("a:v1", tiny("a")), node.item("b:v1", tiny("b")))
+    saved = tmp_path / "saved.json"
+    assert node.run("plan", *chosen, "--out", str(saved)).code == 0
+
+    assert node.run("apply", str(saved)).code == 0
+
+    assert node.states()["a:v1"] == "active"
+    assert node.states()["b:v1"] == "absent"
+
+
+
 def test_a_saved_plan_is_carried_out_or_refused(node: Node, tmp_path: Path) -> None:
     node.publish(node.item("a:v1", tiny("a")))
     saved = tmp_path / "plan.json"
