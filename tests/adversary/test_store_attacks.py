@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,12 @@ from reconciler.errors import StoreError
 from reconciler.fetch import aria2
 from reconciler.fetch import staging as stagings
 from reconciler.fetch.staging import Staging
+from reconciler.store import observe
 from reconciler.store.blobs import Blobs
 from reconciler.store.layout import Layout
 from reconciler.store.ledger import Ledger
-from tests.node import Node, tiny, traces
+from tests import network as networks
+from tests.node import Node, run, tiny, traces
 from tests.twins import Clock, name_of
 
 
@@ -152,6 +155,106 @@ def test_a_link_in_a_blobs_place_is_no_blob_whoever_hashes_it(tmp_path: Path) ->
         assert not blobs.check(name)
         assert ledger.verifications() == {}
     assert victim.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_link_is_a_damaged_blob_whatever_its_length(tmp_path: Path) -> None:
+    """A link is as long as what it says, and of a blob that nobody remembers nothing else is known."""
+    (tmp_path / "blob").symlink_to("elsewhere")
+
+    assert observe._blob((tmp_path / "blob").lstat(), None).damaged
+
+
+def test_a_file_that_was_put_beside_a_models_own_is_found_and_leaves(node: Node) -> None:
+    node.publish(node.item("a:v1", tiny("a")))
+    assert node.run("apply").code == 0
+    tree = (node.store / "active/models/a/v1").resolve()
+    (tree / "planted.py").write_bytes(b"theirs")
+
+    assert node.run("plan", "--detailed-exitcode").code == 2
+    assert node.run("apply").code == 0
+
+    assert [path.name for path in tree.iterdir()] == ["a.gguf"]
+
+
+def test_active_that_leads_to_a_generation_elsewhere_is_found_and_made_anew(node: Node, tmp_path: Path) -> None:
+    node.publish(node.item("a:v1", tiny("a")))
+    assert node.run("apply").code == 0
+    active = node.store / "active"
+    number = active.readlink().name
+    (tmp_path / number).mkdir()
+    active.unlink()
+    active.symlink_to(tmp_path / number)
+
+    assert node.run("plan", "--detailed-exitcode").code == 2
+    assert node.run("apply").code == 0
+
+    assert str(active.readlink().parent) == "generations"
+
+
+def test_bytes_that_come_back_under_their_old_name_are_tested_again(node: Node) -> None:
+    """Their tree is still there, and the last test that the model passed was of other bytes."""
+    for seed, state in (("one", "enabled"), ("two", "enabled"), ("one", "disabled")):
+        node.publish(node.item("a:v1", tiny(seed), state=state))
+        assert node.run("apply", *["--yes"] * (state == "disabled")).code == 0
+    node.publish(node.item("a:v1", tiny("one")))
+    (change,) = node.run("plan", "--json").json["models"]
+    assert change["op"] == "retest"
+
+
+# -- what was confirmed ----------------------------------------------------------------------------
+
+
+def _another_lock(node: Node) -> None:
+    with (node.folder / "models.lock").open("a") as file:
+        file.write("# and this\n")
+
+
+def _another_envelope(node: Node) -> None:
+    (node.folder / "snapshot.json").write_bytes(networks.Network().snapshot())
+
+
+def _another_pinned_root(node: Node) -> None:
+    other = networks.Network()
+    other.root_keys = other.snapshot_keys = networks.keys("thief", 2)
+    (node.folder / "root.json").write_bytes(other.root())
+
+
+def _another_fingerprint(node: Node) -> None:
+    path = node.folder / "reconcile.toml"
+    path.write_text(path.read_text().replace("[network]\n", f'[network]\nroot_fingerprint = "{"0" * 64}"\n'))
+
+
+def _another_walked_root(node: Node) -> None:
+    node.network.snapshot_keys = networks.keys("next", 2)
+    path = node.store / "trust/roots/2.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(node.network.rotate())
+
+
+@pytest.mark.parametrize("change", [_another_lock, _another_envelope, _another_pinned_root, _another_fingerprint, _another_walked_root])
+def test_what_was_confirmed_once_is_confirmed_again_where_anything_of_it_changed(node: Node, change: Callable[[Node], None]) -> None:
+    node.publish(node.item("a:v1", tiny("a")))
+    assert node.run("apply").code == 0
+    assert node.run("plan").code == 0
+
+    change(node)
+
+    assert node.run("plan").code == 4
+
+
+def test_the_floor_does_not_begin_anew_below_itself(node: Node) -> None:
+    node.publish(node.item("a:v1", tiny("a")))
+    assert node.run("apply").code == 0
+    old = {name: (node.folder / name).read_bytes() for name in ("models.lock", "snapshot.json")}
+    node.publish(node.item("b:v1", tiny("b")))
+    assert node.run("sync").code == 0
+    for name, data in old.items():
+        (node.folder / name).write_bytes(data)
+
+    ran = run("trust", "init", "--yes", "--config", str(node.folder / "reconcile.toml"))
+
+    assert ran.code == 4
+    assert "rollback" in ran.err
 
 
 # -- staging ---------------------------------------------------------------------------------------

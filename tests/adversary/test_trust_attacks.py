@@ -14,6 +14,7 @@ import click
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from msgspec import structs
 
 from reconciler import lock, snapshot, trust
 from reconciler.errors import (
@@ -770,6 +771,15 @@ def test_weak_keys_are_refused_with_their_root(raw: bytes) -> None:
     pem = public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
     with pytest.raises(BadRootChain, match="small order"):
         trust.load_key(trust.keyid_of(public), pem)
+
+
+def test_weak_keys_in_no_role_are_refused_with_their_root_too() -> None:
+    """Whoever makes a root is told so at once, and not when the next rotation gives the key a role."""
+    public = Ed25519PublicKey.from_public_bytes(small_order_encodings()[0])
+    pem = public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+    root = Network().trusted()
+    with pytest.raises(BadRootChain, match="small order"):
+        trust.check_root(structs.replace(root, keys={**root.keys, trust.keyid_of(public): trust.Key(scheme="ed25519", public=pem)}))
 
 
 def test_weak_keys_a_non_canonical_encoding_of_a_strong_looking_point_is_refused() -> None:

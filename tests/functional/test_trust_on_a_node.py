@@ -282,6 +282,10 @@ def test_an_unchanged_snapshot_is_not_sent_twice(node: Node, tagged: type[_Tagge
 
     assert tagged.sent == [200, 304, 200]
 
+    (node.folder / "snapshot.json").write_bytes(b"{}")
+    assert node.run("sync").code == 0
+    assert tagged.sent[3:] == [200]
+
 
 def test_a_snapshot_that_never_ends_is_cut_off(node: Node, tagged: type[_Tagged]) -> None:
     tagged.document = b" " * (17 << 20)
