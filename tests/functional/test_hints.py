@@ -420,3 +420,12 @@ def test_a_spoiled_envelope_beside_the_lock_and_settings_that_are_no_text_say_wh
 
     (used.folder / "reconcile.toml").write_bytes(b"\xff\xfe")
     assert "hint: it is UTF-8 text" in used.run("plan").err
+
+
+def test_init_writes_no_address_that_lock_refuses(alone: Path) -> None:
+    ran = run("init", "--snapshot", "http://u:hidden@127.0.0.1/x")
+
+    assert ran.code == 1
+    assert "[network] snapshot" in ran.err
+    assert "hidden" not in ran.err
+    assert list(alone.iterdir()) == []
