@@ -112,12 +112,13 @@ class Keeper:
     def sweep(self) -> None:
         """Delete what nothing needs, and forget what is gone: that is drift once, and not for ever."""
         self.free(self.waste())
-        for recipe, (tree, _) in self._ledger.trees().items():
-            if not self._layout.tree(tree).is_dir():
-                self._ledger.forget_tree(recipe)
-        for name in self._ledger.verifications():
-            if not os.path.lexists(self._layout.blob(name)):
-                self._ledger.forget_blob(name)
+        with durable.refusals("look through the store"):
+            for recipe, (tree, _) in self._ledger.trees().items():
+                if not self._layout.tree(tree).is_dir():
+                    self._ledger.forget_tree(recipe)
+            for name in self._ledger.verifications():
+                if not os.path.lexists(self._layout.blob(name)):
+                    self._ledger.forget_blob(name)
 
     def waste(self) -> tuple[Waste, ...]:
         """Return everything that may go, and why; changes nothing."""
