@@ -257,8 +257,9 @@ class Keeper:
         ]
 
     def _partials(self) -> list[Waste]:
-        """Return partial downloads that no listed blob continues, or that nobody continued for long."""
-        wanted = {name.replace(":", "-") for name in self._lock.blob}
+        """Return partial downloads of what is not listed, or is here already, or that nobody continued for long."""
+        good = {name for name, seen in self._ledger.verifications().items() if seen.size >= 0 and self._layout.blob(name).exists()}
+        wanted = {name.replace(":", "-") for name in self._lock.blob.keys() - good}
         now = self._now().timestamp()
         return [
             Waste(kind="partial", name=path.name, bytes=_bytes_of(path), reason="a download that nobody continues")

@@ -13,7 +13,7 @@ from reconciler import strict
 from reconciler.lock import Lock
 from reconciler.store import generations
 from reconciler.store.keeper import PARTIAL_SECONDS, Keeper, QuarantineRecord
-from reconciler.store.ledger import Ledger
+from reconciler.store.ledger import Ledger, Verification
 from tests.storenode import StoreNode, memory, traces
 from tests.twins import POLICY, Files, changed, name_of
 
@@ -141,6 +141,17 @@ def test_a_partial_download_stays_while_somebody_may_continue_it(node: StoreNode
     node.run(lock)
 
     assert (wanted.exists(), stale.exists(), strange.exists()) == (True, False, False)
+
+
+def test_a_partial_download_of_what_is_here_goes_unless_what_is_here_is_damaged(node: StoreNode) -> None:
+    lock = node.lock(node.item("a:v1", A))
+    node.run(lock)
+    damaged, here = partial(node, A["a.gguf"]), partial(node, A["shared"])
+    with Ledger.writing(node.layout.ledger) as ledger:
+        ledger.verified(name_of(A["a.gguf"]), Verification(size=-1, inode=0, mtime_ns=0, verified_at=node.clock()))
+
+    assert waste(node, lock) == [("partial", here.name)]
+    assert damaged.exists()
 
 
 def test_what_a_run_left_in_the_making_goes(node: StoreNode) -> None:
