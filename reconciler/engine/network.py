@@ -24,7 +24,7 @@ from reconciler.engine.confirm import LIMITS, Confirmed
 from reconciler.errors import FetchError, ReconcileError, SettingsError, TrustError
 from reconciler.ports import Incident
 from reconciler.settings import Settings
-from reconciler.store import durable, floor, writer
+from reconciler.store import ballast, durable, floor, writer
 from reconciler.store.ledger import Ledger
 from reconciler.trust import Floor
 
@@ -68,7 +68,11 @@ def held_store(settings: Settings, *, timeout_seconds: float = 0.0) -> Iterator[
     durable.make_folder(layout.root)
     with durable.refusals(f"read the store {layout.root}"):
         layout.check(shelves=True)
-    with writer.hold(layout.writer, timeout_seconds=timeout_seconds), Ledger.writing(layout.ledger) as ledger:
+    with (
+        writer.hold(layout.writer, timeout_seconds=timeout_seconds),
+        ballast.dropped_when_full(layout.ballast),
+        Ledger.writing(layout.ledger) as ledger,
+    ):
         yield ledger
 
 

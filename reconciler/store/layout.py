@@ -66,6 +66,11 @@ class Layout(Struct, frozen=True):
         """The file whose lock the one writer holds. It is never deleted."""
         return self.root / ".lock"
 
+    @property
+    def ballast(self) -> Path:
+        """A file that holds nothing but room, for a full disk."""
+        return self.root / ".ballast"
+
     def blob(self, name: str) -> Path:
         """Return where the blob *name* lies."""
         return _by_digest(self.blobs, name)

@@ -2,8 +2,10 @@
 A disk that fills up in the middle of a run, at every point: run in a mount namespace of its own, on a small file system in memory.
 
     unshare --mount --map-root-user python -m tests.crash.full_disk FOLDER blocks|inodes [STEP]
+    unshare --mount --map-root-user python -m tests.crash.full_disk FOLDER last-block
 
-Prints one JSON document: how many points were tried, how many runs were refused, and what did not hold.
+Prints one JSON document: how many points were tried, how many runs were refused, and what did not hold. ``last-block`` has the whole
+program on a disk whose last block somebody else took.
 """
 
 from __future__ import annotations
@@ -13,9 +15,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+from reconciler.demo.server import serving
 from reconciler.errors import ReconcileError
 from tests.crash.scenario import Scene
+from tests.node import Node, tiny
 
 SIZE_KIB = 2048
 INODES = 1500
@@ -50,9 +55,27 @@ def refused(scene: Scene) -> bool:
     return False
 
 
-def main() -> None:
-    folder, kind, step = Path(sys.argv[1]), sys.argv[2], int((sys.argv[3:] or ["1"])[0])
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SIZE_KIB}k,nr_inodes={INODES}", "tmpfs", folder], check=True)
+def taken_away(folder: Path) -> list[str]:
+    """Return what is wrong where the network takes a model away, and the disk has not one free block."""
+    with serving() as server:
+        node = Node(folder / "node", server)
+        stay = node.item("stay:v1", tiny("stay"))
+        node.publish(stay, node.item("gone:v1", tiny("gone")))
+        found = [] if node.run("apply").code == 0 else ["the first run failed"]
+        (node.folder / "published.json").write_bytes(node.network.snapshot(stay))
+        ballast_blocks(folder, 0)
+        for command in ("sync", "gc", "sync"):
+            ran = node.run(command)
+            found += [] if ran.code == 0 else [f"{command}: {ran.err}"]
+            served = [model["id"] for model in node.index()["models"]]
+            found += [] if served == ["stay:v1"] else [f"after {command} it serves {served}"]
+        relieve(folder)
+        node.run("sync")
+        return found + ([] if (node.store / ".ballast").exists() else ["no room is set aside again"])
+
+
+def filled(folder: Path, kind: str, step: int) -> dict[str, Any]:
+    """Return what was wrong with runs in which the disk fills up, at every *step*-th point."""
     untouched = Scene(folder / "u")
     untouched.prepare()
     untouched.run()
@@ -74,8 +97,18 @@ def main() -> None:
         shutil.rmtree(folder / "s")
         tried, refusals, left = tried + 1, refusals + ended, left + step
         if not ended and not failed:
-            break
-    print(json.dumps({"tried": tried, "refused": refusals, "violations": violations}))
+            return {"tried": tried, "refused": refusals, "violations": violations}
+
+
+def main() -> None:
+    folder, kind = Path(sys.argv[1]), sys.argv[2]
+    size, inodes = (65536, 0) if kind == "last-block" else (SIZE_KIB, INODES)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}k,nr_inodes={inodes}", "tmpfs", folder], check=True)
+    if kind == "last-block":
+        found = {"tried": 1, "violations": taken_away(folder)}
+    else:
+        found = filled(folder, kind, int((sys.argv[3:] or ["1"])[0]))
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

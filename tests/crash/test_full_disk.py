@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,16 +16,27 @@ STEPS = {"blocks": 3, "inodes": 7}
 
 @pytest.mark.parametrize("kind", STEPS)
 def test_a_disk_that_fills_up_at_any_point(tmp_path: Path, kind: str) -> None:
+    found = outcome(tmp_path, kind, str(STEPS[kind]))
+
+    assert found["violations"] == []
+    assert found["refused"] > 5
+
+
+def test_what_the_network_took_away_stops_serving_though_the_disk_has_no_free_block(tmp_path: Path) -> None:
+    assert outcome(tmp_path, "last-block")["violations"] == []
+
+
+def outcome(folder: Path, *what: str) -> dict[str, Any]:
+    """Return what was found on a small disk that is mounted at *folder*."""
     namespace = ["unshare", "--mount", "--map-root-user"]
     if subprocess.run([*namespace, "true"], capture_output=True).returncode:
         pytest.skip("this machine gives no mount namespace: unshare --mount --map-root-user")
 
     ran = subprocess.run(
-        [*namespace, sys.executable, "-m", "tests.crash.full_disk", str(tmp_path), kind, str(STEPS[kind])],
+        [*namespace, sys.executable, "-m", "tests.crash.full_disk", str(folder), *what],
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
 
     assert ran.returncode == 0, ran.stderr
-    found = json.loads(ran.stdout)
-    assert found["violations"] == []
-    assert found["refused"] > 5
+    found: dict[str, Any] = json.loads(ran.stdout)
+    return found
