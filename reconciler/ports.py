@@ -301,6 +301,13 @@ class FetchProgress(Event, frozen=True, kw_only=True):
     source: str = ""
 
 
+class HashProgress(Event, frozen=True, kw_only=True):
+    """*done* bytes of *total* of what is on the disk are hashed again. For people alone: no stream of events has it."""
+
+    done: int
+    total: int
+
+
 class BlobReady(Event, frozen=True, kw_only=True):
     """A blob was verified and has its name now."""
 

@@ -37,15 +37,16 @@ def verify(shell: Shell, *, repair: bool, sample: float, limit: int, lock_timeou
     import msgspec
 
     from reconciler import units
-    from reconciler.engine import run, upkeep
+    from reconciler.engine import run
+    from reconciler.engine import verify as verifying
     from reconciler.engine.options import Options
 
     settings = shell.settings()
     with shell.reporter(stream=False) as report:
-        found = upkeep.verify(settings, report, sample=sample, rate=limit, lock_timeout_seconds=lock_timeout)
+        found = verifying.verify(settings, report, sample=sample, rate=limit, progress=True, lock_timeout_seconds=lock_timeout)
         if found.damage and repair:
             outcome = run.apply(settings, report, Options(lock_timeout_seconds=lock_timeout), actor="verify --repair")
-            again = upkeep.verify(settings, report, lock_timeout_seconds=lock_timeout)
+            again = verifying.verify(settings, report, lock_timeout_seconds=lock_timeout)
             found = msgspec.structs.replace(found, repaired=not again.damage and not outcome.failed)
 
     def show(to: Console) -> None:

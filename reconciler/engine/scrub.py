@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from datetime import datetime
 
 from reconciler import units
-from reconciler.engine import confirm, run, upkeep
+from reconciler.engine import run, verify
 from reconciler.engine.options import Clock, Options, wall_clock
 from reconciler.ports import Notice, Reporter
 from reconciler.settings import Settings
-from reconciler.store import observe
-from reconciler.store.ledger import Ledger
 
 
 def due(ages: Sequence[float], within: float) -> int:
@@ -47,20 +44,12 @@ def scrub(settings: Settings, report: Reporter, options: Options, *, delay_secon
         StoreBusy, StoreError, TrustError: as their names say.
     """
     asked = units.seconds(settings.agent.scrub_after)
-    ages = _ages(settings, clock())
+    ages = verify.ages(settings, clock())
     count = due(ages, min(0.9 * asked, asked - delay_seconds))
     if not count:
         return 0
-    found = upkeep.verify(settings, report, sample=count / len(ages), workers=1, clock=clock)
+    found = verify.verify(settings, report, sample=count / len(ages), workers=1, clock=clock)
     report(Notice(level="info", text=f"scrubbed {found.checked} of {len(ages)} blobs, {units.human_size(found.bytes)}"))
     if found.damage:
         run.apply(settings, report, options, actor="agent", clock=clock)
     return len(found.damage)
-
-
-def _ages(settings: Settings, now: datetime) -> list[float]:
-    layout = confirm.layout_of(settings)
-    with Ledger.reading(layout.ledger) as ledger:
-        known = ledger.verifications()
-        blobs = observe.node_state(layout, ledger).blobs
-    return [(now - known[name].verified_at).total_seconds() if name in known else math.inf for name in blobs]

@@ -1,141 +1,21 @@
-"""What tidies: verify, gc, rollback, retry."""
+"""What tidies: gc, rollback, retry."""
 
 from __future__ import annotations
 
 import contextlib
-import os
-import random
-from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import msgspec
-from msgspec import Struct
 
 from reconciler.engine import confirm, network, wiring
 from reconciler.engine.options import Clock, wall_clock
 from reconciler.errors import StoreError, UsageError
-from reconciler.fetch.verify import Checked, Hashers
-from reconciler.ports import Incident, Notice, Reporter, Swapped
+from reconciler.ports import Reporter, Swapped
 from reconciler.settings import Settings
 from reconciler.state import Generation, NodeState
 from reconciler.store import generations, observe
 from reconciler.store.keeper import Keeper, Waste
 from reconciler.store.layout import Layout
-from reconciler.store.ledger import Change, Ledger, Verification
-from reconciler.store.trees import files_of, is_linked
-
-Progress = Callable[[str, int, int], None]
-
-
-class Damage(Struct, frozen=True, kw_only=True):
-    """Something in the store that is not what it was."""
-
-    kind: str
-    name: str
-    detail: str
-
-
-class Verified(Struct, frozen=True, kw_only=True):
-    """What a scrub found."""
-
-    schema: int = 1
-    checked: int
-    bytes: int
-    damage: tuple[Damage, ...]
-    repaired: bool = False
-
-
-# -- verify ----------------------------------------------------------------------------------------
-
-
-def verify(
-    settings: Settings,
-    report: Reporter,
-    progress: Progress | None = None,
-    *,
-    sample: float = 1.0,
-    rate: int = 0,
-    workers: int | None = None,
-    lock_timeout_seconds: float = 0.0,
-    clock: Clock = wall_clock,
-) -> Verified:
-    """
-    Hash the store, or a *sample* of it, the longest unchecked first, and remember what was found. Never asks the network.
-
-    What is damaged loses its standing: the next plan says ``repair``, and so does ``status``. *rate* is bytes a second, 0: no limit.
-
-    Raises:
-        TrustError: there is a lock, and it is not the network's word; one that has merely expired is.
-        StoreBusy, StoreError: as their names say.
-    """
-    layout = confirm.layout_of(settings)
-    with network.held_store(settings, timeout_seconds=lock_timeout_seconds) as ledger:
-        if settings.path(settings.network.lockfile).exists():
-            with network.logged_refusals(ledger, clock()):
-                confirm.confirm(settings)
-        else:
-            report(Notice(level="warning", text="there is no lock: what the store holds is compared with the names of its blobs alone"))
-        state = observe.node_state(layout, ledger)
-        files = _chosen([(name, seen.size, layout.blob(name)) for name, seen in state.blobs.items()], ledger, sample)
-        damage = [*_lost(layout, ledger, state), *_torn(layout, ledger), *_misled(layout, state)]
-        total = 0
-        with contextlib.closing(Hashers(workers)) as hashers:
-            for done in hashers.check_many(files, progress, rate):
-                total += done.size
-                damage += _recorded(done, ledger, report, clock)
-    return Verified(checked=len(files), bytes=total, damage=tuple(damage))
-
-
-def _misled(layout: Layout, state: NodeState) -> Iterator[Damage]:
-    """Yield what is wrong with ``active``."""
-    gone = ["it is gone"] if not os.path.lexists(layout.active) and generations.numbers(layout) else []
-    for text in (*gone, *(text for text in state.drift if "active" in text)):
-        yield Damage(kind="active", name="active", detail=text)
-
-
-def _chosen(files: list[tuple[str, int, Path]], ledger: Ledger, sample: float) -> list[tuple[str, int, Path]]:
-    """Return the share of *files* that was not hashed for longest; those never hashed come first."""
-    known = ledger.verifications()
-    random.shuffle(files)  # among equals: a store whose blobs came together must not always begin with the same
-    files.sort(key=lambda file: known[file[0]].verified_at.timestamp() if file[0] in known else 0.0)
-    return files[: max(1, round(len(files) * sample))] if files else []
-
-
-def _recorded(done: Checked, ledger: Ledger, report: Reporter, clock: Clock) -> list[Damage]:
-    if done.ok:
-        seen = Verification(size=done.size, inode=done.inode, mtime_ns=done.mtime_ns, verified_at=clock())
-        ledger.verified(done.digest, seen)
-        return []
-    # A size that no file has marks the blob as damaged until it is replaced: the file itself stays, to be looked at.
-    ledger.verified(done.digest, Verification(size=-1, inode=0, mtime_ns=0, verified_at=clock()))
-    detail = done.error or f"its bytes hash to {done.found}"
-    incident = Incident(kind="blob-damaged", blob=done.digest, detail=detail)
-    ledger.incident(incident, clock())
-    report(incident)
-    return [Damage(kind="blob", name=done.digest, detail=detail)]
-
-
-def _lost(layout: Layout, ledger: Ledger, state: NodeState) -> Iterator[Damage]:
-    """Yield what was here, or what the active links lead to, and is gone."""
-    for name in sorted(ledger.verifications().keys() - state.blobs.keys()):
-        yield Damage(kind="blob", name=name, detail="it is gone")
-    known = {tree for tree, _ in ledger.trees().values()}
-    for tree in sorted(known | {entry.tree for entry in state.active.entries.values()}):
-        if not layout.tree(tree).is_dir():
-            yield Damage(kind="tree", name=tree, detail="it is gone")
-
-
-def _torn(layout: Layout, ledger: Ledger) -> Iterator[Damage]:
-    for tree, listing in dict(ledger.trees().values()).items():
-        folder = layout.tree(tree)
-        if not folder.is_dir():
-            continue
-        for entry in listing:
-            if not is_linked(folder / entry.path, layout.blob(entry.digest)):
-                yield Damage(kind="tree", name=tree, detail=f"{entry.path} is not the blob {entry.digest}")
-        for extra in sorted({*files_of(folder)} - {entry.path for entry in listing}):
-            yield Damage(kind="tree", name=tree, detail=f"{extra} does not belong there")
-
+from reconciler.store.ledger import Change, Ledger
 
 # -- gc --------------------------------------------------------------------------------------------
 

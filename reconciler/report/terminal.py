@@ -19,7 +19,19 @@ from msgspec import UnsetType
 
 from reconciler import units
 from reconciler.plan import ModelChange, Plan
-from reconciler.ports import BlobReady, Event, FetchProgress, Incident, ModelDone, ModelPhase, Notice, RunEnded, Swapped, TestReport
+from reconciler.ports import (
+    BlobReady,
+    Event,
+    FetchProgress,
+    HashProgress,
+    Incident,
+    ModelDone,
+    ModelPhase,
+    Notice,
+    RunEnded,
+    Swapped,
+    TestReport,
+)
 from reconciler.report.text import MARKS, STYLES, plain, sentence, short
 
 if TYPE_CHECKING:
@@ -30,6 +42,8 @@ if TYPE_CHECKING:
 _PIPE_WIDTH = 400
 #: A digest's digits; people read the first twelve, `-v` and the JSON have them all.
 _DIGITS = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52,116}\b")
+#: Beside models' ids, none of which is without a colon.
+_HASHING = "hashing"
 _OPS = {
     "install": "+", "restore": "+", "enable": "+", "repair": "~", "retest": "~", "disable": "-", "archive": "-", "remove": "-",
     "reject": "!", "keep": " ",
@@ -203,7 +217,7 @@ class Lines:
 
     def _wanted(self, event: Event) -> bool:
         match event:
-            case FetchProgress():
+            case FetchProgress() | HashProgress():
                 return False
             case ModelPhase() if event.phase == "fetching":
                 return self._verbose
@@ -251,7 +265,7 @@ class Moving(Lines):
         """Move a line, or print one."""
         with self._guard:
             match event:
-                case FetchProgress():
+                case FetchProgress() | HashProgress():
                     self._move(event)
                 case BlobReady():
                     self._end(event.digest)
@@ -272,11 +286,16 @@ class Moving(Lines):
                     pass
         super().__call__(event)
 
-    def _move(self, event: FetchProgress) -> None:
-        if event.digest not in self._tasks:
-            names = ", ".join(self._waiting.get(event.digest, [])[:2]) or short(event.digest)
-            self._tasks[event.digest] = self._progress.add_task(names, total=event.total, said="")
-        self._progress.update(self._tasks[event.digest], completed=event.done, said=_fetching(event))
+    def _move(self, event: FetchProgress | HashProgress) -> None:
+        if isinstance(event, HashProgress):
+            key, names, said = _HASHING, _HASHING, f"{units.human_size(event.done)} of {units.human_size(event.total)}"
+        else:
+            key, names, said = event.digest, ", ".join(self._waiting.get(event.digest, [])[:2]) or short(event.digest), _fetching(event)
+        if key not in self._tasks:
+            self._tasks[key] = self._progress.add_task(names, total=event.total, said="")
+        self._progress.update(self._tasks[key], completed=event.done, said=said)
+        if key == _HASHING and event.done >= event.total:
+            self._end(key)
 
     def _end(self, key: str) -> None:
         task = self._tasks.pop(key, None)

@@ -154,6 +154,17 @@ class Blobs:
         self._ledger.verified(name, found)
 
 
+def set_aside(layout: Layout, name: str) -> None:
+    """
+    Take the name from a damaged copy in cold storage, so that nobody counts on it; the file stays for a week, to be looked at.
+
+    Raises:
+        StoreError: the disk refuses.
+    """
+    cold = layout.cold_blob(name)
+    durable.rename(cold, cold.with_name(f".{cold.name}.damaged"))
+
+
 def _make_way(target: Path) -> None:
     """Delete a folder that stands where a blob belongs: no rename of a file replaces it."""
     with durable.refusals(f"look at {target.name}"):

@@ -29,6 +29,8 @@ from reconciler.store.trees import files_of
 
 #: A staging folder of the fetcher is older than this many seconds before it goes: a later run may still continue it.
 PARTIAL_SECONDS = 7 * 86400.0
+#: A damaged copy that was set aside in cold storage lies there for so long, to be looked at.
+ASIDE_SECONDS = 7 * 86400.0
 
 
 class Waste(Struct, frozen=True, kw_only=True):
@@ -126,7 +128,7 @@ class Keeper:
             gone = self._expired_generations()
             roots = self._roots(gone)
             stale = (self._of_generation(number) for number in gone)
-            return (*stale, *self._trees(roots), *self._blobs(roots), *self._cold(), *self._partials())
+            return (*stale, *self._trees(roots), *self._blobs(roots), *self._cold(), *self._aside(), *self._partials())
 
     def free(self, waste: tuple[Waste, ...], *, at_most: int | None = None) -> int:
         """Delete *waste* in its order until *at_most* bytes are free; return how many are."""
@@ -152,6 +154,8 @@ class Keeper:
                 durable.delete(self._layout.blob(one.name))
             case "cold":
                 durable.delete(self._layout.cold_blob(one.name))
+            case "aside":
+                durable.delete(self._layout.cold / "blobs" / one.name)
             case _:
                 durable.delete(self._layout.staging / one.name)
 
@@ -254,6 +258,15 @@ class Keeper:
             Waste(kind="cold", name=name, bytes=path.lstat().st_size, reason="in cold storage, and nobody asks for it any more")
             for name, path in sorted(_by_digest(self._layout.cold / "blobs"))
             if name not in needed or (name in back and self._layout.blob(name).is_file())
+        ]
+
+    def _aside(self) -> list[Waste]:
+        """Return damaged copies that were set aside long ago."""
+        shelves = self._layout.cold / "blobs"
+        return [
+            Waste(kind="aside", name=str(path.relative_to(shelves)), bytes=seen.st_size, reason="damaged, and set aside for a week")
+            for path, seen in ((path, path.lstat()) for path in sorted(shelves.glob("*/*/.*.damaged")))
+            if self._now().timestamp() - seen.st_ctime > ASIDE_SECONDS
         ]
 
     def _partials(self) -> list[Waste]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from reconciler.engine import upkeep
+from reconciler.engine import verify
 from reconciler.errors import FloorLost, StoreError
 from reconciler.lock import Lock
 from reconciler.settings import Settings, StoreSettings
@@ -44,7 +44,7 @@ def lock(node: StoreNode) -> Lock:
 def scrub(node: StoreNode) -> list[str]:
     """Return the kinds of damage that ``verify`` finds."""
     settings = Settings(store=StoreSettings(path=str(node.layout.root), archive=str(node.layout.cold)))
-    return [damage.kind for damage in upkeep.verify(settings, Heard(), workers=1).damage]
+    return [damage.kind for damage in verify.verify(settings, Heard(), workers=1).damage]
 
 
 # -- ways to spoil a file

@@ -149,6 +149,42 @@ def test_a_cold_copy_that_rotted_is_noticed_and_fetched(node: Node, other_disk: 
     assert "blob-damaged" in kinds(node)
 
 
+@pytest.mark.parametrize("command", [["verify"], ["verify", "--repair"], ["agent", "--once"]])
+def test_a_scrub_sets_aside_what_rotted_in_cold_storage(node: Node, command: list[str]) -> None:
+    node.configure("\n[agent]\nscrub_after = \"1s\"\n")
+    item = node.item("a:v1", tiny("a"))
+    node.publish(item)
+    assert node.run("apply").code == 0
+    node.publish(item | {"state": "archived"})
+    assert node.run("apply").code == 0
+    assert node.run("verify", "--json").json["checked"] == 1
+    copy = next((node.store / "archive").glob("blobs/*/*/*"))
+    flip(copy)
+
+    ran = node.run(*command)
+
+    assert ran.code == (3 if command == ["verify"] else 0), ran
+    assert "blob-damaged" in kinds(node)
+    assert node.states() == {"a:v1": "absent"}
+    assert copy.with_name(f".{copy.name}.damaged").exists()
+    assert node.run("verify").code == 0
+    assert node.run("plan").code == 0, "an archived model is not fetched to be archived"
+    node.publish(item)
+    assert node.run("apply").code == 0
+    assert active(node) == ["a:v1"]
+
+
+def test_a_whole_cold_copy_is_hashed_in_its_turn(node: Node) -> None:
+    item = node.item("a:v1", tiny("a"))
+    node.publish(item, node.item("b:v1", tiny("b")))
+    assert node.run("apply").code == 0
+    node.publish(item | {"state": "archived"}, node.item("b:v1", tiny("b")))
+    assert node.run("apply").code == 0
+    flip(next((node.store / "archive").glob("blobs/*/*/*")))
+
+    assert sorted(node.run("verify", "--sample", "50%").code for _ in range(2)) == [0, 3], "never hashed: first; then the other's turn"
+
+
 def test_cold_storage_that_is_away_keeps_the_model_where_it_is(used: Node) -> None:
     (used.folder / "file").write_bytes(b"mine")
     used.configure('archive = "file/cold"\n')

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,8 +12,8 @@ import pytest
 
 from reconciler import strict
 from reconciler.lock import Lock
-from reconciler.store import generations
-from reconciler.store.keeper import PARTIAL_SECONDS, Keeper, QuarantineRecord
+from reconciler.store import blobs, generations
+from reconciler.store.keeper import ASIDE_SECONDS, PARTIAL_SECONDS, Keeper, QuarantineRecord
 from reconciler.store.ledger import Ledger, Verification
 from tests.storenode import StoreNode, memory, traces
 from tests.twins import POLICY, Files, changed, name_of
@@ -121,6 +122,20 @@ def test_cold_storage_is_swept_when_nobody_asks_for_it_any_more(node: StoreNode)
     node.run(without)
 
     assert list(node.layout.cold.rglob("*/*/*/*")) == []
+
+
+def test_a_damaged_copy_that_was_set_aside_goes_after_a_week(node: StoreNode) -> None:
+    lock = node.lock(node.item("a:v1", A, state="archived"))
+    node.run(node.lock(node.item("a:v1", A)))
+    node.run(lock)
+    blobs.set_aside(node.layout, name_of(A["a.gguf"]))
+    aside = next(node.layout.cold.glob("blobs/*/*/.*"))
+    assert waste(node, lock) == []
+
+    node.clock.forward(seconds=time.time() - node.clock().timestamp() + ASIDE_SECONDS + 60)
+    node.run(lock)
+
+    assert not aside.exists()
 
 
 def partial(node: StoreNode, data: bytes, age: float = 0.0) -> Path:
