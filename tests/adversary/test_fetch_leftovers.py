@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from reconciler.errors import StoreError
+from reconciler.errors import StoreBusy, StoreError
 from reconciler.fetch import resolve
 from reconciler.fetch import staging as stagings
 from reconciler.fetch.fetcher import Aria2Fetcher
@@ -232,6 +232,22 @@ def test_whatever_lies_in_staging_the_blob_arrives_and_nothing_else_is_touched(
         assert stat.S_IMODE(folder.lstat().st_mode) == 0o700
 
 
+def test_what_has_a_second_name_elsewhere_is_not_written_to(root: Path, server: HostileServer) -> None:
+    elsewhere = root.parent / "elsewhere"
+    elsewhere.write_bytes(DATA[: 4 << 20])
+    os.link(elsewhere, attempt(root) / "data")
+
+    fetch(root, server)
+
+    assert elsewhere.read_bytes() == DATA[: 4 << 20]
+
+
+def test_a_file_that_is_too_long_is_not_gone_on_from(root: Path) -> None:
+    too_long(attempt(root))
+
+    assert Staging(root).resume(NAME, len(DATA)) is None
+
+
 def test_staging_that_is_a_link_or_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "real").mkdir()
@@ -350,6 +366,19 @@ def victim(tmp_path: Path) -> Path:
     path = tmp_path / "victim"
     path.write_bytes(b"ffff")
     return path
+
+
+def test_two_downloaders_do_not_write_to_one_folder(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stagings, "_LOCK_SECONDS", 0.0)
+    first, second = Staging(root), Staging(root)
+    first.open()
+
+    with pytest.raises(StoreBusy):
+        second.open()
+
+    first.close()
+    second.open()
+    second.close()
 
 
 def test_a_link_in_the_place_of_the_lock_is_not_followed(root: Path, victim: Path) -> None:

@@ -311,7 +311,8 @@ def outcome(mutation: Mutation) -> str:
         here = Path(folder)
         for name in ("reconciler", "tests"):
             shutil.copytree(ROOT / name, here / name, ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copy(ROOT / "pyproject.toml", here)
+        for name in ("pyproject.toml", "cli.py"):
+            shutil.copy(ROOT / name, here)
         _change(here / mutation.file, mutation)
         tests = TESTS[mutation.file]
         for _ in range(3):  # a test that a busy machine turns red says nothing

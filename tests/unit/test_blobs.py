@@ -73,6 +73,16 @@ def test_what_is_no_plain_file_is_not_adopted(layout: Layout, blobs: Blobs, what
     assert not layout.blob(NAME).exists()
 
 
+def test_what_is_no_plain_file_is_not_adopted_by_its_own_numbers_either(layout: Layout, blobs: Blobs) -> None:
+    path = layout.staging / "pipe"
+    os.mkfifo(path)
+
+    with pytest.raises(HashMismatch):
+        blobs.adopt(fetched_at(path, NAME))
+
+    assert not layout.blob(NAME).exists()
+
+
 def test_a_file_that_was_written_to_after_its_hash_is_refused(layout: Layout, blobs: Blobs) -> None:
     path = staged(layout)
     fetched = fetched_at(path, NAME)
