@@ -151,7 +151,7 @@ def test_a_cold_copy_that_rotted_is_noticed_and_fetched(node: Node, other_disk: 
 
 @pytest.mark.parametrize("command", [["verify"], ["verify", "--repair"], ["agent", "--once"]])
 def test_a_scrub_sets_aside_what_rotted_in_cold_storage(node: Node, command: list[str]) -> None:
-    node.configure("\n[agent]\nscrub_after = \"1s\"\n")
+    node.configure('\n[agent]\nscrub_after = "1s"\n')
     item = node.item("a:v1", tiny("a"))
     node.publish(item)
     assert node.run("apply").code == 0
