@@ -20,7 +20,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from signal import Signals, default_int_handler, signal
+from signal import SIG_DFL, Signals, default_int_handler, signal
 
 from msgspec import Struct
 
@@ -140,7 +140,8 @@ def outcome(what: str, step: int) -> list[list[str]]:
 
 def main() -> None:
     """Print what was wrong at each point."""
-    signal(Signals.SIGINT, default_int_handler)  # a shell's background job ignores it, and so would what we start
+    signal(Signals.SIGINT, default_int_handler)  # a shell's background job ignores it, and so would what we start;
+    signal(Signals.SIGHUP, SIG_DFL)  # under nohup, this one
     what, step, first = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     with traced() as life:
         print(json.dumps(list(life.kills(step, first) if what == "kills" else life.stops(step, first))))

@@ -31,10 +31,12 @@ SLOW = tiny("slow", width=512)
 
 @pytest.fixture(autouse=True)
 def heard() -> Iterator[None]:
-    """A shell's background job ignores SIGINT, and so would what we start."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    """A shell's background job ignores SIGINT, under ``nohup`` all ignore SIGHUP, and so would what we start."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in STOPS}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @contextlib.contextmanager
