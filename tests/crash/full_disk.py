@@ -3,14 +3,17 @@ A disk that fills up in the middle of a run, at every point: run in a mount name
 
     unshare --mount --map-root-user python -m tests.crash.full_disk FOLDER blocks|inodes [STEP]
     unshare --mount --map-root-user python -m tests.crash.full_disk FOLDER last-block
+    unshare --mount python -m tests.crash.full_disk FOLDER ext4 [STEP]
 
 Prints one JSON document: how many points were tried, how many runs were refused, and what did not hold. ``last-block`` has the whole
-program on a disk whose last block somebody else took.
+program on a disk whose last block somebody else took; ``ext4`` is a real disk in a file, which finds out late that it is full.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -24,6 +27,8 @@ from tests.node import Node, tiny
 
 SIZE_KIB = 2048
 INODES = 1500
+#: A quarter of it is its journal, and some the inodes.
+EXT4_BYTES = 16 << 20
 
 
 def ballast_blocks(folder: Path, left: int) -> None:
@@ -40,7 +45,23 @@ def ballast_inodes(folder: Path, left: int) -> None:
         (folder / "ballast" / str(number)).touch()
 
 
-FILL = {"blocks": ballast_blocks, "inodes": ballast_inodes}
+def ballast_disk(folder: Path, left: int) -> None:
+    """Fill a disk that needs blocks for its own books, too, until it takes no more, and then free *left* pages."""
+    settle(folder)
+    with (folder / "ballast").open("wb", buffering=0) as file:
+        with contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(4096))
+        file.truncate(max(0, file.tell() - 4096 * left))
+    settle(folder)
+
+
+def settle(folder: Path) -> None:
+    """Have the disk carry out what it put off: what was deleted is free after that."""
+    subprocess.run(["sync", "-f", folder], check=True)
+
+
+FILL = {"blocks": ballast_blocks, "inodes": ballast_inodes, "ext4": ballast_disk}
 
 
 def relieve(folder: Path) -> None:
@@ -100,10 +121,22 @@ def filled(folder: Path, kind: str, step: int) -> dict[str, Any]:
             return {"tried": tried, "refused": refusals, "violations": violations}
 
 
-def main() -> None:
-    folder, kind = Path(sys.argv[1]), sys.argv[2]
+def mount(folder: Path, kind: str) -> None:
+    """Put a small file system at *folder*."""
+    if kind == "ext4":
+        image = folder.with_name(f"{folder.name}.img")
+        image.write_bytes(b"")
+        os.truncate(image, EXT4_BYTES)
+        subprocess.run(["mkfs.ext4", "-q", "-F", "-m", "0", "-b", "4096", "-N", "3000", image], check=True)
+        subprocess.run(["mount", "-o", "loop", image, folder], check=True)
+        return
     size, inodes = (65536, 0) if kind == "last-block" else (SIZE_KIB, INODES)
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}k,nr_inodes={inodes}", "tmpfs", folder], check=True)
+
+
+def main() -> None:
+    folder, kind = Path(sys.argv[1]), sys.argv[2]
+    mount(folder, kind)
     if kind == "last-block":
         found = {"tried": 1, "violations": taken_away(folder)}
     else:

@@ -38,7 +38,7 @@ _SHUTDOWN = 0x8004587D  # EXT4_IOC_SHUTDOWN, linux/ext4.h
 _NO_LOG_FLUSH = struct.pack("I", 2)
 _MODULE = "tests.crash.power_cut"
 #: In a namespace of its own, and gone with whoever started it.
-_ALONE = ("setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--propagation", "private")
+ALONE = ("setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--propagation", "private")
 
 
 class Disk:
@@ -172,13 +172,13 @@ def missing(folder: Path) -> str:
     if os.geteuid() != 0:
         return "a loop mount needs root: the power is not cut here"
     script = 'truncate -s 8M "$1/i" && mkfs.ext4 -q -F "$1/i" && mkdir -p "$1/m" && mount -o loop "$1/i" "$1/m" && umount "$1/m"'
-    tried = subprocess.run([*_ALONE, "sh", "-c", script, "sh", folder], capture_output=True, text=True)
+    tried = subprocess.run([*ALONE, "sh", "-c", script, "sh", folder], capture_output=True, text=True)
     return f"no loop device can be mounted here, the power is not cut: {tried.stderr.strip()[:200]}" if tried.returncode else ""
 
 
 def command(*what: str, folder: Path) -> list[str]:
     """Return the command that does *what* in a mount namespace of its own, its disk in *folder*."""
-    return [*_ALONE, sys.executable, "-m", _MODULE, "--in", str(folder), *what]
+    return [*ALONE, sys.executable, "-m", _MODULE, "--in", str(folder), *what]
 
 
 def outcome(*what: str) -> Any:

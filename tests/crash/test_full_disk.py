@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 
+from tests.crash import power_cut
+from tests.crash.power_cut import ALONE
+
 #: ``make crash`` takes every step.
 STEPS = {"blocks": 3, "inodes": 7}
 
@@ -17,6 +20,18 @@ STEPS = {"blocks": 3, "inodes": 7}
 @pytest.mark.parametrize("kind", STEPS)
 def test_a_disk_that_fills_up_at_any_point(tmp_path: Path, kind: str) -> None:
     found = outcome(tmp_path, kind, str(STEPS[kind]))
+
+    assert found["violations"] == []
+    assert found["refused"] > 5
+
+
+def test_a_real_disk_that_fills_up(tmp_path: Path) -> None:
+    if why := power_cut.missing(tmp_path):
+        pytest.skip(why)
+    place = tmp_path / "disk"
+    place.mkdir()
+
+    found = printed([*ALONE, sys.executable, "-m", "tests.crash.full_disk", str(place), "ext4", "9"])
 
     assert found["violations"] == []
     assert found["refused"] > 5
@@ -32,11 +47,12 @@ def outcome(folder: Path, *what: str) -> dict[str, Any]:
     if subprocess.run([*namespace, "true"], capture_output=True).returncode:
         pytest.skip("this machine gives no mount namespace: unshare --mount --map-root-user")
 
-    ran = subprocess.run(
-        [*namespace, sys.executable, "-m", "tests.crash.full_disk", str(folder), *what],
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+    return printed([*namespace, sys.executable, "-m", "tests.crash.full_disk", str(folder), *what])
 
+
+def printed(command: list[str]) -> dict[str, Any]:
+    """Return the document that *command* prints."""
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert ran.returncode == 0, ran.stderr
     found: dict[str, Any] = json.loads(ran.stdout)
     return found

@@ -16,7 +16,9 @@ import pytest
 
 from reconciler.errors import StoreError
 from tests.crash.scenario import REFUSED, STAY, UNTOUCHED, V1, Scene, child
-from tests.storenode import memory
+from tests.demand import needs_root
+from tests.node import Node, tiny
+from tests.storenode import memory, traces
 
 
 @pytest.fixture
@@ -109,6 +111,37 @@ def test_cold_storage_on_another_disk(root: Path, tmp_path: Path, end: dict[str,
     again = scene.node.lock(*items)
     scene.node.run(again)
     assert set(scene.node.active()) == {"chat:v1", "stay:v1"}
+
+
+def test_a_store_on_another_disk_than_the_lock(node: Node, root: Path, tmp_path: Path) -> None:
+    if root.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("there is one file system here: /dev/shm and the temporary folder are the same")
+    node.configure(f'path = "{root}/store"\n')
+    node.publish(node.item("a:v1", tiny("a")))
+
+    assert node.run("apply").code == 0
+    assert node.run("plan", "--detailed-exitcode").code == 0
+    assert node.run("lock", "--check").code == 0
+    assert (root / "store/active/models/a/v1/a.gguf").read_bytes() == tiny("a")
+
+
+def test_a_store_of_another_user_is_refused_before_anything_changes(root: Path, end: dict[str, object]) -> None:
+    needs_root("to be somebody else")
+    root.chmod(0o755)
+    scene = Scene(root / "s")
+    scene.prepare()
+    before = traces(scene.root)
+
+    def by_another() -> None:
+        os.setgroups([])
+        os.setgid(65534)
+        os.setuid(65534)
+        scene.run()
+
+    assert child(by_another) == REFUSED
+    assert traces(scene.root) == before
+    scene.run()
+    assert scene.end() == end
 
 
 READ_ONLY = """
