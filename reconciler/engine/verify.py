@@ -218,12 +218,14 @@ def _recorded_cold(done: Checked, scene: _Scene) -> list[Damage]:
         known = scene.ledger.fact(_COLD, dict[str, datetime]) or {}
         scene.ledger.set_fact(_COLD, known | {done.digest: scene.clock()})
         return []
+    if not done.found:  # a process without means, or a disk that is away, says nothing about the bytes
+        return [_logged("cold", done, f"its copy in cold storage cannot be read, and stays: {done.error}", scene)]
     try:
         blobs.set_aside(scene.layout, done.digest)
         after = "it is set aside, and downloaded if the network lists it again"
     except StoreError as error:
-        after = f"and stays: {error.message}"
-    return [_logged("cold", done, f"its copy in cold storage is damaged ({done.error or f'it hashes to {done.found}'}); {after}", scene)]
+        after = f"it stays: {error.message}"
+    return [_logged("cold", done, f"its copy in cold storage hashes to {done.found}; {after}", scene)]
 
 
 def _logged(kind: str, done: Checked, detail: str, scene: _Scene) -> Damage:

@@ -40,6 +40,6 @@ def _free(path: Path) -> int:
 
 def _is_whole(path: Path) -> bool:
     try:
-        return path.lstat().st_size >= BYTES
+        return path.lstat().st_blocks * 512 >= BYTES  # not its size: a copy may be all holes
     except FileNotFoundError:
         return False

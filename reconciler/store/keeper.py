@@ -187,11 +187,12 @@ class Keeper:
         """Return the trees and the blobs that are needed."""
         by_recipe = self._ledger.trees()
         records = self._ledger.records()
-        trees = {entry.tree for held in self._kept(gone) for entry in held.entries.values()}
+        archived = {model.id for model in self._lock.model if model.state == "archived" and _is_archived(records.get(model.id))}
+        trees = self._trees_of(self._kept(gone), archived)
         blobs: set[str] = set()
         for model in self._lock.model:
             record = records.get(model.id)
-            if record is not None and record.state == "archived" and model.state == "archived":
+            if model.id in archived:
                 # What it shared with a model that has gone since was never moved.
                 blobs.update(name for name in model.blobs if not self._layout.cold_blob(name).exists())
                 continue
@@ -204,6 +205,12 @@ class Keeper:
         blobs.update(entry.digest for tree, listing in by_recipe.values() if tree in trees for entry in listing)
         blobs.update(self._made_of(trees - {tree for tree, _ in by_recipe.values()}))
         return trees, blobs
+
+    def _trees_of(self, kept: list[Generation], archived: set[str]) -> set[str]:
+        """Return the trees that generations need; an older one cannot come back with what is *archived*, whose tree has been given up."""
+        current = generations.serving(self._layout).number
+        found = [(held.number, model, entry) for held in kept for model, entry in held.entries.items()]
+        return {entry.tree for number, model, entry in found if number == current or model not in archived}
 
     def _leaving(self) -> list[Record]:
         """Return the records of models that are not listed and within their grace."""
@@ -280,6 +287,10 @@ class Keeper:
             if digests.is_digest(path.name.replace("-", ":", 1))
             and (path.name not in wanted or now - path.stat().st_mtime > PARTIAL_SECONDS)
         ]
+
+
+def _is_archived(record: Record | None) -> bool:
+    return record is not None and record.state == "archived"
 
 
 def _identity(path: Path) -> tuple[int, int]:

@@ -102,8 +102,7 @@ class Life:
         return found + self.faults() + [f"{path} is there or not" for path in sorted(self.end["files"] ^ end["files"])]
 
 
-#: Not trees: where a run is killed before it deletes an archived one, that stays as long as a kept generation has it.
-_ROOMS = ("blobs", "staging", "quarantine", "cold")
+_ROOMS = ("blobs", "trees", "staging", "quarantine", "cold")
 #: What each model may serve.
 APPROVED = {
     "a:v1": {"a.gguf": tiny("a")}, "a:v2": {"a.gguf": tiny("a2")}, "stay:v1": {"stay.gguf": tiny("stay")},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -14,11 +15,14 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from reconciler import settings as settings_
 from reconciler.demo.server import Server
-from reconciler.engine import look, run, upkeep, wary
-from reconciler.ports import Event, Fetched, FetchFailed, Want
+from reconciler.engine import look, run, upkeep, verify, wary
+from reconciler.fetch.verify import Checked, Hashers
+from reconciler.ports import Event, Fetched, FetchFailed, HashProgress, Want
+from reconciler.report.terminal import Moving
 from reconciler.runtime import devices, packages
 from tests.demand import own_disk
 from tests.network import Document
@@ -172,6 +176,45 @@ def test_a_scrub_sets_aside_what_rotted_in_cold_storage(node: Node, command: lis
     node.publish(item)
     assert node.run("apply").code == 0
     assert active(node) == ["a:v1"]
+
+
+def test_a_cold_copy_that_cannot_be_read_now_keeps_its_name(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    item = node.item("a:v1", tiny("a"))
+    node.publish(item)
+    assert node.run("apply").code == 0
+    node.publish(item | {"state": "archived"})
+    assert node.run("apply").code == 0
+
+    def killed(_: Hashers, files: list[tuple[str, int, Path]], *__: object) -> Iterator[Checked]:
+        return (Checked(digest=name, ok=False, error="killed") for name, _size, _path in files)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Hashers, "check_many", killed)
+        assert node.run("verify").code == 3
+
+    assert node.states() == {"a:v1": "archived"}
+    assert node.run("verify").code == 0
+
+
+def test_verify_says_how_far_it_is(used: Node) -> None:
+    heard = Heard()
+
+    verify.verify(settings_.decode((used.folder / "reconcile.toml").read_bytes(), used.folder, ""), heard, progress=True)
+
+    told = [(one.done, one.total) for one in heard.of(HashProgress)]
+    assert told[-1] == (len(tiny("a")), len(tiny("a")))
+    assert told == sorted(told)
+
+
+def test_a_terminal_shows_how_far_verify_is() -> None:
+    seen = io.StringIO()
+    with Moving(Console(file=seen, force_terminal=True, width=100)) as people:
+        people(HashProgress(done=1 << 20, total=4 << 20))
+        people._progress.refresh()
+        assert "hashing" in seen.getvalue()
+        assert "1.0 MiB of 4.0 MiB" in seen.getvalue()
+        people(HashProgress(done=4 << 20, total=4 << 20))
+        assert not people._tasks
 
 
 def test_a_whole_cold_copy_is_hashed_in_its_turn(node: Node) -> None:

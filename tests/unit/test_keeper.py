@@ -124,6 +124,20 @@ def test_cold_storage_is_swept_when_nobody_asks_for_it_any_more(node: StoreNode)
     assert list(node.layout.cold.rglob("*/*/*/*")) == []
 
 
+def test_a_tree_of_an_archived_model_that_a_killed_run_left_goes_though_an_older_generation_names_it(node: StoreNode) -> None:
+    node.policy = changed(POLICY, grace_seconds=3600.0, generations=9)
+    node.run(node.lock(node.item("a:v1", A), node.item("b:v1", B)))
+    tree = node.layout.tree(generations.current(node.layout).entries["a:v1"].tree)
+    lock = node.lock(node.item("a:v1", A, state="archived"), node.item("b:v1", B))
+    node.run(lock)
+    assert len(generations.numbers(node.layout)) > 1
+    tree.mkdir(parents=True)  # as where it was killed between forgetting and deleting it
+
+    node.run(lock)
+
+    assert not tree.exists()
+
+
 def test_a_damaged_copy_that_was_set_aside_goes_after_a_week(node: StoreNode) -> None:
     lock = node.lock(node.item("a:v1", A, state="archived"))
     node.run(node.lock(node.item("a:v1", A)))
