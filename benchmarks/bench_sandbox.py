@@ -51,8 +51,9 @@ def _bare(tree: Path) -> None:
 
 
 def _sandboxed(tree: Path, mode: str) -> Callable[[], None]:
-    if not next(found for found in sandbox.examine() if found.mode == mode).works:
-        pytest.skip(f"{mode} does not work on this machine")
+    probed = next(found for found in sandbox.examine() if found.mode == mode)
+    if not probed.works:
+        pytest.skip(f"{mode} cannot work on this machine: {probed.detail}")
     text = f'[store]\npath = "{tree.parent}/store"\n[smoke]\nsandbox = "{mode}"\n[runtime.llama-cpp]\ngpu_layers = 0\n'
     tester = SandboxedTester(settings.decode(text.encode(), tree.parent))
     job = TestJob(model="m:v1", tree=tree, entrypoint="model.gguf", runtime=snapshot.Runtime(engine="llama-cpp"), smoke=snapshot.Smoke())

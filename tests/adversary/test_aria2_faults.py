@@ -103,7 +103,7 @@ def _fake(tmp_path: Path, body: str) -> Path:
 
 
 _FAKE_SERVER = """
-import http.server, sys, re, time
+import http.server, sys, re, threading
 conf = open(sys.argv[1].partition("=")[2]).read()
 port = int(re.search(r"rpc-listen-port=(\\d+)", conf)[1])
 class Answer(http.server.BaseHTTPRequestHandler):
@@ -124,7 +124,7 @@ http.server.ThreadingHTTPServer(("127.0.0.1", port), Answer).serve_forever()
         (_FAKE_SERVER.replace("ANSWER", "said = b'[]'"), "stay up"),
         (_FAKE_SERVER.replace("ANSWER", 'said = b\'{"result": [1, 2, 3]}\''), "stay up"),
         (_FAKE_SERVER.replace("ANSWER", 'said = b\'{"error": {}}\''), "stay up"),
-        (_FAKE_SERVER.replace("ANSWER", "time.sleep(3600)"), "stay up"),
+        (_FAKE_SERVER.replace("ANSWER", "threading.Event().wait()"), "stay up"),
         (_FAKE_SERVER.replace("ANSWER", 'said = b\'{"id":1,"result":[["ok"]]}\''), "stay up"),
     ],
     ids=["exits", "html", "a list", "another number", "an empty error", "silence", "yes to everything"],

@@ -339,7 +339,7 @@ def test_a_full_disk_fails_one_blob_and_leaves_nothing(tmp_path: Path, server: H
     script = f'mount -t tmpfs -o size=8m none {mount} && exec "$@"'
     command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, "sh", sys.executable, "-c", _DISK, *arguments]
     if subprocess.run([*command[:4], "true"], capture_output=True).returncode:
-        pytest.skip("this machine permits no user namespaces: a small file system cannot be mounted")
+        pytest.skip("this machine gives no user namespace to mount in: unshare --user --map-root-user")
     ran = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert ran.returncode == 0, ran.stderr
     first, left, incidents, second = json.loads(ran.stdout)

@@ -97,10 +97,10 @@ def test_a_slow_command_ends_with_all_that_it_started(index: Path, tmp_path: Pat
 def test_what_a_command_leaves_running_is_not_waited_for(index: Path, tmp_path: Path, seconds: float) -> None:
     """A daemon in a session of its own holds the command's standard error open."""
     code = (
-        "import subprocess, sys, time\n"
+        "import signal, subprocess, sys\n"
         f"left = subprocess.Popen([{sys.executable!r}, '-c', 'import time; time.sleep(20)'], start_new_session=True)\n"
         f"open({str(tmp_path / 'pid')!r}, 'w').write(str(left.pid))\n"
-    ) + ("time.sleep(600)" if seconds < 1 else "sys.exit('GPU lost')")
+    ) + ("signal.pause()" if seconds < 1 else "sys.exit('GPU lost')")
     began = time.monotonic()
 
     why = gate(index, Heard(), healthy=code, seconds=seconds).healthy(MADE)
