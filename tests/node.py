@@ -21,9 +21,10 @@ from typing import Any
 
 from msgspec import Struct
 
-from reconciler import cli
+from reconciler import cli, settings
 from reconciler.demo import models
 from reconciler.demo.server import Server
+from reconciler.ports import Event
 from tests.network import Document, Network
 
 
@@ -48,19 +49,19 @@ class Ran(Struct, frozen=True):
 class Node:
     """A node in *folder*, whose blobs *server* has."""
 
-    def __init__(self, folder: Path, server: Server, settings: str = "") -> None:
+    def __init__(self, folder: Path, server: Server, extra: str = "") -> None:
         self.folder = folder
         self.server = server
         self.network = Network()
         self.network.now = datetime.now(UTC).replace(microsecond=0) - timedelta(minutes=1)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.configure(settings)
+        self.configure(extra)
         (self.folder / "root.json").write_bytes(self.network.root())
 
-    def configure(self, settings: str) -> None:
-        """Write the settings: the defaults of a test, and *settings* after them."""
+    def configure(self, extra: str) -> None:
+        """Write the settings: the defaults of a test, and *extra* after them."""
         text = '[network]\nsnapshot = "published.json"\n\n[store]\nreserve = "1MiB"\n'
-        (self.folder / "reconcile.toml").write_text(text + settings)
+        (self.folder / "reconcile.toml").write_text(text + extra)
 
     @property
     def store(self) -> Path:
@@ -95,6 +96,26 @@ class Node:
         found: Document = json.loads((self.store / "active" / "index.json").read_bytes())
         return found
 
+    def active(self) -> list[str]:
+        """Return the models that ``active/index.json`` lists."""
+        return sorted(model["id"] for model in self.index()["models"])
+
+    def blobs(self) -> list[Path]:
+        """Return every file in the blob store."""
+        return sorted(path for path in (self.store / "blobs").rglob("*") if path.is_file())
+
+    def kinds(self) -> list[str]:
+        """Return the kind of each incident, the newest first."""
+        return [one["kind"] for one in self.run("incidents", "--json").json]
+
+    def records(self) -> list[Document]:
+        """Return what is written of everything in quarantine."""
+        return [json.loads(path.read_bytes()) for path in sorted((self.store / "quarantine").glob("*/record.json"))]
+
+    def settings(self) -> settings.Settings:
+        """Return the settings as the commands read them."""
+        return settings.decode((self.folder / "reconcile.toml").read_bytes(), self.folder)
+
 
 def run(*arguments: str) -> Ran:
     """Run one command line in this process."""
@@ -102,6 +123,21 @@ def run(*arguments: str) -> Ran:
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = cli.run(list(arguments))
     return Ran(code, out.getvalue(), err.getvalue())
+
+
+def deaf(event: Event) -> None:
+    """Hear nothing: for runs whose events do not matter."""
+    del event
+
+
+def flip(path: Path) -> None:
+    """Change one byte of a read-only file."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    mode = path.stat().st_mode
+    path.chmod(0o644)
+    path.write_bytes(data)
+    path.chmod(mode)
 
 
 @functools.cache

@@ -22,7 +22,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from reconciler.engine.agent import Agent, AgentOptions
-from reconciler.settings import Settings, decode
+from reconciler.settings import Settings
 from reconciler.store import writer
 from tests.hostile_server import HostileServer, honest
 from tests.node import Node, tiny
@@ -353,7 +353,7 @@ class Marks:
             self.seen.append((resident(), len(list(Path("/proc/self/fd").iterdir())), files))
 
     def load(self) -> Settings:
-        return decode((self.node.folder / "reconcile.toml").read_bytes(), self.node.folder)
+        return self.node.settings()
 
     def run(self) -> dict[str, int]:
         options = AgentOptions(metrics_file=self.node.folder / "m.prom")

@@ -17,7 +17,6 @@ from typing import IO
 import pytest
 
 from reconciler import cli
-from reconciler import settings as settings_
 from reconciler.engine import health
 from reconciler.engine import run as engine
 from reconciler.engine.health import Health
@@ -270,7 +269,7 @@ def test_init_says_what_is_still_missing(alone: Path) -> None:
 
 def test_a_clock_that_was_ahead_is_said_to_have_been_and_trust_init_is_the_way_out(used: Node) -> None:
     ahead = datetime.now(UTC) + timedelta(days=2)
-    settings = settings_.decode((used.folder / "reconcile.toml").read_bytes(), used.folder)
+    settings = used.settings()
     engine.apply(settings, lambda _: None, clock=lambda: ahead)
 
     for command in (["plan"], ["apply", "--yes"], ["sync"], ["lock"]):
@@ -366,7 +365,7 @@ def test_a_failed_model_says_what_happened_where_it_lies_and_when_it_is_tried_ag
 
 
 def test_programs_read_of_a_failed_model_where_it_lies_and_of_an_agent_when_it_is_tried_again(failing: Node) -> None:
-    settings = settings_.decode((failing.folder / "reconcile.toml").read_bytes(), failing.folder)
+    settings = failing.settings()
     found = failing.run("status", "--json").json
     good, bad = found["models"]
     assert good["quarantine"] is None
