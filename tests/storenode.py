@@ -12,7 +12,7 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from reconciler import apply, digest, lock, plan
@@ -128,9 +128,17 @@ class StoreNode(Word):
 
     # -- the invariants
 
-    def faults(self, approved: dict[str, list[Files]]) -> list[str]:
-        """Return every way in which the store breaks its promise; *approved*: the contents that each model may have."""
-        return [*self._active_faults(approved), *self._blob_faults(), *self._tree_faults()]
+    def faults(self, approved: dict[str, list[Files]], doubted: Collection[str] = ()) -> list[str]:
+        """
+        Return every way in which the store breaks its promise; *approved*: the contents that each model may have.
+
+        The blobs in *doubted* may have other bytes than their names say.
+        """
+        return [*self._active_faults(approved), *self._blob_faults(doubted), *self._tree_faults()]
+
+    def doubted(self) -> set[str]:
+        """Return the blobs that the store does not believe, and hashes before anybody is given them."""
+        return {name for name, seen in self.state().blobs.items() if seen.verified_at is None}
 
     def _active_faults(self, approved: dict[str, list[Files]]) -> Iterator[str]:
         tested = set((self.root / "tested.log").read_text().splitlines()) if (self.root / "tested.log").exists() else set()
@@ -148,11 +156,13 @@ class StoreNode(Word):
             if linked != listed:
                 yield f"active: the index says {sorted(listed)}, the links say {sorted(linked)}"
 
-    def _blob_faults(self) -> Iterator[str]:
+    def _blob_faults(self, doubted: Collection[str]) -> Iterator[str]:
         for folder in (self.layout.blobs, self.layout.cold / "blobs"):
             for path in folder.glob("*/*/*"):
                 if path.name.startswith(".") and folder != self.layout.blobs:
                     continue  # a copy on its way into cold storage has no blob's name yet
+                if f"{path.parts[-3]}:{path.name}" in doubted and folder == self.layout.blobs:
+                    continue
                 seen = path.lstat()
                 if not stat.S_ISREG(seen.st_mode) or hash_file(path, path.parts[-3]) != f"{path.parts[-3]}:{path.name}":
                     yield f"{path.relative_to(self.root)} is not what its name says"

@@ -473,8 +473,9 @@ class MemoryNode(Word):
         return None if number == self.generations.active.number else self.generations.made.get(number, Generation())
 
     def _seen(self, name: str, data: bytes) -> BlobSeen:
-        known = None if name in self.blobs.doubtful else self.clock()
-        return BlobSeen(size=len(data), verified_at=known, damaged=name in self.damaged and digest.of(data) != name)
+        damaged = name in self.damaged and digest.of(data) != name
+        known = None if damaged or name in self.blobs.doubtful else self.clock()
+        return BlobSeen(size=len(data), verified_at=known, damaged=damaged)
 
     def plan(self, wanted: Lock) -> Plan:
         """Return what would be done."""

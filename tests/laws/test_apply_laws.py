@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from reconciler.lock import Lock
@@ -41,6 +41,7 @@ def expected(snapshot: dict[str, tuple[int, str]]) -> dict[str, Files]:
 
 
 @given(stories, st.sampled_from([0.0, 1e9]))
+@example([({"a:v1": (3, "enabled")}, "", 0), ({"a:v1": (0, "enabled")}, "rot", 0), ({"a:v1": (3, "enabled")}, "", 0)], 0.0)
 @settings(max_examples=60, deadline=None)
 def test_every_story_ends_with_what_the_lock_lists(story: list[tuple[dict[str, tuple[int, str]], str, int]], grace: float) -> None:
     node = MemoryNode()
@@ -90,6 +91,7 @@ def trouble_in_memory(node: MemoryNode, trouble: str, index: int) -> None:
 
 
 @given(stories)
+@example([({"a:v1": (0, "enabled")}, "", 0), ({"a:v1": (0, "disabled")}, "hidden rot", 0), ({"a:v1": (0, "enabled")}, "", 0)])
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_a_real_store_ends_there_too(story: list[tuple[dict[str, tuple[int, str]], str, int]]) -> None:
     with tempfile.TemporaryDirectory(dir=memory()) as folder:
@@ -107,7 +109,7 @@ def test_a_real_store_ends_there_too(story: list[tuple[dict[str, tuple[int, str]
             assert node.active() == expected(snapshot)
             assert not node.plan(lock).changes
             assert node.leftovers() == []
-            assert node.faults({name: [*CONTENTS, BOXED] for name in IDS}) == []
+            assert node.faults({name: [*CONTENTS, BOXED] for name in IDS}, node.doubted()) == []
             active = node.layout.active.readlink() if node.layout.active.is_symlink() else None
             assert not node.run(lock).changed
             assert (node.layout.active.readlink() if active else None) == active
