@@ -143,6 +143,17 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         """Where the signed envelope is kept, beside the lock."""
         return self.path(self.network.lockfile).with_name("snapshot.json")
 
+    def own(self, path: Path) -> str:
+        """Return what of the node's own *path* is, to be written by nobody else; empty: nothing of it."""
+        place = Path(os.path.realpath(path))
+        files = {"the lock": self.network.lockfile, "the trust root": self.network.root, "the snapshot": self.network.snapshot}
+        here = {what: self.path(text) for what, text in files.items() if "://" not in text}
+        here["the envelope beside the lock"] = self.envelope_path
+        folders = {"in the store": self.store_path, "in cold storage": self.archive_path}
+        found = [what for what, own in here.items() if place == Path(os.path.realpath(own))]
+        found += [what for what, own in folders.items() if place.is_relative_to(os.path.realpath(own))]
+        return found[0] if found else ""
+
     @property
     def policy(self) -> Policy:
         """What these settings permit, in plain units."""

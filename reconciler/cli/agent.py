@@ -52,6 +52,8 @@ def agent(
     from reconciler.engine.options import Options
     from reconciler.engine.signals import Bell
 
+    if metrics_file is not None:
+        shell.output(metrics_file)
     options = AgentOptions(
         interval_seconds=interval,
         metrics_file=metrics_file.absolute() if metrics_file else None,

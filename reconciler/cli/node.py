@@ -116,9 +116,11 @@ def plan(
     from reconciler import plan as plans
     from reconciler.engine import run
 
+    if out is not None:
+        shell.output(out)
     made = run.preview(shell.settings(), _options(only=only, excluded=excluded, locked=locked, offline=offline)).plan
     if out is not None:
-        out.write_bytes(plans.encode(made))
+        shell.save(out, plans.encode(made))
 
     def show(to: Console) -> None:
         from reconciler.report import terminal

@@ -62,6 +62,29 @@ class Shell:
             raise SettingsError(f"{path} cannot be read: {error.strerror}", hint=hint) from None
         return settings.decode(data, path.absolute().parent, str(path))
 
+    def output(self, path: Path) -> None:
+        """
+        See that *path*, where somebody wants something written, is nothing that the node lives by.
+
+        Raises:
+            UsageError: the node lives by what is there.
+        """
+        from reconciler.settings import Settings
+
+        config = find_config(self.config)
+        try:
+            settings = self.settings()
+        except SettingsError:  # of which the command tells; until then the defaults say what is the node's
+            settings = Settings(base=str((config or Path(CONFIG_NAME)).absolute().parent))
+        is_config = config is not None and os.path.realpath(config) == os.path.realpath(path)
+        if own := "the settings" if is_config else settings.own(path):
+            raise UsageError(f"{path} is {own}, and is not written over", hint="name another file")
+
+    def save(self, path: Path, data: bytes) -> None:
+        """Write what was asked for to *path*, which `output` let pass; raises OSError."""
+        with _named(path):
+            path.write_bytes(data)
+
     @property
     def people(self) -> Console:
         """Where people's text goes."""
@@ -74,8 +97,7 @@ class Shell:
         """Give *value* to programs as one JSON document where they asked for it, and *show* it to people."""
         data = encoded(value)
         if self.json_into:
-            with _named(self.json_into):
-                self.json_into.write_text(data, encoding="utf-8")
+            self.save(self.json_into, data.encode())
         if self.json:
             sys.stdout.write(data)
             sys.stdout.flush()
@@ -191,6 +213,8 @@ def common(*, json: bool = True) -> Callable[[_F], _F]:
                 quiet=given.pop("quiet"),
                 verbose=given.pop("verbose"),
             )
+            if shell.json_into:
+                shell.output(shell.json_into)
             try:
                 return command(shell, **given)
             except BrokenPipeError:

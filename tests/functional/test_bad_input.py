@@ -282,3 +282,37 @@ def test_an_address_that_is_none_is_refused_as_an_argument(node: Node, address: 
 @pytest.mark.parametrize("command", ["incidents", "history"])
 def test_a_number_beyond_all_bounds_is_wrong_usage(node: Node, command: str) -> None:
     assert node.run(command, "-n", "9" * 20).code == 64
+
+
+@pytest.mark.parametrize("own", ["reconcile.toml", "models.lock", "root.json", "snapshot.json", "published.json", "store/ledger.db"])
+@pytest.mark.parametrize("option", ["plan --out", "plan --json-into", "status --json-into", "agent --once --metrics-file"])
+@pytest.mark.parametrize("link", ["", "by a link"])
+def test_nothing_is_written_over_what_the_node_lives_by(used: Node, option: str, own: str, link: str) -> None:
+    place = used.folder / own
+    before = place.read_bytes()
+    named = used.folder / "elsewhere" if link else place
+    if link:
+        named.symlink_to(place)
+
+    command, *words = option.split()
+    ran = used.run(command, *words, str(named))
+
+    assert ran.code == 64, ran
+    assert "is not written over" in ran.err
+    assert place.read_bytes() == before
+
+
+@pytest.mark.parametrize("own", ["reconcile.toml", "models.lock"])
+def test_a_refusal_of_the_settings_is_not_written_over_them_either(used: Node, own: str) -> None:
+    (used.folder / "reconcile.toml").write_text("[store\n")
+    before = (used.folder / own).read_bytes()
+
+    assert used.run("status", "--json-into", str(used.folder / own)).code == 64
+    assert (used.folder / own).read_bytes() == before
+
+
+def test_a_plan_that_cannot_be_saved_is_said_by_its_name(used: Node) -> None:
+    ran = used.run("plan", "--out", "/dev/full")
+
+    assert ran.code == 1
+    assert "/dev/full: No space left on device" in ran.err
