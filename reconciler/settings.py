@@ -13,6 +13,7 @@ import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta, Struct, field
@@ -77,7 +78,8 @@ class LlamaCppSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """The engine llama-cpp."""
 
     gpu_layers: Annotated[int, Meta(ge=-1)] = -1
-    threads: Annotated[int, Meta(ge=0)] = 0
+    #: At most what ggml takes (GGML_MAX_N_THREADS); with more, every model would fail its test.
+    threads: Annotated[int, Meta(ge=0, le=512)] = 0
 
 
 class OpenAISettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -232,9 +234,20 @@ def _check_addresses(settings: Settings) -> None:
             _check_address(f"[network] {key}", snapshot.check_url, text.replace("{version}", "1"))
     if network.root_updates and "{version}" not in network.root_updates:
         raise ValueError("[network] root_updates: it says nowhere {version}, so all roots would be in one place")
+    _check_proxy(settings.download.proxy)
     for host in settings.download.allowed_hosts:
         if not host or "/" in host:
             raise ValueError(f"[download] allowed_hosts: {host!r} is no name of a host")
+
+
+def _check_proxy(text: str) -> None:
+    try:
+        parts = urlsplit(text)
+        is_proxy = parts.scheme == "http" and parts.hostname and parts.port and f"{parts.path}{parts.query}{parts.fragment}" in {"", "/"}
+    except ValueError:  # no port, or no address
+        is_proxy = False
+    if text and not is_proxy:  # it is not shown: it may carry a password
+        raise ValueError("[download] proxy: it is not http://[user:password@]host:port")
 
 
 def _check_address(name: str, check: Callable[[str], None], text: str) -> None:

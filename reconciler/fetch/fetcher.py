@@ -23,7 +23,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from reconciler.errors import FetchError, ReconcileError
+from reconciler.errors import FetchError, ReconcileError, SettingsError
 from reconciler.fetch import aria2, credentials, sources, verify
 from reconciler.fetch.passage import Passage, Tools
 from reconciler.fetch.resolve import Resolver
@@ -75,7 +75,10 @@ class Aria2Fetcher:
         if self._closed.is_set():
             raise _closed()
         self._staging.open()
-        known = credentials.read(self._settings.netrc)
+        try:
+            known = credentials.read(self._settings.netrc)
+        except SettingsError as error:  # no model's fault: nobody can be asked for it now
+            raise FetchError(error.message, hint=error.hint) from None
         self._daemon = self._daemon or aria2.Daemon(self._settings, self._staging.root, self._staging.lock, known)
         self._hashers = self._hashers or verify.Hashers(max(self._settings.concurrent, os.cpu_count() or 1))
         resolver = Resolver(self._settings, known, self._hashers.wake)

@@ -311,6 +311,23 @@ def test_a_refusal_of_the_settings_is_not_written_over_them_either(used: Node, o
     assert (used.folder / own).read_bytes() == before
 
 
+def test_credentials_that_are_gone_are_no_fault_of_a_model(used: Node) -> None:
+    """What needs no download goes on, what needs one is tried again; nobody is said to have failed a test."""
+    used.publish(used.item("b:v1", tiny("b")))
+    used.configure('[download]\nnetrc = "gone"\n')
+
+    ran = used.run("apply")
+
+    assert ran.code == 3, ran
+    assert "cannot read the credentials in" in ran.out
+    assert used.active() == []
+    assert "smoke-failed" not in used.kinds()
+    assert used.records() == []
+    used.configure("")
+    assert used.run("apply").code == 0
+    assert used.active() == ["b:v1"]
+
+
 def test_a_plan_that_cannot_be_saved_is_said_by_its_name(used: Node) -> None:
     ran = used.run("plan", "--out", "/dev/full")
 

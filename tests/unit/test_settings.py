@@ -59,6 +59,9 @@ def test_an_unknown_key_names_the_nearest_known_one(text: str, said: str, hint: 
         ("[store]\nreserve = '10 gigs'\n", "[store] reserve"), ("[store]\ngrace = 'soon'\n", "[store] grace"),
         ("[store]\ngenerations = 0\n", "store.generations"), ("[store]\ngenerations = '3'\n", "store.generations"),
         ("[download]\nconnections = 17\n", "download.connections"), ("[download]\nlimit = -1\n", "download.limit"),
+        ("[download]\nproxy = 'nonsense'\n", "[download] proxy"), ("[download]\nproxy = 'socks5://h:1'\n", "[download] proxy"),
+        ("[download]\nproxy = 'http://h:99999'\n", "[download] proxy"), ("[download]\nproxy = 'http://h'\n", "[download] proxy"),
+        ("[download]\nproxy = 'http://h:1/x'\n", "[download] proxy"), ("[runtime.llama-cpp]\nthreads = 513\n", "llama-cpp.threads"),
         ("[agent]\ninterval = '5 min'\n", "[agent] interval"), ("[smoke]\nsandbox = 'none'\n", "smoke.sandbox"),
         ("[hooks]\nhealthy = 'curl x'\n", "hooks.healthy"), ("[download]\nfallback = ['https://m.example.org/fixed']\n", "template"),
         ("[download]\nfallback = ['ftp://m.example.org/{hex}']\n", "scheme"), ("store = 1\n", "store"), ("[store\n", "not TOML"),
@@ -95,6 +98,17 @@ def test_there_is_no_key_that_turns_a_check_off() -> None:
 
     assert len(keys) > 30
     assert not {key for key in keys if words & set(key.split("_"))}
+
+
+def test_a_refused_proxy_does_not_show_its_password() -> None:
+    with pytest.raises(SettingsError) as refused:
+        decode("[download]\nproxy = 'https://ann:hunter2@h:1'\n")
+    assert "hunter2" not in refused.value.message + refused.value.hint
+
+
+@pytest.mark.parametrize("proxy", ["", "http://h.example.org:3128", "http://ann:pass@127.0.0.1:1/", "http://[::1]:8080"])
+def test_a_proxy_is_taken(proxy: str) -> None:
+    assert decode(f"[download]\nproxy = '{proxy}'\n").download.proxy == proxy
 
 
 @pytest.mark.parametrize("text", ['[store]\npath = "\\u0000"', '[network]\nlockfile = "a\\u0000b"', '[hooks]\nhealthy = ["sh", "\\u0000"]'])
