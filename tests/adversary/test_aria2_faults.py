@@ -146,10 +146,14 @@ def test_a_downloader_that_answers_without_the_secret_is_refused(tmp_path: Path)
     answer = "import json; said = json.dumps({'id': 1, 'result': [{}] if b'multicall' in asked else {}}).encode()"
     body = _FAKE_SERVER.replace("ANSWER", answer)
     daemon = aria2.Daemon(msgspec.structs.replace(FAST, aria2c=_fake(tmp_path, body)), tmp_path, -1, credentials.read(None))
+
+    def use() -> None:
+        daemon.start()  # where the one who knocks is answered first, it is refused here
+        _until(lambda: daemon.poll(["0000000000000001"]) and None)
+
     try:
-        daemon.start()
         with pytest.raises(aria2.Lost, match="without its secret"):
-            _until(lambda: daemon.poll(["0000000000000001"]) and None)
+            use()
     finally:
         daemon.close()
 
