@@ -101,7 +101,8 @@ def rollback(shell: Shell, *, number: int | None, lock_timeout: float) -> None:
     """
     Return to generation N, or to the one before.
 
-    Refused for what the current snapshot does not list: the network's word stands above the node's. The next apply goes forward again.
+    Refused for what the current snapshot does not list: the network's word stands above the node's. The healthy hook is asked, as after
+    an apply. The next apply goes forward again.
 
     \b
       reconcile history

@@ -53,18 +53,19 @@ def rollback(
     settings: Settings, report: Reporter, number: int | None = None, *, lock_timeout_seconds: float = 0.0, clock: Clock = wall_clock
 ) -> Generation:
     """
-    Return to generation *number*, or to the one before the active one.
+    Return to generation *number*, or to the one that served before the active one.
 
     Raises:
         UsageError: there is no such generation.
         StoreError: it holds a model that the current snapshot does not list as enabled: what the network took away stays away; or
-            one whose bytes are not known to be good.
+            one whose bytes are not known to be good; or the operator's command says that the node is not healthy with it, and what
+            served before serves again.
     """
     layout = confirm.layout_of(settings)
     with network.held_store(settings, timeout_seconds=lock_timeout_seconds) as ledger:
         found = confirm.confirm(settings)
         current = generations.serving(layout)
-        target = _target(layout, current.number, number)
+        target = _target(layout, ledger, current.number, number)
         enabled = {model.id: model.recipe for model in found.lock.model if model.state == "enabled"}
         trees = {recipe: tree for recipe, (tree, _) in ledger.trees().items()}
         strange = [model for model, entry in target.entries.items() if trees.get(enabled.get(model, "")) != entry.tree]
@@ -73,7 +74,8 @@ def rollback(
                 f"generation {target.number} holds what the current snapshot does not list: {', '.join(sorted(strange))}",
                 hint="`reconcile history` shows the others",
             )
-        doubtful = target.entries.keys() - _whole(observe.node_state(layout, ledger), target)
+        state = observe.node_state(layout, ledger)
+        doubtful = target.entries.keys() - _whole(state, target)
         if doubtful:
             raise StoreError(
                 f"generation {target.number} holds bytes that are not known to be good: {', '.join(sorted(doubtful))}",
@@ -81,11 +83,28 @@ def rollback(
             )
         store = generations.Generations(layout)
         touched = generations.strayed(layout, target) or generations.planted(layout, target)
+        ledger.set_running(running=True)  # cut short from here on, the next run asks and logs what is not asked and logged
         made = store.swap(target.entries) if touched else store.reactivate(target.number)
-        wiring.gate(settings, layout, report).activated(made)
-        _log(ledger, current, made, found.lock_digest, clock)
-        report(Swapped(generation=made.number, what="rollback"))
+        gate = wiring.gate(settings, layout, report)
+        comes = any(current.tree_of(model) != entry.tree for model, entry in made.entries.items())
+        why = gate.healthy(made) if comes else ""
+        serving = _back(store, current) if why else made
+        what = f"went back from {made.number}: not healthy: {why}" if why else f"rolled back from {current.number}"
+        ledger.changed(_change(current, serving, what, found.lock_digest, clock))
+        ledger.set_running(running=state.unfinished)
+        report(Swapped(generation=serving.number, what="rollback"))
+        gate.activated(serving)
+    if why:
+        raise StoreError(
+            f"the node is not healthy with generation {made.number}: {why}",
+            hint=f"generation {serving.number} serves; `reconcile history` shows the others",
+        )
     return made
+
+
+def _back(store: generations.Generations, before: Generation) -> Generation:
+    """Let what served before serve again; nothing, where that was not whole."""
+    return store.reactivate(before.number) if before.number else store.swap({})
 
 
 def _whole(state: NodeState, target: Generation) -> set[str]:
@@ -95,31 +114,35 @@ def _whole(state: NodeState, target: Generation) -> set[str]:
     return {model for model, entry in target.entries.items() if entry.tree in trees}
 
 
-def _target(layout: Layout, current: int, number: int | None) -> Generation:
-    """Return generation *number*, or the newest whole one before *current*; before none, where what is active is damaged."""
+def _target(layout: Layout, ledger: Ledger, current: int, number: int | None) -> Generation:
+    """
+    Return generation *number*; without one, the newest whole one before *current*, or of all where what is active is damaged.
+
+    What the history does not know never served: the node was not healthy with it. A ledger that was lost knows none, and bars none.
+    """
     found = generations.numbers(layout)
     if number is not None and number not in found:
         raise UsageError(f"there is no generation {number}", hint=f"there are: {', '.join(map(str, found)) or 'none'}")
     if number is not None:
         return generations.read(layout, number)
+    served = {change.generation for change in ledger.history()}
     for one in reversed(found):
+        if (current and one >= current) or (served and one > min(served) and one not in served):
+            continue
         with contextlib.suppress(generations.Damaged):
-            if one < current or not current:
-                return generations.read(layout, one)
+            return generations.read(layout, one)
     raise UsageError("there is no earlier generation", hint="`reconcile history` shows them")
 
 
-def _log(ledger: Ledger, before: Generation, after: Generation, lock: str, clock: Clock) -> None:
-    ledger.changed(
-        Change(
-            at=clock(),
-            generation=after.number,
-            actor="rollback",
-            what=f"rolled back from {before.number}",
-            lock=lock,
-            added=tuple(sorted(after.entries.keys() - before.entries.keys())),
-            removed=tuple(sorted(before.entries.keys() - after.entries.keys())),
-        )
+def _change(before: Generation, after: Generation, what: str, lock: str, clock: Clock) -> Change:
+    return Change(
+        at=clock(),
+        generation=after.number,
+        actor="rollback",
+        what=what,
+        lock=lock,
+        added=tuple(sorted(after.entries.keys() - before.entries.keys())),
+        removed=tuple(sorted(before.entries.keys() - after.entries.keys())),
     )
 
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from reconciler.engine import confirm
+from reconciler.store.ledger import Ledger
 from tests.node import Node, flip, tiny
 
 
@@ -93,6 +98,83 @@ def test_rollback_follows_no_link_that_was_planted_in_a_kept_generation(used: No
 
     assert used.active() == ["a:v1"]
     assert (used.store / "active/models/a/v1").readlink() == true
+
+
+def ask(node: Node, script: str) -> None:
+    """Let the node's ``healthy`` hook be *script*."""
+    node.configure(f"\n[hooks]\nhealthy = ['sh', '-c', '{script}']\n")
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_rollback_to_what_the_node_is_not_healthy_with_goes_back(used: Node, *, damaged: bool) -> None:
+    first = used.index()["generation"]
+    used.publish(used.item("a:v1", tiny("a"), state="disabled"), used.item("b:v1", tiny("b")))
+    assert used.run("apply").code == 0
+    used.publish(used.item("a:v1", tiny("a")), used.item("b:v1", tiny("b"), state="disabled"))
+    assert used.run("lock").code == 0
+    serving = used.index()
+    if damaged:
+        (used.store / "active/index.json").unlink()
+    ask(used, "echo too slow >&2; exit 1")
+
+    ran = used.run("rollback", str(first))
+
+    assert ran.code == 1, ran
+    assert f"not healthy with generation {first}: exited with 1: too slow" in ran.err
+    assert used.index()["models"] == ([] if damaged else serving["models"])
+    assert f"went back from {first}: not healthy" in used.run("history", "--json").json[-1]["what"]
+    ask(used, "exit 0")
+    assert used.run("rollback", str(first)).code == 0
+    assert used.active() == ["a:v1"]
+
+
+def test_rollback_without_a_number_passes_over_what_the_node_was_not_healthy_with(used: Node) -> None:
+    first = used.index()["generation"]
+    ask(used, "exit 1")
+    used.publish(used.item("a:v1", tiny("a")), used.item("b:v1", tiny("b")))
+    assert used.run("apply").code == 3
+    assert used.index()["generation"] == first
+    ask(used, "exit 0")
+    used.publish(used.item("a:v1", tiny("a")), used.item("c:v1", tiny("c")))
+    assert used.run("apply").code == 0
+    assert used.index()["generation"] == first + 2
+
+    assert used.run("rollback").code == 0
+
+    assert used.index()["generation"] == first
+    assert used.active() == ["a:v1"]
+
+
+def test_a_rollback_that_was_killed_while_it_asked_is_asked_about_by_the_next_run(used: Node) -> None:
+    first = used.index()["generation"]
+    used.publish(used.item("a:v1", tiny("a"), state="disabled"), used.item("b:v1", tiny("b")))
+    assert used.run("apply").code == 0
+    used.publish(used.item("a:v1", tiny("a")), used.item("b:v1", tiny("b")))
+    assert used.run("lock").code == 0
+    ask(used, "kill -KILL $PPID")
+    command = [sys.executable, "-m", "reconciler", "rollback", str(first), "--config", str(used.folder / "reconcile.toml")]
+    assert subprocess.run(command, check=False, capture_output=True).returncode == -signal.SIGKILL
+    assert used.active() == ["a:v1"]
+    ask(used, "exit 0")
+
+    ran = used.run("apply")
+
+    assert ran.code == 0, ran
+    assert used.active() == ["a:v1", "b:v1"]
+    assert first in {change["generation"] for change in used.run("history", "--json").json[-2:]}
+    assert not used.run("plan", "--json").json["changes"]
+
+
+def test_rollback_takes_no_unfinished_run_for_finished(used: Node) -> None:
+    """What a killed run left is still the next run's to clear."""
+    two_generations(used)
+    with Ledger.writing(confirm.layout_of(used.settings()).ledger) as ledger:
+        ledger.set_running(running=True)
+
+    assert used.run("rollback").code == 0
+
+    assert used.run("apply").code == 0
+    assert "crash-recovered" in used.kinds()
 
 
 def test_kept_generations_are_bounded(node: Node) -> None:
