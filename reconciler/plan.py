@@ -160,7 +160,9 @@ def _listed(model: LockedModel, scene: Scene, blobs: dict[str, BlobChange]) -> M
     op = lifecycle.decide(observed, desired)
     before = _state_of(model.id, observed, scene.state)
     if op != "keep" and _left_out(model.id, scene.policy):
-        return ModelChange(id=model.id, op="keep", from_=before, to=before, reason=lifecycle.reason("excluded"))
+        if before != "active" or model.state == "enabled":
+            return ModelChange(id=model.id, op="keep", from_=before, to=before, reason=lifecycle.reason("excluded"))
+        op = "disable" if op == "repair" else op  # what the network takes away stops all the same; no work is done on it
     wanted = op in {"install", "repair", "retest", "enable", "restore"}
     return ModelChange(
         id=model.id,
@@ -188,7 +190,7 @@ def observe(model: LockedModel, scene: Scene) -> tuple[Observed, str]:
     if tree is not None and _is_damaged(model, tree, scene):
         forgotten = model.state == "archived" and active is None and record is None  # it was removed; a kept generation holds its tree
         return ("absent", "not-installed") if forgotten else ("damaged", "damaged")
-    if said == "failed":
+    if said == "failed" and (active is None or model.state != "disabled"):  # a run that was cut short let it serve: that ends first
         return "failed", "failed-before"
     if tree is None or (said == "archived" and active is None):  # a tree that is there then is another model's with the same files
         return _without_tree(model, scene, said)

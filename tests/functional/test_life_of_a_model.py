@@ -472,6 +472,16 @@ def test_only_and_except_leave_the_others_alone(node: Node) -> None:
     assert node.run("plan", "--detailed-exitcode").code == 2
 
 
+@pytest.mark.parametrize("chosen", [("--only", "b:v1"), ("--except", "a:v1")], ids=["only", "except"])
+def test_what_the_network_disables_stops_though_it_is_left_out(used: Node, chosen: tuple[str, str]) -> None:
+    used.publish(used.item("a:v1", tiny("a"), state="disabled"), used.item("b:v1", tiny("b")))
+
+    assert used.run("apply", *chosen).code == 0
+
+    assert used.states()["a:v1"] == "inactive"
+    assert "a:v1" not in used.active()
+
+
 def test_offline_touches_no_network_and_locked_fetches_no_lock(used: Node, asked: list[str]) -> None:
     held = (used.folder / "models.lock").read_bytes()
     (used.folder / "published.json").write_bytes(used.network.snapshot(used.item("b:v1", tiny("b"))))

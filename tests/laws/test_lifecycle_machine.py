@@ -15,6 +15,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import msgspec
+import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -293,6 +294,26 @@ def test_what_a_member_of_another_models_archive_is_made_of_stays_when_a_model_g
     assert node.faults({"a:v2": [BOXED]}) == []
     assert not node.plan(lock).changes
     assert node.states(lock)["a:v1"] == "archived"
+
+
+def test_a_failed_model_that_a_killed_run_let_serve_stops_when_the_network_disables_it(tmp_path: Path) -> None:
+    node = StoreNode(tmp_path)
+    lock = node.lock(node.item("a:v1", CONTENTS[0]))
+    node.gate.verdict = lambda _: "sick"
+    node.run(lock)
+    node.gate.verdict = _kill
+    with pytest.raises(Killed):
+        node.run(lock)
+    assert set(node.active()) == {"a:v1"}
+    disabled = node.lock(node.item("a:v1", CONTENTS[0], state="disabled"))
+
+    node.run(disabled)
+
+    assert node.active() == {}
+    assert node.states(disabled) == {"a:v1": "inactive"}
+    node.gate.verdict = lambda _: ""
+    node.run(lock)
+    assert set(node.active()) == {"a:v1"}
 
 
 def test_a_lost_generation_is_made_anew_though_nothing_can_serve(tmp_path: Path) -> None:

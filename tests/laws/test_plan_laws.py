@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -76,11 +77,13 @@ def states(draw: st.DrawFn, lock: Lock) -> NodeState:
     )
     if not lock.model or draw(st.booleans()):
         return state
-    return _settled(lock.model[draw(st.integers(0, len(lock.model) - 1))], draw(settled), lock, state)
+    said = draw(settled)
+    serves = said == "active" or (said == "failed" and draw(st.booleans()))
+    return _settled(lock.model[draw(st.integers(0, len(lock.model) - 1))], said, lock, state, serves=serves)
 
 
-def _settled(model: LockedModel, said: ModelState, lock: Lock, state: NodeState) -> NodeState:
-    """Return *state* with one model as a run leaves it: few draws would make one."""
+def _settled(model: LockedModel, said: ModelState, lock: Lock, state: NodeState, *, serves: bool) -> NodeState:
+    """Return *state* with one model as a run leaves it, cut short right after a swap too: few draws would make one."""
     names = model.blobs
     tree = TreeSeen(digest=TREES[0], recipe=model.recipe, blobs=names, bytes=3)
     passed = Passed(
@@ -89,7 +92,7 @@ def _settled(model: LockedModel, said: ModelState, lock: Lock, state: NodeState)
     others = {name: entry for name, entry in state.active.entries.items() if name != model.id}
     result: NodeState = changed(
         state,
-        active=changed(state.active, entries=others | ({model.id: _entry(model.id, TREES[0])} if said == "active" else {})),
+        active=changed(state.active, entries=others | ({model.id: _entry(model.id, TREES[0])} if serves else {})),
         blobs=state.blobs | {name: BlobSeen(size=3, verified_at=NOW) for name in names},
         trees=state.trees | {model.recipe: tree},
         records=state.records | {model.id: Record(id=model.id, state=said, recipe=model.recipe)},
@@ -130,10 +133,34 @@ def test_every_state_has_a_plan_and_every_plan_keeps_the_laws(scene: tuple[Lock,
         if change.id not in listed:
             assert change.op in {"remove", "keep"}
             assert change.to != "active"
-        if change.op == "reject" or change.reason.startswith("excluded"):
+        if change.id in state.active.entries and (change.id not in listed or listed[change.id].state != "enabled"):
+            assert change.op != "keep", "what the network took away serves on"
+        if change.op == "reject" or change.id in policy.excluded:
             assert change.download_bytes == 0
     assert sum(change.download_bytes for change in made.models) == made.summary["download_bytes"]
     assert sum(made.summary[op] for op in lifecycle.OPS) == len(made.models)
+
+
+@pytest.mark.parametrize("excluded", [(), ("a:v1",)])
+@pytest.mark.parametrize("damaged", [False, True])
+@pytest.mark.parametrize("said", ["absent", "pending", "active", "inactive", "failed", "archived"])
+@pytest.mark.parametrize("wanted", ["disabled", "archived", "unlisted"])
+def test_what_serves_and_is_taken_away_stops_whatever_is_remembered_of_it(
+    wanted: str, said: ModelState, excluded: tuple[str, ...], *, damaged: bool
+) -> None:
+    """A run that was killed between its swap and its last word left any record beside what serves."""
+    word = Word(Network(), Internet())
+    lock = word.lock(*([] if wanted == "unlisted" else [word.item("a:v1", CONTENTS[0], state=wanted)]))
+    model = word.lock(word.item("a:v1", CONTENTS[0])).model[0]
+    state = _settled(model, said, lock, NodeState(), serves=True)
+    if damaged:
+        state = changed(state, blobs={name: changed(blob, damaged=True) for name, blob in state.blobs.items()})
+
+    change = plan.diff(lock, "", state, FACTS, Policy(excluded=excluded), now=NOW).models[0]
+
+    assert change.from_ == "active"
+    assert change.op != "keep"
+    assert not (excluded and change.download_bytes)
 
 
 @given(scenes)
