@@ -289,6 +289,13 @@ class MemoryTrees:
             self._blobs.keep(name_of(content), content)
         return [Listing(path=path, digest=name_of(content), size=len(content)) for path, content in files.items()]
 
+    def relearned(self, name: str) -> TreeSeen:
+        """Return the tree *name* as its links tell: a file that is no blob's is damage."""
+        listing = self.listings.get(name, ())
+        here = {entry.digest for entry in listing} & self._blobs.hot.keys()
+        whole = bool(listing) and all(entry.digest in here for entry in listing)
+        return TreeSeen(digest=name, recipe=name, blobs=tuple(sorted(here)), bytes=sum(entry.size for entry in listing), damaged=not whole)
+
     def remove(self, name: str) -> None:
         self.seen = {recipe: seen for recipe, seen in self.seen.items() if seen.digest != name}
         self.listings.pop(name, None)
@@ -459,13 +466,18 @@ class MemoryNode(Word):
         return NodeState(
             active=self.generations.active,
             blobs={name: self._seen(name, data) for name, data in self.blobs.hot.items()},
-            trees=dict(self.trees.seen),
+            trees=self._relearned() | self.trees.seen,
             archived={name: BlobSeen(size=len(data)) for name, data in self.blobs.cold.items()},
             records=dict(self.ledger.records),
             passed=dict(self.ledger.passes),
             unfinished=self.ledger.running,
             heard=self._heard() if self.ledger.running else None,
         )
+
+    def _relearned(self) -> dict[str, TreeSeen]:
+        """Return what serves and the ledger forgot, as its links tell."""
+        forgotten = {entry.tree for entry in self.generations.active.entries.values()} - {tree.digest for tree in self.trees.seen.values()}
+        return {tree: self.trees.relearned(tree) for tree in forgotten}
 
     def _heard(self) -> Generation | None:
         swaps = [event for event in self.heard.events if isinstance(event, Swapped)]

@@ -49,7 +49,10 @@ def _observed(layout: Layout, ledger: Ledger) -> NodeState:
     known = ledger.verifications()
     found = _scan(layout.blobs)
     blobs = {name: _blob(seen, known.get(name)) for name, seen in found.items()}
-    trees = [_tree(layout, recipe, tree, listing, found) for recipe, (tree, listing) in ledger.trees().items()]
+    remembered = ledger.trees()
+    trees = [_tree(layout, recipe, tree, listing, found) for recipe, (tree, listing) in remembered.items()]
+    forgotten = {entry.tree for entry in active.entries.values()} - {tree for tree, _ in remembered.values()}
+    trees += [_relearned(layout, tree, found) for tree in sorted(forgotten)]
     lost = [f"blob {name} is gone" for name in sorted(known.keys() - found.keys())]
     damaged = [f"blob {name} is not the file that was verified" for name, seen in sorted(blobs.items()) if seen.damaged]
     torn = [f"tree {seen.digest} is damaged" for seen in trees if seen.damaged]
@@ -130,6 +133,32 @@ def _tree(layout: Layout, recipe: str, name: str, listing: tuple[Listing, ...], 
     )
 
 
+def _relearned(layout: Layout, name: str, found: dict[str, os.stat_result]) -> TreeSeen:
+    """
+    Return an active tree that a lost ledger forgot, as its own links tell: what it is made of can be hashed before it serves on.
+
+    Of which recipe it was made nobody knows; its own name stands there, which is nobody's.
+    """
+    from reconciler.store.trees import digest_of  # with all that makes trees, which other plans do without
+
+    names = {(blob.st_dev, blob.st_ino): digest for digest, blob in found.items()}
+    folder, listing = layout.tree(name), list[Listing]()
+    for path in sorted(_names(str(folder), str(folder))):
+        try:
+            seen = os.lstat(folder / path)
+        except FileNotFoundError:  # a run that holds the store deleted it meanwhile
+            continue
+        if not stat.S_ISDIR(seen.st_mode):
+            listing.append(Listing(path=path, digest=names.get((seen.st_dev, seen.st_ino), ""), size=seen.st_size))
+    return TreeSeen(
+        digest=name,
+        recipe=name,
+        blobs=tuple(sorted({entry.digest for entry in listing if entry.digest})),
+        bytes=sum(entry.size for entry in listing),
+        damaged=folder.is_symlink() or digest_of(tuple(listing)) != name,
+    )
+
+
 def _whole(folder: str, listing: tuple[Listing, ...], found: dict[str, os.stat_result]) -> bool:
     """Return whether *folder* has the very blobs that *listing* names, nothing else, and no link where it has a folder."""
     try:
@@ -160,8 +189,8 @@ def _above(path: str) -> set[str]:
     return {"/".join(parts[: end + 1]) for end in range(len(parts))}
 
 
-def _names(folder: str, handle: int, prefix: str = "") -> set[str]:
-    """Return the paths of everything in *folder*, of which *handle* is open; a link is named and not followed."""
+def _names(folder: str, handle: int | str, prefix: str = "") -> set[str]:
+    """Return the paths of everything in *folder*, which *handle* is, open or by name; a link is named and not followed."""
     found: set[str] = set()
     for entry in _entries(f"{folder}/{prefix}" if prefix else handle):
         found.add(prefix + entry.name)

@@ -316,6 +316,53 @@ def test_a_failed_model_that_a_killed_run_let_serve_stops_when_the_network_disab
     assert set(node.active()) == {"a:v1"}
 
 
+@pytest.mark.parametrize("boxed", [False, True])
+@pytest.mark.parametrize("trouble", ["not healthy", "lies"])
+def test_an_older_copy_that_a_lost_ledger_forgot_is_hashed_before_it_serves_on(tmp_path: Path, trouble: str, *, boxed: bool) -> None:
+    node = StoreNode(tmp_path)
+    first = BOXED if boxed else CONTENTS[1]
+    node.run(node.lock(node.item("a:v1", {}, boxed=BOXED) if boxed else node.item("a:v1", CONTENTS[1])))
+    other = node.lock(node.item("a:v1", CONTENTS[0]))
+    node.layout.ledger.unlink()
+    if trouble == "not healthy":
+        node.gate.verdict = lambda _: "sick"
+    else:
+        node.internet.pages = dict.fromkeys(node.internet.pages, b"lie")
+
+    node.run(other)
+
+    assert node.active() == {"a:v1": first}, "what is whole serves on"
+    node.layout.ledger.unlink()
+    blob = node.layout.blob(name_of(first["m"]))
+    blob.chmod(0o644)
+    blob.write_bytes(b"ROT" + first["m"][3:])
+    blob.chmod(0o444)
+    node.run(other)
+    assert node.active() == {}
+
+
+@pytest.mark.parametrize("what", ["a file is gone", "one too many", "other bytes"])
+def test_an_older_copy_that_a_lost_ledger_forgot_is_not_believed_when_its_links_are_other(tmp_path: Path, what: str) -> None:
+    node = StoreNode(tmp_path)
+    node.run(node.lock(node.item("a:v1", CONTENTS[1])))
+    other = node.lock(node.item("a:v1", CONTENTS[0]))
+    node.layout.ledger.unlink()
+    folder = node.layout.active / "models/a/v1"
+    match what:
+        case "a file is gone":
+            (folder / "n").unlink()
+        case "one too many":
+            (folder / "more").write_bytes(b"more")
+        case _:
+            (folder / "n").unlink()
+            (folder / "n").write_bytes(CONTENTS[1]["n"])
+    node.internet.pages = dict.fromkeys(node.internet.pages, b"lie")
+
+    node.run(other)
+
+    assert node.active() == {}
+
+
 def test_a_lost_generation_is_made_anew_though_nothing_can_serve(tmp_path: Path) -> None:
     node = StoreNode(tmp_path)
     lock = node.lock(node.item("a:v1", CONTENTS[0]))
