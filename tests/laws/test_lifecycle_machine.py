@@ -237,6 +237,7 @@ class Life(RuleBasedStateMachine):
         self.ran = True
         assert set(self.node.active()) <= self.expected.may_serve()
         assert set(outcome.failed) <= self.expected.listed.keys()
+        assert len(generations.numbers(self.node.layout)) <= self.node.policy.generations + 1, "what runs left that were killed goes too"
         assert list(self.node._active_faults(self.expected.approved)) == []
         if self.expected.clean:
             self.settled()
@@ -268,8 +269,7 @@ class Life(RuleBasedStateMachine):
                 assert link.is_dir(), f"{model} leads nowhere"
 
     @invariant()
-    def bounds_hold(self) -> None:
-        assert len(generations.numbers(self.node.layout)) <= 6
+    def nothing_half_made_lies_about(self) -> None:
         assert self.node.leftovers() == []
 
 
