@@ -27,7 +27,7 @@ from reconciler import plan as plans
 from reconciler import units
 from reconciler.apply.bring import Bringing, Prepared
 from reconciler.apply.records import Records
-from reconciler.apply.serve import Serving
+from reconciler.apply.serve import NOT_WHOLE, Serving
 from reconciler.errors import BlobDamaged, DiskFull, FetchError, HashMismatch, SizeMismatch, SmokeFailed, StoreError
 from reconciler.lock import Lock, LockedModel
 from reconciler.node import NodeFacts, Policy
@@ -140,10 +140,11 @@ class _Run:
     def _stop_serving(self) -> None:
         leaving = [change for change in self._plan.models if change.op in {"remove", "disable"} or self._deactivates(change)]
         spoiled = [model for model in self._serving.entries if self._is_spoiled(model)]
-        gone = [*(change.id for change in leaving if change.id in self._serving.entries), *spoiled]
+        ended = [change.id for change in leaving if change.id in self._serving.entries]
+        what = "removed or disabled by the snapshot" if ended else "damaged" if spoiled else NOT_WHOLE
         # What only needs its link again comes back in one swap (4): a reader whose paths still work must not meet an empty set before.
         lost = self._state.broken and not any(change.op == "enable" for change in self._plan.models)
-        self._serving.swap({}, gone, "removed or disabled by the snapshot", anew=lost or bool(self._state.strayed))
+        self._serving.swap({}, [*ended, *spoiled], what, anew=lost or bool(self._state.strayed))
         for change in leaving:
             if change.op == "disable":
                 self._records.settle(change.id, "inactive", change.reason)

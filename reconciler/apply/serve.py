@@ -12,6 +12,9 @@ from collections.abc import Collection
 from reconciler.ports import Incident, Ports, Swapped
 from reconciler.state import ActiveModel, Generation
 
+#: Why a set is swapped in though the models that serve stay the same.
+NOT_WHOLE = "what was active was not whole"
+
 
 class Serving:
     """The models that serve, by id."""
@@ -24,7 +27,7 @@ class Serving:
     def mend(self) -> None:
         """Leave no reader with a set that is not whole."""
         if self._broken:
-            self.swap({}, (), "what was active was not whole", anew=True)
+            self.swap({}, (), NOT_WHOLE, anew=True)
 
     def swap(
         self, added: dict[str, ActiveModel], gone: Collection[str], what: str, *, succeeded: Collection[str] = (), anew: bool = False

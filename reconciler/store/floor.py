@@ -1,5 +1,5 @@
 """
-What this store has accepted of the network: the floor, the walked roots, and every accepted envelope by digest.
+What this store has accepted of the network: the floor, the walked roots, and the last accepted envelopes by digest.
 
 Rules that hold here:
 
@@ -15,11 +15,14 @@ from pathlib import Path
 import msgspec
 
 from reconciler import digest as digests
-from reconciler.errors import FloorLost, StoreError
+from reconciler.errors import FloorLost
 from reconciler.store import durable
 from reconciler.store.layout import Layout
 from reconciler.store.ledger import Ledger
 from reconciler.trust import Floor
+
+#: A quarter of a year of daily snapshots.
+ENVELOPES = 100
 
 
 def read(layout: Layout, ledger: Ledger) -> Floor:
@@ -82,27 +85,14 @@ def keep_root(layout: Layout, version: int, envelope: bytes) -> None:
 
 
 def keep_envelope(layout: Layout, envelope: bytes) -> None:
-    """Keep an accepted snapshot's envelope by its digest."""
-    path = _envelope_path(layout, digests.of(envelope))
+    """Keep an accepted snapshot's envelope by its digest, as evidence; the oldest go first, since a node runs for years."""
+    folder = layout.trust / "snapshots"
+    path = folder / f"{digests.of(envelope).replace(':', '-')}.json"
     with durable.refusals(f"keep {path.name}"):
-        if not path.exists():
-            durable.make_folder(path.parent)
-            durable.write(path, envelope, 0o444)
-
-
-def envelope(layout: Layout, name: str) -> bytes:
-    """
-    Return the kept envelope with the digest *name*.
-
-    Raises:
-        StoreError: there is none.
-    """
-    try:
-        return durable.read(_envelope_path(layout, name))
-    except OSError as error:
-        raise StoreError(f"envelope {name} is not in the store: {error.strerror}") from None
-
-
-def _envelope_path(layout: Layout, name: str) -> Path:
-    algorithm, digits = digests.parse(name)
-    return layout.trust / "snapshots" / f"{algorithm}-{digits}.json"
+        if path.exists():
+            return
+        durable.make_folder(folder)
+        durable.write(path, envelope, 0o444)
+        others = sorted((kept for kept in folder.glob("*.json") if kept != path), key=lambda kept: kept.lstat().st_mtime_ns)
+        for old in others[: 1 - ENVELOPES]:
+            durable.delete(old)

@@ -66,14 +66,14 @@ def _room(folder: str, *names: str) -> Iterator[str]:
     return (f"reconciler/{folder}{name}.py" for name in names)
 
 
-DURABLE, BLOBS, TREES, MADE, LEDGER, OBSERVE, WRITER, KEEPER, FLOOR, UNPACK, LAYOUT = _room(
-    "store/", "durable", "blobs", "trees", "generations", "ledger", "observe", "writer", "keeper", "floor", "unpack", "layout"
+DURABLE, BLOBS, TREES, MADE, LEDGER, OBSERVE, WRITER, KEEPER, FLOOR, UNPACK, LAYOUT, BALLAST = _room(
+    "store/", "durable", "blobs", "trees", "generations", "ledger", "observe", "writer", "keeper", "floor", "unpack", "layout", "ballast"
 )
 FILES, TRUST, LOCK, PLAN, GGUF, STRICT = _room("", "files", "trust", "lock", "plan", "gguf", "strict")
 STAGING, HASHER, PASSAGE, VERIFY, RESOLVE, ARIA2, DOCUMENT = _room(
     "fetch/", "staging", "hasher", "passage", "verify", "resolve", "aria2", "document"
 )
-CONFIRM, NETWORK, RUN, SETUP = _room("engine/", "confirm", "network", "run", "setup")
+CONFIRM, NETWORK, RUN, SETUP, UPKEEP, SCRUB = _room("engine/", "confirm", "network", "run", "setup", "upkeep", "verify")
 (ATTEND,) = _room("runtime/", "attend")
 
 _STORE = ("contract/test_trees_contract", "contract/test_generations_contract", "unit/test_apply", "crash/test_damage")
@@ -88,7 +88,7 @@ TESTS = {
     TREES: ("unit/test_trees", "adversary/test_archive_leftovers", *_STORE, "adversary/test_store_attacks"),
     MADE: ("unit/test_generations", *_STORE, "adversary/test_store_attacks"),
     LEDGER: ("crash/test_ledger_syncs", "unit/test_ledger", *_STORE),
-    OBSERVE: ("unit/test_observe", *_STORE, "adversary/test_store_attacks"),
+    OBSERVE: ("unit/test_observe", *_STORE, "adversary/test_store_attacks", "laws/test_lifecycle_machine"),
     WRITER: ("unit/test_writer",),
     KEEPER: ("unit/test_keeper",),
     LAYOUT: ("unit/test_layout", "adversary/test_store_attacks"),
@@ -97,7 +97,7 @@ TESTS = {
     TRUST: ("unit/test_trust", "adversary/test_trust_attacks"),
     STRICT: ("unit/test_trust", "adversary/test_trust_attacks"),
     LOCK: ("unit/test_lock",),
-    PLAN: ("unit/test_apply", "adversary/test_store_attacks"),
+    PLAN: ("unit/test_apply", "laws/test_plan_laws", "adversary/test_store_attacks"),
     GGUF: ("unit/test_gguf_header",),
     STAGING: _LEFT,
     HASHER: ("adversary/test_verify_faults",),
@@ -107,7 +107,10 @@ TESTS = {
     ARIA2: ("adversary/test_store_attacks",),
     DOCUMENT: ("functional/test_trust_on_a_node", "functional/test_operator"),
     CONFIRM: _ENGINE,
-    NETWORK: _ENGINE,
+    BALLAST: ("unit/test_ballast", "crash/test_full_disk"),
+    NETWORK: (*_ENGINE, "crash/test_full_disk"),
+    UPKEEP: ("functional/test_rollback",),
+    SCRUB: ("functional/test_cold_storage",),
     RUN: _ENGINE,
     SETUP: _ENGINE,
     ATTEND: ("adversary/test_hostile_child",),
@@ -127,6 +130,7 @@ def mutations() -> Iterator[Mutation]:
     yield from _links()
     yield from _bytes()
     yield from _store()
+    yield from _serving()
     yield from _network()
 
 
@@ -233,6 +237,28 @@ def _store() -> Iterator[Mutation]:
     yield once("the word of a test job's child", ATTEND, ' and found.get("nonce") == nonce', "")
 
 
+def _serving() -> Iterator[Mutation]:
+    """What stops serving or goes although something stands in its way, and what never serves again."""
+    yield once("an end to what failed and serves", PLAN, '(active is None or model.state != "disabled")', "True")
+    yield never("an end to what is left out", PLAN, 'before != "active" or model.state == "enabled"')
+    yield once("an older copy that was forgotten", OBSERVE, "[_relearned(layout, tree, found) for tree in sorted(forgotten)]", "[]")
+    yield once("the name of a tree that was forgotten", OBSERVE, "digest_of(tuple(listing)) != name", "False")
+    yield once("the tree of an archived model", KEEPER, "number == current or model not in archived", "True")
+    yield never("a rollback to what is not listed", UPKEEP, "strange")
+    yield never("a rollback to bytes in doubt", UPKEEP, "doubtful")
+    yield once("a rollback to a generation that was touched", UPKEEP, "store.swap(target.entries) if touched else ", "")
+    yield once("a rollback that the node is not healthy with", UPKEEP, "gate.healthy(made) if comes", '"" if comes')
+    yield once("a rollback that was cut short", UPKEEP, "ledger.set_running(running=True)", "pass")
+    yield once("a run that was cut short before a rollback", UPKEEP, "running=state.unfinished", "running=False")
+    yield once("a rollback to what never served", UPKEEP, " or (served and one > min(served) and one not in served)", "")
+    yield never("a cold copy that is away for now", SCRUB, "not done.found")
+    yield without("a cold copy that rotted", SCRUB, "blobs.set_aside(scene.layout, done.digest)")
+    yield never("letting go of the ballast", BALLAST, "_free(path) < BYTES")
+    yield once("room beside the ballast", BALLAST, " and _free(path) >= 4 * BYTES", "")
+    yield once("ballast that is all holes", BALLAST, "st_blocks * 512", "st_size")
+    yield once("ballast before a run", NETWORK, "ballast.dropped_when_full(layout.ballast)", "contextlib.nullcontext()")
+
+
 def _network() -> Iterator[Mutation]:
     """What makes bytes the network's word: signatures and their number, versions, times, and the floor."""
     yield without("signature", TRUST, "key.verify(unbase64(text), message)")
@@ -288,6 +314,8 @@ def _network() -> Iterator[Mutation]:
     yield once("the higher floor", FLOOR, "max(found, key=_height)", "found[0]")
     yield never("a lost floor", FLOOR, "used")
     yield once("an empty floor", FLOOR, "return found if found.version else None", "return found")
+    yield once("a bound on envelopes", FLOOR, "others[: 1 - ENVELOPES]", "others[:0]")
+    yield once("the last envelope, whatever the clock says", FLOOR, " if kept != path)", ")")
     yield without("the floor in its file", FLOOR, "durable.write(_path(layout), msgspec.json.encode(floor))")
     yield without("the floor in the ledger", FLOOR, 'ledger.set_fact("floor", floor)')
 

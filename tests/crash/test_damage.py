@@ -20,6 +20,7 @@ from reconciler.errors import FloorLost, StoreError
 from reconciler.lock import Lock
 from reconciler.settings import Settings, StoreSettings
 from reconciler.store import generations
+from reconciler.store.ledger import Ledger
 from tests.storenode import StoreNode, memory
 from tests.twins import Files, Heard, name_of
 
@@ -253,6 +254,8 @@ def test_a_generation_link_that_strays_is_found_and_made_anew(node: StoreNode, l
     assert node.faults(APPROVED) == []
     assert not node.plan(lock).changes
     assert len(node.internet.asked) == 3
+    with Ledger.reading(node.layout.ledger) as ledger:
+        assert [change.what for change in ledger.history(1)] == ["what was active was not whole"], "the network took nothing away"
 
 
 @pytest.mark.parametrize("state", ["unlisted", "disabled"])

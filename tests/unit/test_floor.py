@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from reconciler.errors import FloorLost, StoreError
+from reconciler.errors import FloorLost
 from reconciler.store import floor
 from reconciler.store.layout import Layout
 from reconciler.store.ledger import Ledger
@@ -87,9 +89,21 @@ def test_envelopes_and_roots_are_kept_by_what_they_are(layout: Layout) -> None:
         floor.keep_root(layout, version, str(version).encode())
     (layout.trust / "roots/strange.json").write_bytes(b"x")
 
-    assert floor.envelope(layout, name_of(b"envelope")) == b"envelope"
+    assert [(path.name, path.read_bytes()) for path in kept(layout)] == [(f"{name_of(b'envelope').replace(':', '-')}.json", b"envelope")]
     assert floor.roots(layout) == (b"2", b"9", b"10")
-    with pytest.raises(StoreError):
-        floor.envelope(layout, name_of(b"another"))
-    with pytest.raises((StoreError, ValueError)):
-        floor.envelope(layout, "../../etc/passwd")
+
+
+def test_envelopes_are_bounded_and_the_oldest_go_but_never_the_last_one(layout: Layout) -> None:
+    later = time.time() + 9999
+    for number in range(floor.ENVELOPES + 3):  # as if the clock had been ahead until now
+        floor.keep_envelope(layout, str(number).encode())
+        os.utime(next(path for path in kept(layout) if path.read_bytes() == str(number).encode()), times=(later, later + number))
+
+    assert {int(path.read_bytes()) for path in kept(layout)} == set(range(3, floor.ENVELOPES + 3))
+    floor.keep_envelope(layout, b"9999")
+    assert {int(path.read_bytes()) for path in kept(layout)} == {*range(4, floor.ENVELOPES + 3), 9999}
+
+
+def kept(layout: Layout) -> list[Path]:
+    """Return where the envelopes lie that are kept."""
+    return sorted((layout.trust / "snapshots").iterdir())
