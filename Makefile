@@ -17,6 +17,7 @@ test: $(READY)
 check: $(READY)
 	$(BIN)/mypy
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
 	$(BIN)/lint-imports
 	$(BIN)/reconcile lock --check
 

@@ -106,5 +106,3 @@ def _write_rows(layout: Layout, rows: Rows) -> None:
         connection.executemany("INSERT INTO models (id, record, passed) VALUES (?, ?, ?)", rows[1])
         connection.executemany("INSERT INTO blobs VALUES (?, ?, ?, ?, ?)", rows[2])
     connection.close()
-
-

@@ -276,8 +276,14 @@ class Gate(Protocol):
 # -- events ----------------------------------------------------------------------------------------
 
 
-class Event(Struct, frozen=True, kw_only=True, tag_field="type", tag=lambda name: "".join(
-    f"-{c.lower()}" if c.isupper() else c for c in name).lstrip("-"), omit_defaults=True):
+class Event(
+    Struct,
+    frozen=True,
+    kw_only=True,
+    tag_field="type",
+    tag=lambda name: "".join(f"-{c.lower()}" if c.isupper() else c for c in name).lstrip("-"),
+    omit_defaults=True,
+):
     """Something that happened, as it happens."""
 
 

@@ -398,13 +398,15 @@ def unbase64(text: str) -> bytes:
 
 _P = 2**255 - 19
 #: The y coordinates of the points of small order. A key among them lets anybody sign anything (RFC 8032, 8.; libsodium refuses them too).
-_SMALL_ORDER = frozenset({
-    0,
-    1,
-    _P - 1,
-    int.from_bytes(bytes.fromhex("c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a"), "little"),
-    int.from_bytes(bytes.fromhex("26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05"), "little"),
-})
+_SMALL_ORDER = frozenset(
+    {
+        0,
+        1,
+        _P - 1,
+        int.from_bytes(bytes.fromhex("c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a"), "little"),
+        int.from_bytes(bytes.fromhex("26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05"), "little"),
+    }
+)
 
 
 def load_key(keyid: str, pem: str) -> Any:

@@ -421,4 +421,3 @@ def other(data: bytes) -> bytes:
     """Return bytes of the same length that differ from the middle on."""
     middle = len(data) // 2
     return data[:middle] + bytes(byte ^ 0xFF for byte in data[middle : middle + 64]) + data[middle + 64 :]
-

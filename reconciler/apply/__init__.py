@@ -88,9 +88,7 @@ class _Run:
     def execute(self) -> Outcome:
         ports, plan = self._ports, self._plan
         ports.report(
-            RunStarted(
-                lock=plan.lock, generation=plan.generation, models=len(plan.models), download_bytes=plan.summary["download_bytes"]
-            )
+            RunStarted(lock=plan.lock, generation=plan.generation, models=len(plan.models), download_bytes=plan.summary["download_bytes"])
         )
         loud = plans.taken_away(plan.models, len(self._serving.entries))
         for warning in plan.warnings:

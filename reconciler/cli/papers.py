@@ -206,4 +206,3 @@ def clean(text: str) -> str:
 def beside(path: Path, suffix: str) -> Path:
     """Return the file of *path*'s name with another *suffix*."""
     return path.with_name(path.name.removesuffix(".key") + suffix)
-

@@ -177,9 +177,7 @@ def root_remove_key(*, file: Path, keyid: str, roles_: tuple[RoleName, ...], out
 @click.option("--snapshot-threshold", type=click.IntRange(1), help="How many snapshot keys must sign.")
 @click.option("--expires", type=papers.End(), metavar="TIME", help="When it ends: 365d, 2027-11-20, …")
 @_OUT
-def root_set(
-    *, file: Path, root_threshold: int | None, snapshot_threshold: int | None, expires: datetime | None, out: Path | None
-) -> None:
+def root_set(*, file: Path, root_threshold: int | None, snapshot_threshold: int | None, expires: datetime | None, out: Path | None) -> None:
     """
     Change thresholds or the end of a root.
 
@@ -321,4 +319,3 @@ def _standing(found: RootReport) -> str:
         count = "the" if found.missing_previous < 0 else str(found.missing_previous)
         missing.append(f"{count} signature(s) of root {found.version - 1} (see --previous)")
     return f"incomplete: it lacks {' and '.join(missing)}"
-

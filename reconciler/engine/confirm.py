@@ -204,4 +204,3 @@ def remember(settings: Settings, found: Confirmed) -> None:
         for old in path.parent.glob("confirmed-*.msgpack"):
             durable.delete(old)
         durable.write(path, msgspec.msgpack.encode(found), 0o600)
-

@@ -186,5 +186,3 @@ def _remembering(settings: Settings) -> Iterator[Ledger]:
                 f"{path} cannot be read: what happened is not known", hint=f"the next `reconcile apply` keeps it as {path.name}.damaged"
             )
         yield ledger
-
-

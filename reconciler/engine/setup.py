@@ -67,9 +67,7 @@ def init(here: Path, *, root_file: Path | None, fingerprint: str, snapshot: str,
     settings_of.decode(text.encode(), here, str(config))
     root = _pin(here, root_file, fingerprint) if root_file else None
     durable.write(config, text.encode())
-    return Made(
-        config=str(config), network=root[0].network if root else None, fingerprint=root[1] if root else None, snapshot=snapshot
-    )
+    return Made(config=str(config), network=root[0].network if root else None, fingerprint=root[1] if root else None, snapshot=snapshot)
 
 
 def _pin(here: Path, root_file: Path, fingerprint: str) -> tuple[TrustRoot, str]:

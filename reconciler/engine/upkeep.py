@@ -162,4 +162,3 @@ def retry(settings: Settings, model: str, *, lock_timeout_seconds: float = 0.0) 
             failed = sorted(one.id for one in ledger.records().values() if one.state == "failed")
             raise UsageError(f"{model!r} did not fail", hint=f"failed: {', '.join(failed) or 'none'}")
         ledger.put(msgspec.structs.replace(record, state="pending", attempts=0, last_error="", reason="not-tested: asked for by a person"))
-

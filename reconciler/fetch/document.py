@@ -172,5 +172,3 @@ def _shown(url: str) -> str:
     except ValueError:
         return "this address"
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"[:300]
-
-

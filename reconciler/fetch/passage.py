@@ -419,5 +419,3 @@ class Passage:
 
     def _finish(self, outcome: Fetched | FetchFailed) -> None:
         self.outcome, self.phase, self.gid = outcome, "done", ""
-
-

@@ -66,5 +66,3 @@ def _from(sources: tuple[str, ...]) -> str:
 
 def _signed(sign: str, models: tuple[str, ...]) -> str:
     return "".join(f" {sign}{model}" for model in models)
-
-

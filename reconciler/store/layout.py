@@ -92,7 +92,6 @@ class Layout(Struct, frozen=True):
         """Whether this store has ever accepted a snapshot."""
         return self.active.is_symlink() or self.blobs.exists() or (self.trust / "snapshots").exists()
 
-
     def check(self, *, shelves: bool = False) -> None:
         """
         Check that the own folders of the store, and of its cold storage, lie in them, and the *shelves* of blobs and trees too.

@@ -90,14 +90,16 @@ def test_a_path_means_the_same_everywhere(path: str) -> None:
     refused(document(entrypoint=path))
 
 
-@pytest.mark.parametrize("path", ["a", "a/b", "...", "a..b", "..a", "é", "名前/模型", "a b", "-rf", "~", "a:b", "x" * 255,
-    "/".join(["x" * 203] * 5)])
+@pytest.mark.parametrize(
+    "path", ["a", "a/b", "...", "a..b", "..a", "é", "名前/模型", "a b", "-rf", "~", "a:b", "x" * 255, "/".join(["x" * 203] * 5)]
+)
 def test_a_path_that_is_merely_odd_is_a_path(path: str) -> None:
     assert snapshot.decode(compact(document(path=path))).models[0].entrypoint == path
 
 
-@pytest.mark.parametrize("paths", [("a", "a"), ("a", "A"), ("straße", "STRASSE"), ("ſ", "s"), ("a", "a/b"), ("a/b", "A"), ("A/b", "a/b"),
-    ("a/b/c/d", "a/b")])
+@pytest.mark.parametrize(
+    "paths", [("a", "a"), ("a", "A"), ("straße", "STRASSE"), ("ſ", "s"), ("a", "a/b"), ("a/b", "A"), ("A/b", "a/b"), ("a/b/c/d", "a/b")]
+)
 def test_no_two_artifacts_meet_on_any_disk(paths: tuple[str, str]) -> None:
     for order in (paths, paths[::-1]):
         refused(document(artifacts=[artifact(path=path) for path in order], entrypoint=order[0]))
@@ -165,8 +167,10 @@ def test_a_url_names_one_host_for_every_reader(url: str) -> None:
     refused(document(urls=[url]))
 
 
-@pytest.mark.parametrize("url", ["https://h/x", "http://h/x", "https://h:8443/", "https://[::1]:80/", "https://127.0.0.1/",
-    "https://a-b.c_d.example./x?y={z}&w=%2e"])
+@pytest.mark.parametrize(
+    "url",
+    ["https://h/x", "http://h/x", "https://h:8443/", "https://[::1]:80/", "https://127.0.0.1/", "https://a-b.c_d.example./x?y={z}&w=%2e"],
+)
 def test_a_plain_url_is_one(url: str) -> None:
     assert snapshot.decode(compact(document(urls=[url]))).models[0].artifacts[0].urls == (url,)
 
@@ -229,14 +233,32 @@ def test_unknown_fields_are_ignored_at_the_top_alone() -> None:
     refused(document() | {"sources": {"unknown": 1}})
 
 
-@pytest.mark.parametrize("text", ['1,"ignored":2', '{"a":1,"a":1}', '{"a":1,"\\u0061":2}', '[[{"a":1,"b":2,"a":3}]]', '1,"version":9',
-    '1,"models":[]', '{"":1,"":2}'])
+@pytest.mark.parametrize(
+    "text",
+    ['1,"ignored":2', '{"a":1,"a":1}', '{"a":1,"\\u0061":2}', '[[{"a":1,"b":2,"a":3}]]', '1,"version":9', '1,"models":[]', '{"":1,"":2}'],
+)
 def test_a_key_stands_once_wherever_it_stands(text: str) -> None:
     assert "duplicate key" in refused(ignored(text))
 
 
-@pytest.mark.parametrize("text", ["NaN", "Infinity", "-Infinity", "1e999", "-1e999", "18446744073709551616", "-9223372036854775809",
-    "9" * 5000, "01", "1.", ".5", "+1", "0x1"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "NaN",
+        "Infinity",
+        "-Infinity",
+        "1e999",
+        "-1e999",
+        "18446744073709551616",
+        "-9223372036854775809",
+        "9" * 5000,
+        "01",
+        "1.",
+        ".5",
+        "+1",
+        "0x1",
+    ],
+)
 def test_a_number_that_readers_hold_differently_is_refused_where_it_is_ignored(text: str) -> None:
     refused(ignored(text))
 

@@ -732,13 +732,7 @@ def small_order_encodings() -> list[bytes]:
     """Return every encoding of every point of order 1, 2, 4 and 8, canonical or not, reckoned here from the curve itself."""
     d = -121665 * pow(121666, -1, P) % P
     ys = {0, 1, P - 1, *(y for y in eighth_roots(d))}
-    return [
-        (value | sign << 255).to_bytes(32, "little")
-        for y in sorted(ys)
-        for value in (y, y + P)
-        if value < 2**255
-        for sign in (0, 1)
-    ]
+    return [(value | sign << 255).to_bytes(32, "little") for y in sorted(ys) for value in (y, y + P) if value < 2**255 for sign in (0, 1)]
 
 
 def eighth_roots(d: int) -> list[int]:

@@ -211,9 +211,7 @@ def downloading(node: Node, slow: tuple[HostileServer, bytes]) -> Iterator[Proce
         process.child.communicate()
 
 
-def test_a_stop_in_the_middle_of_a_download_lets_everything_go(
-    node: Node, slow: tuple[HostileServer, bytes], downloading: Process
-) -> None:
+def test_a_stop_in_the_middle_of_a_download_lets_everything_go(node: Node, slow: tuple[HostileServer, bytes], downloading: Process) -> None:
     children = psutil.Process(downloading.child.pid).children(recursive=True)
     assert any("aria2c" in child.name() for child in children)
 

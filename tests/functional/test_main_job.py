@@ -38,9 +38,7 @@ def test_chat_in_an_archive_and_an_embedding(node: Node) -> None:
     chat = node.item("chat:v1", archive, path="chat.tar.zst", tasks=["chat"], smoke={"task": "chat", "prompt": "Hi", "max_tokens": 4})
     chat["artifacts"][0]["unpack"] = "tar.zst"
     chat["entrypoint"] = "x/chat.gguf"
-    embed = node.item(
-        "embed:v1", tiny("embed", "embedding"), tasks=["embedding"], smoke={"task": "embedding", "expect": {"dimension": 32}}
-    )
+    embed = node.item("embed:v1", tiny("embed", "embedding"), tasks=["embedding"], smoke={"task": "embedding", "expect": {"dimension": 32}})
     node.publish(chat, embed)
 
     ran = node.run("apply")
@@ -197,7 +195,6 @@ def test_a_saved_plan_of_some_models_is_carried_out_for_these(node: Node, tmp_pa
 
     assert node.states()["a:v1"] == "active"
     assert node.states()["b:v1"] == "absent"
-
 
 
 def test_a_saved_plan_is_carried_out_or_refused(node: Node, tmp_path: Path) -> None:

@@ -162,10 +162,12 @@ FIELDS = st.sampled_from(
 def test_whatever_value_a_signed_field_has_a_value_or_a_named_refusal_comes_out(field: str, value: Any) -> None:
     network = Network()
     root = network.trusted()
-    documents: Iterator[Callable[[], object]] = iter((
-        lambda: trust.verify(network.sign_snapshot(network.snapshot_document() | {field: value}), root, now=network.now, floor=FLOOR),
-        lambda: trust.pin(network.root(**{field: value})),
-    ))
+    documents: Iterator[Callable[[], object]] = iter(
+        (
+            lambda: trust.verify(network.sign_snapshot(network.snapshot_document() | {field: value}), root, now=network.now, floor=FLOOR),
+            lambda: trust.pin(network.root(**{field: value})),
+        )
+    )
     for read in documents:
         try:
             read()

@@ -53,9 +53,7 @@ def test_signing_leaves_the_payload_and_the_others_signatures_as_they_are() -> N
 
 def test_a_signature_that_does_not_hold_is_replaced_by_its_owner() -> None:
     document = documents.read(new(), trust.ROOT_TYPE)
-    broken = documents.Document(
-        kind=document.kind, payload=document.payload, signatures=(trust.Signature(keyid=ALICE.id, sig="AAAA"),)
-    )
+    broken = documents.Document(kind=document.kind, payload=document.payload, signatures=(trust.Signature(keyid=ALICE.id, sig="AAAA"),))
     data = documents.write(broken)
     assert [one.valid for one in roots.inspect(data).signatures] == [False]
     assert [one.valid for one in roots.inspect(signed(ALICE, data=data)).signatures] == [True]

@@ -162,9 +162,7 @@ def test_a_document_that_nodes_would_refuse_for_its_size_is_never_written() -> N
 
 def test_fields_that_this_program_does_not_know_are_carried_along_byte_for_byte() -> None:
     odd = b'{"jobs":{"z":1.50,"a":[1e5,"\\u00fc",18446744073709551615]},' + compact(NETWORK.snapshot_document())[1:]
-    edited = snapshots.edited(
-        envelope(trust.SNAPSHOT_TYPE, odd, []), lambda found: snapshots.with_model(found, model()), now=NOW
-    )
+    edited = snapshots.edited(envelope(trust.SNAPSHOT_TYPE, odd, []), lambda found: snapshots.with_model(found, model()), now=NOW)
     assert b'"jobs":{"z":1.50,"a":[1e5,"\\u00fc",18446744073709551615]}' in payload(edited.data)
     assert snapshots.inspect(edited.data).other_fields == ("jobs",)
 
