@@ -272,7 +272,8 @@ class _Run:
                 self._give_up(one)
         added = {one.model.id: self._entry(one.model, one.tree) for one in passed if one.model.state == "enabled" and one.tree}
         gone = [one.model.id for one in ready if one.model.id in self._serving.entries and self._must_leave(one)]
-        why = self._serving.swap(added, gone, "installed or tested", succeeded=self._succeeded(added))
+        what = "installed or tested" if added else "failed its repair or its test"
+        why = self._serving.swap(added, gone, what, succeeded=self._succeeded(added))
         if why:
             self._unhealthy(added, why)
         for one in passed:

@@ -746,6 +746,29 @@ def test_swaps_say_what_came_and_what_went(node: MemoryNode) -> None:
     assert told == [(("a:v1",), ()), ((), ("a:v1",)), (("b:v1",), ())]
 
 
+@pytest.mark.parametrize("how", ["not listed", "its test", "its repair", "its older copy"])
+def test_swaps_say_why_a_model_went(node: MemoryNode, how: str) -> None:
+    lock = node.lock(node.item("a:v1", A))
+    node.run(lock)
+    if how == "its test":
+        node.tester.verdicts = {"a:v1": ("bad", "no")}
+        node.clock.forward(days=8)
+        lock = node.lock(node.item("a:v1", A), retest_after="7d")
+    if how in {"its repair", "its older copy"}:
+        node.damage(next(iter(A.values())))
+        lock = lock if how == "its repair" else node.lock(node.item("a:v1", B))
+        node.internet.pages = dict.fromkeys(node.internet.pages, b"lie")
+
+    node.run(node.lock() if how == "not listed" else lock)
+
+    last = node.heard.of(Swapped)[-1]
+    assert (last.added, last.removed) == ((), ("a:v1",))
+    assert last.what == {
+        "not listed": "removed or disabled by the snapshot",
+        "its older copy": "damaged",
+    }.get(how, "failed its repair or its test")
+
+
 def test_an_archive_is_asked_for_as_one_blob(node: MemoryNode) -> None:
     node.run(node.lock(node.item("b:v1", {}, boxed=B)))
 
