@@ -292,7 +292,9 @@ def check_root(root: TrustRoot) -> None:
         if len(set(role.keyids)) != len(role.keyids):
             raise BadRootChain(f"role {name!r} lists a key twice")
         if role.threshold > len(role.keyids):
-            raise BadRootChain(f"role {name!r} asks for {role.threshold} signatures and has {len(role.keyids)} keys")
+            raise BadRootChain(
+                f"role {name!r} asks for {units.count(role.threshold, 'signature')} and has {units.count(len(role.keyids), 'key')}"
+            )
         unknown = [keyid for keyid in role.keyids if keyid not in root.keys]
         if unknown:
             raise BadRootChain(f"role {name!r} lists a key that the root does not carry: {unknown[0]}")

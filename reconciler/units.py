@@ -64,6 +64,11 @@ def human_size(count: float) -> str:
     raise AssertionError
 
 
+def count(number: int, noun: str) -> str:
+    """Return how many there are of a regular *noun*, for people: ``1 model``, ``3 models``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def human_time(duration: float) -> str:
     """Return *duration* seconds for people: ``1h 12m``, ``0.3s``."""
     if duration < 60:

@@ -69,6 +69,7 @@ def lock(shell: Shell, *, source: str, check: bool, lock_timeout: float) -> int:
       reconcile lock
       reconcile lock --check      in CI: is the committed lock what the snapshot compiles to?
     """
+    from reconciler import units
     from reconciler.engine import network, run
     from reconciler.engine.options import wall_clock
 
@@ -81,7 +82,8 @@ def lock(shell: Shell, *, source: str, check: bool, lock_timeout: float) -> int:
     found, changes = heard.confirmed, heard.changes
     header = found.lock.snapshot
     network_name, count = found.lock.network, len(found.lock.model)
-    said = f"models.lock {'written' if changes else 'is up to date'}: snapshot {header.version} of {network_name}, {count} models"
+    held = f"snapshot {header.version} of {network_name}, {units.count(count, 'model')}"
+    said = f"models.lock {'written' if changes else 'is up to date'}: {held}"
     tree = {"schema": 1, "lock": found.lock_digest, "changes": changes, "network": network_name, "snapshot": header, "models": count}
     shell.document(tree, lambda to: to.print(said, markup=False))
     return 0

@@ -53,7 +53,7 @@ def verify(shell: Shell, *, repair: bool, sample: float, limit: int, lock_timeou
         for one in found.damage:
             to.print(f"damaged {one.kind} {one.name}: {one.detail}", style="red", markup=False)
         verdict = "clean" if not found.damage else "repaired" if found.repaired else f"{len(found.damage)} damaged"
-        to.print(f"{found.checked} blobs, {units.human_size(found.bytes)}: {verdict}", markup=False)
+        to.print(f"{units.count(found.checked, 'blob')}, {units.human_size(found.bytes)}: {verdict}", markup=False)
 
     shell.document(found, show)
     return 3 if found.damage and not found.repaired else 0
@@ -200,7 +200,7 @@ def trust_show(shell: Shell) -> None:
     def show(to: Console) -> None:
         to.print(f"network {root.network}, root {root.version}, good until {units.rfc3339(root.expires_at)}", markup=False)
         for name, role in (("root", root.roles.root), ("snapshot", root.roles.snapshot)):
-            to.print(f"{name}: {role.threshold} of {len(role.keyids)} keys", markup=False)
+            to.print(f"{name}: {role.threshold} of {units.count(len(role.keyids), 'key')}", markup=False)
             for keyid in role.keyids:
                 to.print(f"  {keyid}", markup=False)
         accepted = f"snapshot {floor.version}, {floor.digest}" if floor.version else "no snapshot yet"

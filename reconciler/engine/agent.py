@@ -274,7 +274,7 @@ class Agent:
         longest = max(self._interval, BACKOFF_SECONDS) + self._most_jitter
         failed = self._work.sync(self._settings, self._hear, self._options.run)
         damaged = self._work.scrub(self._settings, self._hear, self._options.run, longest)
-        words = [f"{failed} models failed"] * bool(failed) + [f"{damaged} damaged, repair tried"] * bool(damaged)
+        words = [f"{units.count(failed, 'model')} failed"] * bool(failed) + [f"{damaged} damaged, repair tried"] * bool(damaged)
         return "models-failed" if failed else "done", ", ".join(words)
 
     def _hear(self, event: Event) -> None:

@@ -155,7 +155,7 @@ def gpus(case: Case) -> Iterator[Finding]:
     lock = _lock(case)
     hungry = [model.id for model in lock.model if model.gpu_memory and model.state == "enabled"] if lock else []
     if not found and hungry:
-        text = f"none, and {len(hungry)} models need one: {', '.join(hungry[:3])}"
+        text = f"none, and a GPU is needed by {units.count(len(hungry), 'model')}: {', '.join(hungry[:3])}"
         yield Finding(name="gpu", level="warning", text=text, hint="install the NVIDIA driver; these models are skipped until then")
     elif not found:
         yield Finding(name="gpu", level="ok", text="none: test jobs run on the CPU")
@@ -251,7 +251,7 @@ def lock(case: Case) -> Iterator[Finding]:
         yield refused("lock", error)
         return
     until = found.lock.snapshot.expires_at
-    text = f"snapshot {found.lock.snapshot.version}, {len(found.lock.model)} models, good until {units.rfc3339(until)}"
+    text = f"snapshot {found.lock.snapshot.version}, {units.count(len(found.lock.model), 'model')}, good until {units.rfc3339(until)}"
     refusal = found.refusal(network.read_floor(case.settings), case.now)
     if refusal is not None:
         yield refused("lock", refusal)
@@ -302,7 +302,7 @@ def active(case: Case) -> Iterator[Finding]:
         text = f"generation {serving.number}: {', '.join(lost[:3])} cannot be read"
         yield Finding(name="active", level="error", text=text, hint="run `reconcile verify --repair`")
     else:
-        yield Finding(name="active", level="ok", text=f"generation {serving.number}, {len(serving.entries)} models")
+        yield Finding(name="active", level="ok", text=f"generation {serving.number}, {units.count(len(serving.entries), 'model')}")
 
 
 def store(case: Case) -> Iterator[Finding]:
@@ -311,13 +311,13 @@ def store(case: Case) -> Iterator[Finding]:
     with Ledger.reading(layout.ledger) as known:
         state = observe.node_state(layout, known)
     if state.drift:
-        text = f"{len(state.drift)} things are not as the last run left them: {'; '.join(state.drift[:3])}"
+        text = f"not as the last run left it, in {units.count(len(state.drift), 'place')}: {'; '.join(state.drift[:3])}"
         yield Finding(name="store", level="warning", text=text, hint="run `reconcile verify --repair`")
     elif state.unfinished:
         yield Finding(name="store", level="ok", text="a run is going on, or was cut short: the next one finishes it")
     else:
         size = sum(blob.size for blob in state.blobs.values())
-        yield Finding(name="store", level="ok", text=f"{len(state.blobs)} blobs, {units.human_size(size)}")
+        yield Finding(name="store", level="ok", text=f"{units.count(len(state.blobs), 'blob')}, {units.human_size(size)}")
 
 
 def agent(case: Case) -> Iterator[Finding]:

@@ -49,7 +49,7 @@ def scrub(settings: Settings, report: Reporter, options: Options, *, delay_secon
     if not count:
         return 0
     found = verify.verify(settings, report, sample=count / len(ages), workers=1, clock=clock)
-    report(Notice(level="info", text=f"scrubbed {found.checked} of {len(ages)} blobs, {units.human_size(found.bytes)}"))
+    report(Notice(level="info", text=f"scrubbed {found.checked} of {units.count(len(ages), 'blob')}, {units.human_size(found.bytes)}"))
     if found.damage:
         run.apply(settings, report, options, actor="agent", clock=clock)
     return len(found.damage)

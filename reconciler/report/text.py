@@ -36,7 +36,8 @@ def sentence(event: Event) -> str:
     """Return *event* as one line."""
     match event:
         case RunStarted():
-            return f"applying lock {short(event.lock)}: {event.models} models, {units.human_size(event.download_bytes)} to download"
+            models = units.count(event.models, "model")
+            return f"applying lock {short(event.lock)}: {models}, {units.human_size(event.download_bytes)} to download"
         case FetchProgress():
             return f"{short(event.digest)}: {units.human_size(event.done)} of {units.human_size(event.total)}"
         case BlobReady():

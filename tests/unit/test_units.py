@@ -79,3 +79,7 @@ def test_a_size_written_in_bytes_is_read_back(count: int) -> None:
 )
 def test_instants_are_utc_in_whole_seconds(instant: datetime, text: str) -> None:
     assert units.rfc3339(instant) == text
+
+
+def test_one_is_no_plural() -> None:
+    assert [units.count(number, "model") for number in (0, 1, 2)] == ["0 models", "1 model", "2 models"]
