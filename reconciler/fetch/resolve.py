@@ -167,6 +167,8 @@ class _Hand:
             return _SILENT
         except (OSError, http.client.HTTPException, UnicodeError) as error:
             return self._broken(error)
+        except Exception as error:  # noqa: BLE001  a bug here must not leave the question open for ever
+            return Failure(text=f"unexpected: {type(error).__name__}", permanent=False)
         finally:
             self.question = None
             self._current = None
@@ -174,9 +176,10 @@ class _Hand:
     def cut(self) -> None:
         """End the connection in use, from another thread: its reads and writes then fail there."""
         connection = self._current
-        if connection and connection.sock:
+        sock = connection.sock if connection else None
+        if sock:
             with contextlib.suppress(OSError):
-                connection.sock.shutdown(socket.SHUT_RDWR)
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)  # a TLS socket's own would take its state from under the thread that reads
 
     def close(self) -> None:
         """Close what is kept open."""

@@ -79,11 +79,13 @@ def attended(
     """Feed the child, read at most so much of what it says, and end it and its group in time, or when *stop* is set."""
     out = _Pipe(child.stdout, len(cage.CONFINED) + answer_bytes, keep_first=True)
     errors = _Pipe(child.stderr, OUTPUT_BYTES, keep_first=False)
-    threading.Thread(target=_feed, args=(child, job), daemon=True).start()
+    feeding = threading.Thread(target=_feed, args=(child, job), daemon=True)
+    feeding.start()
     try:
         timed_out = not _exits(child.pid, seconds, stop)
     finally:
         _end_group(child)
+        feeding.join(_KILL_SECONDS)  # nobody is left who could read
     said, complaint, code = out.text(), errors.text(), child.returncode
     killed_inside = wrapped and 128 < code < 160  # bubblewrap's way of telling
     return Ended(
@@ -109,19 +111,16 @@ def _exits(pid: int, seconds: float, stop: Stop | None) -> bool:
 
 
 def _feed(child: subprocess.Popen[bytes], job: bytes) -> None:
+    """Write *job* and close the pipe, both in one thread: a file that is closed while another thread writes to it fails in either."""
     assert child.stdin is not None
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError), child.stdin:
         child.stdin.write(job)
-        child.stdin.close()
 
 
 def _end_group(child: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()
-    if child.stdin is not None:
-        with contextlib.suppress(OSError):
-            child.stdin.close()
 
 
 class _Pipe:

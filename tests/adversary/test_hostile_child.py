@@ -6,10 +6,11 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import psutil
 import pytest
@@ -55,6 +56,43 @@ def judged(ended: Ended, *, roomy: bool = False) -> TestReport:
     runtime, smoke = snapshot.Runtime(engine="llama-cpp"), snapshot.Smoke()
     job = TestJob(model="m:v1", tree=Path("/nowhere"), entrypoint="m.gguf", runtime=runtime, smoke=smoke)
     return tester._judged(ended, job, roomy=roomy)
+
+
+class Watched:
+    """A pipe that remembers which threads use it."""
+
+    def __init__(self, pipe: Any) -> None:
+        self._pipe = pipe
+        self.threads: set[int] = set()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def write(self, data: bytes) -> None:
+        self.threads.add(threading.get_ident())
+        self._pipe.write(data)
+
+    def close(self) -> None:
+        self.threads.add(threading.get_ident())
+        self._pipe.close()
+
+
+@pytest.mark.parametrize("command", ["exit 1", "exec sleep 60"])
+def test_a_child_that_reads_nothing_is_fed_by_one_thread_alone(command: str) -> None:
+    """Two that close one file at once raise what nobody expects: a sandbox that did not start was taken for a bad model."""
+    started = subprocess.Popen(["sh", "-c", command], stdin=-1, stdout=-1, stderr=-1, start_new_session=True)
+    pipe: Any = started.stdin
+    child: Any = started
+    child.stdin = Watched(pipe)
+
+    ended = attend.attended(child, b"x" * (1 << 20), "nonce", seconds=0.5, answer_bytes=99, wrapped=False)
+
+    assert not ended.confined
+    assert len(child.stdin.threads) == 1
+    assert pipe.closed
 
 
 # -- the end of a run ---------------------------------------------------------------------------------

@@ -6,7 +6,9 @@ import base64
 import contextlib
 import datetime as dt
 import ipaddress
+import socket
 import ssl
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,9 +21,11 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 from reconciler.errors import SettingsError
-from reconciler.fetch import credentials
+from reconciler.fetch import credentials, resolve
+from reconciler.fetch.connection import Connection, Tls
 from reconciler.fetch.fetcher import Aria2Fetcher
 from reconciler.fetch.settings import FetchSettings
+from reconciler.fetch.sources import Failure, Rules
 from reconciler.ports import Fetched, FetchFailed, Want
 from tests import hostile_server as bad
 from tests.fetching import DIRECT, FAST, LARGE, SMALL, Heard, collect, good, name_of, some, want
@@ -256,3 +260,39 @@ def test_a_name_that_leads_to_a_private_address_is_not_asked(
         assert server.requests == []
     assert any("private address" in it.detail for it in heard.incidents)
     assert {it.blob for it in heard.incidents} == {name_of(data)}
+
+
+# -- threads ---------------------------------------------------------------------------------------
+
+
+def test_a_connection_is_cut_and_its_tls_state_stays_with_the_thread_that_reads(authority: Authority) -> None:
+    ours, theirs = socket.socketpair()
+    context, served = authority.server(), list[ssl.SSLSocket]()
+    greeting = threading.Thread(target=lambda: served.append(context.wrap_socket(theirs, server_side=True)), daemon=True)
+    greeting.start()
+    connection = Connection("127.0.0.1", 443, tls=None, addresses=(), timeout=1.0)
+    hand = resolve._Hand(FAST, credentials.Credentials({}), Tls(FAST))
+    with ssl.create_default_context(cafile=authority.file).wrap_socket(ours, server_hostname="127.0.0.1") as sock:
+        greeting.join()
+        connection.sock, hand._current = sock, connection
+
+        hand.cut()
+
+        assert sock.version() is not None, "a read that had begun would find no session"
+        assert sock.recv(1) == b""
+    connection.sock = None
+    hand.cut()
+    served[0].close()
+
+
+def test_whatever_goes_wrong_with_a_question_it_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resolve._Hand, "_follow", lambda *_: 1 // 0)
+    woken = threading.Event()
+    resolver = resolve.Resolver(FAST, credentials.Credentials({}), woken.set)
+    rules = Rules(hosts=frozenset(), trusted=frozenset(), allow_http=False)
+
+    resolver.ask(resolve.Question(token=1, url="https://a.example/", digest=name_of(SHORT), size=len(SHORT), rules=rules))
+
+    assert woken.wait(30)
+    assert [reply for _, reply in resolver.replies()] == [Failure(text="unexpected: ZeroDivisionError", permanent=False)]
+    resolver.close()
