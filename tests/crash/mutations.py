@@ -82,7 +82,7 @@ _FETCH = ("contract/test_fetcher_contract", "adversary/test_fetch_leftovers", "a
 _ENGINE = ("adversary/test_store_attacks", "functional/test_trust_on_a_node")
 #: The tests that are about a file, those that go red soonest first.
 TESTS = {
-    DURABLE: ("unit/test_durable",),
+    DURABLE: ("unit/test_durable", "unit/test_ballast"),
     FILES: ("unit/test_durable", "adversary/test_archive_leftovers"),
     BLOBS: ("unit/test_blobs", "contract/test_blobs_contract", *_STORE, "adversary/test_store_attacks"),
     TREES: ("unit/test_trees", "adversary/test_archive_leftovers", *_STORE, "adversary/test_store_attacks"),

@@ -341,7 +341,7 @@ def test_an_older_copy_that_a_lost_ledger_forgot_is_hashed_before_it_serves_on(t
     assert node.active() == {}
 
 
-@pytest.mark.parametrize("what", ["a file is gone", "one too many", "other bytes"])
+@pytest.mark.parametrize("what", ["a file is gone", "one too many", "a link to the very bytes", "other bytes"])
 def test_an_older_copy_that_a_lost_ledger_forgot_is_not_believed_when_its_links_are_other(tmp_path: Path, what: str) -> None:
     node = StoreNode(tmp_path)
     node.run(node.lock(node.item("a:v1", CONTENTS[1])))
@@ -353,6 +353,9 @@ def test_an_older_copy_that_a_lost_ledger_forgot_is_not_believed_when_its_links_
             (folder / "n").unlink()
         case "one too many":
             (folder / "more").write_bytes(b"more")
+        case "a link to the very bytes":
+            (folder / "n").unlink()
+            (folder / "n").symlink_to(node.layout.blob(name_of(CONTENTS[1]["n"])))
         case _:
             (folder / "n").unlink()
             (folder / "n").write_bytes(CONTENTS[1]["n"])
