@@ -65,6 +65,8 @@ def nginx(folder: Path) -> Iterator[str]:
                 with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
                     break
                 time.sleep(0.01)  # nginx tells nobody that it listens
+            else:
+                raise TimeoutError(Path(home, "error.log").read_text())
             yield f"http://127.0.0.1:{port}/"
         finally:
             process.terminate()
