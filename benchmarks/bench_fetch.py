@@ -28,8 +28,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from reconciler.fetch import aria2, staging, verify
-from reconciler.fetch.fetcher import Aria2Fetcher
+from reconciler.fetch import aria2_daemon, staging
+from reconciler.fetch import hashing as fetch_hashing
+from reconciler.fetch.downloader import Aria2Fetcher
 from reconciler.fetch.settings import FetchSettings
 from reconciler.ports import Fetched, Want
 
@@ -131,7 +132,7 @@ def large(url: str, file: Path, digest: str, rounds: int, scratch: Path, extra: 
     manifest = file.with_suffix(".json")
     manifest.write_text(json.dumps([{"digest": digest, "size": file.stat().st_size, "url": url}]))
     piece = staging.piece_length(file.stat().st_size)
-    one = " ".join([str(aria2.find()), *SAME, f"--piece-length={piece}", f"--min-split-size={piece}", "-d {into} -o f", url])
+    one = " ".join([str(aria2_daemon.find()), *SAME, f"--piece-length={piece}", f"--min-split-size={piece}", "-d {into} -o f", url])
     contenders = {
         "reconciler (fetched and verified)": ours(manifest),
         "aria2c alone, same options (not verified)": shell(one),
@@ -153,7 +154,7 @@ def small(base: str, files: list[Path], rounds: int, scratch: Path) -> str:
     manifest.write_text(json.dumps(listed))
     urls.write_text("".join(f"{it['url']}\n" for it in listed))
     config.write_text("".join(f'url = "{it["url"]}"\nremote-name\n' for it in listed))
-    binary = aria2.find()
+    binary = aria2_daemon.find()
     contenders = {
         "reconciler (fetched and verified)": ours(manifest),
         "aria2c -j16 -i list (not verified)": shell(f"{binary} {' '.join(SAME)} -j16 -d {{into}} -i {urls}"),
@@ -181,7 +182,7 @@ def hashing(file: Path, rounds: int) -> str:
     second = file.with_suffix(".2")
     shutil.copyfile(file, second)
     times: dict[str, list[float]] = {"openssl": [], "one": [], "two": []}
-    with contextlib.closing(verify.Hashers(2)) as hashers:
+    with contextlib.closing(fetch_hashing.Hashers(2)) as hashers:
         list(hashers.check_many([(digest, size, file), (digest, size, second)]))
         for _ in range(rounds):
             begun = time.perf_counter()

@@ -18,17 +18,18 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from reconciler import gguf, settings, snapshot
+from reconciler import settings
+from reconciler.core import gguf, snapshot
 from reconciler.ports import TestJob
-from reconciler.runtime import cell, sandbox
-from reconciler.runtime.tester import SandboxedTester
+from reconciler.runtime.smoke_test import SandboxedTester
+from reconciler.sandbox import choose, process
 from tests import gguf_files as files
 
 BUDGET_SECONDS = 0.3
 TURNS = 15
 TOP = Path(__file__).resolve().parents[1]
 #: What the sandbox starts, but for the cage: the same interpreter, flags, environment and module.
-BARE = "import runpy, sys; sys.path.insert(0, sys.argv[1]); runpy.run_module('reconciler.runtime.llama_child', run_name='__main__')"
+BARE = "import runpy, sys; sys.path.insert(0, sys.argv[1]); runpy.run_module('reconciler.runtime.llama_cpp_worker', run_name='__main__')"
 MODES = ("bubblewrap", "landlock")
 
 
@@ -46,12 +47,12 @@ def _bare(tree: Path) -> None:
         "options": {"gpu_layers": 0, "threads": 0},
     }  # fmt: skip
     argv = [sys.executable, "-I", "-B", "-c", BARE, str(TOP)]
-    done = subprocess.run(argv, input=json.dumps(job).encode(), capture_output=True, check=True, env=cell._environment("/"))  # noqa: SLF001
+    done = subprocess.run(argv, input=json.dumps(job).encode(), capture_output=True, check=True, env=process._environment("/"))  # noqa: SLF001
     assert json.loads(done.stdout)["verdict"] == "passed"
 
 
 def _sandboxed(tree: Path, mode: str) -> Callable[[], None]:
-    probed = next(found for found in sandbox.examine() if found.mode == mode)
+    probed = next(found for found in choose.examine() if found.mode == mode)
     if not probed.works:
         pytest.skip(f"{mode} cannot work on this machine: {probed.detail}")
     text = f'[store]\npath = "{tree.parent}/store"\n[smoke]\nsandbox = "{mode}"\n[runtime.llama-cpp]\ngpu_layers = 0\n'

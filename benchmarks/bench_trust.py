@@ -10,12 +10,12 @@ from __future__ import annotations
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from reconciler import lock, snapshot, trust
-from reconciler.errors import BadSignature
+from reconciler.core import lock, snapshot, trust
+from reconciler.core.errors import BadSignature
 from tests.network import Network
 
 MODELS = 1000
-FLOOR = trust.Floor()
+FLOOR = trust.TrustState()
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def test_verify_and_compile(benchmark: BenchmarkFixture, network: Network, envel
     pinned = network.root()
 
     def run() -> lock.Lock:
-        return lock.compile(trust.verify(envelope, trust.pin(pinned), now=network.now, floor=FLOOR))
+        return lock.compile(trust.verify(envelope, trust.pin(pinned), now=network.now, trust_state=FLOOR))
 
     found = benchmark(run)
     assert len(found.model) == MODELS
@@ -51,7 +51,7 @@ def test_verify_and_compile(benchmark: BenchmarkFixture, network: Network, envel
 
 def test_verify(benchmark: BenchmarkFixture, network: Network, envelope: bytes) -> None:
     root = network.trusted()
-    assert benchmark(trust.verify, envelope, root, now=network.now, floor=FLOOR).snapshot.version
+    assert benchmark(trust.verify, envelope, root, now=network.now, trust_state=FLOOR).snapshot.version
 
 
 def test_the_signature_alone(benchmark: BenchmarkFixture, network: Network, envelope: bytes) -> None:
@@ -65,7 +65,7 @@ def test_decode_the_payload(benchmark: BenchmarkFixture, envelope: bytes) -> Non
 
 
 def test_encode_the_lock(benchmark: BenchmarkFixture, network: Network, envelope: bytes) -> None:
-    compiled = lock.compile(trust.verify(envelope, network.trusted(), now=network.now, floor=FLOOR))
+    compiled = lock.compile(trust.verify(envelope, network.trusted(), now=network.now, trust_state=FLOOR))
     assert benchmark(lock.encode, compiled)
 
 
@@ -75,7 +75,7 @@ def test_refuse_an_unsigned_snapshot_of_any_size(benchmark: BenchmarkFixture, ne
 
     def run() -> bool:
         try:
-            trust.verify(envelope, root, now=network.now, floor=FLOOR)
+            trust.verify(envelope, root, now=network.now, trust_state=FLOOR)
         except BadSignature:
             return True
         return False

@@ -24,10 +24,11 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from reconciler.core.node import Gpu
 from reconciler.demo import models
 from reconciler.demo.server import serving
-from reconciler.node import Gpu
-from reconciler.runtime import devices, sandbox
+from reconciler.runtime import devices
+from reconciler.sandbox import choose
 from tests.network import Document
 from tests.node import Node
 
@@ -93,7 +94,7 @@ def built() -> Path:
 
 def measure() -> list[Measured]:
     """Run the test job in every sandbox that works, on the GPU and beside it."""
-    modes = [found.mode for found in sandbox.examine() if found.works]
+    modes = [found.mode for found in choose.examine() if found.works]
     if not modes:
         raise Failed("no sandbox works here, and nothing is tested without one")
     with tempfile.TemporaryDirectory(prefix="gpu-check-") as folder:

@@ -11,11 +11,12 @@ from typing import Any
 
 import msgspec
 
-from reconciler import lock as locks
-from reconciler import plan as plans
 from reconciler import settings as settings_
-from reconciler.engine import confirm, facts, network
-from reconciler.state import ActiveModel, Passed, Record
+from reconciler.commands import load_lock, node_facts
+from reconciler.commands import lock as lock_command
+from reconciler.core import lock as locks
+from reconciler.core import plan as plans
+from reconciler.core.state import ActiveModel, Passed, Record
 from reconciler.store import generations
 from reconciler.store.layout import Layout
 from reconciler.store.ledger import Ledger, Listing
@@ -35,10 +36,10 @@ def full(folder: Path, models: int) -> settings_.Settings:
     (folder / "published.json").write_bytes(signed.snapshot(*(_model(signed, number) for number in range(models))))
     settings = settings_.decode((folder / "reconcile.toml").read_bytes(), folder)
     now = datetime.now(UTC)
-    with network.held_store(settings) as ledger:
-        heard = network.hear(settings, "", now)
-        network.accept(settings, heard, ledger, now)
-    _fill(settings, heard.confirmed.lock, now)
+    with lock_command.open_store(settings) as ledger:
+        heard = lock_command.fetch_snapshot(settings, "", now)
+        lock_command.accept_snapshot(settings, heard, ledger, now)
+    _fill(settings, heard.verified_lock.lock, now)
     return settings
 
 
@@ -56,7 +57,7 @@ def _bytes(number: int, part: int) -> bytes:
 
 
 def _fill(settings: settings_.Settings, lock: locks.Lock, now: datetime) -> None:
-    layout, node = confirm.layout_of(settings), facts.measure(settings)
+    layout, node = load_lock.store_layout(settings), node_facts.measure_node(settings)
     contents = {f"sha256:{hashlib.sha256(data).hexdigest()}": data for n in range(len(lock.model)) for data in (_bytes(n, 0), _bytes(n, 1))}
     for name, data in contents.items():
         path = layout.blob(name)

@@ -16,15 +16,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
+from reconciler.core.state import Generation
 from reconciler.ports import Notice, Reporter
-from reconciler.state import Generation
 
 _TOLD_SECONDS = 60.0
 #: How many characters of what a failing command said are passed on.
 _WORDS = 300
 
 
-class Commands:
+class CommandHooks:
     """The gate that asks the operator's commands; an empty command agrees to everything."""
 
     def __init__(

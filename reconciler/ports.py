@@ -19,10 +19,10 @@ from typing import Literal, Protocol
 
 from msgspec import Struct
 
-from reconciler.errors import ReconcileError
-from reconciler.lock import LockedArtifact
-from reconciler.snapshot import Runtime, Smoke
-from reconciler.state import ActiveModel, Generation, Passed, Record, TreeSeen
+from reconciler.core.errors import ReconcileError
+from reconciler.core.lock import LockedArtifact
+from reconciler.core.snapshot import Runtime, Smoke
+from reconciler.core.state import ActiveModel, Generation, Passed, Record, TreeSeen
 
 # -- fetching --------------------------------------------------------------------------------------
 
@@ -184,11 +184,11 @@ class Blobs(Protocol):
         """Delete the blob; a reader that holds it open keeps it."""
         ...
 
-    def freeze(self, name: str) -> None:
+    def archive(self, name: str) -> None:
         """Move the blob to cold storage; MUST verify the copy before the original goes."""
         ...
 
-    def thaw(self, name: str) -> None:
+    def restore(self, name: str) -> None:
         """Bring the blob back; MUST hash it in full, and raise ``BlobDamaged`` where it is another."""
         ...
 
@@ -245,7 +245,7 @@ class Ledger(Protocol):
         ...
 
 
-class Keeper(Protocol):
+class Housekeeping(Protocol):
     """Tidies the store at both ends of a run."""
 
     def recover(self) -> None:
@@ -256,12 +256,12 @@ class Keeper(Protocol):
         """Keep what failed, with a record of what was expected and found, within the policy's bound."""
         ...
 
-    def sweep(self) -> None:
+    def collect_garbage(self) -> None:
         """Delete what no listed model, kept generation or grace needs."""
         ...
 
 
-class Gate(Protocol):
+class Hooks(Protocol):
     """The operator's say about a new generation."""
 
     def activated(self, generation: Generation) -> None:
@@ -394,8 +394,8 @@ class Ports:
     trees: Trees
     generations: Generations
     ledger: Ledger
-    keeper: Keeper
-    gate: Gate
+    housekeeping: Housekeeping
+    hooks: Hooks
     fetcher: Fetcher
     tester: Tester
     report: Reporter

@@ -18,9 +18,9 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta, Struct, field
 
-from reconciler import snapshot, units
-from reconciler.errors import SettingsError
-from reconciler.node import Policy
+from reconciler.core import snapshot, units
+from reconciler.core.errors import SettingsError
+from reconciler.core.node import Policy
 
 Argv = tuple[str, ...]
 Positive = Annotated[int, Meta(ge=1, le=1024)]

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from reconciler.runtime import sandbox
-from reconciler.runtime.cell import Mode
+from reconciler.sandbox import choose
+from reconciler.sandbox.process import Mode
 
 
 def needs_root(what: str) -> None:
@@ -33,7 +33,7 @@ def own_disk(place: Path, mebibytes: int, what: str) -> Iterator[Path]:
 
 
 def needs_bubblewrap() -> Path:
-    found = sandbox.find_bubblewrap()
+    found = choose.find_bubblewrap()
     if isinstance(found, str):
         pytest.skip(f"bubblewrap is not installed: {found}")
     if not _probed("bubblewrap").works:
@@ -60,5 +60,5 @@ def _refuse_our_own_fault(detail: str) -> None:
 
 
 @functools.cache
-def _probed(mode: Mode) -> sandbox.Probed:
-    return sandbox.probe(mode)
+def _probed(mode: Mode) -> choose.Probed:
+    return choose.probe(mode)

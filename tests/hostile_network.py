@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from reconciler import lock, trust
+from reconciler.core import lock, trust
 from tests.network import Document, Key, Network, compact, keys, payload_of, signatures_of
 
 
@@ -93,7 +93,7 @@ class Node:
     def __init__(self, network: HostileNetwork) -> None:
         self.network = network
         self.root = trust.pin(network.roots[0])
-        self.floor = trust.Floor()
+        self.trust_state = trust.TrustState()
         self.held: bytes = b""
         #: What a node's clock is ahead of the network's.
         self.clock_error = timedelta()
@@ -106,8 +106,8 @@ class Node:
     def sync(self) -> lock.Lock:
         """Walk the roots, verify what is served, raise the floor, compile."""
         self.update_root()
-        verified = trust.verify(self.network.served, self.root, now=self.now, floor=self.floor)
-        self.floor = trust.raised(self.floor, verified, self.now)
+        verified = trust.verify(self.network.served, self.root, now=self.now, trust_state=self.trust_state)
+        self.trust_state = trust.advance_state(self.trust_state, verified, self.now)
         compiled = lock.compile(verified)
         self.held = lock.encode(compiled)
         return compiled

@@ -8,9 +8,9 @@ from typing import Any
 import msgspec
 
 from reconciler import settings
+from reconciler.core.snapshot import Runtime, Smoke
 from reconciler.ports import TestJob
-from reconciler.runtime.tester import SandboxedTester
-from reconciler.snapshot import Runtime, Smoke
+from reconciler.runtime.smoke_test import SandboxedTester
 
 
 def make_tester(folder: Path, text: str = "") -> SandboxedTester:

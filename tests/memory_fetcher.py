@@ -6,8 +6,8 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from reconciler import digest as digests
-from reconciler.errors import FetchError, HashMismatch
+from reconciler.core import digest as digests
+from reconciler.core.errors import FetchError, HashMismatch
 from reconciler.ports import Fetched, FetchFailed, FetchProgress, Incident, Reporter, Want
 
 

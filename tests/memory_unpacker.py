@@ -12,9 +12,9 @@ from pathlib import Path
 
 import msgspec
 
-from reconciler import archive as rules
-from reconciler.errors import StoreError, UnpackRefused
-from reconciler.node import Limits
+from reconciler.core import archive_rules as rules
+from reconciler.core.errors import StoreError, UnpackRefused
+from reconciler.core.node import Limits
 
 #: A member: its name, ``file``, ``folder`` or what else it is, and its text.
 Packed = tuple[str, str, str]

@@ -22,7 +22,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
-from reconciler import trust, units
+from reconciler.core import trust, units
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 
@@ -196,4 +196,4 @@ class Network:
 
     def verified(self, *models: Document, **changes: Any) -> trust.Verified:
         """Return the next snapshot as a node that trusts the current root verified it."""
-        return trust.verify(self.snapshot(*models, **changes), self.trusted(), now=self.now, floor=trust.Floor())
+        return trust.verify(self.snapshot(*models, **changes), self.trusted(), now=self.now, trust_state=trust.TrustState())

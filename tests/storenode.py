@@ -15,21 +15,22 @@ import stat
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from reconciler import apply, digest, lock, plan
-from reconciler.engine import wiring
-from reconciler.lock import Lock
-from reconciler.node import Policy
-from reconciler.plan import Plan
+from reconciler.apply import run
+from reconciler.commands import wiring
+from reconciler.core import digest, lock, plan
+from reconciler.core.lock import Lock
+from reconciler.core.node import Policy
+from reconciler.core.plan import Plan
+from reconciler.core.state import NodeState
+from reconciler.core.trust import TrustState
 from reconciler.ports import Ports
-from reconciler.state import NodeState
-from reconciler.store import durable, floor, generations, observe, writer
+from reconciler.store import atomic, generations, observe, trust_state, writer_lock
 from reconciler.store.blobs import Blobs
 from reconciler.store.generations import Generations, path_of
-from reconciler.store.keeper import Keeper
+from reconciler.store.housekeeping import StoreHousekeeping
 from reconciler.store.layout import Layout
 from reconciler.store.ledger import Ledger
 from reconciler.store.trees import Trees
-from reconciler.trust import Floor
 from tests.network import Network
 from tests.twins import FACTS, POLICY, Clock, Files, Heard, Internet, MemoryGate, MemoryTester, StagingFetcher, TarUnpacker, Word
 
@@ -62,21 +63,23 @@ class StoreNode(Word):
         self.layout = Layout(root / "store", root / "cold")
         self.clock = Clock()
         self.heard = Heard()
-        self.gate = MemoryGate()
+        self.hooks = MemoryGate()
         self.tester = MemoryTester()
         self.tester.log = root / "tested.log"
         self.facts = FACTS
         self.policy: Policy = POLICY
 
-    def run(self, wanted: Lock) -> apply.Outcome:
+    def run(self, wanted: Lock) -> run.Outcome:
         """Plan and apply as the engine does, without its trust: hold the store, raise the floor, observe, plan, execute."""
-        durable.make_folder(self.layout.root)
-        with writer.hold(self.layout.writer), Ledger.writing(self.layout.ledger) as ledger:
-            floor.write(self.layout, ledger, Floor(version=wanted.snapshot.version, digest=wanted.snapshot.digest, seen_at=self.clock()))
-            floor.keep_envelope(self.layout, wanted.snapshot.digest.encode())
+        atomic.make_folder(self.layout.root)
+        with writer_lock.hold(self.layout.writer), Ledger.writing(self.layout.ledger) as ledger:
+            trust_state.write(
+                self.layout, ledger, TrustState(version=wanted.snapshot.version, digest=wanted.snapshot.digest, seen_at=self.clock())
+            )
+            trust_state.keep_envelope(self.layout, wanted.snapshot.digest.encode())
             state = observe.node_state(self.layout, ledger)
             made = self._diff(wanted, state)
-            return apply.execute(made, wanted, state, self.facts, self.policy, self.ports(wanted, ledger))
+            return run.execute(made, wanted, state, self.facts, self.policy, self.ports(wanted, ledger))
 
     def ports(self, wanted: Lock, ledger: Ledger) -> Ports:
         blobs = Blobs(self.layout, ledger, hash_file, self.clock)
@@ -85,8 +88,8 @@ class StoreNode(Word):
             trees=Trees(self.layout, ledger, blobs, TarUnpacker()),
             generations=Generations(self.layout),
             ledger=ledger,
-            keeper=Keeper(self.layout, ledger, wanted, self.policy, self.clock),
-            gate=self.gate,
+            housekeeping=StoreHousekeeping(self.layout, ledger, wanted, self.policy, self.clock),
+            hooks=self.hooks,
             fetcher=StagingFetcher(self.layout.staging, self.internet),
             tester=self.tester,
             report=wiring._historian(self.heard, ledger, wanted.snapshot.digest, "apply", self.clock),
@@ -121,10 +124,10 @@ class StoreNode(Word):
         folder = self.layout.active
         return {model: _files(folder / entry.path) for model, entry in generations.current(self.layout).entries.items()}
 
-    def floor(self) -> int:
+    def trust_state(self) -> int:
         """Return the version of the snapshot below which nothing is accepted."""
         with Ledger.reading(self.layout.ledger) as ledger:
-            return floor.read(self.layout, ledger).version if self.layout.used else 0
+            return trust_state.read(self.layout, ledger).version if self.layout.used else 0
 
     # -- the invariants
 
@@ -195,7 +198,7 @@ class StoreNode(Word):
             "drift": self.plan(wanted).drift,
             "changes": self.plan(wanted).changes,
             "leftovers": self.leftovers(),
-            "floor": self.floor(),
+            "floor": self.trust_state(),
         }  # fmt: skip
 
 

@@ -24,13 +24,14 @@ from typing import Any
 
 import msgspec
 
-from reconciler import apply, digest, lock, plan
-from reconciler.errors import BlobDamaged, HashMismatch, StoreError, UnpackRefused
-from reconciler.lock import Lock, LockedArtifact
-from reconciler.node import NodeFacts, Policy
-from reconciler.plan import Plan
+from reconciler.apply import run
+from reconciler.core import digest, lock, plan
+from reconciler.core.errors import BlobDamaged, HashMismatch, StoreError, UnpackRefused
+from reconciler.core.lock import Lock, LockedArtifact
+from reconciler.core.node import NodeFacts, Policy
+from reconciler.core.plan import Plan
+from reconciler.core.state import ActiveModel, BlobSeen, Generation, NodeState, Passed, Record, TreeSeen
 from reconciler.ports import Event, Fetched, FetchFailed, Incident, Ports, Reporter, Swapped, TestJob, TestReport, Want
-from reconciler.state import ActiveModel, BlobSeen, Generation, NodeState, Passed, Record, TreeSeen
 from reconciler.store.generations import path_of
 from reconciler.store.ledger import Listing
 from reconciler.store.trees import digest_of
@@ -116,7 +117,7 @@ class StagingFetcher:
         self.closed = False
 
     def fetch(self, wants: Sequence[Want], report: Reporter) -> Iterator[Fetched | FetchFailed]:
-        from reconciler.errors import FetchError
+        from reconciler.core.errors import FetchError
 
         for want in wants:
             self._internet.asked.append(want.digest)
@@ -231,14 +232,14 @@ class MemoryBlobs:
         digest.parse(name)
         self.hot.pop(name, None)
 
-    def freeze(self, name: str) -> None:
+    def archive(self, name: str) -> None:
         if name not in self.hot:
             raise StoreError(f"{name} is not here")
         if digest.of(self.hot[name], digest.parse(name)[0]) != name:
             raise BlobDamaged(f"{name} has other bytes")
         self.cold[name] = self.hot.pop(name)
 
-    def thaw(self, name: str) -> None:
+    def restore(self, name: str) -> None:
         if name not in self.cold:
             raise StoreError(f"{name} is not there")
         data = self.cold.pop(name)
@@ -367,7 +368,7 @@ class MemoryKeeper:
     def quarantine(self, model: str, report: TestReport | None, detail: str, tree: str) -> None:
         self.quarantined.append((model, detail))
 
-    def sweep(self) -> None:
+    def collect_garbage(self) -> None:
         self.swept += 1
 
 
@@ -454,8 +455,8 @@ class MemoryNode(Word):
         self.trees = MemoryTrees(self.blobs)
         self.generations = MemoryGenerations()
         self.ledger = MemoryLedger()
-        self.keeper = MemoryKeeper()
-        self.gate = MemoryGate()
+        self.housekeeping = MemoryKeeper()
+        self.hooks = MemoryGate()
         self.tester = MemoryTester()
         self.facts = FACTS
         self.policy = POLICY
@@ -493,10 +494,10 @@ class MemoryNode(Word):
         """Return what would be done."""
         return plan.diff(wanted, lock.digest_of(lock.encode(wanted)), self.state(), self.facts, self.policy, now=self.clock())
 
-    def run(self, wanted: Lock) -> apply.Outcome:
+    def run(self, wanted: Lock) -> run.Outcome:
         """Plan and apply."""
         with tempfile.TemporaryDirectory() as folder:
-            return apply.execute(self.plan(wanted), wanted, self.state(), self.facts, self.policy, self.ports(Path(folder)))
+            return run.execute(self.plan(wanted), wanted, self.state(), self.facts, self.policy, self.ports(Path(folder)))
 
     def ports(self, staging: Path) -> Ports:
         return Ports(
@@ -504,8 +505,8 @@ class MemoryNode(Word):
             trees=self.trees,
             generations=self.generations,
             ledger=self.ledger,
-            keeper=self.keeper,
-            gate=self.gate,
+            housekeeping=self.housekeeping,
+            hooks=self.hooks,
             fetcher=StagingFetcher(staging, self.internet),
             tester=self.tester,
             report=self.heard,

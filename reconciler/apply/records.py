@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from msgspec import structs
 
-from reconciler.errors import ReconcileError
-from reconciler.lock import Lock
+from reconciler.core.errors import ReconcileError
+from reconciler.core.lock import Lock
+from reconciler.core.state import ModelState, Record
 from reconciler.ports import ModelDone, Ports
-from reconciler.state import ModelState, Record
 
 
 class Records:

@@ -21,8 +21,8 @@ from typing import Any, NoReturn
 import click
 
 from reconciler import __version__
-from reconciler.cli.shell import of_system, say
-from reconciler.errors import ReconcileError, UsageError
+from reconciler.cli.command_context import of_system, say
+from reconciler.core.errors import ReconcileError, UsageError
 
 #: The commands, by whom they are for, each with the module that it is in.
 _SECTIONS = {

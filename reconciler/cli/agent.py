@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from reconciler.cli.amounts import Seconds
+from reconciler.cli.command_context import CommandContext, common
 from reconciler.cli.node import FILE, LOCKED, OFFLINE
-from reconciler.cli.shell import Shell, common
+from reconciler.cli.param_types import Seconds
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,7 +26,7 @@ _MARKS = {"ok": ("ok     ", "green"), "warning": ("warning", "yellow"), "error":
 @OFFLINE
 @common()
 def agent(
-    shell: Shell,
+    shell: CommandContext,
     *,
     once: bool,
     interval: float | None,
@@ -48,9 +48,9 @@ def agent(
       reconcile agent --interval 1m --metrics-port 9464
       reconcile agent --once --metrics-file /var/lib/node_exporter/reconcile.prom
     """
-    from reconciler.engine.agent import Agent, AgentOptions
-    from reconciler.engine.options import Options
-    from reconciler.engine.signals import Bell
+    from reconciler.agent.loop import Agent, AgentOptions
+    from reconciler.agent.signals import Wakeup
+    from reconciler.commands.options import Options
 
     if metrics_file is not None:
         shell.output(metrics_file)
@@ -60,8 +60,8 @@ def agent(
         metrics_port=metrics_port,
         run=Options(locked=locked, offline=offline),
     )
-    with shell.reporter() as report, Bell() as bell:
-        made = Agent(shell.settings, report, bell, options)
+    with shell.reporter() as report, Wakeup() as wakeup:
+        made = Agent(shell.settings, report, wakeup, options)
         if not once:
             made.run()
             return 0
@@ -74,7 +74,7 @@ def agent(
 @click.command()
 @OFFLINE
 @common()
-def doctor(shell: Shell, *, offline: bool) -> int:
+def doctor(shell: CommandContext, *, offline: bool) -> int:
     """
     Say what this machine lacks, and what to do.
 
@@ -85,7 +85,7 @@ def doctor(shell: Shell, *, offline: bool) -> int:
       reconcile doctor
       reconcile doctor --offline --json
     """
-    from reconciler.engine import doctor as examining
+    from reconciler.commands import doctor as examining
 
     found = examining.examine(shell.settings, offline=offline)
 

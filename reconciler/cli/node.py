@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from reconciler.cli.amounts import Seconds
-from reconciler.cli.shell import Shell, common
+from reconciler.cli.command_context import CommandContext, common
+from reconciler.cli.param_types import Seconds
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from reconciler.apply import Outcome
-    from reconciler.engine.options import Options
+    from reconciler.apply.run import Outcome
+    from reconciler.commands.options import Options
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 LOCK_TIMEOUT = click.option("--lock-timeout", type=Seconds(), default=0.0, metavar="TIME", help="Wait so long for another run, as in 30s.")
@@ -28,7 +28,7 @@ YES = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 def _options(**given: object) -> Options:
     import msgspec
 
-    from reconciler.engine.options import Options
+    from reconciler.commands.options import Options
 
     return msgspec.convert(given, Options, strict=True)
 
@@ -40,16 +40,16 @@ def _options(**given: object) -> Options:
 @click.option("--store", default="store", help="The store's folder.")
 @click.option("--force", is_flag=True, help="Replace a reconcile.toml that is there.")
 @common()
-def init(shell: Shell, *, root_file: Path | None, fingerprint: str, snapshot: str, store: str, force: bool) -> None:
+def init(shell: CommandContext, *, root_file: Path | None, fingerprint: str, snapshot: str, store: str, force: bool) -> None:
     """
     Write reconcile.toml and pin the network's trust root.
 
     \b
       reconcile init --root root.json --snapshot https://config.example.org/snapshot.json
     """
-    from reconciler.engine import setup
+    from reconciler.commands import init as init_command
 
-    made = setup.init(Path.cwd(), root_file=root_file, fingerprint=fingerprint, snapshot=snapshot, store=store, force=force)
+    made = init_command.init(Path.cwd(), root_file=root_file, fingerprint=fingerprint, snapshot=snapshot, store=store, force=force)
     shell.document(made, lambda to: to.print(made.sentence, markup=False))
 
 
@@ -58,7 +58,7 @@ def init(shell: Shell, *, root_file: Path | None, fingerprint: str, snapshot: st
 @click.option("--check", is_flag=True, help="Only compare: exit 2 if the lock would change. Writes nothing.")
 @LOCK_TIMEOUT
 @common()
-def lock(shell: Shell, *, source: str, check: bool, lock_timeout: float) -> int:
+def lock(shell: CommandContext, *, source: str, check: bool, lock_timeout: float) -> int:
     """
     Verify a snapshot and compile it to models.lock.
 
@@ -69,17 +69,18 @@ def lock(shell: Shell, *, source: str, check: bool, lock_timeout: float) -> int:
       reconcile lock
       reconcile lock --check      in CI: is the committed lock what the snapshot compiles to?
     """
-    from reconciler import units
-    from reconciler.engine import network, run
-    from reconciler.engine.options import wall_clock
+    from reconciler.commands import apply as apply_command
+    from reconciler.commands import lock as lock_command
+    from reconciler.commands.options import wall_clock
+    from reconciler.core import units
 
     settings = shell.settings()
     if check:
-        same = network.check_lock(settings, source, wall_clock())
+        same = lock_command.is_lock_current(settings, source, wall_clock())
         shell.document({"changes": not same}, lambda to: to.print("models.lock is up to date" if same else "models.lock would change"))
         return 0 if same else 2
-    heard = run.hear_and_accept(settings, source, patience_seconds=lock_timeout)
-    found, changes = heard.confirmed, heard.changes
+    heard = apply_command.update_lock(settings, source, patience_seconds=lock_timeout)
+    found, changes = heard.verified_lock, heard.changes
     header = found.lock.snapshot
     network_name, count = found.lock.network, len(found.lock.model)
     held = f"snapshot {header.version} of {network_name}, {units.count(count, 'model')}"
@@ -98,7 +99,7 @@ def lock(shell: Shell, *, source: str, check: bool, lock_timeout: float) -> int:
 @OFFLINE
 @common()
 def plan(
-    shell: Shell,
+    shell: CommandContext,
     *,
     detailed_exitcode: bool,
     out: Path | None,
@@ -115,12 +116,12 @@ def plan(
       reconcile plan --detailed-exitcode --json-into plan.json      in CI: 0 no changes, 2 changes, 1 error
       reconcile plan --out plan.json && reconcile apply plan.json   exactly what was seen, or a refusal
     """
-    from reconciler import plan as plans
-    from reconciler.engine import run
+    from reconciler.commands import apply as apply_command
+    from reconciler.core import plan as plans
 
     if out is not None:
         shell.output(out)
-    made = run.preview(shell.settings(), _options(only=only, excluded=excluded, locked=locked, offline=offline)).plan
+    made = apply_command.preview(shell.settings(), _options(only=only, excluded=excluded, locked=locked, offline=offline)).plan
     if out is not None:
         shell.save(out, plans.encode(made))
 
@@ -143,7 +144,7 @@ def plan(
 @YES
 @common()
 def apply(
-    shell: Shell,
+    shell: CommandContext,
     *,
     planfile: Path | None,
     only: tuple[str, ...],
@@ -162,21 +163,21 @@ def apply(
       reconcile apply --yes
       reconcile apply --only mistral-7b-instruct:v1
     """
-    from reconciler import plan as plans
-    from reconciler.engine import run
+    from reconciler.commands import apply as apply_command
+    from reconciler.core import plan as plans
     from reconciler.report import terminal
 
     settings = shell.settings()
     options = _options(only=only, excluded=excluded, locked=locked, offline=offline, lock_timeout_seconds=lock_timeout)
     saved = plans.decode(planfile.read_bytes()) if planfile else None
     if saved is None and not yes:
-        made = run.preview(settings, options).plan
+        made = apply_command.preview(settings, options).plan
         if made.changes and not shell.quiet:
             terminal.plan(shell.people, made)
         if made.changes and shell.has_person:
             shell.ask("Carry this out?")
     with shell.reporter() as report:
-        return _code(run.apply(settings, report, options, saved=saved))
+        return _code(apply_command.apply(settings, report, options, saved=saved))
 
 
 def _code(outcome: Outcome) -> int:
@@ -190,7 +191,9 @@ def _code(outcome: Outcome) -> int:
 @OFFLINE
 @LOCK_TIMEOUT
 @common()
-def sync(shell: Shell, *, only: tuple[str, ...], excluded: tuple[str, ...], locked: bool, offline: bool, lock_timeout: float) -> int:
+def sync(
+    shell: CommandContext, *, only: tuple[str, ...], excluded: tuple[str, ...], locked: bool, offline: bool, lock_timeout: float
+) -> int:
     """
     Hear the network, then apply: the line for cron.
 
@@ -199,17 +202,17 @@ def sync(shell: Shell, *, only: tuple[str, ...], excluded: tuple[str, ...], lock
     \b
       */5 * * * *  reconcile sync --quiet
     """
-    from reconciler.engine import run
+    from reconciler.commands import apply as apply_command
 
     options = _options(only=only, excluded=excluded, locked=locked, offline=offline, lock_timeout_seconds=lock_timeout)
     with shell.reporter() as report:
-        return _code(run.sync(shell.settings(), report, options))
+        return _code(apply_command.sync(shell.settings(), report, options))
 
 
 @click.command()
 @click.argument("model", required=False)
 @common()
-def status(shell: Shell, *, model: str | None) -> None:
+def status(shell: CommandContext, *, model: str | None) -> None:
     """
     Show every model's state and why; of one MODEL, its last test too.
 
@@ -218,11 +221,11 @@ def status(shell: Shell, *, model: str | None) -> None:
       reconcile status mistral-7b-instruct:v1
       reconcile status --json | jq -r '.models[] | select(.state == "active").id'
     """
-    from reconciler import units
-    from reconciler.engine import look
+    from reconciler.commands import status as status_command
+    from reconciler.core import units
 
     settings = shell.settings()
-    found = look.status(settings, model or "")
+    found = status_command.status(settings, model or "")
     again = f"with the next sync{', at ' + units.rfc3339(found.next_sync_at) if found.next_sync_at else ''}"
 
     def show(to: Console) -> None:

@@ -13,17 +13,17 @@ from urllib.parse import unquote, urlsplit
 
 import click
 
-from reconciler import units
-from reconciler.cli import papers
-from reconciler.cli.amounts import Size
-from reconciler.cli.papers import FILE, JSON, PASSPHRASE
-from reconciler.errors import FetchError, PublishError, UnpackRefused
+from reconciler.cli import document_io
+from reconciler.cli.document_io import FILE, JSON, PASSPHRASE
+from reconciler.cli.param_types import Size
+from reconciler.core import units
+from reconciler.core.errors import FetchError, PublishError, UnpackRefused
 
 if TYPE_CHECKING:
-    from reconciler.gguf import GgufFacts
+    from reconciler.core.gguf import GgufFacts
+    from reconciler.core.snapshot import Artifact, Model, Snapshot, Task, Unpack, Wanted
     from reconciler.publish.artifacts import Measured
     from reconciler.publish.snapshots import Changed, Edited, SnapshotReport
-    from reconciler.snapshot import Artifact, Model, Snapshot, Task, Unpack, Wanted
 
 _ROOT = click.option("--root", "root_file", type=FILE, help="The network's root, to check who may sign and how many must.")
 _STATE = click.Choice(["enabled", "disabled", "archived"])
@@ -38,7 +38,9 @@ def snapshot() -> None:
 @snapshot.command("new")
 @click.argument("file", type=FILE)
 @click.option("--network", required=True, metavar="NAME", help="The network's name, as in its root.")
-@click.option("--expires", type=papers.End(), default="30d", metavar="TIME", help="How long it lives; each change begins this time anew.")
+@click.option(
+    "--expires", type=document_io.End(), default="30d", metavar="TIME", help="How long it lives; each change begins this time anew."
+)
 @click.option("--version", type=click.IntRange(1), default=1, help="Its first version; higher than any that nodes have seen.")
 @click.option("--fallback", multiple=True, metavar="URL", help="Where any blob may be had: https://…/{algorithm}/{hex}.")
 @click.option("--retest-after", default="", show_default=False, metavar="TIME", help="Test jobs are run again after this time, as in 7d.")
@@ -51,11 +53,11 @@ def snapshot_new(*, file: Path, network: str, expires: datetime, version: int, f
     """
     from reconciler.publish import snapshots
 
-    now = papers.now()
+    now = document_io.now()
     lifetime = timedelta(seconds=round((expires - now).total_seconds()))
     data = snapshots.new(network, now=now, lifetime=lifetime, version=version, fallback=fallback, retest_after=retest_after)
-    papers.write(file, data, new=True)
-    papers.say(f"wrote {file}, unsigned and empty; next: reconcile snapshot add {file} NAME:VERSION SOURCE")
+    document_io.write(file, data, new=True)
+    document_io.say(f"wrote {file}, unsigned and empty; next: reconcile snapshot add {file} NAME:VERSION SOURCE")
 
 
 @snapshot.command("add")
@@ -93,7 +95,7 @@ def snapshot_add(*, file: Path, model_id: str, sources: tuple[str, ...], max_siz
     A SOURCE that is a URL is also where nodes fetch it, https only, or http to this very machine. An archive that is a file is read as
     nodes read it, and refused if they would.
     """
-    from reconciler.fetch import document
+    from reconciler.fetch import http
     from reconciler.publish import snapshots
 
     data = _read(file)
@@ -104,24 +106,26 @@ def snapshot_add(*, file: Path, model_id: str, sources: tuple[str, ...], max_siz
     told, refusals = _told(sources, measured)
     members = _unpacked(sources, given["unpack"])
     model = _model(model_id, sources, measured, given, told, members)
-    _written(file, snapshots.edited(data, lambda found: snapshots.with_model(found, model), now=papers.now()))
+    _written(file, snapshots.edited(data, lambda found: snapshots.with_model(found, model), now=document_io.now()))
     if not all(artifact.urls for artifact in model.artifacts):
-        papers.note("it names no --url: nodes have it from the snapshot's --fallback, or from mirrors of their own")
+        document_io.note("it names no --url: nodes have it from the snapshot's --fallback, or from mirrors of their own")
     if given["unpack"] and members is None:
-        papers.note(f"whether nodes unpack an archive at an address was not looked at; from a file it is. Pack it so: {_PACK}")
-    if any(url.startswith("http://") and not document.is_loopback(urlsplit(url).hostname or "") for url in given["urls"]):
-        papers.note("nodes refuse plain http to another machine, unless they set [download] allow_http")
+        document_io.note(f"whether nodes unpack an archive at an address was not looked at; from a file it is. Pack it so: {_PACK}")
+    if any(url.startswith("http://") and not http.is_loopback(urlsplit(url).hostname or "") for url in given["urls"]):
+        document_io.note("nodes refuse plain http to another machine, unless they set [download] allow_http")
     if any("?" in url for artifact in model.artifacts for url in artifact.urls):
-        papers.note("a URL carries a query, and everybody reads snapshots: make sure that it is no secret and does not run out")
+        document_io.note("a URL carries a query, and everybody reads snapshots: make sure that it is no secret and does not run out")
     for refusal in refusals:
-        papers.note(f"an engine may refuse this: {papers.clean(refusal)}")
+        document_io.note(f"an engine may refuse this: {document_io.clean(refusal)}")
     size = units.human_size(sum(one.size for one in measured))
-    papers.say(f"added {model.id}: {size}, {', '.join(model.tasks)}, {_memory(model)}")
+    document_io.say(f"added {model.id}: {size}, {', '.join(model.tasks)}, {_memory(model)}")
     if told:
         parts = f"{told.architecture}, {told.quantisation}, {told.parameters:,} parameters, context {told.context_length:,}"
-        papers.say(f"its header tells: {papers.clean(parts)}")
+        document_io.say(f"its header tells: {document_io.clean(parts)}")
         if given["gpu_memory"] is None:
-            papers.note("the GPU memory is an estimate: load it on a node, look, and give --gpu-memory (0: a node without a GPU will do)")
+            document_io.note(
+                "the GPU memory is an estimate: load it on a node, look, and give --gpu-memory (0: a node without a GPU will do)"
+            )
 
 
 def _check_not_listed(data: bytes, model_id: str) -> None:
@@ -136,17 +140,17 @@ def _check_not_listed(data: bytes, model_id: str) -> None:
 
 
 def _measured(source: str, max_size: int, ca_file: Path | None) -> Measured:
-    from reconciler.fetch import document
+    from reconciler.fetch import http
     from reconciler.publish import artifacts
 
-    if not document.is_url(source):
+    if not http.is_url(source):
         path = Path(source)
         size = path.stat().st_size if path.is_file() else 0
         return artifacts.measure(_shown(artifacts.chunks(path, max_bytes=max_size), size, source), head_bytes=_HEAD_BYTES)
-    with document.opened(source, timeout_seconds=60, ca_file=str(ca_file or "")) as answer:
+    with http.opened(source, timeout_seconds=60, ca_file=str(ca_file or "")) as answer:
         if answer.length is None and not answer.chunked:
-            raise FetchError(f"{papers.clean(source)} does not say how long it is, so a part could pass for the whole")
-        chunks = document.chunks(answer, source, max_bytes=max_size)
+            raise FetchError(f"{document_io.clean(source)} does not say how long it is, so a part could pass for the whole")
+        chunks = http.chunks(answer, source, max_bytes=max_size)
         return artifacts.measure(_shown(chunks, answer.length or 0, source), head_bytes=_HEAD_BYTES)
 
 
@@ -164,15 +168,15 @@ def _unpacked(sources: tuple[str, ...], kind: Unpack | None) -> tuple[str, ...] 
     Raises:
         UnpackRefused: they would refuse one.
     """
-    from reconciler.fetch import document
-    from reconciler.store import unpack
+    from reconciler.fetch import http
+    from reconciler.unpack import extract
 
-    if kind is None or any(document.is_url(source) for source in sources):
+    if kind is None or any(http.is_url(source) for source in sources):
         return None
     found: list[str] = []
     for source in sources:
         try:
-            found += unpack.files(Path(source).resolve(), kind)
+            found += extract.files(Path(source).resolve(), kind)
         except UnpackRefused as error:
             hint = error.hint or f"pack it again: {_PACK}"
             raise UnpackRefused(f"every node would refuse {source}: {error.message}", hint=hint) from None
@@ -186,7 +190,7 @@ def _shown(chunks: Iterator[bytes], size: int, source: str) -> Iterator[bytes]:
     if not sys.stderr.isatty():
         yield from chunks
         return
-    bar: Any = click.progressbar(length=size or None, label=papers.clean(source)[-40:], file=sys.stderr)
+    bar: Any = click.progressbar(length=size or None, label=document_io.clean(source)[-40:], file=sys.stderr)
     with bar:
         for chunk in chunks:
             yield chunk
@@ -200,7 +204,7 @@ def _told(sources: tuple[str, ...], measured: list[Measured]) -> tuple[GgufFacts
     """
     from msgspec.structs import replace
 
-    from reconciler import gguf
+    from reconciler.core import gguf
     from reconciler.publish import artifacts
 
     refusals = []
@@ -232,7 +236,7 @@ def _model(
     told: GgufFacts | None,
     members: tuple[str, ...] | None,
 ) -> Model:
-    from reconciler.snapshot import Expect, Model, Runtime, Smoke
+    from reconciler.core.snapshot import Expect, Model, Runtime, Smoke
 
     artifacts = _artifacts(sources, measured, given)
     files = tuple(one.path for one in artifacts if not one.unpack) if members is None else members
@@ -268,8 +272,8 @@ def _model(
 
 
 def _artifacts(sources: tuple[str, ...], measured: list[Measured], given: dict[str, Any]) -> tuple[Artifact, ...]:
-    from reconciler.fetch import document
-    from reconciler.snapshot import Artifact
+    from reconciler.core.snapshot import Artifact
+    from reconciler.fetch import http
 
     if len(sources) > 1 and any("{path}" not in url for url in given["urls"]):
         raise PublishError("one --url for several SOURCEs", hint="write {path} in it where the file's name goes")
@@ -277,7 +281,7 @@ def _artifacts(sources: tuple[str, ...], measured: list[Measured], given: dict[s
     made = []
     for index, (source, one) in enumerate(zip(sources, measured, strict=True)):
         path = given["paths"][index] if given["paths"] else _name(source)
-        own = (source,) if document.is_url(source) else ()
+        own = (source,) if http.is_url(source) else ()
         urls = (*own, *(url.replace("{path}", path) for url in given["urls"]))
         made.append(Artifact(path=path, digest=one.digest, size=one.size, urls=tuple(dict.fromkeys(urls)), unpack=unpack))
     return tuple(made)
@@ -319,7 +323,7 @@ def snapshot_remove(*, file: Path, ids: tuple[str, ...]) -> None:
             found = snapshots.without_model(found, model_id)
         return found
 
-    _written(file, snapshots.edited(_read(file), change, now=papers.now()))
+    _written(file, snapshots.edited(_read(file), change, now=document_io.now()))
 
 
 @snapshot.command("set-state")
@@ -335,12 +339,12 @@ def snapshot_set_state(*, file: Path, model_id: str, state: Wanted) -> None:
     """
     from reconciler.publish import snapshots
 
-    _written(file, snapshots.edited(_read(file), lambda found: snapshots.with_state(found, model_id, state), now=papers.now()))
+    _written(file, snapshots.edited(_read(file), lambda found: snapshots.with_state(found, model_id, state), now=document_io.now()))
 
 
 @snapshot.command("set")
 @click.argument("file", type=FILE)
-@click.option("--expires", type=papers.End(), metavar="TIME", help="How long it lives from now on.")
+@click.option("--expires", type=document_io.End(), metavar="TIME", help="How long it lives from now on.")
 @click.option("--fallback", multiple=True, metavar="URL", help="Where any blob may be had; replaces all that are listed.")
 @click.option("--retest-after", default="", show_default=False, metavar="TIME", help="Test jobs are run again after this time.")
 def snapshot_set(*, file: Path, expires: datetime | None, fallback: tuple[str, ...], retest_after: str) -> None:
@@ -358,25 +362,25 @@ def snapshot_set(*, file: Path, expires: datetime | None, fallback: tuple[str, .
         found = replace(found, sources=replace(found.sources, fallback=fallback)) if fallback else found
         return replace(found, retest_after=retest_after) if retest_after else found
 
-    now = papers.now()
+    now = document_io.now()
     lifetime = timedelta(seconds=round((expires - now).total_seconds())) if expires else None
     _written(file, snapshots.edited(_read(file), change, now=now, lifetime=lifetime))
 
 
 def _read(file: Path) -> bytes:
-    return papers.read(file, maker=f"reconcile snapshot new {file} --network NAME")
+    return document_io.read(file, maker=f"reconcile snapshot new {file} --network NAME")
 
 
 def _written(file: Path, made: Edited) -> None:
-    papers.write(file, made.data)
+    document_io.write(file, made.data)
     if made.dropped:
-        papers.note(f"{len(made.dropped)} signature(s) no longer hold and were dropped: {', '.join(key[:16] for key in made.dropped)}")
-    papers.say(f"wrote {file}: snapshot {made.version}, unsigned")
+        document_io.note(f"{len(made.dropped)} signature(s) no longer hold and were dropped: {', '.join(key[:16] for key in made.dropped)}")
+    document_io.say(f"wrote {file}: snapshot {made.version}, unsigned")
 
 
 @snapshot.command("sign")
 @click.argument("file", type=FILE)
-@papers.KEY
+@document_io.KEY
 @_ROOT
 @PASSPHRASE
 def snapshot_sign(*, file: Path, key_file: Path, root_file: Path | None, passphrase_file: Path | None) -> None:
@@ -388,15 +392,15 @@ def snapshot_sign(*, file: Path, key_file: Path, root_file: Path | None, passphr
     """
     from reconciler.publish import snapshots
 
-    trusted = papers.trusted(root_file)
-    data, key = _read(file), papers.private_key(key_file, passphrase_file)
-    _signed(file, snapshots.sign(data, key, now=papers.now(), root=trusted), root_file)
+    trusted = document_io.trusted(root_file)
+    data, key = _read(file), document_io.private_key(key_file, passphrase_file)
+    _signed(file, snapshots.sign(data, key, now=document_io.now(), root=trusted), root_file)
 
 
 @snapshot.command("attach")
 @click.argument("file", type=FILE)
-@papers.SIGNER
-@papers.SIGNATURE
+@document_io.SIGNER
+@document_io.SIGNATURE
 @_ROOT
 def snapshot_attach(*, file: Path, key_file: Path, signature: Path, root_file: Path | None) -> None:
     """
@@ -409,17 +413,17 @@ def snapshot_attach(*, file: Path, key_file: Path, signature: Path, root_file: P
     """
     from reconciler.publish import snapshots
 
-    data, key, trusted = _read(file), papers.public_key(key_file), papers.trusted(root_file)
-    _signed(file, snapshots.attach(data, key, papers.signature(signature), now=papers.now(), root=trusted), root_file)
+    data, key, trusted = _read(file), document_io.public_key(key_file), document_io.trusted(root_file)
+    _signed(file, snapshots.attach(data, key, document_io.signature(signature), now=document_io.now(), root=trusted), root_file)
 
 
 def _signed(file: Path, data: bytes, root_file: Path | None) -> None:
     from reconciler.publish import snapshots
 
-    papers.write(file, data)
-    found = snapshots.inspect(data, root=papers.trusted(root_file))
-    papers.say(f"signed {file}: snapshot {found.version} of {found.network}, {len(found.models)} model(s), {found.digest}")
-    papers.say(_standing(found))
+    document_io.write(file, data)
+    found = snapshots.inspect(data, root=document_io.trusted(root_file))
+    document_io.say(f"signed {file}: snapshot {found.version} of {found.network}, {len(found.models)} model(s), {found.digest}")
+    document_io.say(_standing(found))
 
 
 def _standing(found: SnapshotReport) -> str:
@@ -434,7 +438,7 @@ def _pae(file: Path) -> bytes:
     return snapshots.pae(_read(file))
 
 
-snapshot.add_command(papers.printing(_pae))
+snapshot.add_command(document_io.printing(_pae))
 
 
 @snapshot.command("inspect")
@@ -450,21 +454,21 @@ def snapshot_inspect(*, file: Path, root_file: Path | None, as_json: bool) -> No
     """
     from reconciler.publish import snapshots
 
-    found = snapshots.inspect(_read(file), root=papers.trusted(root_file))
+    found = snapshots.inspect(_read(file), root=document_io.trusted(root_file))
     if as_json:
-        papers.document(found)
+        document_io.document(found)
         return
-    papers.say(f"snapshot {found.version} of {found.network}, {found.digest}")
-    papers.say(f"issued {units.rfc3339(found.issued_at)}, until {units.rfc3339(found.expires_at)}")
+    document_io.say(f"snapshot {found.version} of {found.network}, {found.digest}")
+    document_io.say(f"issued {units.rfc3339(found.issued_at)}, until {units.rfc3339(found.expires_at)}")
     for model in found.models:
-        papers.say(f"  {model.id:<40} {model.state:<9} {units.human_size(model.bytes):>10}  {', '.join(model.tasks)}  {model.engine}")
-    papers.say(f"{len(found.models)} model(s), {units.human_size(found.bytes)} in all")
+        document_io.say(f"  {model.id:<40} {model.state:<9} {units.human_size(model.bytes):>10}  {', '.join(model.tasks)}  {model.engine}")
+    document_io.say(f"{len(found.models)} model(s), {units.human_size(found.bytes)} in all")
     if found.other_fields:
-        papers.say(f"further fields: {papers.clean(', '.join(found.other_fields))}")
+        document_io.say(f"further fields: {document_io.clean(', '.join(found.other_fields))}")
     for one in found.signatures:
         held = {True: "valid", False: "NOT VALID, or not a key of the root", None: "not checked"}[one.valid]
-        papers.say(f"signed by {papers.clean(one.keyid)} ({held})")
-    papers.say(_standing(found))
+        document_io.say(f"signed by {document_io.clean(one.keyid)} ({held})")
+    document_io.say(_standing(found))
 
 
 @snapshot.command("diff")
@@ -482,21 +486,21 @@ def snapshot_diff(*, before: Path, after: Path, as_json: bool) -> None:
 
     found = snapshots.diff(_read(before), _read(after))
     if as_json:
-        papers.document(found)
+        document_io.document(found)
         return
-    papers.say(f"snapshot {found.before} -> {found.after}")
+    document_io.say(f"snapshot {found.before} -> {found.after}")
     for sign, ids in (("+", found.added), ("-", found.removed)):
         for model_id in ids:
-            papers.say(f"{sign} {model_id}")
+            document_io.say(f"{sign} {model_id}")
     for change in found.changed:
-        papers.say(f"~ {_place(change)}: {_value(change.before)} -> {_value(change.after)}")
+        document_io.say(f"~ {_place(change)}: {_value(change.before)} -> {_value(change.after)}")
     if not (found.added or found.removed or found.changed):
-        papers.say("the same models and settings")
+        document_io.say("the same models and settings")
 
 
 def _place(change: Changed) -> str:
-    return papers.clean(f"{change.id} {change.field}" if change.id else change.field)
+    return document_io.clean(f"{change.id} {change.field}" if change.id else change.field)
 
 
 def _value(value: object) -> str:
-    return papers.clean(json.dumps(cast("Any", value), ensure_ascii=False))
+    return document_io.clean(json.dumps(cast("Any", value), ensure_ascii=False))

@@ -16,12 +16,12 @@ from typing import IO
 
 import msgspec
 
-from reconciler import units
+from reconciler.core import units
+from reconciler.core.errors import ReconcileError
+from reconciler.core.snapshot import Model, Wanted
 from reconciler.demo import catalogue, committed, network
 from reconciler.demo.network import Network
 from reconciler.demo.server import Server, serving
-from reconciler.errors import ReconcileError
-from reconciler.snapshot import Model, Wanted
 
 #: Runs one command line with the settings in a folder and returns its exit code.
 Run = Callable[[Sequence[str]], int]

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from reconciler import digest
+from reconciler.core import digest
+from reconciler.core.snapshot import Artifact, Expect, Model, Runtime, Smoke
 from reconciler.demo import models
 from reconciler.demo.models import Shape
-from reconciler.snapshot import Artifact, Expect, Model, Runtime, Smoke
 
 NETWORK = "resultity-demo"
 _RUNTIME = Runtime(engine="llama-cpp", version=">=0.3,<0.5")

@@ -11,12 +11,12 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-from reconciler import lock as locks
-from reconciler import trust
+from reconciler.core import lock as locks
+from reconciler.core import trust
+from reconciler.core.errors import StoreError
+from reconciler.core.trust import TrustState
 from reconciler.demo import catalogue, network
-from reconciler.errors import StoreError
-from reconciler.store import durable
-from reconciler.trust import Floor
+from reconciler.store import atomic
 
 ISSUED = datetime(2026, 11, 20, tzinfo=UTC)
 EXPIRES = datetime(2036, 11, 20, tzinfo=UTC)
@@ -42,9 +42,9 @@ def main() -> None:
     made = network.make(catalogue.NETWORK, ISSUED, EXPIRES - ISSUED)
     models = tuple(item.model for item in catalogue.everything())
     envelope = network.snapshot(made, models, 1, ISSUED, EXPIRES - ISSUED)
-    verified = trust.verify(envelope, trust.pin(made.root), now=datetime.now(UTC), floor=Floor())
+    verified = trust.verify(envelope, trust.pin(made.root), now=datetime.now(UTC), trust_state=TrustState())
     for name, data in zip(FILES, (made.root, envelope, locks.encode(locks.compile(verified))), strict=True):
-        durable.write(target / name, data)
+        atomic.write(target / name, data)
 
 
 if __name__ == "__main__":

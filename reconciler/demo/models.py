@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
-from reconciler.errors import RuntimeMissing
+from reconciler.core.errors import RuntimeMissing
 
 _BYTES = 256
 #: Unknown, begin, end, then one token for each byte.

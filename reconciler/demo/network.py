@@ -7,9 +7,9 @@ from typing import Any
 
 from msgspec import Struct
 
+from reconciler.core.snapshot import Model, Snapshot
 from reconciler.publish import keys, roots, snapshots
 from reconciler.publish.keys import Pair
-from reconciler.snapshot import Model, Snapshot
 
 
 class Network(Struct, frozen=True, kw_only=True):

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from reconciler import digest
+from reconciler.core import digest
 
 _RANGE = re.compile(r"bytes=(\d+)-(\d*)")
 

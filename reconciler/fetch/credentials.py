@@ -14,7 +14,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from reconciler.errors import SettingsError
+from reconciler.core.errors import SettingsError
 from reconciler.fetch import sources
 
 _WORD = re.compile(r"[!-~]+")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from reconciler.errors import FetchError
+from reconciler.core.errors import FetchError
 from reconciler.ports import Fetched, FetchFailed, Reporter, Want
 
 
-class Offline:
+class OfflineFetcher:
     """Fetches nothing."""
 
     def fetch(self, wants: Sequence[Want], report: Reporter) -> Iterator[Fetched | FetchFailed]:

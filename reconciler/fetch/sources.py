@@ -24,8 +24,8 @@ from urllib.parse import urljoin, urlsplit
 
 from msgspec import Struct
 
-from reconciler import digest as digests
-from reconciler import snapshot
+from reconciler.core import digest as digests
+from reconciler.core import snapshot
 from reconciler.fetch.settings import FetchSettings
 from reconciler.ports import Want
 

@@ -24,15 +24,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from reconciler import digest as digests
 from reconciler import files
-from reconciler.errors import DiskFull, StoreBusy, StoreError
-from reconciler.fetch import record
+from reconciler.core import digest as digests
+from reconciler.core.errors import DiskFull, StoreBusy, StoreError
+from reconciler.fetch import aria2_control_file
 
 DATA = "data"
 _CONTROL = f"{DATA}.aria2"
 _PIECES = "pieces"
-_Pieces = list[list[record.Run]]
+_Pieces = list[list[aria2_control_file.Run]]
 _LOCK = ".fetch.lock"
 _BLOCK = 4096
 #: The granularity in which a file system reports holes may not be coarser: tmpfs with huge pages says 2 MiB.
@@ -104,14 +104,14 @@ class Staging:
             pieces: _Pieces = []
             for path in self._entries(name):
                 left = self._left(path, size)
-                if record.total(left) > (best.resumed if best else 0):
+                if aria2_control_file.total(left) > (best.resumed if best else 0):
                     if best:
                         files.delete(best.folder)
-                    best, pieces = Attempt(path, record.total(left)), left
+                    best, pieces = Attempt(path, aria2_control_file.total(left)), left
                 else:
                     files.delete(path)
             if best:
-                _write(best.folder / _CONTROL, record.encode(pieces, piece_length(size), size))
+                _write(best.folder / _CONTROL, aria2_control_file.encode(pieces, piece_length(size), size))
                 os.utime(best.folder.parent)
             return best
 
@@ -175,7 +175,7 @@ class Staging:
         coarse = self._granularity()
         if not coarse:
             return []
-        return record.kept(_written(path / DATA), known, piece_length(size), size, coarse)
+        return aria2_control_file.kept(_written(path / DATA), known, piece_length(size), size, coarse)
 
     def _granularity(self) -> int:
         """Return how exactly the file system reports holes, in bytes; 0: too coarsely, or not at all."""
@@ -238,11 +238,11 @@ def _own_folder(path: Path) -> None:
         path.chmod(0o700)
 
 
-def _written(path: Path) -> list[record.Run]:
+def _written(path: Path) -> list[aria2_control_file.Run]:
     """Return the ranges of the file at *path* that were written to."""
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        runs: list[record.Run] = []
+        runs: list[aria2_control_file.Run] = []
         end = 0
         while True:
             try:

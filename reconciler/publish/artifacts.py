@@ -14,9 +14,9 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from reconciler import digest as digests
-from reconciler import gguf
-from reconciler.errors import PublishError
+from reconciler.core import digest as digests
+from reconciler.core import gguf
+from reconciler.core.errors import PublishError
 
 _STEP = 1 << 20
 

@@ -15,8 +15,8 @@ from typing import Any
 
 from msgspec import Struct
 
-from reconciler import trust
-from reconciler.errors import BadRootChain, PublishError
+from reconciler.core import trust
+from reconciler.core.errors import BadRootChain, PublishError
 
 Passphrase = Callable[[], bytes]
 

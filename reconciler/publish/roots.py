@@ -18,12 +18,12 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from reconciler import snapshot, strict, trust
-from reconciler.errors import BadRootChain, PublishError, TrustError
-from reconciler.publish import documents
-from reconciler.publish.documents import Document
+from reconciler.core import snapshot, strict_json, trust
+from reconciler.core.errors import BadRootChain, PublishError, TrustError
+from reconciler.core.trust import Key, Role, Roles, TrustRoot
+from reconciler.publish import envelopes
+from reconciler.publish.envelopes import Document
 from reconciler.publish.keys import PublicKey
-from reconciler.trust import Key, Role, Roles, TrustRoot
 
 RoleName = Literal["root", "snapshot"]
 
@@ -81,12 +81,12 @@ def _listed(key: PublicKey) -> Key:
 
 
 def _unsigned(root: TrustRoot, extra: dict[str, msgspec.Raw]) -> bytes:
-    payload = documents.joined(root, extra)
+    payload = envelopes.joined(root, extra)
     try:
         decode(payload)
     except TrustError as error:
-        raise PublishError(f"nodes would refuse this root: {documents.in_words(error.message)}") from None
-    return documents.write(Document(kind=trust.ROOT_TYPE, payload=payload))
+        raise PublishError(f"nodes would refuse this root: {envelopes.in_words(error.message)}") from None
+    return envelopes.write(Document(kind=trust.ROOT_TYPE, payload=payload))
 
 
 def decode(payload: bytes) -> TrustRoot:
@@ -97,7 +97,7 @@ def decode(payload: bytes) -> TrustRoot:
         BadRootChain: it is no root, or one that protects nothing.
     """
     try:
-        root = strict.decode(payload, TrustRoot)
+        root = strict_json.decode(payload, TrustRoot)
     except ValueError as error:
         raise BadRootChain(f"not a trust root: {str(error).replace('`$.', '`')}") from None
     trust.check_root(root)
@@ -106,7 +106,7 @@ def decode(payload: bytes) -> TrustRoot:
 
 def is_signed(data: bytes) -> bool:
     """Return whether anybody signed the root in *data*: then it may be on nodes, and is never edited in place."""
-    return bool(documents.read(data, trust.ROOT_TYPE).signatures)
+    return bool(envelopes.read(data, trust.ROOT_TYPE).signatures)
 
 
 def edited(data: bytes, change: Callable[[TrustRoot], TrustRoot]) -> bytes:
@@ -116,14 +116,14 @@ def edited(data: bytes, change: Callable[[TrustRoot], TrustRoot]) -> bytes:
     Raises:
         PublishError: it would protect nothing.
     """
-    document = documents.read(data, trust.ROOT_TYPE)
+    document = envelopes.read(data, trust.ROOT_TYPE)
     root = decode(document.payload)
     changed = change(root)
     if document.signatures:
         changed = replace(changed, version=root.version + 1)
     used = {*changed.roles.root.keyids, *changed.roles.snapshot.keyids}
     kept = {keyid: key for keyid, key in changed.keys.items() if keyid in used}
-    return _unsigned(replace(changed, keys=kept), documents.unknown_fields(document.payload, TrustRoot))
+    return _unsigned(replace(changed, keys=kept), envelopes.unknown_fields(document.payload, TrustRoot))
 
 
 def with_key(root: TrustRoot, key: PublicKey, roles: Sequence[RoleName]) -> TrustRoot:
@@ -199,9 +199,9 @@ def sign(data: bytes, key: Any, *, previous: bytes = b"") -> bytes:
         BadRootChain: the root protects nothing, or does not follow *previous*.
         PublishError: the key is neither of this root nor of *previous*.
     """
-    document = documents.read(data, trust.ROOT_TYPE)
+    document = envelopes.read(data, trust.ROOT_TYPE)
     _check_signer(document, trust.keyid_of(key.public_key()), previous)
-    return documents.write(documents.signed(document, key))
+    return envelopes.write(envelopes.signed(document, key))
 
 
 def attach(data: bytes, public: PublicKey, signature: bytes, *, previous: bytes = b"") -> bytes:
@@ -211,9 +211,9 @@ def attach(data: bytes, public: PublicKey, signature: bytes, *, previous: bytes 
     Raises:
         BadSignature: it does not hold. BadRootChain, PublishError: as ``sign``.
     """
-    document = documents.read(data, trust.ROOT_TYPE)
+    document = envelopes.read(data, trust.ROOT_TYPE)
     _check_signer(document, public.keyid, previous)
-    return documents.write(documents.attached(document, public.key, signature))
+    return envelopes.write(envelopes.attached(document, public.key, signature))
 
 
 def _check_signer(document: Document, keyid: str, previous: bytes) -> None:
@@ -229,7 +229,7 @@ def _check_signer(document: Document, keyid: str, previous: bytes) -> None:
 
 
 def _before(root: TrustRoot, previous: bytes) -> TrustRoot:
-    before = decode(documents.read(previous, trust.ROOT_TYPE).payload)
+    before = decode(envelopes.read(previous, trust.ROOT_TYPE).payload)
     if before.network != root.network or before.version + 1 != root.version:
         raise BadRootChain(
             f"root {root.version} of {root.network!r} does not follow root {before.version} of {before.network!r}",
@@ -240,7 +240,7 @@ def _before(root: TrustRoot, previous: bytes) -> TrustRoot:
 
 def pae(data: bytes) -> bytes:
     """Return the bytes that a signer of the root in *data* signs."""
-    document = documents.read(data, trust.ROOT_TYPE)
+    document = envelopes.read(data, trust.ROOT_TYPE)
     decode(document.payload)
     return document.pae()
 
@@ -252,7 +252,7 @@ def inspect(data: bytes, *, previous: bytes = b"") -> RootReport:
     Raises:
         TrustError: it is no root, protects nothing, or does not follow *previous*.
     """
-    document = documents.read(data, trust.ROOT_TYPE)
+    document = envelopes.read(data, trust.ROOT_TYPE)
     root = decode(document.payload)
     own = _valid(document, root)
     before = _before(root, previous) if previous else None

@@ -18,13 +18,13 @@ import msgspec
 from msgspec import UNSET, Raw, Struct
 from msgspec.structs import replace
 
-from reconciler import digest, snapshot, trust, units
-from reconciler.errors import BadEnvelope, PublishError, WrongNetwork
-from reconciler.publish import documents
-from reconciler.publish.documents import Document
+from reconciler.core import digest, snapshot, trust, units
+from reconciler.core.errors import BadEnvelope, PublishError, WrongNetwork
+from reconciler.core.snapshot import Model, Snapshot, Sources, Wanted
+from reconciler.core.trust import TrustRoot
+from reconciler.publish import envelopes
+from reconciler.publish.envelopes import Document
 from reconciler.publish.keys import PublicKey
-from reconciler.snapshot import Model, Snapshot, Sources, Wanted
-from reconciler.trust import TrustRoot
 
 
 class Edited(Struct, frozen=True, kw_only=True):
@@ -124,13 +124,13 @@ def new(
 
 
 def _unsigned(made: Snapshot, extra: dict[str, Raw]) -> bytes:
-    payload = documents.joined(made, extra)
+    payload = envelopes.joined(made, extra)
     try:
         snapshot.decode(payload)
     except BadEnvelope as error:
-        said = documents.in_words(error.message)
+        said = envelopes.in_words(error.message)
         raise PublishError(said.replace("not a snapshot", "this would not be a snapshot that nodes take", 1)) from None
-    return documents.write(Document(kind=trust.SNAPSHOT_TYPE, payload=payload))
+    return envelopes.write(Document(kind=trust.SNAPSHOT_TYPE, payload=payload))
 
 
 def edited(data: bytes, change: Callable[[Snapshot], Snapshot], *, now: datetime, lifetime: timedelta | None = None) -> Edited:
@@ -140,7 +140,7 @@ def edited(data: bytes, change: Callable[[Snapshot], Snapshot], *, now: datetime
     Raises:
         PublishError: it would not be a snapshot.
     """
-    document = documents.read(data, trust.SNAPSHOT_TYPE)
+    document = envelopes.read(data, trust.SNAPSHOT_TYPE)
     before = snapshot.decode(document.payload)
     lifetime = lifetime or before.expires_at - before.issued_at
     after = replace(
@@ -150,7 +150,7 @@ def edited(data: bytes, change: Callable[[Snapshot], Snapshot], *, now: datetime
         expires_at=snapshot.utc(now + lifetime),
     )
     return Edited(
-        data=_unsigned(after, documents.unknown_fields(document.payload, Snapshot)),
+        data=_unsigned(after, envelopes.unknown_fields(document.payload, Snapshot)),
         version=after.version,
         dropped=tuple(signature.keyid for signature in document.signatures),
     )
@@ -211,7 +211,7 @@ def sign(data: bytes, key: Any, *, now: datetime, root: TrustRoot | None = None)
         PublishError: no node would take it: it has expired, or the key is not one of *root*'s snapshot role.
     """
     document = _to_sign(data, trust.keyid_of(key.public_key()), now, root)
-    return documents.write(documents.signed(document, key))
+    return envelopes.write(envelopes.signed(document, key))
 
 
 def attach(data: bytes, public: PublicKey, signature: bytes, *, now: datetime, root: TrustRoot | None = None) -> bytes:
@@ -222,11 +222,11 @@ def attach(data: bytes, public: PublicKey, signature: bytes, *, now: datetime, r
         BadSignature: it does not hold. PublishError: as ``sign``.
     """
     document = _to_sign(data, public.keyid, now, root)
-    return documents.write(documents.attached(document, public.key, signature))
+    return envelopes.write(envelopes.attached(document, public.key, signature))
 
 
 def _to_sign(data: bytes, keyid: str, now: datetime, root: TrustRoot | None) -> Document:
-    document = documents.read(data, trust.SNAPSHOT_TYPE)
+    document = envelopes.read(data, trust.SNAPSHOT_TYPE)
     found = snapshot.decode(document.payload)
     if now >= found.expires_at:
         raise PublishError(
@@ -247,7 +247,7 @@ def _check_network(found: Snapshot, root: TrustRoot) -> None:
 
 def pae(data: bytes) -> bytes:
     """Return the bytes that a signer of the snapshot in *data* signs."""
-    document = documents.read(data, trust.SNAPSHOT_TYPE)
+    document = envelopes.read(data, trust.SNAPSHOT_TYPE)
     snapshot.decode(document.payload)
     return document.pae()
 
@@ -262,7 +262,7 @@ def inspect(data: bytes, *, root: TrustRoot | None = None) -> SnapshotReport:
     Raises:
         TrustError: it is no snapshot, or not one of *root*'s network.
     """
-    document = documents.read(data, trust.SNAPSHOT_TYPE)
+    document = envelopes.read(data, trust.SNAPSHOT_TYPE)
     found = snapshot.decode(document.payload)
     valid: frozenset[str] = frozenset()
     if root is not None:
@@ -279,7 +279,7 @@ def inspect(data: bytes, *, root: TrustRoot | None = None) -> SnapshotReport:
         models=tuple(_entry(model) for model in sorted(found.models, key=lambda one: one.id)),
         fallback=found.sources.fallback,
         retest_after="" if found.retest_after is UNSET else found.retest_after,
-        other_fields=tuple(documents.unknown_fields(document.payload, Snapshot)),
+        other_fields=tuple(envelopes.unknown_fields(document.payload, Snapshot)),
         signatures=tuple(Signer(keyid=one.keyid, valid=one.keyid in valid if root else None) for one in document.signatures),
         missing=max(0, root.roles.snapshot.threshold - len(valid)) if root else -1,
     )
@@ -305,7 +305,7 @@ def diff(before: bytes, after: bytes) -> Difference:
     Raises:
         TrustError: one is no snapshot, or they are of two networks.
     """
-    old_document, new_document = documents.read(before, trust.SNAPSHOT_TYPE), documents.read(after, trust.SNAPSHOT_TYPE)
+    old_document, new_document = envelopes.read(before, trust.SNAPSHOT_TYPE), envelopes.read(after, trust.SNAPSHOT_TYPE)
     old, new_ = snapshot.decode(old_document.payload), snapshot.decode(new_document.payload)
     if old.network != new_.network:
         raise WrongNetwork(f"one snapshot is for network {old.network!r}, the other for {new_.network!r}")
@@ -328,7 +328,7 @@ def _settings(document: Document, found: Snapshot) -> dict[str, Any]:
     fields = _fields(found)
     for name in ("models", "version", "issued_at", "expires_at"):
         del fields[name]
-    others = documents.unknown_fields(document.payload, Snapshot)
+    others = envelopes.unknown_fields(document.payload, Snapshot)
     return fields | {name: msgspec.json.decode(value) for name, value in others.items()}
 
 

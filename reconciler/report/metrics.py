@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, get_args
 from msgspec import Struct
 
 from reconciler import __version__
-from reconciler.state import ModelState
+from reconciler.core.state import ModelState
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Protocol, Self, cast
 
 from msgspec import UnsetType
 
-from reconciler import units
-from reconciler.plan import ModelChange, Plan
+from reconciler.core import units
+from reconciler.core.plan import ModelChange, Plan
 from reconciler.ports import (
     BlobReady,
     Event,

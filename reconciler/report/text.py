@@ -2,19 +2,8 @@
 
 from __future__ import annotations
 
-from reconciler import units
-from reconciler.ports import (
-    BlobReady,
-    Event,
-    FetchProgress,
-    Incident,
-    ModelDone,
-    ModelPhase,
-    Notice,
-    RunEnded,
-    RunStarted,
-    Swapped,
-)
+from reconciler.core import units
+from reconciler.ports import BlobReady, Event, FetchProgress, Incident, ModelDone, ModelPhase, Notice, RunEnded, RunStarted, Swapped
 
 #: Two columns of state names read best with one mark each; colour is never the only sign.
 MARKS = {"active": "●", "inactive": "○", "pending": "◌", "failed": "✗", "archived": "▪", "absent": "·"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from reconciler.node import Gpu
+from reconciler.core.node import Gpu
 
 #: What NVIDIA's driver shows of itself, on Linux and in its subsystem on Windows.
 _DRIVERS = ("/proc/driver/nvidia", "/dev/nvidiactl", "/dev/dxg")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Protocol
 
-from reconciler.runtime import packages
+from reconciler.runtime import installed_packages
 from reconciler.settings import Settings
 
 GROUP = "reconciler.runtimes"
@@ -47,7 +47,7 @@ def known() -> dict[str, Engine]:
     from reconciler.runtime.openai import OpenAI
 
     found: dict[str, Engine] = {"llama-cpp": LlamaCpp(), "openai": OpenAI()}
-    return found if found.keys() >= set(packages.declared(GROUP)) else _others() | found
+    return found if found.keys() >= set(installed_packages.declared(GROUP)) else _others() | found
 
 
 def _others() -> dict[str, Engine]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from reconciler.runtime import packages
+from reconciler.runtime import installed_packages
 from reconciler.settings import Settings
 
 
@@ -18,11 +18,11 @@ class LlamaCpp:
     def version(self, settings: Settings) -> str | None:
         """Return the package's version, without loading it."""
         del settings
-        return packages.version("llama-cpp-python")
+        return installed_packages.version("llama-cpp-python")
 
     def module(self) -> str:
         """Return the child's module."""
-        return "reconciler.runtime.llama_child"
+        return "reconciler.runtime.llama_cpp_worker"
 
     def options(self, settings: Settings) -> dict[str, Any]:
         """Return layers on the GPU and threads."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from reconciler import units
+from reconciler.core import units
 from reconciler.settings import Settings
 
 #: Version of a server that the settings tell none of.
@@ -34,7 +34,7 @@ class OpenAI:
 
     def module(self) -> str:
         """Return the child's module."""
-        return "reconciler.runtime.openai_child"
+        return "reconciler.runtime.openai_worker"
 
     def options(self, settings: Settings) -> dict[str, Any]:
         """Return the command and how many seconds it may take until it answers."""

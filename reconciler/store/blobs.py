@@ -17,10 +17,10 @@ from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
-from reconciler import digest as digests
-from reconciler.errors import BlobDamaged, HashMismatch, StoreError
+from reconciler.core import digest as digests
+from reconciler.core.errors import BlobDamaged, HashMismatch, StoreError
 from reconciler.ports import Fetched
-from reconciler.store import durable
+from reconciler.store import atomic
 from reconciler.store.layout import Layout
 from reconciler.store.ledger import Ledger, Verification
 
@@ -73,11 +73,11 @@ class Blobs:
 
     def _name(self, fd: int, path: Path, name: str) -> None:
         target = self._layout.blob(name)
-        durable.make_folder(target.parent)
-        with durable.refusals(f"keep {name}"):
-            durable.settle(fd, 0o444)
+        atomic.make_folder(target.parent)
+        with atomic.translate_errors(f"keep {name}"):
+            atomic.settle(fd, 0o444)
         _make_way(target)
-        durable.rename(path, target)
+        atomic.rename(path, target)
         self._remember(name, os.fstat(fd))
 
     def check(self, name: str) -> bool:
@@ -105,9 +105,9 @@ class Blobs:
     def discard(self, name: str) -> None:
         """Delete the blob; a reader that holds it open keeps it."""
         self._ledger.forget_blob(name)
-        durable.delete(self._layout.blob(name))
+        atomic.delete(self._layout.blob(name))
 
-    def freeze(self, name: str) -> None:
+    def archive(self, name: str) -> None:
         """
         Copy the blob to cold storage, hash the copy, and only then delete the original.
 
@@ -115,11 +115,11 @@ class Blobs:
             BlobDamaged: the copy is not the blob; the original stays.
         """
         cold = self._layout.cold_blob(name)
-        durable.make_folder(cold.parent)
+        atomic.make_folder(cold.parent)
         self._carry(self._layout.blob(name), cold, cold.with_name(f".{cold.name}.tmp"), name)
         self.discard(name)
 
-    def thaw(self, name: str) -> None:
+    def restore(self, name: str) -> None:
         """
         Copy the blob back from cold storage, hash the copy in full, and only then delete the cold one.
 
@@ -127,26 +127,26 @@ class Blobs:
             BlobDamaged: what lay in cold storage is not the blob any more; it is deleted, so that the blob is fetched again.
         """
         cold, target = self._layout.cold_blob(name), self._layout.blob(name)
-        durable.make_folder(target.parent)
+        atomic.make_folder(target.parent)
         try:
             self._carry(cold, target, self._layout.staging / f"thaw-{target.name}", name)
         except BlobDamaged:
-            durable.delete(cold)
+            atomic.delete(cold)
             raise
         self._remember(name, target.lstat())
-        durable.delete(cold)
+        atomic.delete(cold)
 
     def _carry(self, source: Path, target: Path, temporary: Path, name: str) -> None:
-        durable.delete(temporary)
-        durable.copy(source, temporary)
+        atomic.delete(temporary)
+        atomic.copy(source, temporary)
         if self._digest(temporary, digests.parse(name)[0]) != name:
-            durable.delete(temporary)
+            atomic.delete(temporary)
             raise BlobDamaged(f"the copy of {name} has other bytes")
         _make_way(target)
-        durable.rename(temporary, target)
+        atomic.rename(temporary, target)
 
     def _digest(self, path: Path, algorithm: str) -> str:
-        with durable.refusals(f"read {path.name}"):
+        with atomic.translate_errors(f"read {path.name}"):
             return self._hash(path, algorithm)
 
     def _remember(self, name: str, seen: os.stat_result) -> None:
@@ -162,17 +162,17 @@ def set_aside(layout: Layout, name: str) -> None:
         StoreError: the disk refuses.
     """
     cold = layout.cold_blob(name)
-    durable.rename(cold, cold.with_name(f".{cold.name}.damaged"))
+    atomic.rename(cold, cold.with_name(f".{cold.name}.damaged"))
 
 
 def _make_way(target: Path) -> None:
     """Delete a folder that stands where a blob belongs: no rename of a file replaces it."""
-    with durable.refusals(f"look at {target.name}"):
+    with atomic.translate_errors(f"look at {target.name}"):
         folder = target.is_dir() and not target.is_symlink()
     if folder:
-        durable.delete(target)
+        atomic.delete(target)
 
 
 def _open(path: Path) -> int:
-    with durable.refusals(f"open {path.name}"):
+    with atomic.translate_errors(f"open {path.name}"):
         return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)

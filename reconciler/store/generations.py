@@ -18,9 +18,9 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from reconciler.errors import StoreError
-from reconciler.state import ActiveModel, Generation
-from reconciler.store import durable
+from reconciler.core.errors import StoreError
+from reconciler.core.state import ActiveModel, Generation
+from reconciler.store import atomic
 from reconciler.store.layout import Layout
 
 
@@ -46,7 +46,7 @@ class Generations:
         """Make a generation of *entries* and let ``active`` lead to it; return it."""
         number = max([0, *numbers(self._layout)]) + 1
         made = Generation(number=number, entries={model: entries[model] for model in sorted(entries)})
-        with durable.refusals(f"make generation {number}"):
+        with atomic.translate_errors(f"make generation {number}"):
             self._write(made)
             self._lead_to(number)
         return made
@@ -54,7 +54,7 @@ class Generations:
     def reactivate(self, number: int) -> Generation:
         """Let ``active`` lead to an earlier generation again; return it."""
         found = read(self._layout, number)
-        with durable.refusals(f"return to generation {number}"):
+        with atomic.translate_errors(f"return to generation {number}"):
             self._lead_to(number)
         return found
 
@@ -62,27 +62,27 @@ class Generations:
         active = self._layout.active
         if active.is_dir() and not active.is_symlink():  # a copy of the store that followed links made it; no rename replaces it
             aside = active.with_name("active.damaged")
-            durable.delete(aside)
-            durable.rename(active, aside)
-        durable.symlink(f"generations/{number}", active)
+            atomic.delete(aside)
+            atomic.rename(active, aside)
+        atomic.symlink(f"generations/{number}", active)
 
     def _write(self, made: Generation) -> None:
         folder = self._layout.generations / f".{made.number}.{os.urandom(6).hex()}.tmp"
-        durable.make_folder(folder)
+        atomic.make_folder(folder)
         try:
             for entry in made.entries.values():
                 self._link(folder, entry)
             index = Index(generation=made.number, models=tuple(made.entries.values()))
-            durable.write(folder / "index.json", msgspec.json.encode(index), 0o444)
-            durable.sync_tree(folder)
-            durable.rename(folder, self._layout.generations / str(made.number))
+            atomic.write(folder / "index.json", msgspec.json.encode(index), 0o444)
+            atomic.sync_tree(folder)
+            atomic.rename(folder, self._layout.generations / str(made.number))
         finally:
-            durable.delete(folder)
+            atomic.delete(folder)
 
     def _link(self, folder: Path, entry: ActiveModel) -> None:
         path = folder / entry.path
-        durable.make_folder(path.parent)
-        durable.new_symlink(target_of(self._layout, entry), path)  # in a folder that nobody sees yet; the swap syncs and names it
+        atomic.make_folder(path.parent)
+        atomic.new_symlink(target_of(self._layout, entry), path)  # in a folder that nobody sees yet; the swap syncs and names it
 
 
 def target_of(layout: Layout, entry: ActiveModel) -> str:
@@ -109,14 +109,14 @@ def current(layout: Layout) -> Generation:
     except FileNotFoundError:
         return Generation()
     except OSError as error:
-        kind = Damaged if error.errno == errno.EINVAL else StoreError
+        kind = DamagedGeneration if error.errno == errno.EINVAL else StoreError
         raise kind(f"active cannot be read as a link: {error.strerror}") from None
     if target.parent != Path("generations") or not target.name.isascii() or not target.name.isdecimal():
-        raise Damaged(f"active leads to {str(target)[:100]!r}, which is no generation")
+        raise DamagedGeneration(f"active leads to {str(target)[:100]!r}, which is no generation")
     return read(layout, int(target.name))
 
 
-class Damaged(StoreError):
+class DamagedGeneration(StoreError):
     """``active``, or a generation, is not what was made: as good as none, where a disk that refuses to read says nothing."""
 
     hint = "run `reconcile apply`: it makes a new one"
@@ -126,17 +126,17 @@ def serving(layout: Layout) -> Generation:
     """Return the active generation; the empty one where there is none yet, or where it is damaged."""
     try:
         return current(layout)
-    except Damaged:
+    except DamagedGeneration:
         return Generation()
 
 
-def strayed(layout: Layout, found: Generation) -> tuple[str, ...]:
+def misdirected(layout: Layout, found: Generation) -> tuple[str, ...]:
     """Return the models of a generation whose link does not lead to their tree."""
     folder = f"{layout.generations}/{found.number}"
     return tuple(model for model, entry in found.entries.items() if not _leads(f"{folder}/{entry.path}", target_of(layout, entry)))
 
 
-def planted(layout: Layout, found: Generation) -> tuple[str, ...]:
+def unexpected_entries(layout: Layout, found: Generation) -> tuple[str, ...]:
     """Return the paths in a generation that its index does not give it, and those of links in the place of its folders and its index."""
     if not found.number:
         return ()
@@ -187,14 +187,14 @@ def read(layout: Layout, number: int) -> Generation:
     """
     path = layout.generations / str(number) / "index.json"
     try:
-        index = msgspec.json.decode(durable.read(path), type=Index)
+        index = msgspec.json.decode(atomic.read(path), type=Index)
     except OSError as error:
-        kind = Damaged if error.errno in _GONE else StoreError
+        kind = DamagedGeneration if error.errno in _GONE else StoreError
         raise kind(f"active: generation {number} cannot be read: {error.strerror}") from None
     except msgspec.DecodeError as error:
-        raise Damaged(f"active: the index of generation {number} is damaged: {error}") from None
+        raise DamagedGeneration(f"active: the index of generation {number} is damaged: {error}") from None
     if index.generation != number or any(entry.path != path_of(entry.id) or ".." in entry.path for entry in index.models):
-        raise Damaged(f"active: the index of generation {number} is another's")
+        raise DamagedGeneration(f"active: the index of generation {number} is another's")
     return Generation(number=number, entries={entry.id: entry for entry in index.models})
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from reconciler import digest
-from reconciler.errors import StoreError
+from reconciler.core import digest
+from reconciler.core.errors import StoreError
 
 
 class Layout(Struct, frozen=True):
@@ -67,7 +67,7 @@ class Layout(Struct, frozen=True):
         return self.root / ".lock"
 
     @property
-    def ballast(self) -> Path:
+    def space_reserve(self) -> Path:
         """A file that holds nothing but room, for a full disk."""
         return self.root / ".ballast"
 

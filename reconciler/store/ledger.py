@@ -24,12 +24,12 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import Struct
 
-from reconciler import units
-from reconciler.errors import DiskFull, StoreError
+from reconciler.core import units
+from reconciler.core.errors import DiskFull, StoreError
+from reconciler.core.state import Passed, Record, TreeSeen
+from reconciler.core.trust import TrustState
 from reconciler.ports import Incident, TestReport
-from reconciler.state import Passed, Record, TreeSeen
-from reconciler.store import durable
-from reconciler.trust import Floor
+from reconciler.store import atomic
 
 MAX_INCIDENTS = 5_000
 MAX_HISTORY = 2_000
@@ -138,7 +138,7 @@ class Ledger:
 
     @classmethod
     def _opened(cls, path: Path) -> Ledger:
-        with durable.refusals(f"open {path}"):
+        with atomic.translate_errors(f"open {path}"):
             if (path.is_symlink() or path.exists()) and not stat.S_ISREG(path.lstat().st_mode):
                 return cls._begun_anew(path, "it is no plain file")
             path.touch(0o644)  # SQLite syncs its name with that of its first journal
@@ -152,9 +152,9 @@ class Ledger:
     @classmethod
     def _begun_anew(cls, path: Path, error: str) -> Ledger:
         aside = path.with_name(f"{path.name}.damaged")
-        durable.delete(aside)
-        durable.delete(path.with_name(f"{path.name}-journal"))
-        durable.rename(path, aside)
+        atomic.delete(aside)
+        atomic.delete(path.with_name(f"{path.name}-journal"))
+        atomic.rename(path, aside)
         try:
             ledger = cls(_open_writable(path))
         except sqlite3.DatabaseError as refused:
@@ -189,9 +189,9 @@ class Ledger:
         """Remember that a run began, or ended."""
         self.set_fact("running", True if running else None)
 
-    def floor(self) -> Floor | None:
+    def trust_state(self) -> TrustState | None:
         """Return the copy of the trust floor, or None."""
-        return self.fact("floor", Floor)
+        return self.fact("floor", TrustState)
 
     # -- blobs and trees ---------------------------------------------------------------------------
 

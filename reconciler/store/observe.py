@@ -14,10 +14,10 @@ import os
 import stat
 from pathlib import Path
 
-from reconciler import digest
-from reconciler.errors import StoreError
-from reconciler.state import BlobSeen, Generation, NodeState, TreeSeen
-from reconciler.store import durable, generations
+from reconciler.core import digest
+from reconciler.core.errors import StoreError
+from reconciler.core.state import BlobSeen, Generation, NodeState, TreeSeen
+from reconciler.store import atomic, generations
 from reconciler.store.layout import Layout
 from reconciler.store.ledger import Ledger, Listing, Verification
 
@@ -29,7 +29,7 @@ def node_state(layout: Layout, ledger: Ledger) -> NodeState:
     Raises:
         StoreError: the store is not a folder, or cannot be read.
     """
-    with durable.refusals(f"read the store {layout.root}"):
+    with atomic.translate_errors(f"read the store {layout.root}"):
         if layout.root.exists() and not layout.root.is_dir():
             raise StoreError(f"the store {layout.root} is not a folder", hint="set [store] path to a folder, or move the file away")
         layout.check()
@@ -38,13 +38,13 @@ def node_state(layout: Layout, ledger: Ledger) -> NodeState:
 
 def _observed(layout: Layout, ledger: Ledger) -> NodeState:
     active, drift = _active(layout)
-    planted = generations.planted(layout, active)
+    planted = generations.unexpected_entries(layout, active)
     broken = bool(drift or planted)
-    strayed = generations.strayed(layout, active)
+    misdirected = generations.misdirected(layout, active)
     drift = (*drift, *(f"active: {path!r} does not belong there" for path in planted))
     if ledger.damaged:
         drift = (*drift, "the ledger cannot be read: bytes are hashed and models are tested again")
-    drift = (*drift, *(f"active: the link of {model} does not lead to its tree" for model in strayed))
+    drift = (*drift, *(f"active: the link of {model} does not lead to its tree" for model in misdirected))
     unfinished = bool(ledger.fact("running", bool))
     known = ledger.verifications()
     found = _scan(layout.blobs)
@@ -64,7 +64,7 @@ def _observed(layout: Layout, ledger: Ledger) -> NodeState:
         records=ledger.records(),
         passed=ledger.passed(),
         drift=(*drift, *lost, *damaged, *torn),
-        strayed=strayed,
+        misdirected=misdirected,
         broken=broken,
         unfinished=unfinished,
         heard=_heard(layout, ledger, active) if unfinished else None,
@@ -79,7 +79,7 @@ def _heard(layout: Layout, ledger: Ledger, active: Generation) -> Generation | N
         return None
     try:
         return generations.read(layout, number) if number else Generation()
-    except generations.Damaged:
+    except generations.DamagedGeneration:
         return None
 
 
@@ -87,7 +87,7 @@ def _active(layout: Layout) -> tuple[Generation, tuple[str, ...]]:
     """Return the active generation; a damaged one is as good as none, and apply makes a new one."""
     try:
         return generations.current(layout), ()
-    except generations.Damaged as error:
+    except generations.DamagedGeneration as error:
         return Generation(), (error.message,)
 
 

@@ -17,13 +17,13 @@ from pathlib import Path
 
 import msgspec
 
-from reconciler import digest as digests
-from reconciler import snapshot
-from reconciler.errors import StoreError, UnpackRefused
-from reconciler.lock import LockedArtifact
+from reconciler.core import digest as digests
+from reconciler.core import snapshot
+from reconciler.core.errors import StoreError, UnpackRefused
+from reconciler.core.lock import LockedArtifact
+from reconciler.core.state import TreeSeen
 from reconciler.ports import Unpacker
-from reconciler.state import TreeSeen
-from reconciler.store import durable
+from reconciler.store import atomic
 from reconciler.store.blobs import Blobs
 from reconciler.store.layout import Layout
 from reconciler.store.ledger import Ledger, Listing
@@ -48,7 +48,7 @@ class Trees:
             UnpackRefused: an archive breaks a rule, two members have one path, or *entrypoint* is not among the files.
             StoreError: the disk refused.
         """
-        with durable.refusals("make a model's tree"):
+        with atomic.translate_errors("make a model's tree"):
             listing = (self._ledger.listing(recipe) if standing else ()) or self._listing(artifacts)
             if entrypoint not in {entry.path for entry in listing}:
                 raise UnpackRefused(f"the entrypoint {entrypoint!r} is not among the model's files")
@@ -68,7 +68,7 @@ class Trees:
         for recipe, (tree, _) in self._ledger.trees().items():
             if tree == name:  # first: what is half deleted must not be missed by anybody
                 self._ledger.forget_tree(recipe)
-        durable.delete(self._layout.tree(name))
+        atomic.delete(self._layout.tree(name))
 
     def _listing(self, artifacts: Sequence[LockedArtifact]) -> tuple[Listing, ...]:
         found: dict[str, Listing] = {}
@@ -90,16 +90,16 @@ class Trees:
 
     def _members(self, artifact: LockedArtifact) -> list[Listing]:
         """Unpack an archive into staging and make blobs of its members; nothing of a refused one is left."""
-        from reconciler.store import unpack  # with its decompressors, which a plan does without
+        from reconciler.unpack import extract  # with its decompressors, which a plan does without
 
         folder = self._layout.staging / f"unpack-{os.urandom(8).hex()}"
-        durable.make_folder(folder, 0o700)
+        atomic.make_folder(folder, 0o700)
         try:
             members = self._unpacker.unpack(self._layout.blob(artifact.digest), artifact.unpack or "", folder)
-            unpack.confirm(folder, members)
+            extract.check_extracted(folder, members)
             return [self._member(folder, path) for path in members]
         finally:
-            durable.delete(folder)
+            atomic.delete(folder)
 
     def _member(self, folder: Path, path: str) -> Listing:
         _check(path)
@@ -108,16 +108,16 @@ class Trees:
 
     def _make(self, target: Path, listing: tuple[Listing, ...]) -> None:
         folder = self._layout.staging / f"tree-{os.urandom(8).hex()}"
-        durable.delete(target)  # what is there is no folder
-        durable.make_folder(folder, 0o755)
+        atomic.delete(target)  # what is there is no folder
+        atomic.make_folder(folder, 0o755)
         try:
             for entry in listing:
                 self._link(folder, entry)
-            durable.sync_tree(folder)
-            durable.make_folder(target.parent)
-            durable.rename(folder, target)
+            atomic.sync_tree(folder)
+            atomic.make_folder(target.parent)
+            atomic.rename(folder, target)
         finally:
-            durable.delete(folder)
+            atomic.delete(folder)
 
     def _mend(self, target: Path, listing: tuple[Listing, ...]) -> None:
         """Put back each file that is not its blob, one rename each: a reader sees the old file or the new one."""
@@ -127,23 +127,23 @@ class Trees:
         wanted = {entry.path for entry in listing}
         for found in files_of(target):
             if found not in wanted:
-                durable.delete(target / found)
+                atomic.delete(target / found)
         above = {target / parent for path in wanted for parent in Path(path).parents}
         for folder, _, _ in os.walk(target):
             if Path(folder) not in above:
-                durable.delete(Path(folder))
-        durable.sync_tree(target)
+                atomic.delete(Path(folder))
+        atomic.sync_tree(target)
 
     def _link(self, folder: Path, entry: Listing) -> None:
         path = folder / entry.path
         for parent in reversed(path.relative_to(folder).parents[:-1]):
             at = folder / parent
             if at.is_symlink() or (at.exists() and not at.is_dir()):
-                durable.delete(at)
-            durable.make_folder(at)
+                atomic.delete(at)
+            atomic.make_folder(at)
         if path.is_dir() and not path.is_symlink():
-            durable.delete(path)
-        durable.link(self._layout.blob(entry.digest), path)
+            atomic.delete(path)
+        atomic.link(self._layout.blob(entry.digest), path)
 
 
 def _check(path: str) -> None:

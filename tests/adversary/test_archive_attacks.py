@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from reconciler.errors import DiskFull, StoreError, UnpackRefused
-from reconciler.node import Limits
-from reconciler.store.unpack import PlainUnpacker
+from reconciler.core.errors import DiskFull, StoreError, UnpackRefused
+from reconciler.core.node import Limits
+from reconciler.unpack.extract import PlainUnpacker
 from tests import archives, hostile_archives
 from tests.archives import Zipped, member, pax, tar, zip_of
 from tests.hostile_archives import Attack
@@ -177,8 +177,8 @@ def test_memory_stays_flat_whatever_comes_out(tmp_path: Path, kind: str) -> None
     ground = Ground(tmp_path)
     ground.source.write_bytes(archives.honest({"zeros": bytes(96 << 20), "more": bytes(8 << 20)}, kind))
     program = (
-        "import resource, sys; from pathlib import Path; from reconciler.store.unpack import PlainUnpacker; "
-        "from reconciler.node import Limits; "
+        "import resource, sys; from pathlib import Path; from reconciler.unpack.extract import PlainUnpacker; "
+        "from reconciler.core.node import Limits; "
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; "
         "PlainUnpacker(Limits(archive_ratio=1 << 20)).unpack(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])); "
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
@@ -206,8 +206,8 @@ def test_modes_are_ours_whatever_the_umask_and_the_archive_say(ground: Ground, m
 
 def test_a_write_that_the_system_refuses_is_no_fault_of_the_archive(ground: Ground) -> None:
     code = (
-        "import resource, signal, sys; from pathlib import Path; from reconciler.store.unpack import PlainUnpacker; "
-        "from reconciler.errors import StoreError; "
+        "import resource, signal, sys; from pathlib import Path; from reconciler.unpack.extract import PlainUnpacker; "
+        "from reconciler.core.errors import StoreError; "
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "try: PlainUnpacker().unpack(Path(sys.argv[1]), 'tar', Path(sys.argv[2]))\n"
         "except StoreError as error: sys.exit(7)"

@@ -10,15 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from reconciler import digest
-from reconciler.errors import UnpackRefused
-from reconciler.lock import LockedArtifact
-from reconciler.store import durable, unpack
+from reconciler.core import digest
+from reconciler.core.errors import UnpackRefused
+from reconciler.core.lock import LockedArtifact
+from reconciler.store import atomic
 from reconciler.store.blobs import Blobs
 from reconciler.store.layout import Layout
 from reconciler.store.ledger import Ledger
 from reconciler.store.trees import Trees
-from reconciler.store.unpack import PlainUnpacker
+from reconciler.unpack import extract
+from reconciler.unpack.extract import PlainUnpacker
 from tests.archives import member, tar
 from tests.network import NOW
 
@@ -41,7 +42,7 @@ def test_what_a_refused_archive_wrote_is_deleted(tmp_path: Path) -> None:
     into.mkdir()
     with pytest.raises(UnpackRefused):
         PlainUnpacker().unpack(tmp_path / "archive", "tar", into)
-    durable.delete(into)
+    atomic.delete(into)
     assert [path.name for path in tmp_path.iterdir()] == ["archive"]
 
 
@@ -57,7 +58,7 @@ def test_links_are_deleted_and_never_followed(tmp_path: Path) -> None:
         (place / "to-nothing").symlink_to("nowhere")
         (place / "to-itself").symlink_to("to-itself")
         os.link(outside / "file", place / "hard")
-    durable.delete(folder)
+    atomic.delete(folder)
     assert not folder.exists()
     assert (outside / "kept").is_dir()
     assert (outside / "file").read_bytes() == b"kept"
@@ -68,7 +69,7 @@ def test_a_link_in_place_of_the_folder_is_deleted_and_not_followed(tmp_path: Pat
     (tmp_path / "outside").mkdir()
     (tmp_path / "outside/file").write_bytes(b"kept")
     (tmp_path / "folder").symlink_to("outside", target_is_directory=True)
-    durable.delete(tmp_path / "folder")
+    atomic.delete(tmp_path / "folder")
     assert [path.name for path in tmp_path.iterdir()] == ["outside"]
     assert (tmp_path / "outside/file").read_bytes() == b"kept"
 
@@ -77,7 +78,7 @@ def test_folders_in_one_another_past_every_stack_are_deleted(tmp_path: Path) -> 
     folder = tmp_path / "folder"
     folder.mkdir()
     nested(folder, 1200)
-    durable.delete(folder)
+    atomic.delete(folder)
     assert not list(tmp_path.iterdir())
 
 
@@ -89,7 +90,7 @@ def test_strange_files_are_deleted(tmp_path: Path) -> None:
         (place / "a\n\x1b").write_bytes(b"")
         (place / os.fsdecode(b"\xff\xfe")).write_bytes(b"")
         (place / "-rf").write_bytes(b"")
-    durable.delete(folder)
+    atomic.delete(folder)
     assert not list(tmp_path.iterdir())
 
 
@@ -150,13 +151,13 @@ def unpacked(tmp_path: Path) -> Iterator[Path]:
     (into / "sub").mkdir(parents=True)
     (into / "a").write_bytes(b"x")
     yield into
-    durable.delete(into)  # pytest deletes by recursion, which ends at the bottomless one
+    atomic.delete(into)  # pytest deletes by recursion, which ends at the bottomless one
 
 
 def test_what_was_unpacked_as_it_is_said_is_confirmed(unpacked: Path) -> None:
-    unpack.confirm(unpacked, ("a",))
+    extract.check_extracted(unpacked, ("a",))
     (unpacked / "sub/file").write_bytes(b"y")
-    unpack.confirm(unpacked, ("a", "sub/file"))
+    extract.check_extracted(unpacked, ("a", "sub/file"))
 
 
 @pytest.mark.parametrize("lie", LIES)
@@ -166,7 +167,7 @@ def test_an_extractor_that_was_taken_over_is_not_believed(unpacked: Path, lie: C
         if lie is unsaid and "more" in members:
             continue
         with pytest.raises(UnpackRefused):
-            unpack.confirm(unpacked, members)
+            extract.check_extracted(unpacked, members)
 
 
 def test_no_tree_is_made_of_what_lies_behind_an_extractors_link(tmp_path: Path) -> None:
@@ -178,9 +179,9 @@ def test_no_tree_is_made_of_what_lies_behind_an_extractors_link(tmp_path: Path) 
     (tmp_path / "outside").mkdir()
     (tmp_path / "outside/file").write_bytes(b"secret")
     layout = Layout(tmp_path / "store", tmp_path / "cold")
-    durable.make_folder(layout.root)
+    atomic.make_folder(layout.root)
     name = digest.of(b"archive")
-    durable.make_folder(layout.blob(name).parent)
+    atomic.make_folder(layout.blob(name).parent)
     layout.blob(name).write_bytes(b"archive")
     with Ledger.writing(layout.ledger) as ledger:
         made = Trees(layout, ledger, Blobs(layout, ledger, lambda *_: pytest.fail("it was read"), lambda: NOW), TakenOver())
@@ -218,5 +219,5 @@ def test_folders_that_were_closed_to_us_are_deleted(unprivileged: Path) -> None:
         (folder / f"{mode}/inner/file").write_bytes(b"x")
         (folder / f"{mode}/inner").chmod(mode)
         (folder / f"{mode}").chmod(mode)
-    durable.delete(folder)
+    atomic.delete(folder)
     assert not list(unprivileged.iterdir())

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from reconciler.errors import UnpackRefused
-from reconciler.store.unpack import PlainUnpacker
+from reconciler.core.errors import UnpackRefused
+from reconciler.unpack.extract import PlainUnpacker
 from tests import hostile_archives
 from tests.archives import Zipped, member, tar, zip_of
 

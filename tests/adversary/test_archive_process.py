@@ -16,7 +16,7 @@ from tests.archives import member, tar
 
 def ask(data: bytes) -> dict[str, Any]:
     """Run the process on *data*; return the one document that it prints."""
-    done = subprocess.run([sys.executable, "-m", "reconciler.store.unpack"], input=data, capture_output=True, check=False, timeout=60)
+    done = subprocess.run([sys.executable, "-m", "reconciler.unpack.extract"], input=data, capture_output=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
     assert not done.stderr
     assert done.stdout.count(b"\n") == 1

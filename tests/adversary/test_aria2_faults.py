@@ -17,9 +17,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from reconciler.errors import FetchError, StoreBusy
-from reconciler.fetch import aria2, credentials
-from reconciler.fetch.fetcher import Aria2Fetcher
+from reconciler.core.errors import FetchError, StoreBusy
+from reconciler.fetch import aria2_daemon, credentials
+from reconciler.fetch.downloader import Aria2Fetcher
 from reconciler.ports import FetchFailed, FetchProgress, Notice
 from tests import hostile_server as bad
 from tests.fetching import FAST, HUNG_SECONDS, LARGE, SMALL, Heard, children_of, collect, good, my_aria2, name_of, named, some, want
@@ -54,11 +54,11 @@ def kill(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
-def freeze(pid: int) -> None:
+def archive(pid: int) -> None:
     os.kill(pid, signal.SIGSTOP)
 
 
-@pytest.mark.parametrize("act", [kill, freeze])
+@pytest.mark.parametrize("act", [kill, archive])
 def test_a_downloader_that_dies_or_hangs_is_started_again_and_continues(
     tmp_path: Path, server: HostileServer, act: Callable[[int], None]
 ) -> None:
@@ -145,14 +145,14 @@ def test_a_downloader_that_answers_without_the_secret_is_refused(tmp_path: Path)
     """Every user of the machine could give it orders."""
     answer = "import json; said = json.dumps({'id': 1, 'result': [{}] if b'multicall' in asked else {}}).encode()"
     body = _FAKE_SERVER.replace("ANSWER", answer)
-    daemon = aria2.Daemon(msgspec.structs.replace(FAST, aria2c=_fake(tmp_path, body)), tmp_path, -1, credentials.read(None))
+    daemon = aria2_daemon.Daemon(msgspec.structs.replace(FAST, aria2c=_fake(tmp_path, body)), tmp_path, -1, credentials.read(None))
 
     def use() -> None:
         daemon.start()  # where the one who knocks is answered first, it is refused here
         _until(lambda: daemon.poll(["0000000000000001"]) and None)
 
     try:
-        with pytest.raises(aria2.Lost, match="without its secret"):
+        with pytest.raises(aria2_daemon.Lost, match="without its secret"):
             use()
     finally:
         daemon.close()
@@ -172,10 +172,10 @@ def test_a_port_that_is_taken_is_not_spoken_to(tmp_path: Path, monkeypatch: pyte
     heard: list[bytes] = []
     with socket.create_server(("127.0.0.1", 0)) as other:
         taken = other.getsockname()[1]
-        free = aria2._free_port
+        free = aria2_daemon._free_port
         ports = iter([taken])
-        monkeypatch.setattr(aria2, "_free_port", lambda: next(ports, None) or free())
-        daemon = aria2.Daemon(FAST, tmp_path, -1, credentials.read(None))
+        monkeypatch.setattr(aria2_daemon, "_free_port", lambda: next(ports, None) or free())
+        daemon = aria2_daemon.Daemon(FAST, tmp_path, -1, credentials.read(None))
         try:
             daemon.start()
             assert daemon.poll(["0000000000000001"]) == {}
@@ -201,7 +201,7 @@ def test_no_aria2c_is_a_clear_error(tmp_path: Path, server: HostileServer) -> No
 
 
 def test_the_secret_is_in_no_argument_no_environment_and_no_file(tmp_path: Path) -> None:
-    daemon = aria2.Daemon(FAST, tmp_path, -1, credentials.read(None))
+    daemon = aria2_daemon.Daemon(FAST, tmp_path, -1, credentials.read(None))
     try:
         daemon.start()
         secret = daemon._client.secret.encode()
@@ -231,7 +231,7 @@ def test_proxies_of_the_environment_are_ignored(tmp_path: Path, server: HostileS
 _CHILD = """
 import sys
 from pathlib import Path
-from reconciler.fetch.fetcher import Aria2Fetcher
+from reconciler.fetch.downloader import Aria2Fetcher
 from reconciler.fetch.settings import FetchSettings
 from reconciler.ports import FetchProgress, Want
 def report(event):
@@ -301,13 +301,13 @@ def test_a_small_file_is_not_spread_over_more_connections_than_a_kill_may_lose(
     tmp_path: Path, server: HostileServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun: list[int] = []
-    add = aria2.Daemon.add
+    add = aria2_daemon.Daemon.add
 
-    def adding(daemon: aria2.Daemon, transfers: Sequence[aria2.Transfer]) -> dict[str, str]:
+    def adding(daemon: aria2_daemon.Daemon, transfers: Sequence[aria2_daemon.Transfer]) -> dict[str, str]:
         begun.extend(it.connections for it in transfers)
         return add(daemon, transfers)
 
-    monkeypatch.setattr(aria2.Daemon, "add", adding)
+    monkeypatch.setattr(aria2_daemon.Daemon, "add", adding)
     larger = some(37 << 20, 2)
     wants = [want(DATA, server.on("/x", honest(DATA))), want(larger, server.on("/y", honest(larger)))]
     fetcher = Aria2Fetcher(tmp_path, msgspec.structs.replace(FAST, connections=8, concurrent=1))
@@ -360,7 +360,7 @@ def test_closing_from_another_thread_ends_the_run_at_once_and_for_good(tmp_path:
     def heard(event: object, /) -> None:
         if when in {"moving", "hanging"} and isinstance(event, FetchProgress) and event.done:
             for pid in my_aria2() if when == "hanging" else []:
-                freeze(pid)
+                archive(pid)
             reached.set()
 
     def run() -> None:

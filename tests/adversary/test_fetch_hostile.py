@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from reconciler.fetch.fetcher import Aria2Fetcher
+from reconciler.fetch.downloader import Aria2Fetcher
 from reconciler.fetch.settings import FetchSettings
 from reconciler.ports import FetchFailed
 from tests import hostile_server as bad

@@ -16,10 +16,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from reconciler.errors import StoreBusy, StoreError
-from reconciler.fetch import resolve
+from reconciler.core.errors import StoreBusy, StoreError
+from reconciler.fetch import resolver
 from reconciler.fetch import staging as stagings
-from reconciler.fetch.fetcher import Aria2Fetcher
+from reconciler.fetch.downloader import Aria2Fetcher
 from reconciler.fetch.staging import Staging
 from reconciler.ports import FetchFailed
 from tests.fetching import FAST, LARGE, SMALL, Heard, collect, files_under, good, name_of, some, want
@@ -108,10 +108,10 @@ def torn_control(path: Path) -> None:
 
 
 def control_that_claims_all(path: Path) -> None:
-    from reconciler.fetch import record
+    from reconciler.fetch import aria2_control_file
 
     (path / "data").write_bytes(DATA[:1000])
-    (path / "data.aria2").write_bytes(record.encode([[(0, LARGE)]], LARGE, LARGE))
+    (path / "data.aria2").write_bytes(aria2_control_file.encode([[(0, LARGE)]], LARGE, LARGE))
 
 
 def notes_that_claim_all(path: Path) -> None:
@@ -307,7 +307,7 @@ def test_holes_are_found_here(root: Path) -> None:
 _DISK = """
 import json, os, subprocess, sys
 from pathlib import Path
-from reconciler.fetch.fetcher import Aria2Fetcher
+from reconciler.fetch.downloader import Aria2Fetcher
 from reconciler.fetch.settings import FetchSettings
 from reconciler.ports import Fetched, Incident, Want
 mount, wants, direct = sys.argv[1], [Want(**{**it, "sources": tuple(it["sources"])}) for it in json.loads(sys.argv[2])], int(sys.argv[3])
@@ -409,7 +409,7 @@ def test_a_link_in_the_place_of_a_small_blob_is_not_written_through(root: Path, 
     (root / "data").symlink_to(victim)
 
     with pytest.raises(FileExistsError):
-        resolve._written(root / "data", DATA[:4], "sha256")
+        resolver._written(root / "data", DATA[:4], "sha256")
 
     assert victim.read_bytes() == b"ffff"
 

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from reconciler import settings, snapshot
+from reconciler import settings
+from reconciler.core import snapshot
 from reconciler.ports import TestJob, TestReport
-from reconciler.runtime import sandbox
-from reconciler.runtime.tester import SandboxedTester
+from reconciler.runtime.smoke_test import SandboxedTester
+from reconciler.sandbox import choose
 from tests import gguf_files as files
 from tests.demand import working
 
@@ -21,7 +22,7 @@ RUNTIME = snapshot.Runtime(engine="llama-cpp")
 
 @pytest.fixture(scope="module")
 def tester(tmp_path_factory: pytest.TempPathFactory) -> SandboxedTester:
-    if not sandbox.probe("bubblewrap").works:
+    if not choose.probe("bubblewrap").works:
         working("landlock")
     folder = tmp_path_factory.mktemp("tester")
     return SandboxedTester(settings.decode(b'[store]\npath = "store"\n', folder))

@@ -15,12 +15,14 @@ from typing import Any, Self
 import psutil
 import pytest
 
-from reconciler import snapshot
-from reconciler.errors import DiskFull, StoreError, UnpackRefused
+from reconciler.core import snapshot
+from reconciler.core.errors import DiskFull, StoreError, UnpackRefused
 from reconciler.ports import TestJob, TestReport
-from reconciler.runtime import attend, cage, confined, sandbox, tester
-from reconciler.runtime.attend import Ended
-from reconciler.runtime.cell import Cell, Mode
+from reconciler.runtime import smoke_test
+from reconciler.sandbox import choose, confine, supervision
+from reconciler.sandbox.process import Mode, SandboxJob
+from reconciler.sandbox.supervision import ProcessResult
+from reconciler.unpack import in_sandbox
 from tests import jobs
 from tests.demand import working
 from tests.node import tiny
@@ -46,16 +48,16 @@ def _nothing_is_left() -> Any:
     assert [(child.pid, child.cmdline()) for child in left if child.is_running()] == []
 
 
-def run(mode: Mode, way: str, *, seconds: float = PATIENCE, memory: int = 0, **job: Any) -> Ended:
-    return sandbox._sandbox(mode).run(
-        Cell(module="tests.children.misbehave", job=job | {"way": way}, seconds=seconds, read=(TOP / "tests",), memory_bytes=memory)
+def run(mode: Mode, way: str, *, seconds: float = PATIENCE, memory: int = 0, **job: Any) -> ProcessResult:
+    return choose._sandbox(mode).run(
+        SandboxJob(module="tests.children.misbehave", job=job | {"way": way}, seconds=seconds, read=(TOP / "tests",), memory_bytes=memory)
     )
 
 
-def judged(ended: Ended, *, roomy: bool = False) -> TestReport:
+def judged(ended: ProcessResult, *, roomy: bool = False) -> TestReport:
     runtime, smoke = snapshot.Runtime(engine="llama-cpp"), snapshot.Smoke()
     job = TestJob(model="m:v1", tree=Path("/nowhere"), entrypoint="m.gguf", runtime=runtime, smoke=smoke)
-    return tester._judged(ended, job, roomy=roomy)
+    return smoke_test._judged(ended, job, roomy=roomy)
 
 
 class Watched:
@@ -88,7 +90,7 @@ def test_a_child_that_reads_nothing_is_fed_by_one_thread_alone(command: str) -> 
     child: Any = started
     child.stdin = Watched(pipe)
 
-    ended = attend.attended(child, b"x" * (1 << 20), "nonce", seconds=0.5, answer_bytes=99, wrapped=False)
+    ended = supervision.supervise(child, b"x" * (1 << 20), "nonce", seconds=0.5, answer_bytes=99, wrapped=False)
 
     assert not ended.confined
     assert len(child.stdin.threads) == 1
@@ -99,12 +101,12 @@ def test_a_child_that_reads_nothing_is_fed_by_one_thread_alone(command: str) -> 
 
 
 def test_a_job_ends_when_the_run_does(mode: Mode) -> None:
-    cell = Cell(module="tests.children.misbehave", job={"way": "ignore_signals"}, seconds=PATIENCE, read=(TOP / "tests",))
+    cell = SandboxJob(module="tests.children.misbehave", job={"way": "ignore_signals"}, seconds=PATIENCE, read=(TOP / "tests",))
     began = time.monotonic()
-    with contextlib.closing(attend.Stop()) as stop:
+    with contextlib.closing(supervision.StopSignal()) as stop:
         timer = threading.Timer(0.5, stop.set)
         timer.start()
-        ended = sandbox._sandbox(mode).run(cell, stop)
+        ended = choose._sandbox(mode).run(cell, stop)
         timer.join()
     assert ended.word is None
     assert time.monotonic() - began < PATIENCE / 2
@@ -157,8 +159,8 @@ def test_a_child_cannot_leave_a_process_behind(mode: Mode) -> None:
 def test_a_servers_process_in_a_session_of_its_own_ends_with_the_namespace() -> None:
     working("bubblewrap")
     before = _sandboxed_processes()
-    ended = sandbox._sandbox("bubblewrap").run(
-        Cell(module="tests.children.misbehave", job={"way": "fork"}, seconds=PATIENCE, read=(TOP / "tests",), server=True)
+    ended = choose._sandbox("bubblewrap").run(
+        SandboxJob(module="tests.children.misbehave", job={"way": "fork"}, seconds=PATIENCE, read=(TOP / "tests",), server=True)
     )
     assert ended.word is not None
     assert ended.word["refused"] == ""
@@ -170,7 +172,7 @@ def _sandboxed_processes() -> set[int]:
     found = set()
     for process in psutil.process_iter():
         try:
-            if cage.BOOTSTRAP in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE:
+            if confine.BOOTSTRAP in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE:
                 found.add(process.pid)
         except psutil.Error:
             continue
@@ -209,7 +211,7 @@ PASSED = '{"verdict": "passed", "tokens": 8'
         "null",
         "[" * 20_000,
         '{"nonce": NaN}',
-        cage.CONFINED.decode() + PASSED + "}",
+        confine.CONFINED.decode() + PASSED + "}",
         "\x00\xff",
     ],
 )
@@ -273,7 +275,7 @@ def test_a_child_that_ends_without_a_word_is_bad_whatever_its_code(mode: Mode, c
 @pytest.mark.parametrize("data", ["bwrap: Creating new namespace failed", "the sandbox could not be set up: SetupFailed: x"])
 def test_a_child_cannot_blame_the_sandbox(mode: Mode, data: str) -> None:
     """A model that could would stay pending for ever, and be tried for ever."""
-    for code in (1, cage.SETUP_FAILED):
+    for code in (1, confine.SETUP_FAILED):
         assert judged(run(mode, "complain", data=data, code=code)).verdict == "bad"
 
 
@@ -285,7 +287,7 @@ def test_a_child_that_dies_of_itself_is_bad(mode: Mode, name: str) -> None:
 
 
 def test_a_child_that_somebody_kills_says_nothing_about_the_model(mode: Mode) -> None:
-    ended: list[Ended] = []
+    ended: list[ProcessResult] = []
     before = {one.pid for one in psutil.Process().children()}
     running = threading.Thread(target=lambda: ended.append(run(mode, "hang")))
     running.start()
@@ -329,9 +331,9 @@ def _confined(process: psutil.Process) -> bool:
 # -- want of memory, and busy devices: whose fault ---------------------------------------------------
 
 
-def said(errors: str, **changes: Any) -> Ended:
+def said(errors: str, **changes: Any) -> ProcessResult:
     fields: dict[str, Any] = {"answer": None, "confined": True, "code": 1, "signal": 0, "timed_out": False, "errors": errors}
-    return Ended(**fields | changes)
+    return ProcessResult(**fields | changes)
 
 
 @pytest.mark.parametrize("words", ["ggml_backend_cpu_buffer: failed to allocate buffer of size 9", "terminate: std::bad_alloc"])
@@ -347,7 +349,7 @@ def test_a_device_that_fails_is_never_the_models_fault(words: str) -> None:
 
 def test_a_program_that_cannot_be_loaded_in_the_sandbox_is_never_the_models_fault(mode: Mode) -> None:
     """As with packages that lie where the sandbox does not look."""
-    ended = sandbox._sandbox(mode).run(Cell(module="tests.children.of_nobody", job={}, seconds=PATIENCE, read=(TOP / "tests",)))
+    ended = choose._sandbox(mode).run(SandboxJob(module="tests.children.of_nobody", job={}, seconds=PATIENCE, read=(TOP / "tests",)))
     report = judged(ended)
     assert report.verdict == "unable"
     assert report.reason.startswith("sandbox-unavailable: the sandbox could not be set up: ModuleNotFoundError")
@@ -360,9 +362,9 @@ def test_a_sandbox_that_did_not_come_up_is_never_the_models_fault() -> None:
 
 
 def test_an_extractor_that_somebody_kills_says_nothing_about_the_archive() -> None:
-    assert isinstance(confined._fault(said("", signal=signal.SIGKILL, code=-9)), StoreError)
+    assert isinstance(in_sandbox._fault(said("", signal=signal.SIGKILL, code=-9)), StoreError)
     for changes in ({"signal": signal.SIGSEGV}, {"timed_out": True}, {"code": 0}):
-        assert isinstance(confined._fault(said("", **changes)), UnpackRefused)
+        assert isinstance(in_sandbox._fault(said("", **changes)), UnpackRefused)
 
 
 _ERROR = {"name": "disk-full", "message": "no room", "hint": "make room"}
@@ -379,10 +381,10 @@ _ERROR = {"name": "disk-full", "message": "no room", "hint": "make room"}
 )  # fmt: skip
 def test_an_extractor_that_answers_nonsense_refuses_its_archive(says: dict[str, Any]) -> None:
     with pytest.raises(UnpackRefused, match="its extractor"):
-        confined._members(said("", code=0, answer={"nonce": "n"} | says))
+        in_sandbox._members(said("", code=0, answer={"nonce": "n"} | says))
 
 
 def test_an_extractors_error_comes_out_whole_and_steers_no_terminal() -> None:
     with pytest.raises(DiskFull, match="no room") as caught:
-        confined._members(said("", code=0, answer={"nonce": "n", "error": _ERROR | {"hint": "make \x1b[31mroom"}}))
+        in_sandbox._members(said("", code=0, answer={"nonce": "n", "error": _ERROR | {"hint": "make \x1b[31mroom"}}))
     assert caught.value.hint == "make \N{REPLACEMENT CHARACTER}[31mroom"

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reconciler import digest, snapshot, strict
-from reconciler.errors import BadEnvelope
+from reconciler.core import digest, snapshot, strict_json
+from reconciler.core.errors import BadEnvelope
 from tests.network import Document, Network, compact
 
 NETWORK = Network()
@@ -284,7 +284,7 @@ def test_a_whole_character_is_text_however_it_is_written(text: str) -> None:
 def test_depth_has_an_end_where_nobody_looks(wrap: str) -> None:
     opened, closed = wrap[:-1], wrap[-1]
     snapshot.decode(ignored(opened * 30 + "1" + closed * 30))
-    for depth in (strict.MAX_DEPTH, strict.MAX_DEPTH * 2, 1000, 100_000):
+    for depth in (strict_json.MAX_DEPTH, strict_json.MAX_DEPTH * 2, 1000, 100_000):
         refused(ignored(opened * depth + "1" + closed * depth))
 
 

@@ -17,13 +17,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from reconciler import settings, snapshot
-from reconciler.errors import SandboxUnavailable
+from reconciler import settings
+from reconciler.core import snapshot
+from reconciler.core.errors import SandboxUnavailable
 from reconciler.ports import TestJob
-from reconciler.runtime import cage, probe, sandbox
-from reconciler.runtime.attend import Ended
-from reconciler.runtime.cell import Cell, Mode, Sandbox
-from reconciler.runtime.tester import SandboxedTester
+from reconciler.runtime.smoke_test import SandboxedTester
+from reconciler.sandbox import choose, confine, probe
+from reconciler.sandbox.process import Mode, Sandbox, SandboxJob
+from reconciler.sandbox.supervision import ProcessResult
 from tests.demand import needs_bubblewrap, needs_root, working
 from tests.node import Node, tiny
 
@@ -36,25 +37,25 @@ def mode(request: pytest.FixtureRequest) -> Mode:
     return working(request.param)
 
 
-def in_cell(box: Sandbox, way: str, **job: Any) -> Ended:
+def in_cell(box: Sandbox, way: str, **job: Any) -> ProcessResult:
     seconds = job.pop("seconds", 60.0)
-    return box.run(Cell(module="tests.children.misbehave", job=job | {"way": way}, seconds=seconds, read=(TOP / "tests",)))
+    return box.run(SandboxJob(module="tests.children.misbehave", job=job | {"way": way}, seconds=seconds, read=(TOP / "tests",)))
 
 
 # -- each mode, unbroken -----------------------------------------------------------------------------
 
 
 def test_every_door_is_shut_and_the_canary_can_be_read(mode: Mode) -> None:
-    found = sandbox.probe(mode)
-    assert found == sandbox.Probed(mode=mode, works=True, detail="every door was shut")
+    found = choose.probe(mode)
+    assert found == choose.Probed(mode=mode, works=True, detail="every door was shut")
 
 
 def test_the_probe_finds_every_door_open_where_there_is_no_sandbox(tmp_path: Path) -> None:
     """A probe that cannot get through an open door would call any sandbox good."""
-    with sandbox._doors(tmp_path) as job:
+    with choose._doors(tmp_path) as job:
         job |= {"nonce": "n", "namespaces": False, "server": False}
         ran = subprocess.run(
-            [sys.executable, "-m", "reconciler.runtime.probe"],
+            [sys.executable, "-m", "reconciler.sandbox.probe"],
             input=json.dumps(job).encode(),
             capture_output=True,
             cwd=TOP,
@@ -76,8 +77,8 @@ def test_the_probe_finds_every_door_open_where_there_is_no_sandbox(tmp_path: Pat
 def test_a_driver_may_name_its_threads(mode: Mode) -> None:
     """CUDA's does so by their files in proc, and does not come up (error 304) where it may not."""
     job, driver = {"way": "name_thread"}, (Path("/dev/null"),)
-    ended = sandbox._sandbox(mode).run(
-        Cell(module="tests.children.misbehave", job=job, seconds=60.0, read=(TOP / "tests",), devices=driver)
+    ended = choose._sandbox(mode).run(
+        SandboxJob(module="tests.children.misbehave", job=job, seconds=60.0, read=(TOP / "tests",), devices=driver)
     )
     assert ended.word is not None, ended.errors
     assert ended.word["name"] == "worker"
@@ -88,7 +89,7 @@ def test_a_child_sees_nothing_of_ours(mode: Mode, tmp_path: Path, monkeypatch: p
     (tmp_path / "secret").write_text("secret")
     with (tmp_path / "secret").open() as leaked:
         os.set_inheritable(leaked.fileno(), True)
-        ended = in_cell(sandbox._sandbox(mode), "look", paths=["/etc/passwd", "/etc/shadow", str(tmp_path / "secret"), "/proc/1/environ"])
+        ended = in_cell(choose._sandbox(mode), "look", paths=["/etc/passwd", "/etc/shadow", str(tmp_path / "secret"), "/proc/1/environ"])
     assert ended.word is not None
     assert not {"SECRET", "HOSTNAME", "USER"} & set(ended.word["environment"])
     assert ended.word["descriptors"] == [0, 1, 2]
@@ -97,7 +98,7 @@ def test_a_child_sees_nothing_of_ours(mode: Mode, tmp_path: Path, monkeypatch: p
 
 
 def test_a_child_in_namespaces_has_no_power_and_goes_first_when_memory_is_short() -> None:
-    ended = in_cell(sandbox._sandbox(working("bubblewrap")), "look", paths=[])
+    ended = in_cell(choose._sandbox(working("bubblewrap")), "look", paths=[])
     assert ended.word is not None
     lines = dict(line.split(":\t", 1) for line in ended.word["status"].splitlines())
     assert (lines["CapEff"], lines["CapPrm"], lines["CapBnd"]) == ("0" * 16, "0" * 16, "0" * 16)
@@ -106,14 +107,14 @@ def test_a_child_in_namespaces_has_no_power_and_goes_first_when_memory_is_short(
 
 
 def test_engines_may_have_threads(mode: Mode) -> None:
-    ended = in_cell(sandbox._sandbox(mode), "thread")
+    ended = in_cell(choose._sandbox(mode), "thread")
     assert ended.word is not None
     assert ended.word["found"] == 16
 
 
 def test_what_fills_the_disk_is_bounded(mode: Mode, tmp_path: Path) -> None:
     folders = ["/scratch", "/dev/shm", "/dev", "/tmp", "/var/tmp", "/", "/usr", str(tmp_path), str(TOP / "tests")]
-    ended = in_cell(sandbox._sandbox(mode), "fill", folders=folders, files=96)
+    ended = in_cell(choose._sandbox(mode), "fill", folders=folders, files=96)
     assert ended.word is not None
     written = ended.word["done"]
     in_memory = ("/scratch", "/dev/shm") if mode == "bubblewrap" else ()
@@ -126,8 +127,8 @@ def test_what_fills_the_disk_is_bounded(mode: Mode, tmp_path: Path) -> None:
 
 def test_a_file_larger_than_agreed_ends_the_child(mode: Mode, tmp_path: Path) -> None:
     job = {"way": "write_large", "path": str(tmp_path / "large")}
-    ended = sandbox._sandbox(mode).run(
-        Cell(module="tests.children.misbehave", job=job, seconds=60.0, read=(TOP / "tests",), write=tmp_path, file_bytes=4 << 20)
+    ended = choose._sandbox(mode).run(
+        SandboxJob(module="tests.children.misbehave", job=job, seconds=60.0, read=(TOP / "tests",), write=tmp_path, file_bytes=4 << 20)
     )
     assert ended.word is None
     assert (tmp_path / "large").stat().st_size <= 4 << 20
@@ -135,14 +136,14 @@ def test_a_file_larger_than_agreed_ends_the_child(mode: Mode, tmp_path: Path) ->
 
 def test_a_server_cell_has_a_loopback_that_is_nobody_elses() -> None:
     working("bubblewrap")
-    assert sandbox.probe("bubblewrap", server=True).works
+    assert choose.probe("bubblewrap", server=True).works
 
 
 def test_a_server_cell_is_not_to_be_had_without_namespaces() -> None:
     with pytest.raises(SandboxUnavailable, match="network of its own"):
-        sandbox.choose("landlock", server=True)
+        choose.choose("landlock", server=True)
     with pytest.raises(SandboxUnavailable, match="network of its own"):
-        Sandbox("landlock").run(Cell(module="x", job={}, seconds=1.0, server=True))
+        Sandbox("landlock").run(SandboxJob(module="x", job={}, seconds=1.0, server=True))
 
 
 # -- broken on purpose -------------------------------------------------------------------------------
@@ -178,14 +179,14 @@ def broken(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
     """A machine whose only bubblewrap is a fake; the sentence that must name it."""
     needs_root("to make a file that is root's")
     text, said = FAKES[request.param]
-    monkeypatch.setattr(sandbox, "BUBBLEWRAP", (fake(tmp_path, text),))
+    monkeypatch.setattr(choose, "BUBBLEWRAP", (fake(tmp_path, text),))
     return said
 
 
 def test_a_fake_bubblewrap_is_never_believed_nor_remembered(broken: str, tmp_path: Path) -> None:
     for _ in range(2):
         with pytest.raises(SandboxUnavailable, match=broken):
-            sandbox.choose("bubblewrap", tmp_path / "cache")
+            choose.choose("bubblewrap", tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
 
 
@@ -197,16 +198,16 @@ def test_with_a_fake_bubblewrap_the_model_stays_pending(broken: str, node: Node)
 def test_a_bubblewrap_that_executes_all_is_caught_through_the_doors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Our own filter still stands behind it: what gets through is the file system, and that is enough to be caught."""
     needs_root("to make a file that is root's")
-    monkeypatch.setattr(sandbox, "BUBBLEWRAP", (fake(tmp_path, FAKES["runs-its-command"][0]),))
-    found = sandbox.probe("bubblewrap")
+    monkeypatch.setattr(choose, "BUBBLEWRAP", (fake(tmp_path, FAKES["runs-its-command"][0]),))
+    found = choose.probe("bubblewrap")
     assert not found.works
     assert {"read-outside", "write-outside"} <= set(found.detail.removeprefix("the probe could get through: ").split(", "))
 
 
 def test_a_server_beside_a_fake_bubblewrap_reaches_the_machine_and_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     needs_root("to make a file that is root's")
-    monkeypatch.setattr(sandbox, "BUBBLEWRAP", (fake(tmp_path, FAKES["runs-its-command"][0]),))
-    found = sandbox.probe("bubblewrap", server=True)
+    monkeypatch.setattr(choose, "BUBBLEWRAP", (fake(tmp_path, FAKES["runs-its-command"][0]),))
+    found = choose.probe("bubblewrap", server=True)
     assert not found.works
     assert {"tcp", "abstract-socket", "signal-parent"} <= set(found.detail.removeprefix("the probe could get through: ").split(", "))
 
@@ -221,8 +222,8 @@ def test_a_sandbox_without_its_window_is_not_taken_for_a_perfect_one(tmp_path: P
         "at = sys.argv.index(canary) - 1",
         f"os.execv({str(real)!r}, [{str(real)!r}, *sys.argv[1:at], *sys.argv[at + 3:]])",
     )
-    monkeypatch.setattr(sandbox, "BUBBLEWRAP", (fake(tmp_path, "\n".join(lines)),))
-    assert sandbox.probe("bubblewrap").detail == "the probe could not read its canary"
+    monkeypatch.setattr(choose, "BUBBLEWRAP", (fake(tmp_path, "\n".join(lines)),))
+    assert choose.probe("bubblewrap").detail == "the probe could not read its canary"
 
 
 @pytest.mark.parametrize("mode_bits", [0o775, 0o757, 0o777])
@@ -231,9 +232,9 @@ def test_a_bubblewrap_that_others_can_write_is_refused(tmp_path: Path, monkeypat
     copy = tmp_path / "bwrap"
     shutil.copy(path, copy)
     copy.chmod(mode_bits)
-    monkeypatch.setattr(sandbox, "BUBBLEWRAP", (copy,))
+    monkeypatch.setattr(choose, "BUBBLEWRAP", (copy,))
     with pytest.raises(SandboxUnavailable, match="not root's alone"):
-        sandbox.choose("bubblewrap")
+        choose.choose("bubblewrap")
 
 
 def test_a_bubblewrap_that_is_not_roots_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,9 +243,9 @@ def test_a_bubblewrap_that_is_not_roots_is_refused(tmp_path: Path, monkeypatch: 
     shutil.copy(path, copy)
     if os.getuid() == 0:
         os.chown(copy, 65534, 65534)
-    monkeypatch.setattr(sandbox, "BUBBLEWRAP", (copy,))
+    monkeypatch.setattr(choose, "BUBBLEWRAP", (copy,))
     with pytest.raises(SandboxUnavailable, match="not root's alone"):
-        sandbox.choose("bubblewrap")
+        choose.choose("bubblewrap")
 
 
 def test_bubblewrap_is_not_looked_for_in_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,21 +253,21 @@ def test_bubblewrap_is_not_looked_for_in_the_path(tmp_path: Path, monkeypatch: p
     fake_one.write_text("#!/bin/sh\nexit 0\n")
     fake_one.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setattr(sandbox, "BUBBLEWRAP", (tmp_path / "nowhere",))
-    assert sandbox.find_bubblewrap() == "bubblewrap is not installed"
+    monkeypatch.setattr(choose, "BUBBLEWRAP", (tmp_path / "nowhere",))
+    assert choose.find_bubblewrap() == "bubblewrap is not installed"
     with pytest.raises(SandboxUnavailable, match="not installed"):
-        sandbox.choose("bubblewrap")
+        choose.choose("bubblewrap")
 
 
 def test_without_bubblewrap_the_model_stays_pending(node: Node, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(sandbox, "BUBBLEWRAP", (tmp_path / "nowhere",))
+    monkeypatch.setattr(choose, "BUBBLEWRAP", (tmp_path / "nowhere",))
     node.configure('[smoke]\nsandbox = "bubblewrap"\n')
     _stays_pending(node)
 
 
 def test_without_bubblewrap_landlock_does_it(node: Node, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     working("landlock")
-    monkeypatch.setattr(sandbox, "BUBBLEWRAP", (tmp_path / "nowhere",))
+    monkeypatch.setattr(choose, "BUBBLEWRAP", (tmp_path / "nowhere",))
     node.publish(node.item("a:v1", tiny("a")))
     assert node.run("apply").code == 0
     assert node.run("status", "a:v1", "--json").json["models"][0]["test"]["sandbox"] == "landlock"
@@ -276,7 +277,7 @@ def test_a_sandbox_that_comes_back_lets_the_model_through(node: Node, monkeypatc
     needs_bubblewrap()
     node.configure('[smoke]\nsandbox = "bubblewrap"\n')
     with monkeypatch.context() as lacking:
-        lacking.setattr(sandbox, "BUBBLEWRAP", (tmp_path / "nowhere",))
+        lacking.setattr(choose, "BUBBLEWRAP", (tmp_path / "nowhere",))
         _stays_pending(node)
     assert node.run("apply").code == 0
     assert node.states() == {"a:v1": "active"}
@@ -288,7 +289,7 @@ def test_a_sandbox_that_breaks_after_its_probe_is_probed_again(tmp_path: Path, m
     good = FAKES["user-namespaces-off"][0]
     switch = tmp_path / "broken"
     text = good.replace("#!/bin/sh\n", f'#!/bin/sh\nif [ ! -e {switch} ]; then exec {real} "$@"; fi\n')
-    monkeypatch.setattr(sandbox, "BUBBLEWRAP", (fake(tmp_path, text),))
+    monkeypatch.setattr(choose, "BUBBLEWRAP", (fake(tmp_path, text),))
     tester = SandboxedTester(settings.decode(b'[store]\npath = "store"\n[smoke]\nsandbox = "bubblewrap"\n', tmp_path))
     (tmp_path / "tree").mkdir()
     (tmp_path / "tree/m.gguf").write_bytes(tiny("a"))
@@ -354,32 +355,32 @@ def _check_pending(node: Node, code: int, events: list[dict[str, Any]]) -> None:
 def probes(monkeypatch: pytest.MonkeyPatch) -> list[Mode]:
     """Each real probe is noted."""
     made: list[Mode] = []
-    real = sandbox.probe
+    real = choose.probe
 
-    def noted(mode: Mode, *, server: bool = False) -> sandbox.Probed:
+    def noted(mode: Mode, *, server: bool = False) -> choose.Probed:
         made.append(mode)
         return real(mode, server=server)
 
-    monkeypatch.setattr(sandbox, "probe", noted)
+    monkeypatch.setattr(choose, "probe", noted)
     return made
 
 
 def test_a_good_sandbox_is_probed_once(mode: Mode, tmp_path: Path, probes: list[Mode]) -> None:
     for _ in range(3):
-        assert sandbox.choose(mode, tmp_path).mode == mode
+        assert choose.choose(mode, tmp_path).mode == mode
     assert probes == [mode]
 
 
 def test_another_boot_kernel_bubblewrap_or_version_of_ourselves_is_probed_anew(tmp_path: Path, probes: list[Mode]) -> None:
     working("landlock")
-    sandbox.choose("landlock", tmp_path)
+    choose.choose("landlock", tmp_path)
     path = tmp_path / "sandbox-landlock.json"
     key, known = json.loads(path.read_bytes())
     for index in range(len(key.split(" "))):
         words = key.split(" ")
         words[index] += "x"
         path.write_bytes(msgspec.json.encode((" ".join(words), known)))
-        sandbox.choose("landlock", tmp_path)
+        choose.choose("landlock", tmp_path)
     assert len(probes) == 1 + len(key.split(" "))
     assert Path("/proc/sys/kernel/random/boot_id").read_text().strip() in key
     assert os.uname().release in key
@@ -389,29 +390,29 @@ def test_another_bubblewrap_is_another_sandbox(tmp_path: Path, monkeypatch: pyte
     needs_root("to make a file that is root's")
     real = needs_bubblewrap()
     path = fake(tmp_path, f'#!/bin/sh\nexec {real} "$@"\n')
-    monkeypatch.setattr(sandbox, "BUBBLEWRAP", (path,))
-    sandbox.choose("bubblewrap", tmp_path / "cache")
+    monkeypatch.setattr(choose, "BUBBLEWRAP", (path,))
+    choose.choose("bubblewrap", tmp_path / "cache")
     fake(tmp_path, FAKES["runs-its-command"][0])
     with pytest.raises(SandboxUnavailable, match="could get through"):
-        sandbox.choose("bubblewrap", tmp_path / "cache")
+        choose.choose("bubblewrap", tmp_path / "cache")
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"null", b'["x"]', b"\xff", b'["", {"mode": "landlock", "works": true, "detail": ""}]'])
 def test_a_damaged_memory_is_no_memory(tmp_path: Path, probes: list[Mode], content: bytes) -> None:
     working("landlock")
     (tmp_path / "sandbox-landlock.json").write_bytes(content)
-    assert sandbox.choose("landlock", tmp_path).mode == "landlock"
+    assert choose.choose("landlock", tmp_path).mode == "landlock"
     assert probes == ["landlock"]
 
 
 def test_a_memory_cannot_name_the_program_that_guards_us(tmp_path: Path) -> None:
     """What is run is found anew each time: the cache lies in the store, which more people may be able to write."""
     working("bubblewrap")
-    sandbox.choose("bubblewrap", tmp_path)
+    choose.choose("bubblewrap", tmp_path)
     path = tmp_path / "sandbox-bubblewrap.json"
     key, known = json.loads(path.read_bytes())
     path.write_bytes(json.dumps([key, known | {"bubblewrap": "/tmp/evil"}]).encode())
-    assert sandbox.choose("bubblewrap", tmp_path)._bubblewrap == sandbox.find_bubblewrap()
+    assert choose.choose("bubblewrap", tmp_path)._bubblewrap == choose.find_bubblewrap()
 
 
 # -- the filter, as the kernel would run it ------------------------------------------------------------
@@ -438,9 +439,9 @@ ALLOW, DENY, ABSENT, KILL = 0x7FFF0000, 0x0005000D, 0x00050026, 0x80000000
 
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
 def test_the_filter_says_for_every_call_what_it_should(machine: str) -> None:
-    architecture, numbers = cage._MACHINES[machine]
-    plain = cage._filter(architecture, numbers, server=False, writes=False)
-    server = cage._filter(architecture, numbers, server=True, writes=False)
+    architecture, numbers = confine._MACHINES[machine]
+    plain = confine._filter(architecture, numbers, server=False, writes=False)
+    server = confine._filter(architecture, numbers, server=True, writes=False)
 
     def answers(program: list[bytes], name: str, *arguments: int) -> int:
         return verdict(program, numbers[name], *arguments, architecture=architecture)
@@ -459,7 +460,7 @@ def test_the_filter_says_for_every_call_what_it_should(machine: str) -> None:
     assert [answers(server, "socket", family) for family in (1, 2, 10, 16, 17, 40)] == [ALLOW, ALLOW, ALLOW, DENY, DENY, DENY]
     for name in ("ptrace", "bpf", "mount", "keyctl", "io_uring_setup", "chmod", "unshare"):
         assert name not in numbers or answers(server, name) == DENY
-    writing = cage._filter(architecture, numbers, server=False, writes=True)
+    writing = confine._filter(architecture, numbers, server=False, writes=True)
     assert [answers(writing, "fchmod", 3, bits) for bits in (0o444, 0o755, 0o666, 0o4755, 0o10444)] == [ALLOW, ALLOW, DENY, DENY, DENY]
     ordinary = max(number for number in range(300) if number not in numbers.values())
     assert verdict(plain, ordinary, architecture=architecture) == ALLOW
@@ -472,7 +473,7 @@ def test_the_filters_numbers_are_this_machines() -> None:
     header = next((path for path in map(Path, ("/usr/include/x86_64-linux-gnu/asm/unistd_64.h", "/usr/include/asm-generic/unistd.h"))
                    if path.exists()), None)  # fmt: skip
     machine = os.uname().machine
-    if machine not in cage._MACHINES:
+    if machine not in confine._MACHINES:
         pytest.skip(f"no system call filter is made for {machine}: such a machine gets no sandbox of the Landlock kind")
     if header is None:
         pytest.skip("the kernel's headers are not installed: linux-libc-dev")
@@ -481,15 +482,15 @@ def test_the_filters_numbers_are_this_machines() -> None:
         for line in header.read_text().splitlines()
         if len(words := line.split()) == 3 and words[0] == "#define" and words[1].startswith("__NR") and words[2].isdigit()
     }
-    numbers = cage._MACHINES[machine][1]
+    numbers = confine._MACHINES[machine][1]
     assert {name: told[name] for name in numbers if name in told} == {name: number for name, number in numbers.items() if name in told}
     assert len(set(numbers) & set(told)) > 50
 
 
 def test_a_machine_that_is_not_known_gets_no_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "riscv64")
-    with pytest.raises(cage.SetupFailed, match="riscv64"):
-        cage._seccomp(None, server=False, writes=False)
+    with pytest.raises(confine.SetupFailed, match="riscv64"):
+        confine._seccomp(None, server=False, writes=False)
 
 
 # -- the probe's own honesty ---------------------------------------------------------------------------
@@ -502,7 +503,7 @@ def test_the_probe_mistakes_nobody_in_its_namespace_for_the_parent() -> None:
 
 
 def test_the_doors_are_real(tmp_path: Path) -> None:
-    with sandbox._doors(tmp_path) as job:
+    with choose._doors(tmp_path) as job:
         with socket.create_connection(("127.0.0.1", job["tcp"]), timeout=5):
             pass
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:

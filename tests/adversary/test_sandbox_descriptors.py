@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from reconciler.runtime import cell, sandbox
-from reconciler.runtime.cell import Cell, Mode
+from reconciler.sandbox import choose, process
+from reconciler.sandbox.process import Mode, SandboxJob
 from tests.demand import working
 
 MODES: tuple[Mode, ...] = ("bubblewrap", "landlock")
@@ -22,19 +22,19 @@ def descriptors() -> list[str]:
 def test_a_path_that_leads_elsewhere_after_it_was_opened_shows_nothing_new(
     mode: Mode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    box = sandbox._sandbox(working(mode))
+    box = choose._sandbox(working(mode))
     start = type(box)._started
 
-    def swapped(self: cell.Sandbox, wanted: Cell, given: dict[Path, int]) -> subprocess.Popen[bytes]:
+    def swapped(self: process.Sandbox, wanted: SandboxJob, given: dict[Path, int]) -> subprocess.Popen[bytes]:
         for path in given:
             path.rename(path.with_name("as-it-was"))
             path.write_text("planted")
         return start(self, wanted, given)
 
     monkeypatch.setattr(type(box), "_started", swapped)
-    with sandbox._doors(tmp_path) as job:
+    with choose._doors(tmp_path) as job:
         job |= {"namespaces": mode == "bubblewrap", "server": False}
-        ended = box.run(Cell(module="reconciler.runtime.probe", job=job, seconds=30.0, read=(Path(job["canary"]),)))
+        ended = box.run(SandboxJob(module="reconciler.sandbox.probe", job=job, seconds=30.0, read=(Path(job["canary"]),)))
     assert ended.word is not None
     assert ended.word["canary"] == (job["word"] if mode == "bubblewrap" else "")
     assert ended.word["open"] == []
@@ -42,11 +42,11 @@ def test_a_path_that_leads_elsewhere_after_it_was_opened_shows_nothing_new(
 
 @pytest.mark.parametrize("mode", MODES)
 def test_no_descriptor_is_left_open_in_us(mode: Mode, tmp_path: Path) -> None:
-    box = sandbox._sandbox(working(mode))
+    box = choose._sandbox(working(mode))
     (tmp_path / "model").write_text("x")
     job = {"way": "answer"}
     before = descriptors()
     tests = Path(__file__).resolve().parents[1]
-    ended = box.run(Cell(module="tests.children.misbehave", job=job, seconds=30.0, read=(tests, tmp_path / "model")))
+    ended = box.run(SandboxJob(module="tests.children.misbehave", job=job, seconds=30.0, read=(tests, tmp_path / "model")))
     assert ended.word is not None
     assert descriptors() == before

@@ -20,10 +20,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from reconciler.errors import SettingsError
-from reconciler.fetch import credentials, resolve
-from reconciler.fetch.connection import Connection, Tls
-from reconciler.fetch.fetcher import Aria2Fetcher
+from reconciler.core.errors import SettingsError
+from reconciler.fetch import credentials
+from reconciler.fetch import resolver as fetch_resolver
+from reconciler.fetch.downloader import Aria2Fetcher
+from reconciler.fetch.http_connection import Connection, Tls
 from reconciler.fetch.settings import FetchSettings
 from reconciler.fetch.sources import Failure, Rules
 from reconciler.ports import Fetched, FetchFailed, Want
@@ -271,7 +272,7 @@ def test_a_connection_is_cut_and_its_tls_state_stays_with_the_thread_that_reads(
     greeting = threading.Thread(target=lambda: served.append(context.wrap_socket(theirs, server_side=True)), daemon=True)
     greeting.start()
     connection = Connection("127.0.0.1", 443, tls=None, addresses=(), timeout=1.0)
-    hand = resolve._Hand(FAST, credentials.Credentials({}), Tls(FAST))
+    hand = fetch_resolver._Hand(FAST, credentials.Credentials({}), Tls(FAST))
     with ssl.create_default_context(cafile=authority.file).wrap_socket(ours, server_hostname="127.0.0.1") as sock:
         greeting.join()
         connection.sock, hand._current = sock, connection
@@ -286,12 +287,12 @@ def test_a_connection_is_cut_and_its_tls_state_stays_with_the_thread_that_reads(
 
 
 def test_whatever_goes_wrong_with_a_question_it_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resolve._Hand, "_follow", lambda *_: 1 // 0)
+    monkeypatch.setattr(fetch_resolver._Hand, "_follow", lambda *_: 1 // 0)
     woken = threading.Event()
-    resolver = resolve.Resolver(FAST, credentials.Credentials({}), woken.set)
+    resolver = fetch_resolver.Resolver(FAST, credentials.Credentials({}), woken.set)
     rules = Rules(hosts=frozenset(), trusted=frozenset(), allow_http=False)
 
-    resolver.ask(resolve.Question(token=1, url="https://a.example/", digest=name_of(SHORT), size=len(SHORT), rules=rules))
+    resolver.ask(fetch_resolver.Question(token=1, url="https://a.example/", digest=name_of(SHORT), size=len(SHORT), rules=rules))
 
     assert woken.wait(30)
     assert [reply for _, reply in resolver.replies()] == [Failure(text="unexpected: ZeroDivisionError", permanent=False)]

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from reconciler import digest as digests
-from reconciler.errors import StoreError
-from reconciler.fetch import aria2
+from reconciler.core import digest as digests
+from reconciler.core.errors import StoreError
+from reconciler.fetch import aria2_daemon
 from reconciler.fetch import staging as stagings
 from reconciler.fetch.staging import Staging
 from reconciler.store import observe
@@ -310,6 +310,6 @@ def test_the_downloaders_secrets_are_not_written_through_a_link(tmp_path: Path, 
     (tmp_path / "netrc").symlink_to(victim)
 
     with pytest.raises(FileExistsError):
-        aria2._write_private(tmp_path / "netrc", "secret")
+        aria2_daemon._write_private(tmp_path / "netrc", "secret")
 
     assert victim.read_bytes() == b"precious"

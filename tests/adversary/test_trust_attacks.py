@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from msgspec import structs
 
-from reconciler import lock, snapshot, trust
-from reconciler.errors import (
+from reconciler.core import lock, snapshot, trust
+from reconciler.core.errors import (
     BadEnvelope,
     BadRootChain,
     BadSignature,
@@ -30,11 +30,11 @@ from reconciler.errors import (
     TooLarge,
     WrongNetwork,
 )
-from reconciler.node import Limits
+from reconciler.core.node import Limits
 from tests.hostile_network import HostileNetwork, Node
 from tests.network import Document, Network, b64, compact, envelope, keys, payload_of, signatures_of
 
-FLOOR = trust.Floor()
+FLOOR = trust.TrustState()
 
 
 def two_of_three() -> HostileNetwork:
@@ -43,15 +43,15 @@ def two_of_three() -> HostileNetwork:
 
 def refused(node: Node, error: type[ReconcileError]) -> ReconcileError:
     """Sync, expect *error*, and that nothing of what the node holds or remembers moved."""
-    before = (node.root, node.floor, node.held)
+    before = (node.root, node.trust_state, node.held)
     with pytest.raises(error) as found:
         node.sync()
-    assert (node.root, node.floor, node.held) == before
+    assert (node.root, node.trust_state, node.held) == before
     return found.value
 
 
-def verify(network: Network, data: bytes, floor: trust.Floor = FLOOR) -> trust.Verified:
-    return trust.verify(data, network.trusted(), now=network.now, floor=floor)
+def verify(network: Network, data: bytes, trust_state: trust.TrustState = FLOOR) -> trust.Verified:
+    return trust.verify(data, network.trusted(), now=network.now, trust_state=trust_state)
 
 
 # -- arbitrary installation -----------------------------------------------------------------------
@@ -101,9 +101,9 @@ def test_rollback_the_same_snapshot_again_is_no_error_and_changes_nothing() -> N
     node = Node(network)
     network.publish(network.model("a:v1"))
     first = node.sync()
-    floor, held = node.floor, node.held
+    trust_state, held = node.trust_state, node.held
     assert node.sync() == first
-    assert (node.floor, node.held) == (floor, held)
+    assert (node.trust_state, node.held) == (trust_state, held)
 
 
 def test_equivocation_two_snapshots_of_one_version_is_refused() -> None:
@@ -134,16 +134,16 @@ def test_freeze_expiry_is_exact() -> None:
     data = network.snapshot()
     end = network.now + timedelta(days=30)
     just_before = end - timedelta(microseconds=1)
-    assert trust.verify(data, network.trusted(), now=just_before, floor=FLOOR).snapshot.version == 1
+    assert trust.verify(data, network.trusted(), now=just_before, trust_state=FLOOR).snapshot.version == 1
     with pytest.raises(Expired):
-        trust.verify(data, network.trusted(), now=end, floor=FLOOR)
+        trust.verify(data, network.trusted(), now=end, trust_state=FLOOR)
 
 
 def test_freeze_of_roots_is_noticed_when_the_last_root_expires() -> None:
     network = Network()
     root = network.trusted()
     with pytest.raises(RootExpired):
-        trust.verify(network.snapshot(), root, now=root.expires_at, floor=FLOOR)
+        trust.verify(network.snapshot(), root, now=root.expires_at, trust_state=FLOOR)
 
 
 def test_clock_set_back_behind_a_time_that_was_seen_is_refused() -> None:
@@ -159,31 +159,31 @@ def test_clock_set_back_behind_a_time_that_was_seen_is_refused() -> None:
 def test_clock_set_back_does_not_bring_an_expired_snapshot_to_life() -> None:
     network = Network()
     root, data = network.trusted(), network.snapshot(version=7)
-    seen = trust.Floor(seen_at=network.now + timedelta(days=31))
+    seen = trust.TrustState(seen_at=network.now + timedelta(days=31))
     with pytest.raises(Expired):
-        trust.verify(data, root, now=network.now + timedelta(days=31), floor=seen)
+        trust.verify(data, root, now=network.now + timedelta(days=31), trust_state=seen)
     with pytest.raises(NotYetValid):
-        trust.verify(data, root, now=network.now, floor=seen)
+        trust.verify(data, root, now=network.now, trust_state=seen)
 
 
 def test_clock_a_few_minutes_of_drift_are_no_attack() -> None:
     network = Network()
     data, root = network.snapshot(), network.trusted()
-    floor = trust.Floor(seen_at=network.now)
-    assert trust.verify(data, root, now=network.now - timedelta(seconds=300), floor=floor).snapshot.version == 1
+    trust_state = trust.TrustState(seen_at=network.now)
+    assert trust.verify(data, root, now=network.now - timedelta(seconds=300), trust_state=trust_state).snapshot.version == 1
 
 
 def test_clock_a_snapshot_from_the_future_is_refused() -> None:
     network = Network()
     data, root = network.snapshot(), network.trusted()
     with pytest.raises(NotYetValid):
-        trust.verify(data, root, now=network.now - timedelta(seconds=301), floor=FLOOR)
+        trust.verify(data, root, now=network.now - timedelta(seconds=301), trust_state=FLOOR)
 
 
 def test_clock_the_floors_times_never_go_back() -> None:
     network = Network()
-    late = trust.Floor(version=1, issued_at=network.now + timedelta(hours=1), seen_at=network.now + timedelta(hours=1))
-    raised = trust.raised(late, network.verified(), network.now)
+    late = trust.TrustState(version=1, issued_at=network.now + timedelta(hours=1), seen_at=network.now + timedelta(hours=1))
+    raised = trust.advance_state(late, network.verified(), network.now)
     assert raised.issued_at == late.issued_at
     assert raised.seen_at == late.seen_at
 
@@ -429,7 +429,7 @@ def test_rotation_back_to_an_older_root_is_refused() -> None:
     for old in (first, second):
         with pytest.raises(BadRootChain):
             trust.advance(root, old)
-    assert trust.walk(root, [first, second]) == root
+    assert trust.apply_root_chain(root, [first, second]) == root
 
 
 def test_rotation_to_another_networks_root_is_refused() -> None:
@@ -446,9 +446,9 @@ def test_rotation_passes_over_an_expired_root_in_between_and_stops_at_an_expired
     expired = network.rotate(expires_at=past)
     last = network.rotate()
     data = network.snapshot()
-    assert trust.verify(data, trust.walk(root, [expired, last]), now=network.now, floor=FLOOR).root_version == 3
+    assert trust.verify(data, trust.apply_root_chain(root, [expired, last]), now=network.now, trust_state=FLOOR).root_version == 3
     with pytest.raises(RootExpired):
-        trust.verify(data, trust.walk(root, [expired]), now=network.now, floor=FLOOR)
+        trust.verify(data, trust.apply_root_chain(root, [expired]), now=network.now, trust_state=FLOOR)
 
 
 def test_rotation_a_crash_between_two_steps_is_a_resume() -> None:
@@ -479,7 +479,7 @@ def test_rotation_without_end_is_refused() -> None:
     network = Network()
     root = network.trusted()
     with pytest.raises(BadRootChain, match="rotations"):
-        trust.walk(root, [network.root()] * 4, limits=Limits(root_rotations=3))
+        trust.apply_root_chain(root, [network.root()] * 4, limits=Limits(root_rotations=3))
 
 
 def test_pinning_another_root_than_the_one_whose_fingerprint_was_told_is_refused() -> None:
@@ -504,7 +504,7 @@ def test_endless_data_is_refused_for_its_size_before_it_is_parsed(monkeypatch: p
     def parsed(*_: object) -> None:
         raise AssertionError("parsed before its size was checked")
 
-    monkeypatch.setattr("reconciler.strict.decode", parsed)
+    monkeypatch.setattr("reconciler.core.strict_json.decode", parsed)
     network = Network()
     with pytest.raises(TooLarge):
         trust.decode_envelope(b" " * (Limits().envelope_bytes + 1))
@@ -941,9 +941,9 @@ def test_downgrade_no_environment_variable_is_read_where_trust_is_decided(monkey
     network = Network()
     good, bad, root = network.snapshot(), network.snapshot(signers=[]), network.trusted()
     monkeypatch.setattr(os, "environ", Watched())
-    trust.verify(good, root, now=network.now, floor=FLOOR)
+    trust.verify(good, root, now=network.now, trust_state=FLOOR)
     with pytest.raises(BadSignature):
-        trust.verify(bad, root, now=network.now, floor=FLOOR)
+        trust.verify(bad, root, now=network.now, trust_state=FLOOR)
 
 
 @pytest.mark.parametrize("hostile", ["\x1b[2J", "\r\n", "\u202e", "\x9b31m", "\x07"])

@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from reconciler import digest as digests
-from reconciler.fetch import hasher
-from reconciler.fetch.verify import Hashers, Job
+from reconciler.core import digest as digests
+from reconciler.fetch import hash_worker
+from reconciler.fetch.hashing import Hashers, Job
 from tests.fetching import children_of, name_of, some
 
 BIG = 24 << 20
@@ -45,7 +45,7 @@ def worker_of(job: Job) -> int:
 
 
 @pytest.mark.parametrize("algorithm", ["sha256", "sha512", "blake3"])
-@pytest.mark.parametrize("size", [1, 4095, 4096, 4097, hasher.WINDOW - 1, hasher.WINDOW, hasher.WINDOW + 1, (1 << 20) + 7])
+@pytest.mark.parametrize("size", [1, 4095, 4096, 4097, hash_worker.WINDOW - 1, hash_worker.WINDOW, hash_worker.WINDOW + 1, (1 << 20) + 7])
 def test_the_digest_is_right_at_every_edge(tmp_path: Path, hashers: Hashers, algorithm: str, size: int) -> None:
     data = some(size, size)
     path = tmp_path / "file"
@@ -57,7 +57,7 @@ def test_the_digest_is_right_at_every_edge(tmp_path: Path, hashers: Hashers, alg
     assert (done.size, done.device, done.inode, done.mtime_ns) == (size, seen.st_dev, seen.st_ino, seen.st_mtime_ns)
 
 
-@pytest.mark.parametrize("way", [hasher._mapped, hasher._read])
+@pytest.mark.parametrize("way", [hash_worker._mapped, hash_worker._read])
 def test_either_way_hashes_the_same_bytes_and_misses_none_that_are_gone(tmp_path: Path, way: Callable[[Any, int, int, int], None]) -> None:
     data = some(3_000_000, 5)
     path = tmp_path / "file"
@@ -74,8 +74,8 @@ def test_either_way_hashes_the_same_bytes_and_misses_none_that_are_gone(tmp_path
 
 def test_the_way_that_costs_less_is_kept_and_the_digest_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     taken, clock = [], itertools.count()
-    mapped, read = hasher._mapped, hasher._read
-    data = some(32 * hasher.FOLLOW_LEAST, 6)
+    mapped, read = hash_worker._mapped, hash_worker._read
+    data = some(32 * hash_worker.FOLLOW_LEAST, 6)
     path = tmp_path / "file"
     path.write_bytes(data)
 
@@ -88,16 +88,16 @@ def test_the_way_that_costs_less_is_kept_and_the_digest_is_the_same(tmp_path: Pa
         taken.append("cheap")
         read(made, fd, start, length)
 
-    monkeypatch.setattr(hasher, "_mapped", costly)
-    monkeypatch.setattr(hasher, "_read", cheap)
+    monkeypatch.setattr(hash_worker, "_mapped", costly)
+    monkeypatch.setattr(hash_worker, "_read", cheap)
     monkeypatch.setattr(time, "thread_time", lambda: next(clock))
-    ways, made = hasher.Ways(), hashlib.sha256()
+    ways, made = hash_worker.Ways(), hashlib.sha256()
     with path.open("rb") as file:
-        for start in range(0, len(data), hasher.FOLLOW_LEAST):
-            ways.take(made, file.fileno(), start, hasher.FOLLOW_LEAST)
+        for start in range(0, len(data), hash_worker.FOLLOW_LEAST):
+            ways.take(made, file.fileno(), start, hash_worker.FOLLOW_LEAST)
 
     assert made.digest() == hashlib.sha256(data).digest()
-    assert taken.count("costly") == hasher.TRIALS
+    assert taken.count("costly") == hash_worker.TRIALS
 
 
 def test_hashing_follows_a_file_that_grows(tmp_path: Path, hashers: Hashers) -> None:
@@ -263,7 +263,7 @@ def test_workers_end_when_their_program_is_killed(tmp_path: Path) -> None:
 
     path, _ = big(tmp_path)
     code = (
-        "import sys; from pathlib import Path; from reconciler.fetch.verify import Hashers; h = Hashers(1);"
+        "import sys; from pathlib import Path; from reconciler.fetch.hashing import Hashers; h = Hashers(1);"
         f"j = h.start(Path(sys.argv[1]), 'sha256', {BIG}, upto=0); print(j.worker.process.pid, flush=True); sys.stdin.read()"
     )
     child = subprocess.Popen([sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

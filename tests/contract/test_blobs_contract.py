@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from reconciler.errors import BlobDamaged, HashMismatch, StoreError
+from reconciler.core.errors import BlobDamaged, HashMismatch, StoreError
 from reconciler.ports import Blobs as Port
-from reconciler.store import durable
+from reconciler.store import atomic
 from reconciler.store.blobs import Blobs
 from reconciler.store.layout import Layout
 from reconciler.store.ledger import Ledger
@@ -53,7 +53,7 @@ class Memory(Side):
 class Disk(Side):
     def __init__(self, root: Path, ledger: Ledger) -> None:
         self.layout = Layout(root / "store", root / "cold")
-        durable.make_folder(self.layout.staging, 0o700)
+        atomic.make_folder(self.layout.staging, 0o700)
         self.port = Blobs(self.layout, ledger, hash_file, Clock())
 
     def hot(self, name: str) -> bytes | None:
@@ -75,7 +75,7 @@ def side(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Side]:
     if request.param == "memory":
         yield Memory()
         return
-    durable.make_folder(tmp_path / "store")
+    atomic.make_folder(tmp_path / "store")
     with Ledger.writing(tmp_path / "store/ledger.db") as ledger:
         yield Disk(tmp_path, ledger)
 
@@ -159,9 +159,9 @@ def test_discarding_is_final_and_may_be_repeated(side: Side, file: Path) -> None
 def test_cold_storage_gives_back_what_it_took(side: Side, file: Path) -> None:
     side.port.adopt(fetched_at(file, NAME))
 
-    side.port.freeze(NAME)
+    side.port.archive(NAME)
     assert (side.hot(NAME), side.cold(NAME)) == (None, DATA)
-    side.port.thaw(NAME)
+    side.port.restore(NAME)
 
     assert (side.hot(NAME), side.cold(NAME)) == (DATA, None)
     assert side.port.check(NAME)
@@ -172,7 +172,7 @@ def test_bad_bytes_do_not_get_into_cold_storage(side: Side, file: Path) -> None:
     side.spoil(NAME)
 
     with pytest.raises(BlobDamaged):
-        side.port.freeze(NAME)
+        side.port.archive(NAME)
 
     assert side.cold(NAME) is None
     assert side.hot(NAME) is not None
@@ -180,11 +180,11 @@ def test_bad_bytes_do_not_get_into_cold_storage(side: Side, file: Path) -> None:
 
 def test_bad_bytes_do_not_get_out_of_cold_storage(side: Side, file: Path) -> None:
     side.port.adopt(fetched_at(file, NAME))
-    side.port.freeze(NAME)
+    side.port.archive(NAME)
     side.spoil(NAME, cold=True)
 
     with pytest.raises(BlobDamaged):
-        side.port.thaw(NAME)
+        side.port.restore(NAME)
 
     assert (side.hot(NAME), side.cold(NAME)) == (None, None)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from reconciler.errors import HashMismatch, ReconcileError
-from reconciler.fetch.fetcher import Aria2Fetcher
+from reconciler.core.errors import HashMismatch, ReconcileError
+from reconciler.fetch.downloader import Aria2Fetcher
 from reconciler.ports import Fetched, Fetcher, FetchFailed
 from tests.fetching import DIRECT, FAST, LARGE, Heard, collect, good, my_aria2, name_of, some, want
 from tests.hostile_server import HostileServer, honest
@@ -110,7 +110,7 @@ def test_no_source_at_all_is_a_failure(world: World) -> None:
 
 @pytest.mark.parametrize("algorithm", ["sha512", "blake3"])
 def test_other_algorithms(world: World, algorithm: str) -> None:
-    from reconciler import digest
+    from reconciler.core import digest
 
     data = some(LARGE, 7)
     wanted = want(data, world.serve("/a", data))

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from reconciler.errors import StoreError
+from reconciler.core.errors import StoreError
+from reconciler.core.snapshot import Runtime
+from reconciler.core.state import ActiveModel, Generation
 from reconciler.ports import Generations as Port
-from reconciler.snapshot import Runtime
-from reconciler.state import ActiveModel, Generation
-from reconciler.store import durable
+from reconciler.store import atomic
 from reconciler.store.generations import Generations, path_of
 from reconciler.store.layout import Layout
 from tests.twins import MemoryGenerations, name_of
@@ -26,7 +26,7 @@ def port(request: pytest.FixtureRequest, tmp_path: Path) -> Port:
     if request.param == "memory":
         return MemoryGenerations()
     layout = Layout(tmp_path, tmp_path / "cold")
-    durable.make_folder(layout.generations)
+    atomic.make_folder(layout.generations)
     return Generations(layout)
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from reconciler.core.state import Passed, Record
 from reconciler.ports import Ledger as Port
 from reconciler.ports import TestReport
-from reconciler.state import Passed, Record
 from reconciler.store.ledger import Ledger
 from tests.twins import MemoryLedger, name_of
 

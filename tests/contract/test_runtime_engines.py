@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from reconciler import settings, snapshot
+from reconciler import settings
+from reconciler.core import snapshot
 from reconciler.ports import TestJob, TestReport
-from reconciler.runtime.tester import SandboxedTester
+from reconciler.runtime.smoke_test import SandboxedTester
 from tests import gguf_files as files
 from tests.demand import needs_bubblewrap
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from reconciler.errors import ReconcileError, UnpackRefused
-from reconciler.lock import LockedArtifact
+from reconciler.core.errors import ReconcileError, UnpackRefused
+from reconciler.core.lock import LockedArtifact
 from reconciler.ports import Blobs as BlobsPort
 from reconciler.ports import Trees as Port
-from reconciler.store import durable
+from reconciler.store import atomic
 from reconciler.store.blobs import Blobs
 from reconciler.store.layout import Layout
 from reconciler.store.ledger import Ledger
@@ -50,7 +50,7 @@ class Memory(Side):
 class Disk(Side):
     def __init__(self, root: Path, ledger: Ledger) -> None:
         self.layout = Layout(root, root / "cold")
-        durable.make_folder(self.layout.staging, 0o700)
+        atomic.make_folder(self.layout.staging, 0o700)
         blobs = Blobs(self.layout, ledger, hash_file, Clock())
         super().__init__(root, blobs, Trees(self.layout, ledger, blobs, TarUnpacker()))
 

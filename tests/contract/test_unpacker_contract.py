@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import pytest
 
-from reconciler.errors import StoreError, UnpackRefused
-from reconciler.node import Limits
+from reconciler.core.errors import StoreError, UnpackRefused
+from reconciler.core.node import Limits
 from reconciler.ports import Unpacker
-from reconciler.store.unpack import PlainUnpacker
+from reconciler.unpack.extract import PlainUnpacker
 from tests import archives, memory_unpacker
 from tests.memory_unpacker import MemoryUnpacker, Packed
 

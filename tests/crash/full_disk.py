@@ -20,8 +20,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from reconciler.core.errors import ReconcileError
 from reconciler.demo.server import serving
-from reconciler.errors import ReconcileError
 from tests.crash.scenario import Scene
 from tests.node import Node, tiny
 

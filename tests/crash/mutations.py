@@ -67,13 +67,25 @@ def _room(folder: str, *names: str) -> Iterator[str]:
 
 
 DURABLE, BLOBS, TREES, MADE, LEDGER, OBSERVE, WRITER, KEEPER, FLOOR, UNPACK, LAYOUT, BALLAST = _room(
-    "store/", "durable", "blobs", "trees", "generations", "ledger", "observe", "writer", "keeper", "floor", "unpack", "layout", "ballast"
+    "store/",
+    "durable",
+    "blobs",
+    "trees",
+    "generations",
+    "ledger",
+    "observe",
+    "writer",
+    "housekeeping",
+    "trust_state",
+    "unpack",
+    "layout",
+    "space_reserve",
 )
 FILES, TRUST, LOCK, PLAN, GGUF, STRICT = _room("", "files", "trust", "lock", "plan", "gguf", "strict")
 STAGING, HASHER, PASSAGE, VERIFY, RESOLVE, ARIA2, DOCUMENT = _room(
     "fetch/", "staging", "hasher", "passage", "verify", "resolve", "aria2", "document"
 )
-CONFIRM, NETWORK, RUN, SETUP, UPKEEP, SCRUB = _room("engine/", "confirm", "network", "run", "setup", "upkeep", "verify")
+CONFIRM, NETWORK, RUN, SETUP, UPKEEP, SCRUB = _room("engine/", "load_verified_lock", "network", "run", "setup", "upkeep", "verify")
 (ATTEND,) = _room("runtime/", "attend")
 
 _STORE = ("contract/test_trees_contract", "contract/test_generations_contract", "unit/test_apply", "crash/test_damage")
@@ -82,17 +94,17 @@ _FETCH = ("contract/test_fetcher_contract", "adversary/test_fetch_leftovers", "a
 _ENGINE = ("adversary/test_store_attacks", "functional/test_trust_on_a_node")
 #: The tests that are about a file, those that go red soonest first.
 TESTS = {
-    DURABLE: ("unit/test_durable", "unit/test_ballast"),
-    FILES: ("unit/test_durable", "adversary/test_archive_leftovers"),
+    DURABLE: ("unit/test_atomic", "unit/test_reserve"),
+    FILES: ("unit/test_atomic", "adversary/test_archive_leftovers"),
     BLOBS: ("unit/test_blobs", "contract/test_blobs_contract", *_STORE, "adversary/test_store_attacks"),
     TREES: ("unit/test_trees", "adversary/test_archive_leftovers", *_STORE, "adversary/test_store_attacks"),
     MADE: ("unit/test_generations", *_STORE, "adversary/test_store_attacks"),
     LEDGER: ("crash/test_ledger_syncs", "unit/test_ledger", *_STORE),
     OBSERVE: ("unit/test_observe", *_STORE, "adversary/test_store_attacks", "laws/test_lifecycle_machine"),
-    WRITER: ("unit/test_writer",),
-    KEEPER: ("unit/test_keeper",),
+    WRITER: ("unit/test_writer_lock",),
+    KEEPER: ("unit/test_store_housekeeping",),
     LAYOUT: ("unit/test_layout", "adversary/test_store_attacks"),
-    FLOOR: ("unit/test_floor", "functional/test_trust_on_a_node", "crash/test_damage"),
+    FLOOR: ("unit/test_trust_state", "functional/test_trust_on_a_node", "crash/test_damage"),
     UNPACK: ("contract/test_unpacker_contract", "adversary/test_archive_leftovers", "adversary/test_archive_attacks"),
     TRUST: ("unit/test_trust", "adversary/test_trust_attacks"),
     STRICT: ("unit/test_trust", "adversary/test_trust_attacks"),
@@ -107,7 +119,7 @@ TESTS = {
     ARIA2: ("adversary/test_store_attacks",),
     DOCUMENT: ("functional/test_trust_on_a_node", "functional/test_operator"),
     CONFIRM: _ENGINE,
-    BALLAST: ("unit/test_ballast", "crash/test_full_disk"),
+    BALLAST: ("unit/test_reserve", "crash/test_full_disk"),
     NETWORK: (*_ENGINE, "crash/test_full_disk"),
     UPKEEP: ("functional/test_rollback",),
     SCRUB: ("functional/test_cold_storage",),
@@ -117,7 +129,7 @@ TESTS = {
 }
 #: What no test can see, and why.
 EQUIVALENT = {
-    "follow_symlinks=False in durable.link": "nobody: link(2) of Linux follows none either; POSIX lets a system choose, and others follow",
+    "follow_symlinks=False in atomic.link": "nobody: link(2) of Linux follows none either; POSIX lets a system choose, and others follow",
     "the alphabet of base64": "nobody: what was decoded must encode to the very text again",
     "size of a download": "nobody: the hash of all its bytes asks for the size too; here the source is named that sent another",
     "size of a download that was interrupted": "nobody: what is left is measured once more; here the source is named",
@@ -156,7 +168,7 @@ def _links() -> Iterator[Mutation]:
         yield from every("O_EXCL", file, r" \| os\.O_EXCL", "")
     for file in (FILES, OBSERVE, MADE, UNPACK):
         yield from every("no link followed", file, r"follow_symlinks=False", "follow_symlinks=True")
-    yield once("follow_symlinks=False in durable.link", DURABLE, ", follow_symlinks=False", "")
+    yield once("follow_symlinks=False in atomic.link", DURABLE, ", follow_symlinks=False", "")
     for file in (FILES, OBSERVE, LEDGER, STAGING):
         yield from every("lstat", file, r"\blstat\(", "stat(")
     yield once("lstat in blobs.check", BLOBS, "before = path.lstat()", "before = path.stat()")
@@ -214,7 +226,7 @@ def _bytes() -> Iterator[Mutation]:
 
 def _store() -> Iterator[Mutation]:
     """What is believed neither of an extractor nor of the disk."""
-    yield without("confirmation of what was unpacked", TREES, "unpack.confirm(folder, members)")
+    yield without("confirmation of what was unpacked", TREES, "unpack.load_verified_lock(folder, members)")
     yield never("confirmation: the files that were named", UNPACK, "found != sorted(members)")
     yield once("confirmation: plain files", UNPACK, "elif stat.S_ISREG(seen.st_mode) and seen.st_nlink == 1:", "elif seen.st_nlink == 1:")
     yield once("confirmation: one name", UNPACK, " and seen.st_nlink == 1:", ":")
@@ -247,50 +259,61 @@ def _serving() -> Iterator[Mutation]:
     yield never("a rollback to what is not listed", UPKEEP, "strange")
     yield never("a rollback to bytes in doubt", UPKEEP, "doubtful")
     yield once("a rollback to a generation that was touched", UPKEEP, "store.swap(target.entries) if touched else ", "")
-    yield once("a rollback that the node is not healthy with", UPKEEP, "gate.healthy(made) if comes", '"" if comes')
+    yield once("a rollback that the node is not healthy with", UPKEEP, "hooks.healthy(made) if comes", '"" if comes')
     yield once("a rollback that was cut short", UPKEEP, "ledger.set_running(running=True)", "pass")
     yield once("a run that was cut short before a rollback", UPKEEP, "running=state.unfinished", "running=False")
     yield once("a rollback to what never served", UPKEEP, " or (served and one > min(served) and one not in served)", "")
     yield never("a cold copy that is away for now", SCRUB, "not done.found")
     yield without("a cold copy that rotted", SCRUB, "blobs.set_aside(scene.layout, done.digest)")
-    yield never("letting go of the ballast", BALLAST, "_free(path) < BYTES")
-    yield once("room beside the ballast", BALLAST, " and _free(path) >= 4 * BYTES", "")
-    yield once("ballast that is all holes", BALLAST, "st_blocks * 512", "st_size")
-    yield once("ballast before a run", NETWORK, "ballast.dropped_when_full(layout.ballast)", "contextlib.nullcontext()")
+    yield never("letting go of the space_reserve", BALLAST, "_free(path) < BYTES")
+    yield once("room beside the space_reserve", BALLAST, " and _free(path) >= 4 * BYTES", "")
+    yield once("space_reserve that is all holes", BALLAST, "st_blocks * 512", "st_size")
+    yield once("space_reserve before a run", NETWORK, "space_reserve.released_when_full(layout.space_reserve)", "contextlib.nullcontext()")
 
 
 def _network() -> Iterator[Mutation]:
-    """What makes bytes the network's word: signatures and their number, versions, times, and the floor."""
+    """What makes bytes the network's word: signatures and their number, versions, times, and the trust_state."""
     yield without("signature", TRUST, "key.verify(unbase64(text), message)")
-    yield once("keys of the role alone", TRUST, "signature.keyid in allowed and", "signature.keyid in root.verifiers and")
+    yield once("keys of the role alone", TRUST, "signature.keyid in allowed and", "signature.keyid in trusted_root.verifiers and")
     yield once("each key counted once", TRUST, "return frozenset(\n        signature.keyid\n", "return tuple(\n        signature.keyid\n")
     yield once("signatures that are looked at", TRUST, "read.signatures[: limits.signatures]", "read.signatures")
     yield never("threshold", TRUST, "len(valid) < role.threshold")
-    yield never("network of a snapshot", TRUST, "found.network != root.network")
-    yield never("expiry of the root", TRUST, "now >= root.expires_at")
+    yield never("network of a snapshot", TRUST, "found.network != trusted_root.network")
+    yield never("expiry of the trusted_root", TRUST, "now >= trusted_root.expires_at")
     yield never("expiry of the snapshot", TRUST, "now >= found.expires_at")
     yield never("a snapshot of the future", TRUST, "found.issued_at > now + timedelta(seconds=limits.clock_skew_seconds)")
-    yield never("a clock set back", TRUST, "floor.seen_at and now < floor.seen_at - timedelta(seconds=limits.clock_back_seconds)")
-    yield never("floor: version", TRUST, "found.version < floor.version")
-    yield never("floor: two of one version", TRUST, "found.version == floor.version and verified.digest != floor.digest")
     yield never(
-        "floor: time after a change of keys", TRUST,
-        "floor.issued_at and found.issued_at <= floor.issued_at and verified.digest != floor.digest",
+        "a clock set back", TRUST, "trust_state.seen_at and now < trust_state.seen_at - timedelta(seconds=limits.clock_back_seconds)"
+    )
+    yield never("trust_state: version", TRUST, "found.version < trust_state.version")
+    yield never("trust_state: two of one version", TRUST, "found.version == trust_state.version and verified.digest != trust_state.digest")
+    yield never(
+        "trust_state: time after a change of keys", TRUST,
+        "trust_state.issued_at and found.issued_at <= trust_state.issued_at and verified.digest != trust_state.digest",
     )  # fmt: skip
-    yield once("floor: time of issue that rises", TRUST, "max(floor.issued_at, found.issued_at) if floor.issued_at else ", "")
-    yield once("floor: time seen that rises", TRUST, "max(floor.seen_at, now) if floor.seen_at else ", "")
-    yield never("fingerprint of the root", TRUST, "fingerprint and found != fingerprint.removeprefix('sha256:').lower()".replace("'", '"'))
-    yield once("a root's own signature", TRUST, _SIGNED.format("root") + "\n    return root", "return root")
-    yield once("the old root's signature", TRUST, "payload = " + _SIGNED.format("root") + "\n    following", _UNSIGNED + "\n    following")
-    yield without("the new root's signature", TRUST, _SIGNED.format("following"))
-    yield never("network of a root", TRUST, "following.network != root.network")
-    yield never("versions of roots by one", TRUST, "following.version != root.version + 1")
+    yield once(
+        "trust_state: time of issue that rises", TRUST, "max(trust_state.issued_at, found.issued_at) if trust_state.issued_at else ", ""
+    )
+    yield once("trust_state: time seen that rises", TRUST, "max(trust_state.seen_at, now) if trust_state.seen_at else ", "")
+    yield never(
+        "fingerprint of the trusted_root", TRUST, "fingerprint and found != fingerprint.removeprefix('sha256:').lower()".replace("'", '"')
+    )
+    yield once("a trusted_root's own signature", TRUST, _SIGNED.format("trusted_root") + "\n    return trusted_root", "return trusted_root")
+    yield once(
+        "the old trusted_root's signature",
+        TRUST,
+        "payload = " + _SIGNED.format("trusted_root") + "\n    following",
+        _UNSIGNED + "\n    following",
+    )
+    yield without("the new trusted_root's signature", TRUST, _SIGNED.format("following"))
+    yield never("network of a trusted_root", TRUST, "following.network != trusted_root.network")
+    yield never("versions of roots by one", TRUST, "following.version != trusted_root.version + 1")
     yield never("rotations without end", TRUST, "steps >= limits.root_rotations")
-    yield without("rim of the calendar", TRUST, "snapshot.check_instant(root.expires_at)")
+    yield without("rim of the calendar", TRUST, "snapshot.check_instant(trusted_root.expires_at)")
     yield never("a key twice in a role", TRUST, "len(set(role.keyids)) != len(role.keyids)")
     yield never("a threshold that cannot be met", TRUST, "role.threshold > len(role.keyids)")
     yield never("a key that is not there", TRUST, "unknown")
-    yield without("keys that are loaded with their root", TRUST, "_ = root.verifiers")
+    yield without("keys that are loaded with their trusted_root", TRUST, "_ = trusted_root.verifiers")
     yield never("payload type", TRUST, "read.payload_type != payload_type")
     yield never("size of an envelope", TRUST, "len(envelope) > cap")
     yield once("the alphabet of base64", TRUST, ", validate=True)", ")")
@@ -303,30 +326,32 @@ def _network() -> Iterator[Mutation]:
     yield never("a member twice in a document", STRICT, "len(found) != len(pairs)")
     yield once("a lock that differs", LOCK, "if data == expected:", "if True:")
     yield without("a lock that is not its envelope's", CONFIRM, "locks.check(data, lock)")
-    for part in ("fingerprint", "pinned root", "roots", "lock", "envelope"):
-        yield once(f"what is remembered as confirmed: {part}", CONFIRM, *_CONFIRMED[part])
+    for part in ("fingerprint", "pinned trusted_root", "roots", "lock", "envelope"):
+        yield once(f"what is remembered as verified_lock: {part}", CONFIRM, *_CONFIRMED[part])
     yield once("the envelope that a server calls unchanged", NETWORK, "if digest.of(envelope) == etag.envelope else None", "")
-    heard = "envelope, trusted, now=now, floor=read_floor(settings), limits=LIMITS)"
-    yield once("time and floor of what is heard", NETWORK, f"trust.verify({heard}", "trust.open_snapshot(envelope, trusted, limits=LIMITS)")
-    yield without("time and floor before a run", NETWORK, "found.admit(before, now)")
-    yield without("time and floor before a plan", RUN, "found.admit(floor.read(layout, ledger), now)")
-    yield without("time and floor before it begins anew", SETUP, "found.admit(known, now)")
-    yield once("the higher floor", FLOOR, "max(found, key=_height)", "found[0]")
-    yield never("a lost floor", FLOOR, "used")
-    yield once("an empty floor", FLOOR, "return found if found.version else None", "return found")
+    heard = "envelope, trusted, now=now, trust_state=read_trust_state(settings), limits=LIMITS)"
+    yield once(
+        "time and trust_state of what is heard", NETWORK, f"trust.verify({heard}", "trust.open_snapshot(envelope, trusted, limits=LIMITS)"
+    )
+    yield without("time and trust_state before a run", NETWORK, "found.check_fresh(before, now)")
+    yield without("time and trust_state before a plan", RUN, "found.check_fresh(trust_state.read(layout, ledger), now)")
+    yield without("time and trust_state before it begins anew", SETUP, "found.check_fresh(known, now)")
+    yield once("the higher trust_state", FLOOR, "max(found, key=_height)", "found[0]")
+    yield never("a lost trust_state", FLOOR, "used")
+    yield once("an empty trust_state", FLOOR, "return found if found.version else None", "return found")
     yield once("a bound on envelopes", FLOOR, "others[: 1 - ENVELOPES]", "others[:0]")
     yield once("the last envelope, whatever the clock says", FLOOR, " if kept != path)", ")")
-    yield without("the floor in its file", FLOOR, "durable.write(_path(layout), msgspec.json.encode(floor))")
-    yield without("the floor in the ledger", FLOOR, 'ledger.set_fact("floor", floor)')
+    yield without("the trust_state in its file", FLOOR, "durable.write(_path(layout), msgspec.json.encode(trust_state))")
+    yield without("the trust_state in the ledger", FLOOR, 'ledger.set_fact("trust_state", trust_state)')
 
 
-_SIGNED = "signed_payload(envelope, ROOT_TYPE, {0}, {0}.roles.root, limits=limits)"
+_SIGNED = "signed_payload(envelope, ROOT_TYPE, {0}, {0}.roles.trusted_root, limits=limits)"
 _CONFIRMED = {
     "fingerprint": ("settings.network.root_fingerprint.encode(), ", ""),
-    "pinned root": ("pinned_bytes(settings), *floor.roots(layout), ", "*floor.roots(layout), "),
-    "roots": ("*floor.roots(layout), ", ""),
-    "lock": ("*floor.roots(layout), data, ", "*floor.roots(layout), "),
-    "envelope": ("*floor.roots(layout), data, envelope)", "*floor.roots(layout), data)"),
+    "pinned trusted_root": ("read_pinned_root(settings), *trust_state.roots(layout), ", "*trust_state.roots(layout), "),
+    "roots": ("*trust_state.roots(layout), ", ""),
+    "lock": ("*trust_state.roots(layout), data, ", "*trust_state.roots(layout), "),
+    "envelope": ("*trust_state.roots(layout), data, envelope)", "*trust_state.roots(layout), data)"),
 }
 _UNSIGNED = "payload = payload_of(_read(envelope, ROOT_TYPE, limits))"
 

@@ -20,8 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
-from reconciler.errors import ReconcileError
-from reconciler.lock import Lock
+from reconciler.core.errors import ReconcileError
+from reconciler.core.lock import Lock
 from reconciler.store import ledger as ledgers
 from tests.network import Network
 from tests.storenode import StoreNode
@@ -73,7 +73,7 @@ class Scene:
             found.append("active: the model that stays is gone")
         if len(active & {"chat:v1", "chat:v2"}) != 1:
             found.append(f"active: {active} has not exactly one version of chat")
-        if self.node.floor() < self.first.snapshot.version:
+        if self.node.trust_state() < self.first.snapshot.version:
             found.append("trust: the floor went back")
         return found
 

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from reconciler.engine import verify
-from reconciler.errors import FloorLost, StoreError
-from reconciler.lock import Lock
+from reconciler.commands import verify
+from reconciler.core.errors import StoreError, TrustStateLost
+from reconciler.core.lock import Lock
 from reconciler.settings import Settings, StoreSettings
 from reconciler.store import generations
 from reconciler.store.ledger import Ledger
@@ -404,7 +404,7 @@ def test_a_spoiled_ledger_is_begun_anew_without_a_download(node: StoreNode, lock
     assert not node.plan(lock).changes
     assert len(node.internet.asked) == 3
     assert sorted(node.tester.jobs) == ["a:v1", "a:v1", "b:v1", "b:v1"]
-    assert node.floor() == lock.snapshot.version
+    assert node.trust_state() == lock.snapshot.version
 
 
 @pytest.mark.parametrize("how", SPOILED)
@@ -415,11 +415,11 @@ def test_a_spoiled_floor_is_read_from_its_copy_or_fails_closed(
     path = node.layout.trust / "floor.json"
     (garbage if how is torn_page else how)(path)
     if ledger == "there":
-        assert node.floor() == lock.snapshot.version
+        assert node.trust_state() == lock.snapshot.version
     else:
         node.layout.ledger.unlink()
-        with pytest.raises(FloorLost):
-            node.floor()
+        with pytest.raises(TrustStateLost):
+            node.trust_state()
 
 
 def test_a_link_that_the_disk_refuses_to_read_is_not_taken_for_a_damaged_one(

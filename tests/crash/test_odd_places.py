@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from reconciler.errors import StoreError
+from reconciler.core.errors import StoreError
 from tests.crash.scenario import REFUSED, STAY, UNTOUCHED, V1, Scene, child
 from tests.demand import needs_root
 from tests.node import Node, tiny
@@ -147,7 +147,7 @@ def test_a_store_of_another_user_is_refused_before_anything_changes(root: Path, 
 READ_ONLY = """
 import sys
 from pathlib import Path
-from reconciler.errors import StoreError
+from reconciler.core.errors import StoreError
 from tests.crash.scenario import Scene
 scene = Scene(Path(sys.argv[1]))
 assert scene.faults() == []

@@ -50,7 +50,7 @@ class Life:
         boxed = node.item("boxed:v1", models.tar({"m.gguf": tiny("boxed"), "note": b"n"}), path="boxed.tar", entrypoint="m.gguf")
         boxed["artifacts"][0]["unpack"] = "tar"
         node.publish(old | {"state": "archived"}, node.item("a:v2", tiny("a2")), stay, boxed)
-        self.floor = self._floor()
+        self.trust_state = self._floor()
         return node
 
     @property
@@ -60,7 +60,11 @@ class Life:
 
     def faults(self) -> list[str]:
         """Return what is wrong at any instant of the update."""
-        return [*self._active_faults(), *self._blob_faults(), *([] if self._floor() >= self.floor else ["trust: the floor went back"])]
+        return [
+            *self._active_faults(),
+            *self._blob_faults(),
+            *([] if self._floor() >= self.trust_state else ["trust: the floor went back"]),
+        ]
 
     def _active_faults(self) -> Iterator[str]:
         served = {model["id"]: _files(self.node.store / "active" / model["path"]) for model in self.node.index()["models"]}

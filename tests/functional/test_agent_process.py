@@ -21,9 +21,9 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from reconciler.engine.agent import Agent, AgentOptions
+from reconciler.agent.loop import Agent, AgentOptions
 from reconciler.settings import Settings
-from reconciler.store import writer
+from reconciler.store import writer_lock
 from tests.hostile_server import HostileServer, honest
 from tests.node import Node, tiny
 
@@ -221,7 +221,7 @@ def test_a_stop_in_the_middle_of_a_download_lets_everything_go(node: Node, slow:
     assert "Traceback" not in out
     assert downloading.health["phase"] == "stopped"
     assert psutil.wait_procs(children, timeout=PATIENCE)[1] == []
-    with writer.hold(node.store / ".lock"):
+    with writer_lock.hold(node.store / ".lock"):
         pass
     slow[0].on("/slow", honest(slow[1]))
     assert node.run("sync").code == 0
@@ -355,8 +355,8 @@ class Marks:
 
     def run(self) -> dict[str, int]:
         options = AgentOptions(metrics_file=self.node.folder / "m.prom")
-        bell = Patient(self.cycles, self.look)
-        made = Agent(self.load, lambda _: None, bell, options, timer=lambda: self.now, jitter=lambda _: 0.0)
+        wakeup = Patient(self.cycles, self.look)
+        made = Agent(self.load, lambda _: None, wakeup, options, timer=lambda: self.now, jitter=lambda _: 0.0)
         made.run()
         return made.health.totals
 
@@ -405,7 +405,7 @@ class Trouble:
             case 11:
                 (self.node.folder / "published.json").unlink()
             case 13:
-                self.held.enter_context(writer.hold(self.node.store / ".lock"))
+                self.held.enter_context(writer_lock.hold(self.node.store / ".lock"))
             case 15:
                 (self.node.store / "ledger.db").write_bytes(b"garbage" * 100)
             case 8 | 12 | 17:

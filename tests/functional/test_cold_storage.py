@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from reconciler.demo.server import Server
-from reconciler.fetch.verify import Checked, Hashers
+from reconciler.fetch.hashing import Checked, Hashers
 from tests.demand import own_disk
 from tests.node import Node, flip, tiny
 

@@ -17,9 +17,9 @@ from typing import IO
 import pytest
 
 from reconciler import cli
-from reconciler.engine import health
-from reconciler.engine import run as engine
-from reconciler.engine.health import Health
+from reconciler.commands import apply as engine
+from reconciler.commands import health_file
+from reconciler.commands.health_file import Health
 from tests.network import Network
 from tests.node import Node, run, tiny
 
@@ -374,10 +374,10 @@ def test_programs_read_of_a_failed_model_where_it_lies_and_of_an_agent_when_it_i
     assert found["next_sync_at"] is None
     now = datetime.now(UTC)
     for away, shown in ((timedelta(minutes=4), True), (-timedelta(hours=1), False)):  # an agent that died promises nothing
-        health.write(settings, Health(phase="waiting", started_at=now, next_at=now + away))
+        health_file.write(settings, Health(phase="waiting", started_at=now, next_at=now + away))
         found = failing.run("status", "--json").json
         assert (found["next_sync_at"] is not None) == shown
-    health.write(settings, Health(phase="waiting", started_at=now, next_at=now + timedelta(minutes=4)))
+    health_file.write(settings, Health(phase="waiting", started_at=now, next_at=now + timedelta(minutes=4)))
     assert f"next try: with the next sync, at {now + timedelta(minutes=4):%Y-%m-%dT%H:%M}" in failing.run("status", "wrong:v1").out
 
 

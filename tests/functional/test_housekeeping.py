@@ -10,8 +10,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from rich.console import Console
 
+from reconciler.commands import apply, maintenance, verify
 from reconciler.demo.server import Server
-from reconciler.engine import run, upkeep, verify
 from reconciler.ports import HashProgress
 from reconciler.report.terminal import Moving
 from tests.node import Node, deaf, flip, tiny, traces
@@ -56,9 +56,9 @@ def test_gc_frees_what_an_unlisted_model_left_once_its_grace_is_over(used: Node)
     assert used.run("apply").code == 0
     later = datetime.now(UTC) + timedelta(hours=25)
 
-    assert upkeep.gc(used.settings(), clock=lambda: datetime.now(UTC) + timedelta(hours=23)) == ()
-    assert [one.kind for one in upkeep.waste(used.settings(), clock=lambda: later)] == ["tree", "blob"]
-    upkeep.gc(used.settings(), clock=lambda: later)
+    assert maintenance.gc(used.settings(), clock=lambda: datetime.now(UTC) + timedelta(hours=23)) == ()
+    assert [one.kind for one in maintenance.garbage(used.settings(), clock=lambda: later)] == ["tree", "blob"]
+    maintenance.gc(used.settings(), clock=lambda: later)
 
     assert len(used.blobs()) == 1
 
@@ -76,8 +76,8 @@ def test_gc_keeps_what_grace_and_kept_generations_and_the_lock_need(used: Node) 
     assert used.run("gc", "--json").json["bytes"] == 0
     assert used.blobs() == before
     later = datetime.now(UTC) + timedelta(hours=25)
-    run.apply(used.settings(), deaf, clock=lambda: later)
-    upkeep.gc(used.settings(), clock=lambda: later)
+    apply.apply(used.settings(), deaf, clock=lambda: later)
+    maintenance.gc(used.settings(), clock=lambda: later)
 
     kept = {path.name for path in used.blobs()}
     assert kept == {hashlib.sha256(tiny(seed)).hexdigest() for seed in ("anew", "c")}
@@ -110,7 +110,7 @@ def test_partial_downloads_go_by_age_and_only_what_nobody_continues(used: Node) 
     assert [(item["kind"], item["name"]) for item in items] == [("partial", strange.name)]
     assert wanted.exists()
     old = datetime.now(UTC) + timedelta(days=8)
-    assert [one.name for one in upkeep.waste(used.settings(), clock=lambda: old) if one.kind == "partial"] == [wanted.name]
+    assert [one.name for one in maintenance.garbage(used.settings(), clock=lambda: old) if one.kind == "partial"] == [wanted.name]
 
 
 # -- verify ----------------------------------------------------------------------------------------

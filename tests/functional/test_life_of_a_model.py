@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from reconciler.commands import apply, source_history, status
 from reconciler.demo.server import Server
-from reconciler.engine import look, run, wary
 from reconciler.ports import Fetched, FetchFailed, Want
-from reconciler.runtime import devices, packages
+from reconciler.runtime import devices, installed_packages
 from tests.network import Document
 from tests.node import Node, Ran, deaf, flip, tiny
 from tests.twins import Heard, Internet, StagingFetcher, name_of
@@ -76,9 +76,9 @@ def test_an_unlisted_model_is_back_for_free_within_its_grace_and_gone_after_it(u
 
     used.publish(other)
     assert used.run("apply").code == 0
-    run.apply(used.settings(), deaf, clock=lambda: datetime.now(UTC) + timedelta(hours=23))
+    apply.apply(used.settings(), deaf, clock=lambda: datetime.now(UTC) + timedelta(hours=23))
     assert len(used.blobs()) == 2
-    run.apply(used.settings(), deaf, clock=lambda: datetime.now(UTC) + timedelta(hours=25))
+    apply.apply(used.settings(), deaf, clock=lambda: datetime.now(UTC) + timedelta(hours=25))
 
     assert [path.name for path in used.blobs()] == [hashlib.sha256(tiny("b")).hexdigest()]
 
@@ -268,7 +268,7 @@ def test_a_source_that_lied_is_asked_again_where_there_is_no_other(tmp_path: Pat
     internet, heard = Internet(), Heard()
     wants = [Want(digest=name_of(data), size=3, sources=(f"https://{data.decode()}/x", "https://honest/x")) for data in (b"one", b"two")]
     internet.pages = {"https://one/x": b"one", "https://two/x": b"two"}
-    fetcher = wary.Wary(StagingFetcher(tmp_path, internet), frozenset({(name_of(b"one"), "https://one/x")}))
+    fetcher = source_history.FetcherWithHistory(StagingFetcher(tmp_path, internet), frozenset({(name_of(b"one"), "https://one/x")}))
 
     outcomes = {outcome.digest: outcome for outcome in fetcher.fetch(wants, heard)}
 
@@ -314,7 +314,7 @@ def test_a_change_of_what_a_test_stands_for_calls_for_another(
 ) -> None:
     server.files.clear()
     if what == "runtime":
-        monkeypatch.setattr(packages, "version", lambda name: "0.3.99")
+        monkeypatch.setattr(installed_packages, "version", lambda name: "0.3.99")
     elif what == "device":
         monkeypatch.setattr(devices, "device_label", lambda found: "1 x another")
     else:
@@ -335,13 +335,13 @@ def test_a_test_grows_old(node: Node) -> None:
     later = datetime.now(UTC) + timedelta(days=7, minutes=1)
     settings = node.settings()
 
-    assert not run.preview(settings, clock=lambda: later - timedelta(minutes=2)).plan.changes
-    due = run.preview(settings, clock=lambda: later).plan.models[0]
-    run.apply(settings, deaf, clock=lambda: later)
+    assert not apply.preview(settings, clock=lambda: later - timedelta(minutes=2)).plan.changes
+    due = apply.preview(settings, clock=lambda: later).plan.models[0]
+    apply.apply(settings, deaf, clock=lambda: later)
 
     assert (due.op, due.reason.partition(":")[0]) == ("retest", "retest-due")
-    assert not run.preview(settings, clock=lambda: later).plan.changes
-    assert [model.state for model in look.status(settings, clock=lambda: later).models] == ["active"]
+    assert not apply.preview(settings, clock=lambda: later).plan.changes
+    assert [model.state for model in status.status(settings, clock=lambda: later).models] == ["active"]
 
 
 def test_a_failed_retest_takes_the_model_away_in_one_swap(used: Node) -> None:
@@ -364,9 +364,9 @@ def test_a_failed_retest_takes_the_model_away_in_one_swap(used: Node) -> None:
 
 
 @pytest.mark.parametrize("gate", ['["sh", "-c", "echo too slow >&2; exit 1"]', '["sleep", "600"]', '["/no/such/program"]'])
-def test_an_unhealthy_node_returns_to_what_served_before(used: Node, gate: str) -> None:
+def test_an_unhealthy_node_returns_to_what_served_before(used: Node, hooks: str) -> None:
     text = (used.folder / "reconcile.toml").read_text()
-    (used.folder / "reconcile.toml").write_text(f'{text}\n[hooks]\nhealthy = {gate}\nhealthy_timeout = "1s"\n')
+    (used.folder / "reconcile.toml").write_text(f'{text}\n[hooks]\nhealthy = {hooks}\nhealthy_timeout = "1s"\n')
     before = used.index()
     used.publish(used.item("a:v1", tiny("a")), used.item("b:v1", tiny("b")))
 

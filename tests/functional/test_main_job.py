@@ -210,7 +210,7 @@ def test_a_saved_plan_is_carried_out_or_refused(node: Node, tmp_path: Path) -> N
 
 
 def test_the_committed_lock_describes_exactly_the_models_that_the_demo_makes() -> None:
-    from reconciler import lock as locks
+    from reconciler.core import lock as locks
     from reconciler.demo import committed
 
     lock = locks.decode((committed.folder() / "models.lock").read_bytes())

@@ -11,10 +11,11 @@ from typing import Any
 import psutil
 import pytest
 
-from reconciler.errors import SettingsError
+from reconciler.core.errors import SettingsError
 from reconciler.ports import TestReport
-from reconciler.runtime import engines, sandbox
+from reconciler.runtime import engines
 from reconciler.runtime.openai import OpenAI
+from reconciler.sandbox import choose
 from tests import jobs
 from tests.demand import working
 from tests.node import Node, tiny
@@ -174,7 +175,7 @@ REACHES = {
 @pytest.mark.parametrize("attempt", REACHES.values(), ids=REACHES)
 def test_a_server_reaches_nothing_outside(tmp_path: Path, attempt: str) -> None:
     (tmp_path / "doors").mkdir()
-    with sandbox._doors(tmp_path / "doors") as doors:
+    with choose._doors(tmp_path / "doors") as doors:
         lines = ("try:", f"    {attempt.format(**doors)}", "except OSError:", "    self.reply(500, b'refused')")
         action = "\n        ".join((*lines, "else:", "    self.reply(200, b'got through')"))
         report = ran(tmp_path, tiny("a"), configured(sys.executable, "-c", _LIAR.replace("{action}", action), "{port}", "{model}"))

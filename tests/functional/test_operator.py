@@ -15,11 +15,11 @@ from typing import Any, Literal
 
 import pytest
 
-from reconciler import trust
 from reconciler.cli import run
+from reconciler.commands.options import wall_clock
+from reconciler.core import trust
+from reconciler.core.errors import BadSignature, ReconcileError
 from reconciler.demo import models
-from reconciler.engine.options import wall_clock
-from reconciler.errors import BadSignature, ReconcileError
 from tests import archives
 from tests.network import b64
 
@@ -75,7 +75,7 @@ def ready(terminal: Terminal) -> Terminal:
 
 def accepted(terminal: Terminal, root: str = "root.1.json", snapshot: str = "snapshot.json") -> trust.Verified:
     """Return the snapshot as a node that pinned *root* accepts it."""
-    return trust.verify(terminal.bytes(snapshot), trust.pin(terminal.bytes(root)), now=wall_clock(), floor=trust.Floor())
+    return trust.verify(terminal.bytes(snapshot), trust.pin(terminal.bytes(root)), now=wall_clock(), trust_state=trust.TrustState())
 
 
 # -- keys ------------------------------------------------------------------------------------------
@@ -505,18 +505,18 @@ def test_a_document_that_drips_in_is_given_up(tmp_path: Path) -> None:
             while not done.wait(0.02):
                 handler.wfile.write(b"x")
 
-    from reconciler.fetch import document
+    from reconciler.fetch import http
 
     with serving(drip) as url:
         try:
             with pytest.raises(ReconcileError, match="and is not done"):
-                document.get(f"{url}/snapshot.json", max_bytes=10**9, timeout_seconds=0.3)
+                http.get(f"{url}/snapshot.json", max_bytes=10**9, timeout_seconds=0.3)
         finally:
             done.set()
 
 
 def test_every_command_of_the_operator_says_what_it_does_with_an_example() -> None:
-    from reconciler.cli.publish import key, root, snapshot
+    from reconciler.cli.operator import key, root, snapshot
 
     for group in (key, root, snapshot):
         assert group.help

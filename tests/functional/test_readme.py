@@ -16,7 +16,7 @@ import pytest
 
 from reconciler import settings
 from reconciler.cli import cli
-from reconciler.engine import schemas
+from reconciler.commands import schemas
 from tests.node import run
 
 TOP = Path(__file__).parents[2]

@@ -13,8 +13,9 @@ from typing import Any
 import click
 import pytest
 
-from reconciler.engine import look, network, run
-from reconciler.errors import Expired, FloorLost, NotYetValid, TrustError
+from reconciler.commands import apply, lock
+from reconciler.commands import status as status_command
+from reconciler.core.errors import Expired, NotYetValid, TrustError, TrustStateLost
 from tests import network as networks
 from tests.node import Node, deaf, tiny, traces
 from tests.node import run as command
@@ -78,13 +79,13 @@ def test_freeze_leaves_what_serves_and_installs_nothing(used: Node) -> None:
     before = traces(used.store, ledger=False)
 
     with pytest.raises(Expired):
-        run.preview(used.settings(), clock=lambda: later)
+        apply.preview(used.settings(), clock=lambda: later)
     with pytest.raises(Expired):
-        run.apply(used.settings(), deaf, clock=lambda: later)
+        apply.apply(used.settings(), deaf, clock=lambda: later)
     with pytest.raises(Expired):
-        run.sync(used.settings(), deaf, clock=lambda: later)
+        apply.sync(used.settings(), deaf, clock=lambda: later)
 
-    status = look.status(used.settings(), clock=lambda: later)
+    status = status_command.status(used.settings(), clock=lambda: later)
     assert status.refused is not None
     assert status.refused.startswith("expired: ")
     assert [model.state for model in status.models] == ["active"]
@@ -92,21 +93,21 @@ def test_freeze_leaves_what_serves_and_installs_nothing(used: Node) -> None:
     after = traces(used.store, ledger=False)
     before.pop("."), after.pop(".")
     assert after == before
-    kinds = [incident.kind for incident in look.incidents(used.settings())]
+    kinds = [incident.kind for incident in status_command.incidents(used.settings())]
     assert kinds.count("expired") == 2  # once from each place; the same again is counted
 
 
 def test_expiry_is_refused_at_the_very_instant(used: Node) -> None:
     end = used.network.now + timedelta(days=30)
     with pytest.raises(Expired):
-        run.preview(used.settings(), clock=lambda: end)
-    assert not run.preview(used.settings(), clock=lambda: end - timedelta(seconds=1)).plan.changes
+        apply.preview(used.settings(), clock=lambda: end)
+    assert not apply.preview(used.settings(), clock=lambda: end - timedelta(seconds=1)).plan.changes
 
 
 def test_a_clock_set_back_is_refused(used: Node) -> None:
     earlier = datetime.now(used.network.now.tzinfo) - timedelta(hours=1)
     with pytest.raises(NotYetValid, match="has seen"):
-        run.preview(used.settings(), clock=lambda: earlier)
+        apply.preview(used.settings(), clock=lambda: earlier)
     assert serves(used)
 
 
@@ -176,7 +177,7 @@ def test_a_server_cannot_forge_a_line_in_the_log(node: Node) -> None:
 
     node.publish(node.item("a:v1", tiny("a")))
     evil = Incident(kind="source-failed", source="https://x/\x1b[2Jy", detail="404\nincident fine: \x1b[31mall is well\r")
-    with network.held_store(node.settings()) as ledger:
+    with lock.open_store(node.settings()) as ledger:
         ledger.incident(evil, node.network.now)
 
     shown = node.run("incidents").out
@@ -195,8 +196,8 @@ def test_roots_are_walked_on_sync_and_a_crash_between_is_a_resume(used: Node) ->
     text = (used.folder / "reconcile.toml").read_text()
     template = f'root_updates = "{roots}/{{version}}.json"\n'
     (used.folder / "reconcile.toml").write_text(text.replace("[network]\n", f"[network]\n{template}"))
-    with network.held_store(used.settings()) as ledger:
-        network.update_roots(used.settings(), (str(roots / "2.json"),), ledger)  # and then the power goes
+    with lock.open_store(used.settings()) as ledger:
+        lock.apply_roots(used.settings(), (str(roots / "2.json"),), ledger)  # and then the power goes
 
     used.network.now += timedelta(seconds=1)
     (used.folder / "published.json").write_bytes(used.network.snapshot(used.item("a:v1", tiny("a"))))
@@ -304,4 +305,4 @@ def test_nothing_switches_the_checks_off(used: Node) -> None:
 
 
 def test_floor_lost_is_a_trust_error() -> None:
-    assert issubclass(FloorLost, TrustError)
+    assert issubclass(TrustStateLost, TrustError)

@@ -12,7 +12,7 @@ from pathlib import Path
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from reconciler.lock import Lock
+from reconciler.core.lock import Lock
 from tests.storenode import StoreNode, memory
 from tests.twins import POLICY, Files, MemoryNode, Word, changed, name_of
 

@@ -18,11 +18,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from reconciler import archive, snapshot
-from reconciler.errors import UnpackRefused
-from reconciler.node import Limits
-from reconciler.store import unzip
-from reconciler.store.unpack import PlainUnpacker
+from reconciler.core import archive_rules, snapshot
+from reconciler.core.errors import UnpackRefused
+from reconciler.core.node import Limits
+from reconciler.unpack import zip_reader
+from reconciler.unpack.extract import PlainUnpacker
 from tests import archives, hostile_archives
 
 LAWS = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -49,10 +49,10 @@ PATHS = st.lists(COMPONENTS, min_size=1, max_size=4).map("/".join).filter(_is_sa
 
 def _fit_together(files: Mapping[str, bytes]) -> bool:
     """Whether *files* could lie on one disk, whatever it folds."""
-    seen = archive.Members(Limits(), 1 << 20)
+    seen = archive_rules.Members(Limits(), 1 << 20)
     try:
         for path in files:
-            archive.check(seen, path, "file", 0)
+            archive_rules.check(seen, path, "file", 0)
     except UnpackRefused:
         return False
     return True
@@ -178,8 +178,8 @@ def test_a_zip_that_was_written_without_seeking_comes_out() -> None:
 def test_a_zip_of_more_members_than_sixteen_bits_hold_comes_out(tmp_path: Path) -> None:
     count = 65_536
     data = archives.honest({str(index): b"" for index in range(count)}, "zip")
-    members = archive.Members(Limits(), len(data))
-    for path, body in unzip.entries(io.BytesIO(data), len(data), members):
+    members = archive_rules.Members(Limits(), len(data))
+    for path, body in zip_reader.entries(io.BytesIO(data), len(data), members):
         assert body is not None
         assert not list(body), path
     assert len(members.files) == count
@@ -255,11 +255,11 @@ def _unpacks_or_refuses(data: bytes, kind: str) -> None:
 @settings(LAWS, max_examples=200)
 @given(names=st.lists(st.one_of(st.text(max_size=30), PATHS), max_size=8), kinds=st.lists(st.sampled_from(["file", "folder"]), min_size=8))
 def test_members_that_were_taken_are_distinct_however_a_disk_folds_them(names: list[str], kinds: list[str]) -> None:
-    seen = archive.Members(Limits(), 1000)
+    seen = archive_rules.Members(Limits(), 1000)
     taken = []
     for name, kind in zip(names, kinds, strict=False):
         try:
-            taken.append(archive.check(seen, name, kind, 0))
+            taken.append(archive_rules.check(seen, name, kind, 0))
         except UnpackRefused:
             break
     folded = [unicodedata.normalize("NFD", path).casefold() for path in taken if path]

@@ -20,9 +20,9 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from reconciler.errors import DiskFull
-from reconciler.lock import Lock
-from reconciler.state import Generation
+from reconciler.core.errors import DiskFull
+from reconciler.core.lock import Lock
+from reconciler.core.state import Generation
 from reconciler.store import generations
 from tests.storenode import StoreNode
 from tests.twins import Files, Internet, name_of
@@ -179,7 +179,7 @@ class Life(RuleBasedStateMachine):
     @rule(sick=st.booleans())
     def the_health_check(self, sick: bool) -> None:
         self.expected.sick = sick
-        self.node.gate.verdict = lambda _: "sick" if sick else ""
+        self.node.hooks.verdict = lambda _: "sick" if sick else ""
 
     @rule(device=st.sampled_from(["cpu", "another"]), version=st.sampled_from(["0.3.36", "0.3.37"]))
     def the_node(self, device: str, version: str) -> None:
@@ -212,13 +212,13 @@ class Life(RuleBasedStateMachine):
     @rule()
     def a_run_is_killed_while_it_asks(self) -> None:
         """Right after a swap, before the operator's command has answered and the swap is in the history."""
-        verdict = self.node.gate.verdict
-        self.node.gate.verdict = _kill
+        verdict = self.node.hooks.verdict
+        self.node.hooks.verdict = _kill
         try:
             with contextlib.suppress(Killed):
                 self.node.run(self.lock)
         finally:
-            self.node.gate.verdict = verdict
+            self.node.hooks.verdict = verdict
         self.ran = True
         retiring = {name for name, (_, state) in self.expected.listed.items() if state == "archived"}  # that is a run's last step
         assert set(self.node.active()) <= self.expected.may_serve() | retiring
@@ -299,9 +299,9 @@ def test_what_a_member_of_another_models_archive_is_made_of_stays_when_a_model_g
 def test_a_failed_model_that_a_killed_run_let_serve_stops_when_the_network_disables_it(tmp_path: Path) -> None:
     node = StoreNode(tmp_path)
     lock = node.lock(node.item("a:v1", CONTENTS[0]))
-    node.gate.verdict = lambda _: "sick"
+    node.hooks.verdict = lambda _: "sick"
     node.run(lock)
-    node.gate.verdict = _kill
+    node.hooks.verdict = _kill
     with pytest.raises(Killed):
         node.run(lock)
     assert set(node.active()) == {"a:v1"}
@@ -311,7 +311,7 @@ def test_a_failed_model_that_a_killed_run_let_serve_stops_when_the_network_disab
 
     assert node.active() == {}
     assert node.states(disabled) == {"a:v1": "inactive"}
-    node.gate.verdict = lambda _: ""
+    node.hooks.verdict = lambda _: ""
     node.run(lock)
     assert set(node.active()) == {"a:v1"}
 
@@ -325,7 +325,7 @@ def test_an_older_copy_that_a_lost_ledger_forgot_is_hashed_before_it_serves_on(t
     other = node.lock(node.item("a:v1", CONTENTS[0]))
     node.layout.ledger.unlink()
     if trouble == "not healthy":
-        node.gate.verdict = lambda _: "sick"
+        node.hooks.verdict = lambda _: "sick"
     else:
         node.internet.pages = dict.fromkeys(node.internet.pages, b"lie")
 

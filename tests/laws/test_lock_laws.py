@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reconciler import lock, snapshot, trust
-from reconciler.errors import LockMismatch
+from reconciler.core import lock, snapshot, trust
+from reconciler.core.errors import LockMismatch
 from tests.network import Document, Network, compact
 
 DIGEST = "sha256:" + "5" * 64

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reconciler import lifecycle, plan
-from reconciler.lifecycle import DESIRED, OBSERVED
-from reconciler.lock import Lock, LockedModel
-from reconciler.node import NodeFacts, Policy
-from reconciler.snapshot import Runtime
-from reconciler.state import ActiveModel, BlobSeen, Generation, ModelState, NodeState, Passed, Record, TreeSeen
+from reconciler.core import lifecycle, plan
+from reconciler.core.lifecycle import DESIRED, OBSERVED
+from reconciler.core.lock import Lock, LockedModel
+from reconciler.core.node import NodeFacts, Policy
+from reconciler.core.snapshot import Runtime
+from reconciler.core.state import ActiveModel, BlobSeen, Generation, ModelState, NodeState, Passed, Record, TreeSeen
 from reconciler.store.generations import path_of
 from tests.network import Network
 from tests.twins import FACTS, Internet, Word, changed, name_of
@@ -208,7 +208,7 @@ def test_the_drawn_states_reach_every_row_and_column() -> None:
     @settings(max_examples=150, deadline=None, derandomize=True, database=None)
     def draw(scene: tuple[Lock, NodeState]) -> None:
         lock, state = scene
-        drawn = plan.Scene(lock=lock, state=state, node=FACTS, policy=Policy(), now=NOW)
+        drawn = plan.PlanInput(lock=lock, state=state, node=FACTS, policy=Policy(), now=NOW)
         for model in lock.model:
             misfit = plan.incompatible(model, FACTS)
             reached.add((plan.observe(model, drawn)[0], "incompatible" if misfit and model.state == "enabled" else model.state))

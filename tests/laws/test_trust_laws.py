@@ -16,11 +16,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reconciler import lock, trust
-from reconciler.errors import BadSignature, ReconcileError
+from reconciler.core import lock, trust
+from reconciler.core.errors import BadSignature, ReconcileError
 from tests.network import Key, Network, b64, compact, envelope
 
-FLOOR = trust.Floor()
+FLOOR = trust.TrustState()
 MUTATIONS = int(os.environ.get("RECONCILE_FUZZ", "100000"))
 
 
@@ -34,12 +34,12 @@ def small() -> tuple[Network, bytes, trust.TrustRoot]:
 
 def test_one_flipped_bit_anywhere_in_a_snapshot_is_refused() -> None:
     network, data, root = small()
-    trust.verify(data, root, now=network.now, floor=FLOOR)
+    trust.verify(data, root, now=network.now, trust_state=FLOOR)
     for place in range(len(data) * 8):
         changed = bytearray(data)
         changed[place // 8] ^= 1 << place % 8
         with pytest.raises(ReconcileError):
-            trust.verify(bytes(changed), root, now=network.now, floor=FLOOR)
+            trust.verify(bytes(changed), root, now=network.now, trust_state=FLOOR)
 
 
 def test_one_flipped_bit_anywhere_in_a_root_is_refused() -> None:
@@ -58,7 +58,7 @@ def test_one_byte_less_or_more_is_refused() -> None:
     for place in range(len(data)):
         for changed in (data[:place] + data[place + 1 :], data[:place]):
             with pytest.raises(ReconcileError):
-                trust.verify(changed, root, now=network.now, floor=FLOOR)
+                trust.verify(changed, root, now=network.now, trust_state=FLOOR)
 
 
 # -- mutations -------------------------------------------------------------------------------------
@@ -110,7 +110,7 @@ def test_mutated_envelopes_are_refused_by_name_or_say_what_was_signed() -> None:
         raw = count % 4 > 0
         data = mutated(first, second, random_) if raw else resigned(network, mutated(payload, first, random_))
         try:
-            found = trust.verify(data, root, now=network.now, floor=FLOOR)
+            found = trust.verify(data, root, now=network.now, trust_state=FLOOR)
         except ReconcileError:
             continue
         compiled = lock.compile(found)
@@ -140,7 +140,7 @@ def test_mutated_roots_are_refused_by_name_or_follow() -> None:
 def test_whatever_bytes_come_in_a_value_or_a_named_refusal_comes_out(data: bytes) -> None:
     network, _, root = small()
     readers: list[Callable[[bytes], Any]] = [
-        lambda data: trust.verify(data, root, now=network.now, floor=FLOOR), trust.pin, trust.root_version, trust.decode_envelope,
+        lambda data: trust.verify(data, root, now=network.now, trust_state=FLOOR), trust.pin, trust.root_version, trust.decode_envelope,
     ]  # fmt: skip
     for read in readers:
         with pytest.raises(ReconcileError):
@@ -164,7 +164,9 @@ def test_whatever_value_a_signed_field_has_a_value_or_a_named_refusal_comes_out(
     root = network.trusted()
     documents: Iterator[Callable[[], object]] = iter(
         (
-            lambda: trust.verify(network.sign_snapshot(network.snapshot_document() | {field: value}), root, now=network.now, floor=FLOOR),
+            lambda: trust.verify(
+                network.sign_snapshot(network.snapshot_document() | {field: value}), root, now=network.now, trust_state=FLOOR
+            ),
             lambda: trust.pin(network.root(**{field: value})),
         )
     )
@@ -179,13 +181,13 @@ def test_whatever_value_a_signed_field_has_a_value_or_a_named_refusal_comes_out(
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=30))
 def test_accepted_versions_never_go_down(versions: list[int]) -> None:
     network = Network()
-    root, floor, accepted = network.trusted(), FLOOR, [0]
+    root, trust_state, accepted = network.trusted(), FLOOR, [0]
     for version in versions:
         try:
-            found = trust.verify(network.snapshot(version=version), root, now=network.now, floor=floor)
+            found = trust.verify(network.snapshot(version=version), root, now=network.now, trust_state=trust_state)
         except ReconcileError:
             continue
-        floor = trust.raised(floor, found, network.now)
+        trust_state = trust.advance_state(trust_state, found, network.now)
         accepted.append(found.snapshot.version)
     assert accepted == sorted(accepted)
     assert accepted[-1] == max(versions)
@@ -200,7 +202,7 @@ def test_a_snapshot_is_accepted_if_and_only_if_enough_distinct_keys_signed(count
     data = network.snapshot(signers=[everybody[index] for index in signers])
     enough = len({index for index in signers if index < count}) >= threshold
     try:
-        trust.verify(data, network.trusted(), now=network.now, floor=FLOOR)
+        trust.verify(data, network.trusted(), now=network.now, trust_state=FLOOR)
     except BadSignature:
         assert not enough
     else:
@@ -273,7 +275,7 @@ def test_interop_their_envelopes_verify_here() -> None:
         signer = CryptoSigner(key.private)
         signer.public_key.keyid = key.id
         theirs.sign(signer)
-    found = trust.verify(json.dumps(theirs.to_dict()).encode(), root, now=network.now, floor=FLOOR)
+    found = trust.verify(json.dumps(theirs.to_dict()).encode(), root, now=network.now, trust_state=FLOOR)
     assert found.snapshot.models[0].id == "b:v1"
 
 
@@ -286,7 +288,7 @@ def test_interop_signatures_made_by_openssl_verify_here_and_the_other_way_round(
     openssl(tmp_path, "pkeyutl", "-sign", "-rawin", "-inkey", "key", "-in", "pae", "-out", "sig")
     signature = {"keyid": key.id, "sig": b64((tmp_path / "sig").read_bytes())}
     data = compact({"payloadType": trust.SNAPSHOT_TYPE, "payload": b64(payload), "signatures": [signature]})
-    assert trust.verify(data, network.trusted(), now=network.now, floor=FLOOR).snapshot.version == 1
+    assert trust.verify(data, network.trusted(), now=network.now, trust_state=FLOOR).snapshot.version == 1
     (tmp_path / "ours").write_bytes(base64.b64decode(key.sign(trust.SNAPSHOT_TYPE, payload)["sig"]))
     openssl(tmp_path, "pkeyutl", "-verify", "-rawin", "-pubin", "-inkey", "pub", "-in", "pae", "-sigfile", "ours")
     der = openssl(tmp_path, "pkey", "-pubin", "-in", "pub", "-outform", "DER")
@@ -301,5 +303,5 @@ def test_a_root_that_expires_in_between_is_walked_through_and_the_last_decides()
     network = Network()
     root = network.trusted()
     chain = [network.rotate(expires_at="2026-01-01T00:00:00Z") for _ in range(5)] + [network.rotate()]
-    assert trust.walk(root, chain).version == 7
-    assert trust.walk(root, chain).expires_at == network.now + timedelta(days=365)
+    assert trust.apply_root_chain(root, chain).version == 7
+    assert trust.apply_root_chain(root, chain).expires_at == network.now + timedelta(days=365)

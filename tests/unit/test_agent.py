@@ -20,10 +20,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reconciler.engine import agent, health, scrub, signals, systemd
-from reconciler.engine.agent import Agent, AgentOptions
-from reconciler.engine.options import Options
-from reconciler.errors import Expired, SettingsError, StoreBusy, StoreError
+from reconciler.agent import loop, scrub, signals, systemd
+from reconciler.agent.loop import Agent, AgentOptions
+from reconciler.commands import health_file
+from reconciler.commands.options import Options
+from reconciler.core.errors import Expired, SettingsError, StoreBusy, StoreError
 from reconciler.ports import Event, Notice, Reporter
 from reconciler.report.metrics import Figures
 from reconciler.settings import Settings, decode
@@ -118,8 +119,8 @@ class World:
         )  # fmt: skip
 
     @property
-    def health(self) -> health.Health:
-        found = health.read(self.load())
+    def health(self) -> health_file.Health:
+        found = health_file.read(self.load())
         assert found is not None
         return found
 
@@ -156,10 +157,10 @@ def test_waits_double_after_failures_up_to_an_hour_and_fall_back_after_success(t
 
 @given(interval=st.floats(0, 1e6), failures=st.integers(0, 10_000))
 def test_no_wait_spins_or_is_forgotten(interval: float, failures: int) -> None:
-    found = agent.delay(interval, failures)
+    found = loop.delay(interval, failures)
 
     assert max(1.0, interval) <= found <= max(interval, 3600.0)
-    assert agent.delay(interval, failures + 1) >= found
+    assert loop.delay(interval, failures + 1) >= found
 
 
 def test_a_store_that_another_run_holds_is_no_failure(tmp_path: Path) -> None:
@@ -202,7 +203,7 @@ def test_once_is_one_cycle_and_keeps_its_error(tmp_path: Path) -> None:
 
 def test_the_health_file_says_what_was_and_what_comes(tmp_path: Path) -> None:
     world = World(tmp_path, [0, StoreError("no disk"), 0])
-    seen: list[health.Health] = []
+    seen: list[health_file.Health] = []
     world.during_wait = lambda _: seen.append(world.health)
     world.agent().run()
 
@@ -238,7 +239,7 @@ def test_counts_go_on_over_a_restart(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("data", [b"", b"{", b'{"schema": 1}', b"\xff" * 10])
 def test_a_damaged_health_file_is_begun_anew(tmp_path: Path, data: bytes) -> None:
-    path = health.path(Settings(base=str(tmp_path)))
+    path = health_file.path(Settings(base=str(tmp_path)))
     path.parent.mkdir()
     path.write_bytes(data)
     world = World(tmp_path, [0])
@@ -344,7 +345,7 @@ def test_a_stop_that_somebody_swallowed_is_heard_after_the_cycle(tmp_path: Path)
 def test_a_long_interval_is_no_silence(tmp_path: Path) -> None:
     world = World(tmp_path, [0], '[agent]\ninterval = "6h"\n')
     alive: list[bool] = []
-    world.during_wait = lambda _: alive.append(made._pulse.alive)
+    world.during_wait = lambda _: alive.append(made._watchdog.alive)
     made = world.agent()
     made.run()
 
@@ -352,59 +353,59 @@ def test_a_long_interval_is_no_silence(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def bell() -> Iterator[signals.Bell]:
-    with signals.Bell() as made:
+def wakeup() -> Iterator[signals.Wakeup]:
+    with signals.Wakeup() as made:
         yield made
 
 
-def test_a_signal_before_the_wait_is_not_lost(bell: signals.Bell) -> None:
+def test_a_signal_before_the_wait_is_not_lost(wakeup: signals.Wakeup) -> None:
     os.kill(os.getpid(), signal.SIGHUP)
-    bell.wait(600)
+    wakeup.wait(600)
 
-    assert bell.reloads()
-    bell.reloaded()
-    assert not bell.reloads()
+    assert wakeup.reloads()
+    wakeup.reloaded()
+    assert not wakeup.reloads()
 
 
-def test_a_signal_ends_a_wait_at_once(bell: signals.Bell) -> None:
+def test_a_signal_ends_a_wait_at_once(wakeup: signals.Wakeup) -> None:
     ringer = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGHUP))
     ringer.start()
-    bell.wait(600)
+    wakeup.wait(600)
     ringer.join()
 
-    assert bell.reloads()
-    assert not bell.stops()
+    assert wakeup.reloads()
+    assert not wakeup.stops()
 
 
-def killed_while_waiting(bell: signals.Bell, number: signal.Signals) -> None:
+def killed_while_waiting(wakeup: signals.Wakeup, number: signal.Signals) -> None:
     os.kill(os.getpid(), number)
-    bell.wait(600)
+    wakeup.wait(600)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stop_is_raised_wherever_the_main_thread_is(bell: signals.Bell, number: signal.Signals) -> None:
+def test_a_stop_is_raised_wherever_the_main_thread_is(wakeup: signals.Wakeup, number: signal.Signals) -> None:
     with pytest.raises(signals.Stopped) as ended:
-        killed_while_waiting(bell, number)
+        killed_while_waiting(wakeup, number)
 
     assert ended.value.code == 0
-    assert bell.stops()
+    assert wakeup.stops()
 
 
-def test_a_second_sigterm_does_not_break_what_the_first_lets_go(bell: signals.Bell) -> None:
+def test_a_second_sigterm_does_not_break_what_the_first_lets_go(wakeup: signals.Wakeup) -> None:
     with pytest.raises(signals.Stopped):
-        killed_while_waiting(bell, signal.SIGTERM)
+        killed_while_waiting(wakeup, signal.SIGTERM)
     os.kill(os.getpid(), signal.SIGTERM)
-    bell.wait(600)
+    wakeup.wait(600)
 
     with pytest.raises(signals.Stopped):
-        killed_while_waiting(bell, signal.SIGINT)
+        killed_while_waiting(wakeup, signal.SIGINT)
 
 
 def test_the_bell_gives_every_signal_back() -> None:
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     before = [signal.getsignal(number) for number in numbers]
     descriptors = descriptors_open()
-    with signals.Bell():
+    with signals.Wakeup():
         assert [signal.getsignal(number) for number in numbers] != before
 
     assert [signal.getsignal(number) for number in numbers] == before
@@ -453,14 +454,14 @@ def test_systemd_hears_ready_reloading_and_stopping(tmp_path: Path, monkeypatch:
 def test_a_manager_that_does_not_listen_is_nothing(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", address)
 
-    assert systemd.tell("READY=1") is False
+    assert systemd.notify("READY=1") is False
 
 
 def test_the_watchdog_is_fed_while_the_agent_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WATCHDOG_USEC", "20000")
     monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()))
-    pulse = systemd.Pulse(60.0)
-    with manager(monkeypatch, str(tmp_path / "notify")) as ear, pulse.given():
+    watchdog = systemd.Watchdog(60.0)
+    with manager(monkeypatch, str(tmp_path / "notify")) as ear, watchdog.given():
         assert [ear.recv(100), ear.recv(100)] == [b"WATCHDOG=1"] * 2
 
     assert not [thread for thread in threading.enumerate() if thread.name == "watchdog"]
@@ -468,14 +469,14 @@ def test_the_watchdog_is_fed_while_the_agent_lives(tmp_path: Path, monkeypatch: 
 
 def test_a_main_thread_that_hangs_is_not_covered_for() -> None:
     now = [0.0]
-    pulse = systemd.Pulse(60.0, lambda: now[0])
+    watchdog = systemd.Watchdog(60.0, lambda: now[0])
 
     def alive_at(instant: float) -> bool:
         now[0] = instant
-        return pulse.alive
+        return watchdog.alive
 
     assert [alive_at(59.0), alive_at(61.0)] == [True, False]
-    pulse.beat(ahead_seconds=300.0)
+    watchdog.beat(ahead_seconds=300.0)
     assert [alive_at(61.0 + 359.0), alive_at(61.0 + 361.0)] == [True, False], "a wait that was meant is no hanging"
 
 
@@ -488,7 +489,7 @@ def test_the_watchdog_of_another_process_is_not_ours(monkeypatch: pytest.MonkeyP
 
 
 def test_the_jitter_is_the_same_on_every_start_of_a_host() -> None:
-    first, second = agent.jitter_of_host(), agent.jitter_of_host()
+    first, second = loop.jitter_of_host(), loop.jitter_of_host()
     drawn = [first(30.0) for _ in range(20)]
 
     assert drawn == [second(30.0) for _ in range(20)]
@@ -566,4 +567,4 @@ def test_two_hundred_cycles_leave_nothing_behind(tmp_path: Path) -> None:
     assert (descriptors_later, files_later) == (descriptors, files)
     assert memory_later - memory < 64 * 1024
     assert sum(world.health.totals.values()) == 200
-    assert json.loads(health.path(world.load()).read_bytes())["schema"] == 1
+    assert json.loads(health_file.path(world.load()).read_bytes())["schema"] == 1

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from reconciler import lifecycle
-from reconciler.errors import DiskFull, FetchError
-from reconciler.node import NodeFacts
+from reconciler.core import lifecycle
+from reconciler.core.errors import DiskFull, FetchError
+from reconciler.core.node import NodeFacts
+from reconciler.core.state import Generation
 from reconciler.ports import ModelDone, ModelPhase, RunEnded, RunStarted, Swapped
-from reconciler.state import Generation
 from tests.twins import FACTS, POLICY, Files, MemoryNode, StagingFetcher, changed, name_of, tar
 
 A: Files = {"a.gguf": b"aaaa"}
@@ -95,7 +95,7 @@ def test_a_failed_model_is_tried_again_and_its_attempts_are_counted(node: Memory
     node.run(lock)
 
     assert node.ledger.records["a:v1"].attempts == 2
-    assert len(node.keeper.quarantined) == 2
+    assert len(node.housekeeping.quarantined) == 2
     assert node.internet.asked == [name_of(b"aaaa")]  # its bytes were good: only the test is made again
     node.tester.verdicts.clear()
     node.run(lock)
@@ -267,7 +267,7 @@ def test_a_move_to_cold_storage_that_was_cut_short_is_finished(node: MemoryNode)
     node.run(node.lock(node.item("a:v1", two)))
     lock = node.lock(node.item("a:v1", two, state="archived"))
     node.run(node.lock(node.item("a:v1", two, state="disabled")))
-    node.blobs.freeze(name_of(b"more"))  # and then the plug was pulled
+    node.blobs.archive(name_of(b"more"))  # and then the plug was pulled
 
     assert node.ops(lock) == {"a:v1": "archive"}
     node.run(lock)
@@ -498,7 +498,7 @@ def test_what_may_not_serve_stops_and_what_nobody_needs_goes_although_the_disk_i
 
     assert set(node.active()) == {"c:v1"}
     assert "a:v1" not in node.ledger.records  # no grace here
-    assert node.keeper.swept == 2
+    assert node.housekeeping.swept == 2
 
 
 # -- nodes that cannot -----------------------------------------------------------------------------
@@ -560,7 +560,7 @@ def test_an_unhealthy_node_goes_back_and_what_it_added_failed(node: MemoryNode, 
     items = [node.item("c:v1", C)] if before == "something" else []
     node.run(node.lock(*items))
     had = set(node.active())
-    node.gate.verdict = lambda made: "exited with 1" if "a:v1" in made.entries else ""
+    node.hooks.verdict = lambda made: "exited with 1" if "a:v1" in made.entries else ""
     lock = node.lock(node.item("a:v1", A), *items)
 
     outcome = node.run(lock)
@@ -570,8 +570,8 @@ def test_an_unhealthy_node_goes_back_and_what_it_added_failed(node: MemoryNode, 
     assert node.ledger.records["a:v1"].state == "failed"
     assert "not healthy" in node.ledger.records["a:v1"].last_error
     assert node.heard.kinds() == ["smoke-failed"]
-    assert node.gate.told[-1] == node.generations.active.number
-    node.gate.verdict = lambda _: ""
+    assert node.hooks.told[-1] == node.generations.active.number
+    node.hooks.verdict = lambda _: ""
     node.run(lock)
     assert set(node.active()) == had | {"a:v1"}
 
@@ -610,19 +610,19 @@ def test_a_run_that_is_cut_short_while_the_node_is_asked_leaves_no_model_unasked
     node.run(node.lock(*([node.item("a:v1", B)] if before == "an older content" else others)))
     had = node.active()
     lock = node.lock(node.item("a:v1", A), *others)
-    node.gate.verdict = kill
+    node.hooks.verdict = kill
     with pytest.raises(Killed):
         node.run(lock)
     assert node.active()["a:v1"] == A
-    node.gate.verdict = lambda made: verdict if node.active().get("a:v1") == A else ""
+    node.hooks.verdict = lambda made: verdict if node.active().get("a:v1") == A else ""
 
     outcome = node.run(lock)
 
     assert node.active() == (had if verdict else had | {"a:v1": A})
     assert outcome.failed == (("a:v1",) if verdict else ())
     assert node.ledger.records["a:v1"].state == ("failed" if verdict else "active")
-    assert node.gate.told[-1] == node.generations.active.number
-    node.gate.verdict = lambda _: ""
+    assert node.hooks.told[-1] == node.generations.active.number
+    node.hooks.verdict = lambda _: ""
     node.run(lock)
     assert node.active() == had | {"a:v1": A}
     assert node.ops(lock) == {}
@@ -631,10 +631,10 @@ def test_a_run_that_is_cut_short_while_the_node_is_asked_leaves_no_model_unasked
 def test_a_version_comes_back_when_a_run_was_cut_short_and_its_successor_is_not_healthy(node: MemoryNode) -> None:
     node.run(node.lock(node.item("a:v1", A)))
     lock = node.lock(node.item("a:v1", A, state="archived"), node.item("a:v2", B))
-    node.gate.verdict = kill
+    node.hooks.verdict = kill
     with pytest.raises(Killed):
         node.run(lock)
-    node.gate.verdict = lambda made: "no" if "a:v2" in made.entries else ""
+    node.hooks.verdict = lambda made: "no" if "a:v2" in made.entries else ""
 
     node.run(lock)
 
@@ -643,7 +643,7 @@ def test_a_version_comes_back_when_a_run_was_cut_short_and_its_successor_is_not_
 
 def test_an_archived_version_comes_back_when_its_successor_is_not_healthy(node: MemoryNode) -> None:
     node.run(node.lock(node.item("a:v1", A)))
-    node.gate.verdict = lambda made: "no" if "a:v2" in made.entries else ""
+    node.hooks.verdict = lambda made: "no" if "a:v2" in made.entries else ""
 
     node.run(node.lock(node.item("a:v1", A, state="archived"), node.item("a:v2", B)))
 
@@ -652,7 +652,7 @@ def test_an_archived_version_comes_back_when_its_successor_is_not_healthy(node: 
 
 def test_nobody_is_asked_about_a_swap_that_only_takes_away(node: MemoryNode) -> None:
     node.run(node.lock(node.item("a:v1", A), node.item("c:v1", C)))
-    node.gate.verdict = lambda _: "never"
+    node.hooks.verdict = lambda _: "never"
 
     node.run(node.lock(node.item("c:v1", C)))
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from reconciler.errors import HashMismatch, StoreError
-from reconciler.store import durable
+from reconciler.core.errors import HashMismatch, StoreError
+from reconciler.store import atomic
 from reconciler.store.blobs import Blobs
 from reconciler.store.layout import Layout
 from reconciler.store.ledger import Ledger
@@ -25,7 +25,7 @@ NAME = name_of(DATA)
 @pytest.fixture
 def layout(tmp_path: Path) -> Layout:
     layout = Layout(tmp_path / "store", tmp_path / "cold")
-    durable.make_folder(layout.staging, 0o700)
+    atomic.make_folder(layout.staging, 0o700)
     return layout
 
 
@@ -177,7 +177,7 @@ def test_the_original_goes_only_when_the_copy_was_hashed(layout: Layout, ledger:
         hashed.append(layout.blob(NAME).exists() and layout.cold in path.parents)
         return hash_file(path, algorithm)
 
-    Blobs(layout, ledger, watching, Clock()).freeze(NAME)
+    Blobs(layout, ledger, watching, Clock()).archive(NAME)
 
     assert hashed == [True]
     assert not layout.blob(NAME).exists()
@@ -190,6 +190,6 @@ def test_what_is_no_plain_file_in_cold_storage_does_not_come_back(layout: Layout
     os.mkfifo(cold)
 
     with pytest.raises(StoreError):
-        blobs.thaw(NAME)
+        blobs.restore(NAME)
 
     assert not layout.blob(NAME).exists()

@@ -12,14 +12,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from reconciler.engine import confirm, doctor, reach
-from reconciler.engine.doctor import Case, Finding
-from reconciler.engine.health import Health, path, write
-from reconciler.errors import SettingsError
+from reconciler.commands import doctor, load_lock, reachability
+from reconciler.commands.doctor import Case, Finding
+from reconciler.commands.health_file import Health, path, write
+from reconciler.core.errors import SettingsError
+from reconciler.core.trust import TrustState
 from reconciler.settings import Settings, decode
-from reconciler.store import floor
+from reconciler.store import trust_state
 from reconciler.store.ledger import Ledger
-from reconciler.trust import Floor
 from tests.network import NOW, Network
 from tests.node import run
 
@@ -38,13 +38,13 @@ def case(tmp_path: Path, network: Network) -> Case:
 
 @pytest.fixture
 def locked(case: Case) -> Case:
-    from reconciler import lock as locks
-    from reconciler.engine import network as hearing
+    from reconciler.commands import lock as hearing
+    from reconciler.core import lock as locks
 
-    heard = hearing.hear(case.settings, "", NOW)
+    heard = hearing.fetch_snapshot(case.settings, "", NOW)
     assert heard is not None
-    confirm.envelope_path(case.settings).write_bytes(heard.envelope)
-    case.settings.path("models.lock").write_bytes(locks.encode(heard.confirmed.lock))
+    load_lock.envelope_path(case.settings).write_bytes(heard.envelope)
+    case.settings.path("models.lock").write_bytes(locks.encode(heard.verified_lock.lock))
     return case
 
 
@@ -120,12 +120,12 @@ def test_aria2c_is_found_and_runs(case: Case) -> None:
 
 
 def test_an_aria2c_that_does_not_run_is_an_error(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from reconciler.fetch import aria2
+    from reconciler.fetch import aria2_daemon
 
     broken = tmp_path / "aria2c"
     broken.write_text("#!/bin/sh\nexit 3\n")
     broken.chmod(0o755)
-    monkeypatch.setattr(aria2, "find", lambda: broken)
+    monkeypatch.setattr(aria2_daemon, "find", lambda: broken)
 
     assert levels(doctor.aria2c, case) == ["error"]
 
@@ -143,13 +143,13 @@ def test_an_aria2c_that_does_not_run_is_an_error(case: Case, tmp_path: Path, mon
 def test_only_a_sandbox_that_holds_counts(
     case: Case, monkeypatch: pytest.MonkeyPatch, setting: str, works: tuple[bool, bool], expected: list[str]
 ) -> None:
-    from reconciler.runtime import sandbox
+    from reconciler.sandbox import choose
 
     probed = (
-        sandbox.Probed(mode="bubblewrap", works=works[0], detail="what it saw"),
-        sandbox.Probed(mode="landlock", works=works[1], detail="what it saw"),
+        choose.Probed(mode="bubblewrap", works=works[0], detail="what it saw"),
+        choose.Probed(mode="landlock", works=works[1], detail="what it saw"),
     )
-    monkeypatch.setattr(sandbox, "examine", lambda: probed)
+    monkeypatch.setattr(choose, "examine", lambda: probed)
     settings = decode(f'[smoke]\nsandbox = "{setting}"\n'.encode(), Path(case.settings.base))
 
     assert levels(doctor.sandbox, msgspec.structs.replace(case, settings=settings)) == expected
@@ -201,10 +201,10 @@ def test_an_edited_lock_is_an_error(locked: Case) -> None:
 
 
 def test_a_clock_behind_what_was_seen_is_an_error(case: Case) -> None:
-    layout = confirm.layout_of(case.settings)
+    layout = load_lock.store_layout(case.settings)
     layout.root.mkdir()
     with Ledger.writing(layout.ledger) as ledger:
-        floor.write(layout, ledger, Floor(version=1, digest="sha256:" + "0" * 64, seen_at=NOW + timedelta(days=1)))
+        trust_state.write(layout, ledger, TrustState(version=1, digest="sha256:" + "0" * 64, seen_at=NOW + timedelta(days=1)))
     os.utime(layout.ledger, (NOW.timestamp(), NOW.timestamp()))
 
     assert one(doctor.clock, case).level == "error"
@@ -226,7 +226,7 @@ def test_a_disk_within_the_reserve_is_an_error(case: Case) -> None:
 
 
 def test_a_damaged_ledger_is_a_warning_with_what_it_costs(case: Case) -> None:
-    layout = confirm.layout_of(case.settings)
+    layout = load_lock.store_layout(case.settings)
     layout.root.mkdir()
     with Ledger.writing(layout.ledger) as ledger:
         ledger.set_fact("x", 1)
@@ -239,7 +239,7 @@ def test_a_damaged_ledger_is_a_warning_with_what_it_costs(case: Case) -> None:
 
 
 def test_an_active_link_that_leads_nowhere_is_an_error(case: Case) -> None:
-    layout = confirm.layout_of(case.settings)
+    layout = load_lock.store_layout(case.settings)
     layout.root.mkdir()
     layout.active.symlink_to("generations/7")
 
@@ -309,23 +309,23 @@ def test_behind_a_proxy_only_the_proxy_is_knocked_on(case: Case, listener: socke
 
 
 def test_a_host_that_speaks_no_tls_does_not_answer(case: Case, listener: socket.socket) -> None:
-    host = reach.Host(name="127.0.0.1", port=listener.getsockname()[1], tls=True)
-    (answer,) = reach.knock([host], case.settings, 0.3)
+    host = reachability.Host(name="127.0.0.1", port=listener.getsockname()[1], tls=True)
+    (answer,) = reachability.check_reachable([host], case.settings, 0.3)
 
     assert answer.error
 
 
 @pytest.mark.parametrize("url", ["", "file:///etc/passwd", "https://", "ftp://x/", "https://x:99999/", "models/{hex}", "http://[::1"])
 def test_what_is_no_http_url_has_no_host(url: str) -> None:
-    assert reach.host_of(url) is None
+    assert reachability.host_of(url) is None
 
 
 def test_ports_follow_the_scheme() -> None:
-    assert str(reach.host_of("https://models.example.org/x")) == "models.example.org:443"
-    assert str(reach.host_of("http://[::1]/x")) == "[::1]:80"
+    assert str(reachability.host_of("https://models.example.org/x")) == "models.example.org:443"
+    assert str(reachability.host_of("http://[::1]/x")) == "[::1]:80"
 
 
 def test_a_name_that_is_none_is_an_answer_too(case: Case) -> None:
-    (answer,) = reach.knock([reach.Host(name="x" * 64 + ".invalid", port=80, tls=False)], case.settings, 1.0)
+    (answer,) = reachability.check_reachable([reachability.Host(name="x" * 64 + ".invalid", port=80, tls=False)], case.settings, 1.0)
 
     assert answer.error

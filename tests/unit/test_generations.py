@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from reconciler.errors import StoreError
-from reconciler.snapshot import Runtime
-from reconciler.state import ActiveModel, Generation
-from reconciler.store import durable, generations
-from reconciler.store.generations import Damaged, Generations, path_of
+from reconciler.core.errors import StoreError
+from reconciler.core.snapshot import Runtime
+from reconciler.core.state import ActiveModel, Generation
+from reconciler.store import atomic, generations
+from reconciler.store.generations import DamagedGeneration, Generations, path_of
 from reconciler.store.layout import Layout
 from tests.calls import noting
 from tests.twins import name_of
@@ -26,7 +26,7 @@ def entry(model: str) -> ActiveModel:
 @pytest.fixture
 def layout(tmp_path: Path) -> Layout:
     layout = Layout(tmp_path, tmp_path / "cold")
-    durable.make_folder(layout.generations)
+    atomic.make_folder(layout.generations)
     (layout.tree(name_of(b"tree"))).mkdir(parents=True)
     return layout
 
@@ -34,8 +34,8 @@ def layout(tmp_path: Path) -> Layout:
 def test_a_generation_is_synced_before_its_name_and_named_before_it_serves(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
     for name in ("new_symlink", "write", "sync_tree", "rename", "symlink"):
-        real = getattr(durable, name)
-        monkeypatch.setattr(durable, name, noting(done, name, real))
+        real = getattr(atomic, name)
+        monkeypatch.setattr(atomic, name, noting(done, name, real))
 
     Generations(layout).swap({"a:v1": entry("a:v1")})
 
@@ -48,7 +48,7 @@ def test_links_are_relative_and_lead_to_the_tree(layout: Layout) -> None:
     assert str(layout.active.readlink()) == "generations/1"
     assert not (layout.active / "models/a/v1").readlink().is_absolute()
     assert (layout.active / "models/a/v1").samefile(layout.tree(name_of(b"tree")))
-    assert generations.strayed(layout, generations.current(layout)) == ()
+    assert generations.misdirected(layout, generations.current(layout)) == ()
 
 
 @pytest.mark.parametrize("at", ["write", "sync_tree", "rename", "symlink"])
@@ -60,7 +60,7 @@ def test_a_swap_that_fails_leaves_the_old_set(layout: Layout, monkeypatch: pytes
         raise StoreError("no")
 
     with monkeypatch.context() as patch:
-        patch.setattr(durable, at, refuse)
+        patch.setattr(atomic, at, refuse)
         with pytest.raises(StoreError):
             port.swap({"b:v1": entry("b:v1")})
 
@@ -81,7 +81,7 @@ def test_a_disk_that_refuses_is_not_an_empty_set(layout: Layout, monkeypatch: py
 
     with pytest.raises(StoreError) as refused:
         Generations(layout).current()
-    assert not isinstance(refused.value, Damaged)
+    assert not isinstance(refused.value, DamagedGeneration)
 
 
 def test_a_damaged_generation_is_as_good_as_none(layout: Layout) -> None:
@@ -89,7 +89,7 @@ def test_a_damaged_generation_is_as_good_as_none(layout: Layout) -> None:
     (layout.active / "index.json").unlink()
 
     assert Generations(layout).current() == Generation()
-    with pytest.raises(Damaged):
+    with pytest.raises(DamagedGeneration):
         generations.current(layout)
-    with pytest.raises(Damaged):
+    with pytest.raises(DamagedGeneration):
         generations.read(layout, 7)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from reconciler import gguf
+from reconciler.core import gguf
 from tests import gguf_files as files
 
 LIES = tuple(files.lies())

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from reconciler.errors import StoreError
+from reconciler.core.errors import StoreError
 from reconciler.store.layout import Layout
 
 LAYOUT = Layout(Path("/store"), Path("/cold"))

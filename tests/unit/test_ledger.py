@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from reconciler.errors import DiskFull, StoreError
+from reconciler.core.errors import DiskFull, StoreError
+from reconciler.core.state import Record, TreeSeen
+from reconciler.core.trust import TrustState
 from reconciler.ports import Incident, TestReport
-from reconciler.state import Record, TreeSeen
 from reconciler.store import ledger as ledgers
 from reconciler.store.ledger import Change, Ledger, Listing, Verification, escaped
-from reconciler.trust import Floor
 from tests.crash.scenario import KILLED, child
 from tests.storenode import traces
 
@@ -91,14 +91,14 @@ def test_everything_is_there_after_a_restart(path: Path) -> None:
         writing.assembled(seen, listing)
         writing.put(Record(id="a:v1", state="active"))
         writing.tested("a:v1", TestReport(verdict="bad", reason="no"), None, NOW)
-        writing.set_fact("floor", Floor(version=3))
+        writing.set_fact("floor", TrustState(version=3))
 
     with Ledger.reading(path) as reading:
         assert reading.verifications() == {"b": verification}
         assert reading.trees() == {"r": ("t", listing)}
         assert reading.report("a:v1") == (TestReport(verdict="bad", reason="no"), NOW)
         assert reading.report("b:v1") is None
-        assert reading.floor() == Floor(version=3)
+        assert reading.trust_state() == TrustState(version=3)
 
 
 def test_what_is_forgotten_is_gone(ledger: Ledger) -> None:
@@ -126,7 +126,7 @@ def test_a_spoiled_row_is_as_good_as_forgotten(path: Path, spoil: str) -> None:
         writing.tested("a:v1", TestReport(verdict="bad"), None, NOW)
         writing.verified("b", Verification(size=3, inode=1, mtime_ns=1, verified_at=NOW))
         writing.assembled(TreeSeen(digest="t", recipe="r", blobs=(), bytes=0), ())
-        writing.set_fact("floor", Floor(version=3))
+        writing.set_fact("floor", TrustState(version=3))
     connection = sqlite3.connect(path, isolation_level=None)
     connection.execute(spoil)
     connection.close()
@@ -136,7 +136,7 @@ def test_a_spoiled_row_is_as_good_as_forgotten(path: Path, spoil: str) -> None:
         assert reading.passed() == {}
         assert len(reading.verifications()) == 1
         assert set(reading.trees()) <= {"r"}
-        assert reading.floor() in {None, Floor(version=3)}
+        assert reading.trust_state() in {None, TrustState(version=3)}
 
 
 # -- opening ---------------------------------------------------------------------------------------
@@ -228,7 +228,7 @@ def test_a_damaged_ledger_reads_as_an_empty_one(path: Path) -> None:
     path.write_bytes(b"garbage" * 1000)
 
     with Ledger.reading(path) as reading:
-        assert (reading.records(), reading.floor()) == ({}, None)
+        assert (reading.records(), reading.trust_state()) == ({}, None)
 
 
 def test_a_full_disk_is_called_by_its_name(path: Path) -> None:

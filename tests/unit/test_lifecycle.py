@@ -6,8 +6,8 @@ from typing import get_args
 
 import pytest
 
-from reconciler import lifecycle
-from reconciler.lifecycle import DESIRED, OBSERVED, OPS, REASONS, TABLE, Desired, Observed, Op, decide
+from reconciler.core import lifecycle
+from reconciler.core.lifecycle import DESIRED, OBSERVED, OPS, REASONS, TABLE, Desired, Observed, Op, decide
 
 
 def test_the_table_is_total() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from reconciler import digest, lock
-from reconciler.errors import LockMismatch
+from reconciler.core import digest, lock
+from reconciler.core.errors import LockMismatch
 from tests.network import Network
 
 EXPECTED = """\

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from reconciler.errors import StoreError
+from reconciler.core.errors import StoreError
 from reconciler.store import generations
 from reconciler.store.ledger import Ledger
 from tests.storenode import StoreNode, memory, traces
@@ -51,7 +51,7 @@ def test_a_clean_run_leaves_no_drift_and_no_doubt(node: StoreNode) -> None:
     node.run(node.lock(node.item("a:v1", A), node.item("b:v1", {}, boxed=B)))
     state = node.state()
 
-    assert (state.drift, state.strayed, state.unfinished) == ((), (), False)
+    assert (state.drift, state.misdirected, state.unfinished) == ((), (), False)
     assert all(seen.verified_at and not seen.damaged for seen in state.blobs.values())
     assert not any(tree.damaged for tree in state.trees.values())
 

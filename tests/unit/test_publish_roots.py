@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from reconciler import trust
-from reconciler.errors import BadRootChain, BadSignature, PublishError, TrustError
-from reconciler.publish import documents, keys, roots
+from reconciler.core import trust
+from reconciler.core.errors import BadRootChain, BadSignature, PublishError, TrustError
+from reconciler.publish import envelopes, keys, roots
 from tests.network import Key, Network, compact, envelope, payload_of, signatures_of
 
 END = datetime(2027, 11, 20, tzinfo=UTC)
@@ -52,9 +52,9 @@ def test_signing_leaves_the_payload_and_the_others_signatures_as_they_are() -> N
 
 
 def test_a_signature_that_does_not_hold_is_replaced_by_its_owner() -> None:
-    document = documents.read(new(), trust.ROOT_TYPE)
-    broken = documents.Document(kind=document.kind, payload=document.payload, signatures=(trust.Signature(keyid=ALICE.id, sig="AAAA"),))
-    data = documents.write(broken)
+    document = envelopes.read(new(), trust.ROOT_TYPE)
+    broken = envelopes.Document(kind=document.kind, payload=document.payload, signatures=(trust.Signature(keyid=ALICE.id, sig="AAAA"),))
+    data = envelopes.write(broken)
     assert [one.valid for one in roots.inspect(data).signatures] == [False]
     assert [one.valid for one in roots.inspect(signed(ALICE, data=data)).signatures] == [True]
 
@@ -155,7 +155,7 @@ def test_fields_that_this_program_does_not_know_are_carried_along_byte_for_byte(
     network = Network()
     odd = b'{"contact":{"b":1.0,"a":[1e5,"\\u00fc"]},' + compact(network.root_document())[1:]
     data = roots.edited(envelope(trust.ROOT_TYPE, odd, []), lambda root: root)
-    assert b'"contact":{"b":1.0,"a":[1e5,"\\u00fc"]}' in documents.read(data, trust.ROOT_TYPE).payload
+    assert b'"contact":{"b":1.0,"a":[1e5,"\\u00fc"]}' in envelopes.read(data, trust.ROOT_TYPE).payload
 
 
 def test_a_signature_made_elsewhere_is_attached_and_a_wrong_one_is_not() -> None:

@@ -10,10 +10,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from reconciler import snapshot, trust
-from reconciler.errors import BadSignature, PublishError, TooLarge, TrustError, WrongNetwork
-from reconciler.publish import artifacts, documents, keys, snapshots
-from reconciler.snapshot import Model
+from reconciler.core import snapshot, trust
+from reconciler.core.errors import BadSignature, PublishError, TooLarge, TrustError, WrongNetwork
+from reconciler.core.snapshot import Model
+from reconciler.publish import artifacts, envelopes, keys, snapshots
 from tests.network import NOW, Network, compact, envelope, payload_of, signatures_of
 
 NETWORK = Network(snapshot_keys=3, snapshot_threshold=2)
@@ -42,10 +42,10 @@ def test_an_unsigned_snapshot_is_refused_by_nodes_until_enough_signed_it_in_turn
     for key, missing in ((ALICE, 2), (BOB, 1)):
         assert snapshots.inspect(data, root=ROOT).missing == missing
         with pytest.raises(BadSignature):
-            trust.verify(data, ROOT, now=NOW, floor=trust.Floor())
+            trust.verify(data, ROOT, now=NOW, trust_state=trust.TrustState())
         data = snapshots.sign(data, key.private, now=NOW, root=ROOT)
     assert snapshots.inspect(data, root=ROOT).missing == 0
-    assert trust.verify(data, ROOT, now=NOW, floor=trust.Floor()).snapshot.models == (model(),)
+    assert trust.verify(data, ROOT, now=NOW, trust_state=trust.TrustState()).snapshot.models == (model(),)
 
 
 def test_signing_leaves_the_payload_and_the_others_signatures_as_they_are() -> None:
@@ -134,30 +134,30 @@ def test_a_signature_made_elsewhere_is_attached_and_a_wrong_one_is_not() -> None
 
 
 def payload(data: bytes) -> bytes:
-    return documents.read(data, trust.SNAPSHOT_TYPE).payload
+    return envelopes.read(data, trust.SNAPSHOT_TYPE).payload
 
 
 def test_a_signature_comes_raw_or_in_base64() -> None:
     raw = bytes(range(64))
     text = base64.b64encode(raw)
     for data in (raw, text, text + b"\n"):
-        assert documents.unbase64_signature(data) == raw
+        assert envelopes.unbase64_signature(data) == raw
     for data in (b"", raw[:-1], b"x" * 88, text[:-4], b"\xff" * 65):
         with pytest.raises(BadSignature):
-            documents.unbase64_signature(data)
+            envelopes.unbase64_signature(data)
 
 
 def test_no_more_signatures_than_nodes_look_at() -> None:
     data = new()
     many = tuple(trust.Signature(keyid=f"{index:064x}", sig="AAAA") for index in range(64))
-    document = msgspec.structs.replace(documents.read(data, trust.SNAPSHOT_TYPE), signatures=many)
+    document = msgspec.structs.replace(envelopes.read(data, trust.SNAPSHOT_TYPE), signatures=many)
     with pytest.raises(PublishError, match="64 signatures already"):
-        snapshots.sign(documents.write(document), ALICE.private, now=NOW)
+        snapshots.sign(envelopes.write(document), ALICE.private, now=NOW)
 
 
 def test_a_document_that_nodes_would_refuse_for_its_size_is_never_written() -> None:
     with pytest.raises(TooLarge):
-        documents.write(documents.Document(kind=trust.SNAPSHOT_TYPE, payload=bytes(13 << 20)))
+        envelopes.write(envelopes.Document(kind=trust.SNAPSHOT_TYPE, payload=bytes(13 << 20)))
 
 
 def test_fields_that_this_program_does_not_know_are_carried_along_byte_for_byte() -> None:

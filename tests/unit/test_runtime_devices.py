@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from reconciler.node import Gpu
+from reconciler.core.node import Gpu
 from reconciler.runtime import devices
 
 BIG = Gpu(name="NVIDIA H200", total_bytes=150 << 30, free_bytes=140 << 30, driver="560.35")

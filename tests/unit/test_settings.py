@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from reconciler import settings
-from reconciler.errors import SettingsError
+from reconciler.core.errors import SettingsError
 from reconciler.settings import Settings
 
 BASE = Path("/etc/node")

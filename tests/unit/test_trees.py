@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from reconciler.errors import StoreError, UnpackRefused
-from reconciler.lock import LockedArtifact
-from reconciler.store import durable
+from reconciler.core.errors import StoreError, UnpackRefused
+from reconciler.core.lock import LockedArtifact
+from reconciler.store import atomic
 from reconciler.store.blobs import Blobs
 from reconciler.store.layout import Layout
 from reconciler.store.ledger import Ledger
@@ -24,7 +24,7 @@ class Bench:
     def __init__(self, root: Path, ledger: Ledger) -> None:
         self.layout = Layout(root, root / "cold")
         self.ledger = ledger
-        durable.make_folder(self.layout.staging, 0o700)
+        atomic.make_folder(self.layout.staging, 0o700)
         self.blobs = Blobs(self.layout, ledger, hash_file, Clock())
         self.trees = Trees(self.layout, ledger, self.blobs, TarUnpacker())
 
@@ -92,8 +92,8 @@ def test_a_tree_is_synced_before_it_has_its_name_and_after_it_was_mended(bench: 
     artifacts = [bench.artifact("m", b"model")]
     done: list[str] = []
     for name in ("sync_tree", "rename", "link"):
-        real = getattr(durable, name)
-        monkeypatch.setattr(durable, name, noting(done, name, real))
+        real = getattr(atomic, name)
+        monkeypatch.setattr(atomic, name, noting(done, name, real))
 
     seen = bench.trees.assemble("r", artifacts, "m")
     assert done == ["link", "sync_tree", "rename"]
@@ -176,7 +176,7 @@ def test_a_tree_that_cannot_be_finished_never_gets_its_name(bench: Bench, monkey
 
 def test_a_removed_tree_is_forgotten_first(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = bench.trees.assemble("r", [bench.artifact("m", b"model")], "m")
-    monkeypatch.setattr(durable, "delete", lambda _path: (_ for _ in ()).throw(StoreError("no")))
+    monkeypatch.setattr(atomic, "delete", lambda _path: (_ for _ in ()).throw(StoreError("no")))
 
     with pytest.raises(StoreError):
         bench.trees.remove(seen.digest)

@@ -7,9 +7,9 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 from msgspec.structs import replace
 
-from reconciler import lock, snapshot, strict, trust, units
-from reconciler.errors import BadEnvelope, BadRootChain, BadSignature, ReconcileError, Rollback, TooLarge
-from reconciler.node import Limits
+from reconciler.core import lock, snapshot, strict_json, trust, units
+from reconciler.core.errors import BadEnvelope, BadRootChain, BadSignature, ReconcileError, Rollback, TooLarge
+from reconciler.core.node import Limits
 from tests.network import NOW, Network, compact, envelope, keys
 
 
@@ -17,7 +17,7 @@ def test_a_verified_snapshot_says_what_was_signed_and_under_which_root() -> None
     network = Network(snapshot_keys=2, snapshot_threshold=2)
     payload = compact(network.snapshot_document(network.model("a:v1")))
     root = network.trusted()
-    found = trust.verify(network.sign_snapshot(payload), root, now=NOW, floor=trust.Floor())
+    found = trust.verify(network.sign_snapshot(payload), root, now=NOW, trust_state=trust.TrustState())
     assert found.digest == f"sha256:{trust.fingerprint_of(payload)}"
     assert (found.root_version, found.role) == (1, trust.signers(root))
     assert found.snapshot.models[0].id == "a:v1"
@@ -35,16 +35,16 @@ def test_who_may_sign_is_a_matter_of_keys_and_threshold_and_not_of_their_order()
 def test_the_floor_is_what_was_accepted() -> None:
     network = Network()
     found = network.verified(version=4)
-    floor = trust.raised(trust.Floor(), found, NOW)
-    assert (floor.version, floor.digest, floor.role) == (4, found.digest, found.role)
-    assert (floor.issued_at, floor.seen_at) == (NOW, NOW)
+    trust_state = trust.advance_state(trust.TrustState(), found, NOW)
+    assert (trust_state.version, trust_state.digest, trust_state.role) == (4, found.digest, found.role)
+    assert (trust_state.issued_at, trust_state.seen_at) == (NOW, NOW)
 
 
 def test_a_time_in_another_zone_is_the_same_instant() -> None:
     network = Network()
     tokyo = NOW.astimezone(timezone(timedelta(hours=9)))
     data = network.snapshot(issued_at=tokyo.isoformat())
-    found = trust.verify(data, network.trusted(), now=NOW, floor=trust.Floor(issued_at=NOW, seen_at=NOW))
+    found = trust.verify(data, network.trusted(), now=NOW, trust_state=trust.TrustState(issued_at=NOW, seen_at=NOW))
     assert lock.compile(found).snapshot.issued_at == NOW
 
 
@@ -107,9 +107,9 @@ def test_a_root_version_orders_files_and_proves_nothing() -> None:
 def test_the_refusal_after_a_change_of_keys_names_the_version() -> None:
     network = Network()
     root = network.trusted()
-    floor = trust.Floor(version=9, digest="sha256:x", role="other", issued_at=NOW)
+    trust_state = trust.TrustState(version=9, digest="sha256:x", role="other", issued_at=NOW)
     with pytest.raises(Rollback, match="snapshot 1 was not issued after"):
-        trust.verify(network.snapshot(), root, now=NOW, floor=floor)
+        trust.verify(network.snapshot(), root, now=NOW, trust_state=trust_state)
 
 
 @pytest.mark.parametrize("year", [1970, 1999, 2026, 9998])
@@ -121,7 +121,7 @@ def test_a_time_is_written_with_four_digits_of_year(year: int) -> None:
 
 def test_strict_json_takes_what_every_reader_reads_alike() -> None:
     text = b'{"a":-9223372036854775808,"b":18446744073709551615,"c":0.1,"d":1e3,"e":"\\ud83d\\ude00","f":[{"a":1},{"a":2}],"g":{}}'
-    assert strict.decode(text, dict) == {
+    assert strict_json.decode(text, dict) == {
         "a": -(2**63), "b": 2**64 - 1, "c": 0.1, "d": 1000.0, "e": "\U0001f600", "f": [{"a": 1}, {"a": 2}], "g": {},
     }  # fmt: skip
 
@@ -130,10 +130,10 @@ def test_strict_json_takes_a_depth_of_thirty_two_and_no_more() -> None:
     for depth, taken in ((32, True), (33, False)):
         data = b"[" * depth + b"1" + b"]" * depth
         if taken:
-            strict.decode(data, list)
+            strict_json.decode(data, list)
         else:
-            with pytest.raises(strict.NotStrict, match="deeper than 32"):
-                strict.decode(data, list)
+            with pytest.raises(strict_json.NotStrict, match="deeper than 32"):
+                strict_json.decode(data, list)
 
 
 def test_an_odd_regular_expression_is_taken_without_a_word_on_standard_error(recwarn: pytest.WarningsRecorder) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reconciler import units
+from reconciler.core import units
 
 
 @pytest.mark.parametrize(

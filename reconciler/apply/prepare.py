@@ -1,0 +1,245 @@
+"""
+Steps 4 and 5: blobs are brought, and each model whose blobs are all there is made and tested, while the others are still on their way.
+
+Rules that hold here:
+
+1. Nothing here touches generations or records: what became of a model is handed on as a value.
+2. Every model of the work ends, once: with a tree and a report, or with an error. A bug on one model's path is that model's error.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+from msgspec import Struct
+
+from reconciler.core import plan as plans
+from reconciler.core.errors import BlobDamaged, ReconcileError, SandboxUnavailable, StoreError
+from reconciler.core.lock import Lock, LockedModel
+from reconciler.core.node import Policy
+from reconciler.core.plan import Plan
+from reconciler.core.state import NodeState, TreeSeen
+from reconciler.ports import BlobReady, Fetched, FetchFailed, Incident, ModelPhase, Ports, TestJob, TestReport, Want
+
+
+class Prepared(Struct, frozen=True, kw_only=True):
+    """A model whose tree is made and whose test job ended; or why not."""
+
+    model: LockedModel
+    tree: TreeSeen | None = None
+    report: TestReport | None = None
+    error: ReconcileError | None = None
+
+
+class BlobResult(Struct, frozen=True, kw_only=True):
+    """A blob that is there now; or why not."""
+
+    digest: str
+    error: ReconcileError | None = None
+
+
+class Preparation:
+    """What *plan* brings to the node, and the models that are made of it."""
+
+    def __init__(self, plan: Plan, lock: Lock, state: NodeState, policy: Policy, ports: Ports) -> None:
+        self._plan, self._lock, self._state, self._policy, self._ports = plan, lock, state, policy, ports
+        self._ops = {change.id: change.op for change in plan.models}
+        self._messages: queue.Queue[BlobResult | Prepared] = queue.Queue()
+        self._stop = threading.Event()
+        #: Blobs that were on the disk, and whose bytes are not what they were.
+        self.lost: set[str] = set()
+
+    def linked(self, work: list[LockedModel]) -> list[Prepared]:
+        """Return those of *work* that only need their link again, which is no reason to wait for anything."""
+        return [self._prepared(model) for model in work if self._ops[model.id] == "enable" and not self._needed(model)]
+
+    def batches(self, work: list[LockedModel]) -> Generator[list[Prepared], None, None]:
+        """Bring what *work* is made of; yield its models as they end, together where they end together. Close it, whatever happens."""
+        waiting = {model.id: self._needed(model) for model in work}
+        for name, model_id in sorted((name, model_id) for model_id, names in waiting.items() for name in names):
+            self._ports.report(ModelPhase(model=model_id, phase="fetching", detail=name))
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="test") as tests:
+            bringing = threading.Thread(target=self._bring, name="bring", daemon=True)
+            bringing.start()
+            try:
+                for model in [model for model in work if not waiting[model.id]]:
+                    tests.submit(self._prepare, model)
+                yield from self._ended(work, waiting, tests)
+            except BaseException:
+                self._ports.fetcher.close()  # a transfer may take hours, a test job minutes, and nobody waits for them any more
+                self._ports.tester.close()
+                raise
+            finally:
+                self._stop.set()
+                tests.shutdown(wait=True, cancel_futures=True)
+                bringing.join()
+
+    def _needed(self, model: LockedModel) -> set[str]:
+        """Return the digests that must be brought before *model*'s tree can be made."""
+        tree = self._state.trees.get(model.recipe)
+        own = {*model.blobs, *(tree.blobs if tree else ())}
+        return own & {change.digest for change in self._plan.blobs}
+
+    def _bring(self) -> None:
+        """Bring every blob of the plan, in a thread of its own; each one's end is a message."""
+        try:
+            missing = [change.digest for change in self._plan.blobs if change.op == "fetch"]
+            local = [change for change in self._plan.blobs if change.op != "fetch"]
+            with ThreadPoolExecutor(max_workers=1, thread_name_prefix="hash") as hashing:
+                checked = [(change.digest, hashing.submit(self._have, change.digest, change.op)) for change in local]
+                self._fetch(missing)
+                damaged = [name for name, good in checked if not good.result()]
+            self._fetch(damaged)
+        except ReconcileError as error:
+            self._fail_rest(error)
+        except Exception as error:  # noqa: BLE001  a bug here must not leave the run waiting for ever
+            self._fail_rest(StoreError(f"unexpected: {type(error).__name__}: {error}"))
+
+    def _have(self, name: str, op: str) -> bool:
+        """Thaw or hash a blob that the node has; say whether it is good."""
+        try:
+            good = self._ports.blobs.check(name) if op == "check" else self._restored(name)
+        except ReconcileError as error:
+            self._messages.put(BlobResult(digest=name, error=error))
+            return True
+        if good:
+            self._messages.put(BlobResult(digest=name))
+        else:
+            if op == "check":
+                self.lost.add(name)
+            self._ports.report(Incident(kind="blob-damaged", blob=name, detail="its bytes are not what they were"))
+        return good
+
+    def _restored(self, name: str) -> bool:
+        try:
+            self._ports.blobs.restore(name)
+        except BlobDamaged:
+            return False
+        return True
+
+    def _fetch(self, names: list[str]) -> None:
+        unknown = [name for name in names if name not in self._lock.blob]
+        for name in unknown:  # a member of an archive: unpacking makes it again
+            self._messages.put(BlobResult(digest=name))
+        wants = [self._want(name) for name in names if name in self._lock.blob]
+        if not wants or self._stop.is_set():
+            return
+        outcomes = self._ports.fetcher.fetch(wants, self._ports.report)
+        for outcome in outcomes:
+            self._messages.put(self._adopted(outcome))
+            if self._stop.is_set():
+                _close(outcomes)
+                return
+
+    def _want(self, name: str) -> Want:
+        blob = self._lock.blob[name]
+        own = self._policy.fallback if self._lock.allow_node_fallback else ()
+        return Want(digest=name, size=blob.size, sources=(*blob.sources, *plans.expand_templates(own, name)))
+
+    def _adopted(self, outcome: Fetched | FetchFailed) -> BlobResult:
+        if isinstance(outcome, FetchFailed):
+            return BlobResult(digest=outcome.digest, error=outcome.error)
+        try:
+            self._ports.blobs.adopt(outcome)
+        except ReconcileError as error:
+            return BlobResult(digest=outcome.digest, error=error)
+        self._ports.report(BlobReady(digest=outcome.digest, size=outcome.size, sources=outcome.sources))
+        return BlobResult(digest=outcome.digest)
+
+    def _fail_rest(self, error: ReconcileError) -> None:
+        for change in self._plan.blobs:
+            self._messages.put(BlobResult(digest=change.digest, error=error))
+
+    # -- 5: trees and tests ------------------------------------------------------------------------
+
+    def _ended(self, work: list[LockedModel], waiting: dict[str, set[str]], tests: ThreadPoolExecutor) -> Iterator[list[Prepared]]:
+        """Take messages until every model of *work* has ended."""
+        open_ = {model.id: model for model in work}
+        while open_:
+            ready: list[Prepared] = []
+            for message in _all_waiting(self._messages):
+                if isinstance(message, Prepared):
+                    ready.append(message)
+                else:
+                    ready += self._after(message, open_, waiting, tests)
+            for prepared in ready:
+                open_.pop(prepared.model.id, None)
+            if ready:
+                yield ready
+
+    def _after(
+        self, brought: BlobResult, open_: dict[str, LockedModel], waiting: dict[str, set[str]], tests: ThreadPoolExecutor
+    ) -> list[Prepared]:
+        """Start the models for which *brought* was the last blob; return those that fail with it."""
+        ended = []
+        for model in open_.values():
+            if brought.digest not in waiting[model.id]:
+                continue
+            waiting[model.id].discard(brought.digest)
+            if brought.error is not None:
+                waiting[model.id].clear()
+                ended.append(Prepared(model=model, error=brought.error))
+            elif not waiting[model.id]:
+                tests.submit(self._prepare, model)
+        return ended
+
+    def _prepare(self, model: LockedModel) -> None:
+        self._messages.put(self._prepared(model))
+
+    def _prepared(self, model: LockedModel) -> Prepared:
+        try:
+            return self._made(model)
+        except SandboxUnavailable as error:  # an archive is unpacked in one too: nobody is at fault, and it is tried again
+            return Prepared(model=model, report=TestReport(verdict="unable", reason=f"{error.name}: {error.message}"))
+        except ReconcileError as error:
+            return Prepared(model=model, error=error)
+        except Exception as error:  # noqa: BLE001  a bug in one model's path must not leave the run waiting for ever
+            return Prepared(model=model, error=StoreError(f"unexpected: {type(error).__name__}: {error}"))
+
+    def _stands(self, model: LockedModel) -> bool:
+        """Say whether the tree of *model* is there and made of what it was: an archive is not unpacked again for a test."""
+        tree = self._state.trees.get(model.recipe)
+        replaced = {change.digest for change in self._plan.blobs if change.op != "check"} | self.lost
+        return tree is not None and not tree.damaged and self._ops[model.id] != "repair" and not replaced & set(tree.blobs)
+
+    def _made(self, model: LockedModel) -> Prepared:
+        report = self._ports.report
+        standing = self._stands(model)
+        if not standing and any(artifact.unpack for artifact in model.artifact):
+            report(ModelPhase(model=model.id, phase="unpacking"))
+        tree = self._ports.trees.assemble(model.recipe, model.artifact, model.entrypoint, standing=standing)
+        if model.state != "enabled" or self._ops[model.id] == "enable":
+            return Prepared(model=model, tree=tree)
+        report(ModelPhase(model=model.id, phase="testing"))
+        tested = self._ports.tester.test(
+            TestJob(
+                model=model.id,
+                tree=self._ports.tree_path(tree.digest),
+                entrypoint=model.entrypoint,
+                runtime=model.runtime,
+                smoke=model.smoke,
+                gpu_memory=model.gpu_memory,
+                memory=model.memory,
+            )
+        )
+        report(ModelPhase(model=model.id, phase="tested", detail=tested.reason or f"{tested.tokens} tokens on {tested.device}"))
+        return Prepared(model=model, tree=tree, report=tested)
+
+
+def _all_waiting(messages: queue.Queue[BlobResult | Prepared]) -> Iterator[BlobResult | Prepared]:
+    """Wait for a message, then yield it and all that came with it."""
+    yield messages.get()
+    while True:
+        try:
+            yield messages.get_nowait()
+        except queue.Empty:
+            return
+
+
+def _close(outcomes: Iterator[Fetched | FetchFailed]) -> None:
+    close = getattr(outcomes, "close", None)
+    if close is not None:
+        close()

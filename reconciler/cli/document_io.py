@@ -1,0 +1,208 @@
+"""
+Files, passphrases and times, as the operator's commands take them.
+
+Nothing here decides: what may be signed is said in ``publish``. Files are written whole or not at all, a new one never over another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from reconciler.cli.command_context import encoded
+from reconciler.core import units
+from reconciler.core.errors import PublishError
+
+if TYPE_CHECKING:
+    from reconciler.core.trust import TrustRoot
+    from reconciler.publish.keys import PublicKey
+
+FILE = click.Path(path_type=Path, dir_okay=False)
+_MOST_KEY_BYTES = 64 << 10
+
+
+class End(click.ParamType[datetime]):
+    """A time to come, as people write it: ``30d`` from now, ``2027-11-20``, or ``2027-11-20T00:00:00Z``."""
+
+    name = "end"
+
+    def convert(self, value: str | datetime, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        """Return the instant that *value* names."""
+        if isinstance(value, datetime):
+            return value
+        try:
+            end = _instant(value) or now() + timedelta(seconds=units.seconds(value))
+        except (ValueError, OverflowError):
+            self.fail(f"{value!r} is no time; write 30d, 2027-11-20 or 2027-11-20T00:00:00Z", param, ctx)
+        if end <= now():
+            self.fail(f"{value} is in the past", param, ctx)
+        return end
+
+
+def _instant(text: str) -> datetime | None:
+    if "-" not in text:
+        return None
+    found = datetime.fromisoformat(text)
+    return found.replace(tzinfo=UTC) if found.tzinfo is None else found
+
+
+PASSPHRASE = click.option(
+    "--passphrase-file",
+    type=FILE,
+    envvar="RECONCILE_PASSPHRASE_FILE",
+    show_envvar=True,
+    help="A file whose first line is the passphrase; without it, a terminal is asked.",
+)
+KEY = click.option("--key", "key_file", type=FILE, required=True, help="Your private key.")
+SIGNER = click.option("--key", "key_file", type=FILE, required=True, help="The signer's public key.")
+SIGNATURE = click.option("--signature", type=FILE, required=True, help="The signature: 64 bytes, or base64 of them.")
+JSON = click.option("--json", "as_json", is_flag=True, help="JSON on standard output.")
+
+
+def now() -> datetime:
+    """Return the instant."""
+    from reconciler.commands.options import wall_clock
+
+    return wall_clock()
+
+
+def read(path: Path, *, most: int = 32 << 20, maker: str = "") -> bytes:
+    """
+    Return the bytes of *path*, and one more than *most* at most, so that whoever checks sizes sees that there are too many.
+
+    *maker* is the command that makes such a file, for whoever has none yet.
+
+    Raises:
+        PublishError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return file.read(most + 1)
+    except OSError as error:
+        hint = f"`{maker}` makes one" if maker and isinstance(error, FileNotFoundError) else ""
+        raise PublishError(f"{path} cannot be read: {error.strerror}", hint=hint) from None
+
+
+def write(path: Path, data: bytes, *, new: bool = False) -> None:
+    """Write *data* to *path*, whole or not at all; a *new* file never over another."""
+    from reconciler.store import atomic
+
+    if new and path.exists():
+        raise PublishError(f"{path} is there already", hint="choose another name; nothing is overwritten")
+    (atomic.create if new else atomic.write)(path, data)
+
+
+def passphrase(path: Path | None, what: str, *, confirm: bool = False) -> Callable[[], bytes]:
+    """Return what gives the passphrase when it is needed: the first line of *path*, or a person at a terminal."""
+
+    def ask() -> bytes:
+        if path is not None:
+            return read(path, most=_MOST_KEY_BYTES).split(b"\n", 1)[0].rstrip(b"\r")
+        if not sys.stdin.isatty():
+            raise PublishError(
+                f"there is no terminal to ask for the passphrase of {what}",
+                hint="name a file that only you can read with --passphrase-file" + (", or give --no-passphrase" if confirm else ""),
+            )
+        given: str = click.prompt(f"Passphrase of {what}", hide_input=True, confirmation_prompt=confirm, err=True)
+        return given.encode()
+
+    return ask
+
+
+def private_key(path: Path, passphrase_file: Path | None) -> Any:
+    """Return the private key in *path*."""
+    from reconciler.publish import keys
+
+    pem = read(path, most=_MOST_KEY_BYTES)
+    with _named(path):
+        key = keys.load_private(pem, passphrase(passphrase_file, str(path)))
+    if b"ENCRYPTED" not in pem and path.stat().st_mode & 0o077:
+        note(f"{path} has no passphrase and others on this machine may read it: chmod 600 {path}")
+    return key
+
+
+def public_key(path: Path) -> PublicKey:
+    """Return the public key in *path*."""
+    from reconciler.publish import keys
+
+    pem = read(path, most=_MOST_KEY_BYTES)
+    with _named(path):
+        return keys.load_public(pem)
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Say which of several keys it is that is refused."""
+    try:
+        yield
+    except PublishError as error:
+        raise PublishError(f"{path}: {error.message}", hint=error.hint) from None
+
+
+def trusted(path: Path | None) -> TrustRoot | None:
+    """Return the root in *path*, if one is named."""
+    from reconciler.core import trust
+
+    return trust.pin(read(path)) if path else None
+
+
+def say(text: str) -> None:
+    """Tell the operator what was done."""
+    click.echo(text)
+
+
+def note(text: str) -> None:
+    """Tell the operator something that must not be missed, on standard error."""
+    click.echo(f"note: {text}", err=True)
+
+
+def document(value: object) -> None:
+    """Give *value* to a program."""
+    click.echo(encoded(value), nl=False)
+
+
+def signature(path: Path) -> bytes:
+    """Return the signature in *path*."""
+    from reconciler.publish import envelopes
+
+    return envelopes.unbase64_signature(read(path, most=1024))
+
+
+def printing(pae: Callable[[Path], bytes]) -> click.Command:
+    """Return the command ``pae``, which prints what *pae* makes of a file."""
+
+    @click.command("pae")
+    @click.argument("file", type=FILE)
+    @click.option("--out", type=FILE, help="Write there and not to standard output.")
+    def command(*, file: Path, out: Path | None) -> None:
+        """Print the very bytes that are signed, for openssl or a hardware token."""
+        _raw(pae(file), out)
+
+    return command
+
+
+def _raw(data: bytes, out: Path | None) -> None:
+    """Give bytes to a file or a pipe; never to a terminal, which would act on them."""
+    if out:
+        write(out, data)
+    elif sys.stdout.isatty():
+        raise PublishError("these are bytes to be signed and not to be read", hint="pipe them on, or name a file with --out")
+    else:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+
+
+def clean(text: str) -> str:
+    """Return *text* with whatever a terminal might act on escaped."""
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
+
+
+def beside(path: Path, suffix: str) -> Path:
+    """Return the file of *path*'s name with another *suffix*."""
+    return path.with_name(path.name.removesuffix(".key") + suffix)

@@ -1,0 +1,283 @@
+"""Housekeeping: verify, gc, rollback, history, incidents, retry, and what this node trusts. Whatever deletes has ``--dry-run``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from reconciler.cli.command_context import CommandContext, common
+from reconciler.cli.node import LOCK_TIMEOUT
+from reconciler.cli.param_types import Share, Size
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from reconciler.store.housekeeping import Garbage
+
+
+@click.command()
+@click.option("--repair", is_flag=True, help="Then fetch again what is damaged, and test and activate it.")
+@click.option("--sample", type=Share(), default="100%", help="Hash this share, what was not hashed for longest first.")
+@click.option("--limit", type=Size(), default="0", metavar="RATE", help="Bytes a second to read at most, as in 200MiB; 0: no limit.")
+@LOCK_TIMEOUT
+@common()
+def verify(shell: CommandContext, *, repair: bool, sample: float, limit: int, lock_timeout: float) -> int:
+    """
+    Hash the store again and compare with what the network signed.
+
+    Asks the network for nothing, unless it repairs. Exit 0: clean, or repaired; 3: damage found and not repaired.
+
+    \b
+      reconcile verify
+      reconcile verify --sample 10% --limit 200MiB     a share each night
+      reconcile verify --repair
+    """
+    import msgspec
+
+    from reconciler.commands import apply
+    from reconciler.commands import verify as verifying
+    from reconciler.commands.options import Options
+    from reconciler.core import units
+
+    settings = shell.settings()
+    with shell.reporter(stream=False) as report:
+        found = verifying.verify(settings, report, sample=sample, rate=limit, progress=True, lock_timeout_seconds=lock_timeout)
+        if found.damage and repair:
+            outcome = apply.apply(settings, report, Options(lock_timeout_seconds=lock_timeout), actor="verify --repair")
+            again = verifying.verify(settings, report, lock_timeout_seconds=lock_timeout)
+            found = msgspec.structs.replace(found, repaired=not again.damage and not outcome.failed)
+
+    def show(to: Console) -> None:
+        for one in found.damage:
+            to.print(f"damaged {one.kind} {one.name}: {one.detail}", style="red", markup=False)
+        verdict = "clean" if not found.damage else "repaired" if found.repaired else f"{len(found.damage)} damaged"
+        to.print(f"{units.count(found.checked, 'blob')}, {units.human_size(found.bytes)}: {verdict}", markup=False)
+
+    shell.document(found, show)
+    return 3 if found.damage and not found.repaired else 0
+
+
+@click.command()
+@click.option("--dry-run", is_flag=True, help="Only show what would go, and why.")
+@click.option("--max", "at_most", type=Size(), metavar="SIZE", help="Free about so much and stop, as in 50GiB.")
+@LOCK_TIMEOUT
+@common()
+def gc(shell: CommandContext, *, dry_run: bool, at_most: int | None, lock_timeout: float) -> None:
+    """
+    Delete what no listed model, kept generation or grace needs.
+
+    \b
+      reconcile gc --dry-run
+      reconcile gc --max 50GiB
+    """
+    from reconciler.commands import maintenance
+    from reconciler.core import units
+
+    settings = shell.settings()
+    gone = maintenance.garbage(settings) if dry_run else maintenance.gc(settings, at_most=at_most, lock_timeout_seconds=lock_timeout)
+    total = sum(one.bytes for one in gone)
+
+    def show(to: Console) -> None:
+        _show_garbage(to, gone)
+        to.print(f"{'would free' if dry_run else 'freed'} {units.human_size(total)}", markup=False)
+
+    shell.document({"schema": 1, "dry_run": dry_run, "bytes": total, "items": gone}, show)
+
+
+def _show_garbage(to: Console, gone: tuple[Garbage, ...]) -> None:
+    from reconciler.core import units
+
+    for one in gone:
+        to.print(f"{one.kind} {one.name}  {units.human_size(one.bytes)}  {one.reason}", markup=False)
+
+
+@click.command()
+@click.argument("number", type=click.IntRange(min=1), required=False, metavar="[N]")
+@LOCK_TIMEOUT
+@common()
+def rollback(shell: CommandContext, *, number: int | None, lock_timeout: float) -> None:
+    """
+    Return to generation N, or to the one before.
+
+    Refused for what the current snapshot does not list: the network's word stands above the node's. The healthy hook is asked, as after
+    an apply. The next apply goes forward again.
+
+    \b
+      reconcile history
+      reconcile rollback 12
+    """
+    from reconciler.commands import maintenance
+
+    with shell.reporter(stream=False) as report:
+        made = maintenance.rollback(shell.settings(), report, number, lock_timeout_seconds=lock_timeout)
+    shell.document(
+        {"schema": 1, "generation": made.number, "models": sorted(made.entries)},
+        lambda to: to.print(f"generation {made.number} is active: {', '.join(sorted(made.entries)) or 'no model'}", markup=False),
+    )
+
+
+COUNT = click.option("-n", "--number", "count", type=click.IntRange(min=1, max=1_000_000), default=30, help="Show the newest so many.")
+
+
+@click.command()
+@COUNT
+@common()
+def history(shell: CommandContext, *, count: int) -> None:
+    """Show which generations were swapped in, when, by what and why."""
+    from reconciler.commands import status
+    from reconciler.core import units
+
+    changes = status.history(shell.settings(), count)
+
+    def show(to: Console) -> None:
+        for one in changes:
+            signed = " ".join([*(f"+{model}" for model in one.added), *(f"-{model}" for model in one.removed)])
+            to.print(f"{units.rfc3339(one.at)}  generation {one.generation}  {one.actor}  {signed}  ({one.what})", markup=False)
+        if not changes:
+            to.print("nothing yet")
+
+    shell.document(changes, show)
+
+
+@click.command()
+@COUNT
+@click.option("--lines", is_flag=True, help="JSON, one incident a line, the oldest first: for jq and log shippers.")
+@common()
+def incidents(shell: CommandContext, *, count: int, lines: bool) -> None:
+    """Show what was refused, failed, quarantined or repaired."""
+    import msgspec
+
+    from reconciler.commands import status
+    from reconciler.core import units
+    from reconciler.report.text import short
+
+    found = status.incidents(shell.settings(), count)
+    if lines:
+        for one in found:
+            click.echo(msgspec.json.encode(one).decode())
+        return
+
+    def show(to: Console) -> None:
+        for one in found:
+            about = " ".join(part for part in (one.model, short(one.blob), one.source) if part)
+            times = f" ({one.times} times)" if one.times > 1 else ""
+            to.print(f"{units.rfc3339(one.at)}  {one.kind}  {about}  {one.detail}{times}", markup=False)
+        if not found:
+            to.print("no incidents")
+
+    shell.document(found, show)
+
+
+@click.command()
+@click.argument("model")
+@LOCK_TIMEOUT
+@common()
+def retry(shell: CommandContext, *, model: str, lock_timeout: float) -> None:
+    """Forget that MODEL failed: the next apply begins with it anew."""
+    from reconciler.commands import maintenance
+
+    maintenance.retry(shell.settings(), model, lock_timeout_seconds=lock_timeout)
+    shell.document({"schema": 1, "model": model}, lambda to: to.print(f"{model} begins anew with the next apply", markup=False))
+
+
+@click.group()
+def trust() -> None:
+    """Show and update what this node trusts."""
+
+
+@trust.command("show")
+@common()
+def trust_show(shell: CommandContext) -> None:
+    """Show the trusted root, its keys and thresholds, and the newest snapshot ever accepted."""
+    from reconciler.commands import load_lock, lock
+    from reconciler.core import units
+
+    settings = shell.settings()
+    root, trust_state = load_lock.trusted_root(settings), lock.read_trust_state(settings)
+
+    def show(to: Console) -> None:
+        to.print(f"network {root.network}, root {root.version}, good until {units.rfc3339(root.expires_at)}", markup=False)
+        for name, role in (("root", root.roles.root), ("snapshot", root.roles.snapshot)):
+            to.print(f"{name}: {role.threshold} of {units.count(len(role.keyids), 'key')}", markup=False)
+            for keyid in role.keyids:
+                to.print(f"  {keyid}", markup=False)
+        accepted = f"snapshot {trust_state.version}, {trust_state.digest}" if trust_state.version else "no snapshot yet"
+        to.print(f"newest accepted: {accepted}", markup=False)
+
+    tree = {
+        "schema": 1, "network": root.network, "version": root.version, "expires_at": root.expires_at, "roles": root.roles,
+        "floor": trust_state,
+    }  # fmt: skip
+    shell.document(tree, show)
+
+
+@trust.command("update")
+@click.argument("sources", nargs=-1, required=True, metavar="FILE-or-URL…")
+@LOCK_TIMEOUT
+@common()
+def trust_update(shell: CommandContext, *, sources: tuple[str, ...], lock_timeout: float) -> None:
+    """
+    Walk newer roots: each must be signed by the one before it and by itself.
+
+    \b
+      reconcile trust update 2.root.json 3.root.json
+    """
+    from reconciler.commands import lock
+
+    settings = shell.settings()
+    with lock.open_store(settings, timeout_seconds=lock_timeout) as ledger:
+        root = lock.apply_roots(settings, sources, ledger)
+    shell.document(
+        {"schema": 1, "network": root.network, "version": root.version},
+        lambda to: to.print(f"root {root.version} of {root.network} is trusted now", markup=False),
+    )
+
+
+@trust.command("init")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask; needed without a terminal.")
+@common()
+def trust_init(shell: CommandContext, *, yes: bool) -> None:
+    """
+    Begin the record of the newest snapshot anew, at the lock that is here.
+
+    For a store whose record was lost. Make sure first that the lock is the network's current one: an older one would be accepted. Also
+    for a clock that was ahead once: then the time is forgotten, and the newest snapshot is not.
+    """
+    from reconciler.commands import init
+    from reconciler.commands.options import wall_clock
+
+    settings = shell.settings()
+    for line in init.describe_anchor(settings):
+        shell.people.print(line, markup=False)
+    if not yes:
+        shell.insist("Is this the network's root, and models.lock its current one?")
+    made = init.reset_trust_state(settings, wall_clock())
+    shell.document(made, lambda to: to.print(f"the record begins at snapshot {made.version}", markup=False))
+
+
+@click.command()
+@click.option("--folder", type=click.Path(path_type=Path, file_okay=False), help="Play it in this new folder and leave it there.")
+def demo(folder: Path | None) -> None:
+    """
+    Play the whole main job here, on real models that it makes.
+
+    They come from a real server on this machine. It takes under a minute, touches nothing else, and cleans up after itself
+    unless a folder is given.
+    """
+    import shutil
+    import sys
+    import tempfile
+
+    from reconciler.cli import run
+    from reconciler.demo import Story
+
+    place = folder or Path(tempfile.mkdtemp(prefix="reconcile-demo-"))
+    try:
+        Story(place, lambda arguments: run(list(arguments)), sys.stdout).tell()
+    finally:
+        if folder is None:
+            shutil.rmtree(place, ignore_errors=True)
+        else:
+            click.echo(f"It all lies in {folder}.")

@@ -1,0 +1,321 @@
+"""
+The commands of the network's operator: ``key`` and ``root`` are here, ``snapshot`` is in ``snapshots.py``.
+
+They need no node and no store: each reads a file, does one thing, and writes a file, so that it runs on a machine without a network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from reconciler.cli import document_io
+from reconciler.cli.document_io import FILE, JSON, PASSPHRASE
+from reconciler.cli.snapshots import snapshot
+from reconciler.core import units
+from reconciler.core.errors import PublishError
+
+if TYPE_CHECKING:
+    from reconciler.core.trust import TrustRoot
+    from reconciler.publish.roots import RoleName, RootReport
+
+_OUT = click.option("--out", type=FILE, help="Write there; needed when FILE is signed, since nodes walk through every root.")
+_PREVIOUS = click.option("--previous", type=FILE, help="The root of the version before, whose keys sign the next one too.")
+_ROLE = click.Choice(["root", "snapshot"])
+
+__all__ = ["key", "root", "snapshot"]
+
+
+@click.group()
+def key() -> None:
+    """Make and look at signing keys."""
+
+
+@key.command("generate")
+@click.argument("name", type=FILE)
+@click.option("--no-passphrase", is_flag=True, help="Leave the private key unencrypted, for a machine that signs by itself.")
+@PASSPHRASE
+@JSON
+def key_generate(*, name: Path, no_passphrase: bool, passphrase_file: Path | None, as_json: bool) -> None:
+    """
+    Make an Ed25519 key pair: NAME.key for you alone, NAME.pub for the root.
+
+    \b
+      reconcile key generate alice
+
+    NAME.key is PKCS8 PEM of mode 0600, which openssl reads too. A file that is there is never overwritten.
+    """
+    from reconciler.publish import keys
+    from reconciler.store import atomic
+
+    private, public = document_io.beside(name, ".key"), document_io.beside(name, ".pub")
+    for path in (private, public):
+        if path.exists():
+            raise PublishError(f"{path} is there already", hint="choose another name: a key that is overwritten is lost")
+    phrase = b"" if no_passphrase else document_io.passphrase(passphrase_file, str(private), confirm=True)()
+    if not phrase and not no_passphrase:
+        raise PublishError("the passphrase is empty", hint="--no-passphrase leaves the key unencrypted")
+    pair = keys.generate(phrase)
+    atomic.create(private, pair.private_pem, 0o600)
+    atomic.create(public, pair.public_pem.encode())
+    if as_json:
+        document_io.document({"keyid": pair.keyid, "private": str(private), "public": str(public)})
+        return
+    document_io.say(f"wrote {private} (keep it to yourself) and {public} (for the root)\nkey id {pair.keyid}")
+
+
+@key.command("show")
+@click.argument("file", type=FILE)
+@PASSPHRASE
+@JSON
+def key_show(*, file: Path, passphrase_file: Path | None, as_json: bool) -> None:
+    """
+    Show a key's id and its public half; FILE is either half.
+
+    \b
+      reconcile key show alice.pub
+      reconcile key show alice.key > alice.pub     the public half, lost and made again
+    """
+    from reconciler.publish import keys
+
+    pem = document_io.read(file)
+    if b"PRIVATE KEY" in pem:
+        found = keys.load_public(keys.public_pem(document_io.private_key(file, passphrase_file)).encode())
+    else:
+        found = document_io.public_key(file)
+    if as_json:
+        document_io.document({"keyid": found.keyid, "public": found.pem})
+        return
+    click.echo(f"key id {found.keyid}", err=True)
+    click.echo(found.pem, nl=False)
+
+
+@click.group()
+def root() -> None:
+    """Make, change and sign the root: who may sign, and how many must."""
+
+
+@root.command("new")
+@click.argument("file", type=FILE)
+@click.option("--network", required=True, metavar="NAME", help="The network's name, as in resultity-testnet.")
+@click.option("--root-key", "root_keys", multiple=True, required=True, type=FILE, help="A public key that may sign roots.")
+@click.option("--root-threshold", type=click.IntRange(1), default=1, help="How many of them must.")
+@click.option("--snapshot-key", "snapshot_keys", multiple=True, required=True, type=FILE, help="A public key that may sign snapshots.")
+@click.option("--snapshot-threshold", type=click.IntRange(1), default=1, help="How many of them must.")
+@click.option("--expires", type=document_io.End(), default="365d", metavar="TIME", help="When it ends: 365d, 2027-11-20, …")
+@click.option("--version", type=click.IntRange(1), default=1, help="For a network that starts over: higher than any root nodes have.")
+def root_new(
+    *,
+    file: Path,
+    version: int,
+    network: str,
+    root_keys: tuple[Path, ...],
+    root_threshold: int,
+    snapshot_keys: tuple[Path, ...],
+    snapshot_threshold: int,
+    expires: datetime,
+) -> None:
+    """
+    Make the first root of a network, unsigned.
+
+    \b
+      reconcile root new root.1.json --network testnet \\
+          --root-key alice.pub --root-key bob.pub --root-threshold 2 \\
+          --snapshot-key ci.pub
+    """
+    from reconciler.publish import roots
+
+    roles = [[document_io.public_key(path) for path in paths] for paths in (root_keys, snapshot_keys)]
+    data = roots.new(network, expires, (roles[0], root_threshold), (roles[1], snapshot_threshold), version=version)
+    document_io.write(file, data, new=True)
+    document_io.say(f"wrote {file}, unsigned; next: reconcile root sign {file} --key KEY")
+
+
+@root.command("add-key")
+@click.argument("file", type=FILE)
+@click.argument("public", type=FILE, metavar="KEY.pub")
+@click.option("--role", "roles_", type=_ROLE, multiple=True, required=True, help="What it may sign (may be given again).")
+@_OUT
+def root_add_key(*, file: Path, public: Path, roles_: tuple[RoleName, ...], out: Path | None) -> None:
+    """
+    Let a key sign roots or snapshots.
+
+    \b
+      reconcile root add-key root.1.json carol.pub --role snapshot --out root.2.json
+    """
+    from reconciler.publish import roots
+
+    added = document_io.public_key(public)
+    _edit(file, out, lambda found: roots.with_key(found, added, roles_))
+
+
+@root.command("remove-key")
+@click.argument("file", type=FILE)
+@click.argument("keyid", metavar="KEYID")
+@click.option("--role", "roles_", type=_ROLE, multiple=True, default=("root", "snapshot"), help="What it may not sign any more.")
+@_OUT
+def root_remove_key(*, file: Path, keyid: str, roles_: tuple[RoleName, ...], out: Path | None) -> None:
+    """
+    Take a key out; KEYID is its id, at least the first 8 digits, or its public file.
+
+    \b
+      reconcile root remove-key root.1.json carol.pub --role snapshot --out root.2.json
+    """
+    from reconciler.publish import roots
+
+    named = document_io.public_key(Path(keyid)).keyid if Path(keyid).is_file() else keyid
+    _edit(file, out, lambda found: roots.without_key(found, named, roles_))
+
+
+@root.command("set")
+@click.argument("file", type=FILE)
+@click.option("--root-threshold", type=click.IntRange(1), help="How many root keys must sign.")
+@click.option("--snapshot-threshold", type=click.IntRange(1), help="How many snapshot keys must sign.")
+@click.option("--expires", type=document_io.End(), metavar="TIME", help="When it ends: 365d, 2027-11-20, …")
+@_OUT
+def root_set(*, file: Path, root_threshold: int | None, snapshot_threshold: int | None, expires: datetime | None, out: Path | None) -> None:
+    """
+    Change thresholds or the end of a root.
+
+    \b
+      reconcile root set root.1.json --expires 365d --out root.2.json
+    """
+    from reconciler.publish import roots
+
+    def change(found: TrustRoot) -> TrustRoot:
+        found = roots.with_threshold(found, "root", root_threshold) if root_threshold else found
+        found = roots.with_threshold(found, "snapshot", snapshot_threshold) if snapshot_threshold else found
+        return roots.with_expiry(found, expires) if expires else found
+
+    _edit(file, out, change)
+
+
+def _edit(file: Path, out: Path | None, change: Callable[[TrustRoot], TrustRoot]) -> None:
+    from reconciler.publish import roots
+
+    data = _read(file)
+    if roots.is_signed(data) and out is None:
+        raise PublishError(
+            f"{file} is signed, and nodes need it to reach the next one",
+            hint="write the next version to a file of its own, as in --out root.2.json",
+        )
+    made = roots.edited(data, change)
+    document_io.write(out or file, made, new=out is not None)
+    found = roots.inspect(made)
+    document_io.say(f"wrote {out or file}: root {found.version}, unsigned")
+    if found.version > 1:
+        document_io.say(f"next: enough keys of root {found.version - 1} and of this one sign it, each with --previous")
+
+
+@root.command("sign")
+@click.argument("file", type=FILE)
+@document_io.KEY
+@_PREVIOUS
+@PASSPHRASE
+def root_sign(*, file: Path, key_file: Path, previous: Path | None, passphrase_file: Path | None) -> None:
+    """
+    Add your signature; the others' stay. Look at the root first: `reconcile root inspect`.
+
+    \b
+      reconcile root sign root.2.json --key alice.key --previous root.1.json
+    """
+    from reconciler.publish import roots
+
+    before = _read(previous) if previous else b""
+    made = roots.sign(_read(file), document_io.private_key(key_file, passphrase_file), previous=before)
+    _signed(file, made, before)
+
+
+@root.command("attach")
+@click.argument("file", type=FILE)
+@document_io.SIGNER
+@document_io.SIGNATURE
+@_PREVIOUS
+def root_attach(*, file: Path, key_file: Path, signature: Path, previous: Path | None) -> None:
+    """
+    Add a signature that was made elsewhere over the bytes of `reconcile root pae`.
+
+    \b
+      reconcile root pae root.1.json > to-sign
+      openssl pkeyutl -sign -rawin -inkey alice.key -in to-sign -out sig
+      reconcile root attach root.1.json --key alice.pub --signature sig
+    """
+    from reconciler.publish import roots
+
+    before = _read(previous) if previous else b""
+    made = roots.attach(_read(file), document_io.public_key(key_file), document_io.signature(signature), previous=before)
+    _signed(file, made, before)
+
+
+def _read(file: Path) -> bytes:
+    return document_io.read(file, maker=f"reconcile root new {file}")
+
+
+def _signed(file: Path, data: bytes, previous: bytes) -> None:
+    from reconciler.publish import roots
+
+    document_io.write(file, data)
+    found = roots.inspect(data, previous=previous)
+    document_io.say(f"signed {file}: root {found.version} of {found.network}\n{_standing(found)}")
+
+
+def _pae(file: Path) -> bytes:
+    from reconciler.publish import roots
+
+    return roots.pae(_read(file))
+
+
+root.add_command(document_io.printing(_pae))
+
+
+@root.command("inspect")
+@click.argument("file", type=FILE)
+@_PREVIOUS
+@JSON
+def root_inspect(*, file: Path, previous: Path | None, as_json: bool) -> None:
+    """
+    Show a root, signed or not, with its fingerprint to compare before anybody pins it.
+
+    \b
+      reconcile root inspect root.2.json --previous root.1.json
+    """
+    from reconciler.publish import roots
+
+    found = roots.inspect(_read(file), previous=_read(previous) if previous else b"")
+    if as_json:
+        document_io.document(found)
+        return
+    document_io.say(f"root {found.version} of {found.network}, until {units.rfc3339(found.expires_at)}\nfingerprint {found.fingerprint}")
+    for name, role in (("root", found.roles.root), ("snapshot", found.roles.snapshot)):
+        document_io.say(f"{name}: {role.threshold} of {len(role.keyids)} keys sign")
+        for keyid in role.keyids:
+            document_io.say(f"  {keyid}{_mark(found, keyid) if name == 'root' else ''}")
+    _say_others(found)
+    document_io.say(_standing(found))
+
+
+def _mark(found: RootReport, keyid: str) -> str:
+    signatures = [one for one in found.signatures if one.keyid == keyid]
+    return ("  signed" if signatures[0].valid else "  INVALID SIGNATURE") if signatures else ""
+
+
+def _say_others(found: RootReport) -> None:
+    for one in found.signatures:
+        if not one.role:
+            known = one.previous and one.valid
+            of = "a key of the root before" if known else "not a key of this root; --previous tells whether of the one before"
+            document_io.say(f"signed by {document_io.clean(one.keyid)} ({of})")
+
+
+def _standing(found: RootReport) -> str:
+    if found.complete:
+        return "complete: nodes take it"
+    missing = [f"{found.missing} signature(s) of its own root keys"] if found.missing else []
+    if found.missing_previous:
+        count = "the" if found.missing_previous < 0 else str(found.missing_previous)
+        missing.append(f"{count} signature(s) of root {found.version - 1} (see --previous)")
+    return f"incomplete: it lacks {' and '.join(missing)}"

@@ -1,0 +1,122 @@
+"""``init``: settings written, the network's root pinned; ``trust init``: a lost floor begun anew, by a person's word."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+
+from msgspec import Struct, structs
+
+from reconciler import settings as settings_of
+from reconciler.commands import load_lock, lock
+from reconciler.core import trust, units
+from reconciler.core.errors import SettingsError, TrustStateLost, UsageError
+from reconciler.core.trust import TrustRoot, TrustState
+from reconciler.settings import Settings
+from reconciler.store import atomic, trust_state
+
+_TEMPLATE = """\
+# reconcile: what this node holds and how. Every key has a default; an unknown one is an error.
+# Relative paths are relative to this file.
+
+[network]
+snapshot = {snapshot}    # URL or path of the network's signed snapshot
+root = "root.json"    # the pinned trust root
+lockfile = "models.lock"
+
+[store]
+path = {store}
+reserve = "1GiB"    # free space that is never used
+grace = "24h"    # an unlisted model stops being active at once; its bytes go after this
+"""
+
+
+class InitResult(Struct, frozen=True, kw_only=True):
+    """What ``init`` made."""
+
+    config: str
+    network: str | None
+    fingerprint: str | None
+    snapshot: str = ""
+
+    @property
+    def sentence(self) -> str:
+        """What was made and what comes next."""
+        pinned = f"; pinned the root of {self.network}, fingerprint {self.fingerprint}" if self.network else ""
+        missing = [] if self.network else ["put the network's root beside it as root.json"]
+        missing += [] if self.snapshot else ["name the network's snapshot in it, its URL or file"]
+        return f"wrote {self.config}{pinned}. Next: {', '.join([*missing, 'reconcile lock'])}"
+
+
+def init(here: Path, *, root_file: Path | None, fingerprint: str, snapshot: str, store: str, force: bool) -> InitResult:
+    """
+    Write ``reconcile.toml`` in *here* and pin the root.
+
+    Raises:
+        UsageError: there are settings already, or *snapshot* is an address of a kind that nothing is fetched from.
+        SettingsError: what is given would be refused by every command that reads the settings.
+        TrustError: the root is none, or not the one with *fingerprint*.
+    """
+    from reconciler.fetch import http  # TLS comes with it
+
+    config = here / "reconcile.toml"
+    if config.exists() and not force:
+        raise UsageError(f"{config} is there already", hint="edit it, or replace it with --force")
+    http.is_url(snapshot)
+    text = _TEMPLATE.format(snapshot=_quoted(snapshot or "snapshot.json"), store=_quoted(store))
+    settings_of.decode(text.encode(), here, str(config))
+    root = _pin(here, root_file, fingerprint) if root_file else None
+    atomic.write(config, text.encode())
+    return InitResult(
+        config=str(config), network=root[0].network if root else None, fingerprint=root[1] if root else None, snapshot=snapshot
+    )
+
+
+def _pin(here: Path, root_file: Path, fingerprint: str) -> tuple[TrustRoot, str]:
+    try:
+        envelope = load_lock.read_capped(root_file)
+    except OSError as error:
+        raise SettingsError(f"{root_file} cannot be read: {error.strerror}") from None
+    with load_lock.naming_document(str(root_file), load_lock.BAD_ROOT_HINT):
+        root = trust.pin(envelope, fingerprint)
+    if (here / "root.json").absolute() != root_file.absolute():
+        atomic.write(here / "root.json", envelope)
+    return root, trust.fingerprint_of(trust.payload_of(trust.decode_envelope(envelope)))
+
+
+def _quoted(text: str) -> str:
+    import tomli_w
+
+    return tomli_w.dumps({"x": text}).removeprefix("x = ").strip()
+
+
+def describe_anchor(settings: Settings) -> tuple[str, str]:
+    """Return what a record would begin at, as sentences for the person who says that it may: the root, and the lock."""
+    found = load_lock.load_verified_lock(settings)
+    pinned = trust.fingerprint_of(trust.payload_of(trust.decode_envelope(load_lock.read_pinned_root(settings))))
+    at = found.lock.snapshot
+    return (
+        f"root {found.root.version} of {found.root.network}; fingerprint of the pinned one: {pinned}",
+        f"models.lock: snapshot {at.version}, issued at {units.rfc3339(at.issued_at)}",
+    )
+
+
+def reset_trust_state(settings: Settings, now: datetime) -> TrustState:
+    """
+    Begin the record of the newest snapshot anew, at the lock that is on disk; a person says that nobody replays an old one.
+
+    Where the record is there, only the time that it saw is forgotten: a clock was ahead, and nothing older may come of it.
+
+    Raises:
+        TrustError: the lock is not the network's word, or older than the record says.
+    """
+    found = load_lock.load_verified_lock(settings)
+    with lock.open_store(settings) as ledger:
+        try:
+            known = structs.replace(lock.read_trust_state(settings), seen_at=None)
+        except TrustStateLost:
+            known = TrustState()
+        found.admit(known, now)
+        made = trust.advance_state(known, found.verified, now)
+        trust_state.write(load_lock.store_layout(settings), ledger, made)
+    return made

@@ -1,0 +1,51 @@
+"""
+JSON Schemas of everything that other programs read, made from the very types that read and write it.
+
+``python -m reconciler.commands.schemas FOLDER`` writes them; a test compares the committed ones.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import msgspec
+
+from reconciler.commands.status import Status
+from reconciler.core.plan import Plan
+from reconciler.core.snapshot import Snapshot
+from reconciler.core.trust import Envelope, TrustRoot
+from reconciler.ports import BlobReady, FetchProgress, Incident, ModelDone, ModelPhase, Notice, RunEnded, RunStarted, Swapped
+from reconciler.settings import Settings
+from reconciler.store.generations import Index
+from reconciler.store.ledger import LoggedIncident
+
+Events = RunStarted | FetchProgress | BlobReady | ModelPhase | ModelDone | Swapped | Incident | Notice | RunEnded
+
+DOCUMENTS: dict[str, object] = {
+    "envelope": Envelope,
+    "root": TrustRoot,
+    "snapshot": Snapshot,
+    "settings": Settings,
+    "plan": Plan,
+    "status": Status,
+    "incidents": tuple[LoggedIncident, ...],
+    "events": Events,
+    "index": Index,
+}
+
+
+def schema(kind: object) -> bytes:
+    """Return the JSON Schema (2020-12) of *kind*."""
+    made = {"$schema": "https://json-schema.org/draft/2020-12/schema", **msgspec.json.schema(kind)}
+    return msgspec.json.format(msgspec.json.encode(made, order="sorted"), indent=2) + b"\n"
+
+
+def main() -> None:
+    """Write every schema into the folder named on the command line."""
+    for name, kind in DOCUMENTS.items():
+        Path(sys.argv[1], f"{name}.schema.json").write_bytes(schema(kind))
+
+
+if __name__ == "__main__":
+    main()

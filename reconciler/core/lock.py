@@ -1,0 +1,210 @@
+"""
+``models.lock``: what a snapshot compiles to.
+
+Rules that hold here:
+
+1. The same snapshot gives the same bytes on any machine: everything is sorted, nothing of the node enters, no order is a set's.
+2. A lock is never edited and never believed: whoever acts on one compiles its signed envelope again and compares the bytes.
+3. Each blob stands once, however many models share it; its sources are in the order in which they are tried.
+"""
+
+from __future__ import annotations
+
+import functools
+import tomllib
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import msgspec
+from msgspec import UNSET, Struct
+
+from reconciler.core import digest, snapshot, units
+from reconciler.core.digest import Digest
+from reconciler.core.errors import LockMismatch
+from reconciler.core.snapshot import Runtime, Smoke, Snapshot, Task, Unpack, Wanted
+from reconciler.core.trust import Verified
+
+HEADER = """\
+# models.lock: what the network's signed snapshot compiles to. Made by `reconcile lock`; commit it with snapshot.json.
+# Do not edit: every command compiles the snapshot again and refuses a lock that differs.
+
+"""
+
+
+class LockedSnapshot(Struct, frozen=True, kw_only=True):
+    """Which snapshot a lock was compiled from."""
+
+    version: int
+    digest: Digest
+    issued_at: datetime
+    expires_at: datetime
+
+
+class LockedArtifact(Struct, frozen=True, kw_only=True):
+    """Where a blob lies in a model's tree, or which archive's members do."""
+
+    path: str
+    digest: Digest
+    unpack: Unpack | None = None
+
+
+class LockedModel(Struct, frozen=True, kw_only=True, dict=True):
+    """A model with all that installing and testing it needs."""
+
+    id: str
+    state: Wanted
+    tasks: tuple[Task, ...]
+    entrypoint: str
+    gpu_memory: int = 0
+    memory: int = 0
+    runtime: Runtime
+    smoke: Smoke
+    artifact: tuple[LockedArtifact, ...]
+
+    @functools.cached_property
+    def recipe(self) -> str:
+        """Return the digest of what the model's tree is made from: the same recipe always gives the same tree."""
+        return digest.of(msgspec.json.encode(self.artifact))
+
+    @functools.cached_property
+    def blobs(self) -> tuple[str, ...]:
+        """Return the digests that the model is made from, each once, sorted."""
+        return tuple(sorted({artifact.digest for artifact in self.artifact}))
+
+    @property
+    def name(self) -> str:
+        """Return the id without its version."""
+        return self.id.partition(":")[0]
+
+
+class LockedBlob(Struct, frozen=True, kw_only=True):
+    """A blob's size in bytes and its sources."""
+
+    size: int
+    sources: tuple[str, ...]
+
+
+class Lock(Struct, frozen=True, kw_only=True):
+    """A lock as a value; ``model`` is sorted by id, ``blob`` by digest."""
+
+    schema: Literal[1] = 1
+    network: str
+    retest_after: str = ""
+    allow_node_fallback: bool = True
+    snapshot: LockedSnapshot
+    model: tuple[LockedModel, ...]
+    blob: dict[Digest, LockedBlob]
+
+
+def compile(verified: Verified) -> Lock:  # noqa: A001  called as lock.compile, the verb of this room
+    """Return the lock of a verified snapshot."""
+    found = verified.snapshot
+    models = sorted(found.models, key=lambda model: model.id)
+    return Lock(
+        network=found.network,
+        retest_after="" if found.retest_after is UNSET else found.retest_after,
+        allow_node_fallback=found.sources.allow_node_fallback,
+        snapshot=LockedSnapshot(
+            version=found.version,
+            digest=verified.digest,
+            issued_at=snapshot.utc(found.issued_at),
+            expires_at=snapshot.utc(found.expires_at),
+        ),
+        model=tuple(_model(model) for model in models),
+        blob=_blobs(models, found),
+    )
+
+
+def _model(model: snapshot.Model) -> LockedModel:
+    artifacts = sorted(model.artifacts, key=lambda artifact: artifact.path)
+    return LockedModel(
+        id=model.id,
+        state=model.state,
+        tasks=tuple(sorted(model.tasks)),
+        entrypoint=model.entrypoint,
+        gpu_memory=model.gpu_memory,
+        memory=model.memory,
+        runtime=model.runtime,
+        smoke=model.smoke,
+        artifact=tuple(LockedArtifact(path=one.path, digest=one.digest, unpack=one.unpack) for one in artifacts),
+    )
+
+
+def _blobs(models: list[snapshot.Model], found: Snapshot) -> dict[str, LockedBlob]:
+    """Merge the urls of models that share a blob, in the order of their ids, so that the order of models does not matter."""
+    sizes: dict[str, int] = {}
+    sources: dict[str, dict[str, None]] = {}
+    for model in models:
+        for artifact in sorted(model.artifacts, key=lambda one: one.path):
+            sizes[artifact.digest] = artifact.size
+            sources.setdefault(artifact.digest, {}).update(dict.fromkeys(artifact.urls))
+    for name, urls in sources.items():
+        algorithm, digits = digest.parse(name)
+        urls.update(dict.fromkeys(snapshot.expand(template, algorithm, digits) for template in found.sources.fallback))
+    return {name: LockedBlob(size=sizes[name], sources=tuple(sources[name])) for name in sorted(sizes)}
+
+
+def encode(lock: Lock) -> bytes:
+    """Return the bytes of ``models.lock``: TOML, UTF-8, LF."""
+    import tomli_w
+
+    document = _written(msgspec.to_builtins(lock, builtin_types=(datetime,)))
+    document["snapshot"] |= {key: _Instant.of(document["snapshot"][key]) for key in ("issued_at", "expires_at")}
+    return (HEADER + tomli_w.dumps(document)).encode()
+
+
+def _written(value: Any) -> Any:
+    """Return *value* as TOML can hold it: without nulls, which it has not; lists for tuples, as tomli-w asks."""
+    if isinstance(value, dict):
+        return {key: _written(child) for key, child in value.items() if child is not None}
+    return [_written(child) for child in value] if isinstance(value, list | tuple) else value
+
+
+class _Instant(datetime):
+    """A time that is written as RFC 3339 with a ``Z``; tomli-w writes ``str`` of it."""
+
+    @classmethod
+    def of(cls, instant: datetime) -> _Instant:
+        return cls.fromtimestamp(instant.timestamp(), UTC)
+
+    def __str__(self) -> str:
+        return units.rfc3339(self)
+
+
+def decode(data: bytes) -> Lock:
+    """
+    Return the lock in *data*, to be looked at: nothing may be done on its word alone.
+
+    Raises:
+        LockMismatch: not TOML, or not a lock.
+    """
+    try:
+        return msgspec.convert(tomllib.loads(data.decode()), Lock)
+    except (ValueError, msgspec.ValidationError, RecursionError) as error:
+        raise LockMismatch(f"models.lock is not a lock: {ascii(str(error))[1:-1]}") from None
+
+
+def check(data: bytes, compiled: Lock) -> None:
+    """
+    Check that *data*, the bytes of ``models.lock``, is what the envelope beside it compiles to.
+
+    Raises:
+        LockMismatch: it differs; the message says in which line first.
+    """
+    expected = encode(compiled)
+    if data == expected:
+        return
+    found, wanted = data.decode(errors="replace").split("\n"), expected.decode().split("\n")
+    line = next((i for i, (a, b) in enumerate(zip(found, wanted, strict=False)) if a != b), min(len(found), len(wanted)))
+    raise LockMismatch(
+        f"models.lock is not what its snapshot compiles to: line {line + 1} is {_line(found, line)}, expected {_line(wanted, line)}"
+    )
+
+
+def _line(lines: list[str], index: int) -> str:
+    return repr(lines[index][:100]) if index < len(lines) else "missing"
+
+
+def digest_of(data: bytes) -> str:
+    """Return the lock's own digest: the SHA-256 of its bytes."""
+    return digest.of(data)

@@ -1,0 +1,334 @@
+"""
+What the network says: every model that a node may hold, as a value.
+
+Rules that hold here:
+
+1. Values enter through ``decode`` alone, since a constructor checks nothing. What decodes needs no second check for form.
+2. Fields that this reader does not know are ignored at the top level, and covered by the digest; below it they are errors.
+3. Names and paths are refused here, before anything could join them to a folder or a URL.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+import warnings
+from datetime import UTC, datetime
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from reconciler.core import strict_json, units
+from reconciler.core.digest import Digest
+from reconciler.core.errors import BadEnvelope
+
+#: Integers that every JSON reader holds exactly (RFC 8259, section 6).
+Count = Annotated[int, Meta(ge=0, le=2**53 - 1)]
+Positive = Annotated[int, Meta(ge=1, le=2**53 - 1)]
+Instant = Annotated[datetime, Meta(tz=True)]
+
+Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,127}(?!\n)$")]
+Version = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}(?!\n)$")]
+Text = Annotated[str, Meta(max_length=65536)]
+Short = Annotated[str, Meta(min_length=1, max_length=256)]
+
+Task = Literal["chat", "completion", "embedding"]
+Unpack = Literal["tar", "tar.gz", "tar.xz", "tar.zst", "zip"]
+Wanted = Literal["enabled", "disabled", "archived"]
+
+MAX_MODELS = 20_000
+MAX_ARTIFACTS = 1_000  # of one model
+MAX_PATH_BYTES = 1024
+MAX_COMPONENT_BYTES = 255  # NAME_MAX of every file system a store is put on
+
+
+class Runtime(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The engine that a model needs, and the versions of it that will do, as a PEP 440 specifier set."""
+
+    engine: Name
+    version: Annotated[str, Meta(max_length=256)] = ""
+
+
+class Expect(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a test job's answer must be; all that is given must hold."""
+
+    #: The answer contains this text.
+    text: Text | None = None
+    #: ``re.search`` of this finds something in the answer.
+    regex: Text | None = None
+    #: At least so many tokens were generated.
+    min_tokens: Count = 0
+    #: Exactly these token ids were generated, by a run at temperature 0.
+    tokens: tuple[Count, ...] | None = None
+    #: At least so many tokens a second were generated.
+    min_rate: Count = 0
+    #: An embedding has so many components.
+    dimension: Positive | None = None
+
+
+class Smoke(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The test inference job of a model."""
+
+    task: Task = "completion"
+    prompt: Text = "Hello"
+    max_tokens: Annotated[int, Meta(ge=1, le=4096)] = 8
+    seed: Annotated[int, Meta(ge=0, le=2**32 - 1)] = 0
+    expect: Expect = Expect()
+    #: A duration; the node's own limit holds if it is shorter.
+    timeout: Annotated[str, Meta(max_length=16)] = "120s"
+
+
+class Artifact(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One file as it is downloaded: a model file, or an archive whose members take its place."""
+
+    path: Annotated[str, Meta(min_length=1, max_length=MAX_PATH_BYTES)]
+    digest: Digest
+    size: Positive
+    urls: Annotated[tuple[Annotated[str, Meta(min_length=8, max_length=4096)], ...], Meta(max_length=64)] = ()
+    unpack: Unpack | None = None
+
+
+class Model(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One model that the network approved, with what it needs."""
+
+    name: Name
+    version: Version
+    state: Wanted = "enabled"
+    tasks: Annotated[tuple[Task, ...], Meta(min_length=1, max_length=3)]
+    runtime: Runtime
+    #: Bytes of memory on the GPU; 0: none needed.
+    gpu_memory: Count = 0
+    #: Bytes of main memory; 0: none needed.
+    memory: Count = 0
+    artifacts: Annotated[tuple[Artifact, ...], Meta(min_length=1, max_length=MAX_ARTIFACTS)]
+    #: The file that the engine is given, as a path in the model's tree.
+    entrypoint: Annotated[str, Meta(min_length=1, max_length=MAX_PATH_BYTES)]
+    smoke: Smoke = Smoke()
+
+    @property
+    def id(self) -> str:
+        """``name:version``."""
+        return f"{self.name}:{self.version}"
+
+
+class Sources(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where blobs may be had beside the urls of their artifacts."""
+
+    #: URL templates with ``{algorithm}`` and ``{hex}``.
+    fallback: Annotated[tuple[Annotated[str, Meta(min_length=8, max_length=4096)], ...], Meta(max_length=64)] = ()
+    #: Whether a node's own fallback templates may be used.
+    allow_node_fallback: bool = True
+
+
+class Snapshot(Struct, frozen=True, kw_only=True):
+    """A versioned document that lists every model a node may hold."""
+
+    schema: Literal[1]
+    network: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,127}(?!\n)$")]
+    version: Positive
+    issued_at: Instant
+    expires_at: Instant
+    sources: Sources = Sources()
+    #: A test job's result is good for so long; absent: until the runtime or the device changes.
+    retest_after: Annotated[str, Meta(max_length=16)] | UnsetType = UNSET
+    models: Annotated[tuple[Model, ...], Meta(max_length=MAX_MODELS)]
+
+
+def decode(payload: bytes) -> Snapshot:
+    """
+    Decode a snapshot's payload and check every rule that holds between its fields.
+
+    Raises:
+        BadEnvelope: the payload is not a snapshot; the message names the place, as in ``models[3].artifacts[0].digest``.
+    """
+    try:
+        snapshot = strict_json.decode(payload, Snapshot)
+        check(snapshot)
+    except ValueError as error:
+        raise BadEnvelope(f"not a snapshot: {strict_json.printable(str(error)).replace('`$.', '`')}", hint=_HINT) from None
+    return snapshot
+
+
+_HINT = "the network's operator can check it with `reconcile snapshot inspect FILE`"
+
+
+def check(snapshot: Snapshot) -> None:
+    """
+    Check what a type cannot say.
+
+    Raises:
+        ValueError: a rule is broken; the message names the place.
+    """
+    _within("issued_at", check_instant, snapshot.issued_at)
+    _within("expires_at", check_instant, snapshot.expires_at)
+    if snapshot.expires_at <= snapshot.issued_at:
+        raise ValueError("expires_at is not after issued_at")
+    if snapshot.retest_after is not UNSET:
+        _within("retest_after", units.seconds, snapshot.retest_after)
+    for index, template in enumerate(snapshot.sources.fallback):
+        _within(f"sources.fallback[{index}]", check_template, template)
+    seen: dict[str, int] = {}
+    sizes: dict[str, int] = {}
+    for index, model in enumerate(snapshot.models):
+        where = f"models[{index}]"
+        twin = seen.setdefault(model.id.casefold(), index)
+        if twin != index:
+            raise ValueError(f"duplicate id {model.id!r} - at `{where}` and `models[{twin}]`")
+        _within(where, _check_model, model)
+        for artifact in model.artifacts:
+            if sizes.setdefault(artifact.digest, artifact.size) != artifact.size:
+                raise ValueError(f"two sizes for {artifact.digest} - at `{where}`")
+            if not (artifact.urls or snapshot.sources.fallback or snapshot.sources.allow_node_fallback):
+                raise ValueError(f"no source for {artifact.path!r} - at `{where}`")
+
+
+def check_instant(instant: datetime) -> None:
+    """
+    Refuse a time at the rim of the calendar, where conversion to UTC overflows and people's tools disagree.
+
+    Raises:
+        ValueError: before 1970 or after 9998.
+    """
+    if not 1970 <= instant.year <= 9998:
+        raise ValueError(f"the year {instant.year} is not between 1970 and 9998")
+
+
+def _within(where: str, rule, value) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001  a rule about any one value
+    try:
+        rule(value)
+    except ValueError as error:
+        text = str(error)
+        raise ValueError(f"{text} - at `{where}`" if " - at `" not in text else text.replace(" - at `", f" - at `{where}.")) from None
+
+
+def _check_model(model: Model) -> None:
+    if len(set(model.tasks)) != len(model.tasks):
+        raise ValueError("a task is listed twice - at `tasks`")
+    if model.smoke.task not in model.tasks:
+        raise ValueError(f"the test job's task {model.smoke.task!r} is not among the model's - at `smoke.task`")
+    _within("smoke.timeout", units.seconds, model.smoke.timeout)
+    _within("smoke.expect.regex", _check_regex, model.smoke.expect.regex)
+    _within("runtime.version", _check_specifier, model.runtime.version)
+    taken: set[str] = set()
+    for index, artifact in enumerate(model.artifacts):
+        where = f"artifacts[{index}]"
+        _within(f"{where}.path", check_path, artifact.path)
+        folded = artifact.path.casefold()
+        if folded in taken:
+            raise ValueError(f"path {artifact.path!r} is listed twice - at `{where}.path`")
+        taken.add(folded)
+        for place, url in enumerate(artifact.urls):
+            _within(f"{where}.urls[{place}]", check_url, url)
+    _refuse_file_as_folder(taken)
+    _within("entrypoint", check_path, model.entrypoint)
+    unpacked = any(artifact.unpack for artifact in model.artifacts)
+    if not unpacked and model.entrypoint not in {artifact.path for artifact in model.artifacts}:
+        raise ValueError("names no artifact - at `entrypoint`")
+
+
+def _refuse_file_as_folder(paths: set[str]) -> None:
+    for path in paths:
+        above = path
+        while "/" in above:
+            above = above.rpartition("/")[0]
+            if above in paths:
+                raise ValueError(f"{above!r} is both a file and a folder - at `artifacts`")
+
+
+def check_path(path: str) -> None:
+    """
+    Refuse whatever is not a relative POSIX path that means the same thing everywhere (SPEC 2).
+
+    One rule for artifacts and archive members. Not ``PurePosixPath``: it drops empty and ``.`` components silently, and not
+    ``os.path.normpath``: it resolves ``..`` by text and so hides it.
+
+    Raises:
+        ValueError: says what is wrong with it.
+    """
+    if len(path.encode("utf-8", "surrogatepass")) > MAX_PATH_BYTES:
+        raise ValueError(f"path is longer than {MAX_PATH_BYTES} bytes")
+    if "\\" in path:
+        raise ValueError(f"backslash in path {path!r}")
+    if any(unicodedata.category(character) in {"Cc", "Cs", "Cf", "Zl", "Zp"} for character in path):
+        raise ValueError(f"control character in path {path!r}")
+    if not unicodedata.is_normalized("NFC", path):
+        raise ValueError(f"path {path!r} is not in Unicode NFC")
+    for component in path.split("/"):
+        if component in {"", ".", ".."}:
+            raise ValueError(f"path {path!r} is not relative, or has an empty, `.` or `..` component")
+        if len(component.encode()) > MAX_COMPONENT_BYTES:
+            raise ValueError(f"a component of path {path!r} is longer than {MAX_COMPONENT_BYTES} bytes")
+
+
+_URL_BYTES = re.compile(r"[!-\[\]-~]+")  # printable ASCII without space and backslash (RFC 3986 has neither)
+#: A DNS name or an address, and a port. RFC 3986 lets a host be anything, percent-escapes included, and readers differ about the rest.
+_AUTHORITY = re.compile(r"(?:(?:[A-Za-z0-9_-]+\.)*[A-Za-z0-9_-]+\.?|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?")
+
+
+def check_url(url: str) -> None:
+    """
+    Refuse whatever is not a plain absolute http or https URL without credentials.
+
+    Raises:
+        ValueError: says what is wrong with it.
+    """
+    if not _URL_BYTES.fullmatch(url):
+        raise ValueError("a URL is printable ASCII, without spaces or backslashes")
+    parts = urlsplit(url)
+    if parts.scheme not in {"https", "http"}:
+        raise ValueError(f"scheme {parts.scheme!r} is not http or https")
+    if not parts.hostname or "@" in parts.netloc:
+        raise ValueError("a URL names a host and carries no user or password")
+    if not _AUTHORITY.fullmatch(parts.netloc):
+        raise ValueError(f"{parts.netloc!r} is not a host")
+    if "#" in url:
+        raise ValueError("a URL carries no fragment")
+    _ = parts.port  # raises ValueError if it is no port
+
+
+def check_template(template: str) -> None:
+    """
+    Refuse a fallback template that does not name the blob it is for.
+
+    Raises:
+        ValueError: says what is wrong with it.
+    """
+    if "{hex}" not in template:
+        raise ValueError("a template names {hex}")
+    filled = expand(template, "sha256", "0" * 64)
+    if "{" in filled or "}" in filled:
+        raise ValueError("a template knows {algorithm} and {hex} alone")
+    check_url(filled)
+
+
+def expand(template: str, algorithm: str, digits: str) -> str:
+    """Return the URL that *template* stands for. Not ``str.format``, whose fields reach attributes."""
+    return template.replace("{algorithm}", algorithm).replace("{hex}", digits)
+
+
+def _check_specifier(text: str) -> None:
+    if not text:
+        return
+    from packaging.specifiers import InvalidSpecifier, SpecifierSet  # a sixth of a plan's start; decoding alone needs it
+
+    try:
+        SpecifierSet(text)
+    except InvalidSpecifier as error:
+        raise ValueError(str(error)) from None
+
+
+def _check_regex(text: str | None) -> None:
+    if text is None:
+        return
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # `[[a]` is understood and merely warned of, on standard error, of every command
+            re.compile(text)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ValueError(f"not a regular expression: {error}") from None
+
+
+def utc(instant: datetime) -> datetime:
+    """Return *instant* in UTC, in whole seconds, as documents carry it."""
+    return instant.astimezone(UTC).replace(microsecond=0)

@@ -1,0 +1,121 @@
+"""
+What is on a node, as a value: what was observed of the store and what the ledger remembers of it.
+
+Nothing here reads a disk; ``store.observe`` makes these values.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+from msgspec import Struct
+
+from reconciler.core import digest
+from reconciler.core.snapshot import Runtime, Task
+
+#: The network's five states, and ``absent``: listed, nothing on the node yet.
+ModelState = Literal["absent", "pending", "active", "inactive", "failed", "archived"]
+
+
+class BlobSeen(Struct, frozen=True, kw_only=True):
+    """A blob that has its name, and whether its bytes are known to be good."""
+
+    size: int
+    #: When its bytes were last hashed and found good, for the very file that is there now; None: not known, it must be hashed.
+    verified_at: datetime | None = None
+    #: Its bytes were hashed and found to be others, or it is no plain file of the signed size.
+    damaged: bool = False
+
+
+class TreeSeen(Struct, frozen=True, kw_only=True):
+    """A model's folder: its digest, what it was made from and which blobs it is made of."""
+
+    digest: str
+    recipe: str
+    blobs: tuple[str, ...]
+    bytes: int
+    #: A file of it is missing, is another file than its blob, or one too many is there.
+    damaged: bool = False
+
+
+class Passed(Struct, frozen=True, kw_only=True):
+    """A test job that passed: for which tree and job, on what, and when."""
+
+    tree: str
+    smoke: str
+    engine: str
+    engine_version: str
+    device: str
+    at: datetime
+
+
+class Record(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the ledger remembers of a model."""
+
+    id: str
+    state: ModelState
+    #: The recipe that *state* speaks of.
+    recipe: str = ""
+    #: The blobs that the recipe is made from.
+    blobs: tuple[str, ...] = ()
+    reason: str = ""
+    attempts: int = 0
+    last_error: str = ""
+    since: datetime | None = None
+    #: Since when no snapshot lists it.
+    unlisted_since: datetime | None = None
+
+
+class ActiveModel(Struct, frozen=True, kw_only=True):
+    """A model that is eligible for job routing, as ``active/index.json`` names it."""
+
+    id: str
+    tasks: tuple[Task, ...]
+    runtime: Runtime
+    #: The model's folder, relative to ``active``.
+    path: str
+    entrypoint: str
+    bytes: int
+    tree: str
+
+
+class Generation(Struct, frozen=True, kw_only=True):
+    """A numbered set of active models, by id; number 0 is the empty set of a new store."""
+
+    number: int = 0
+    entries: dict[str, ActiveModel] = {}
+
+    def tree_of(self, model: str) -> str | None:
+        """Return the tree under which *model* is active, or None."""
+        entry = self.entries.get(model)
+        return entry.tree if entry else None
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 over the sorted (id, tree) pairs: two nodes with the same one serve the same bytes."""
+        return digest.of("".join(f"{model} {self.entries[model].tree}\n" for model in sorted(self.entries)).encode())
+
+
+class NodeState(Struct, frozen=True, kw_only=True):
+    """Everything that a plan is computed against."""
+
+    active: Generation = Generation()
+    blobs: dict[str, BlobSeen] = {}
+    #: Trees by recipe.
+    trees: dict[str, TreeSeen] = {}
+    #: Digests of blobs that lie in cold storage.
+    archived: dict[str, BlobSeen] = {}
+    records: dict[str, Record] = {}
+    #: The last passed test by model id.
+    passed: dict[str, Passed] = {}
+    #: Ways in which the store differs from what the last run left.
+    drift: tuple[str, ...] = ()
+    #: Active models whose link in the active generation does not lead to their tree: it is made anew before anything else.
+    misdirected: tuple[str, ...] = ()
+    #: ``active`` leads to no whole generation, or to one with more in it than its index says: a new one is made before anything else.
+    broken: bool = False
+    #: A run was cut short; the next one finishes it.
+    unfinished: bool = False
+    #: The generation that the operator's commands heard of last, where such a run ended before they heard of the active one.
+    heard: Generation | None = None

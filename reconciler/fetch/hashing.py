@@ -1,0 +1,406 @@
+"""
+Hashing: what decides whether bytes are the signed ones.
+
+Rules that hold here:
+
+1. A file is hashed by a process of its own (``hasher``), one file a process at a time. Whatever kills that process (a file that shrank, a
+   disk that failed, the kernel's memory killer) is a failed verification of that file, and of no other.
+2. Processes start when they are needed, are kept for the next file, and end with this object or with this program.
+3. A file that still grows is hashed behind its complete prefix: ``Job.reach`` says how far one may read, and that what lies before is
+   final. Whoever writes a byte before that mark again must start a new job.
+4. The answer carries the numbers of the open file that was hashed. A path is only a hint of where it was.
+
+``Hashers`` belongs to one thread; ``wake`` alone may be called from others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import selectors
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from msgspec import Struct
+
+from reconciler.core import digest as digests
+from reconciler.core.errors import StoreError
+from reconciler.fetch import hash_worker
+
+#: Below this, a read in this process costs less than a message to another; a failing disk is an ``OSError`` here.
+INLINE_BYTES = 1 << 20
+#: A read that brings nothing for so long (a dead network disk) is given up.
+STALL_SECONDS = 300.0
+_GRANT_SECONDS = 0.1
+
+
+class Hashed(Struct, frozen=True, kw_only=True):
+    """What a job found: the digest of all bytes and the numbers of the open file, or an *error* for people."""
+
+    found: str = ""
+    size: int = 0
+    device: int = 0
+    inode: int = 0
+    mtime_ns: int = 0
+    error: str = ""
+
+
+class Checked(Struct, frozen=True, kw_only=True):
+    """One file of a scrub: whether it still has its *digest*, what was *found* instead, or why it could not be read."""
+
+    digest: str
+    ok: bool
+    found: str = ""
+    error: str = ""
+    size: int = 0
+    inode: int = 0
+    mtime_ns: int = 0
+
+
+class Job:
+    """One file being hashed. ``result`` is there when it is done."""
+
+    def __init__(self, path: Path, algorithm: str, size: int, upto: int) -> None:
+        self.path, self.algorithm, self.size = path, algorithm, size
+        self.upto = upto
+        self.hashed = 0
+        self.result: Hashed | None = None
+        self.dropped = False
+        self.worker: _Worker | None = None
+
+    def reach(self, upto: int) -> None:
+        """Allow reading up to byte *upto*; all before it is final. The file counts as whole when *upto* is its size."""
+        if upto > self.upto:
+            self.upto = upto
+            if self.worker:
+                self.worker.tell_upto()
+
+    def drop(self) -> None:
+        """Stop: nobody wants the answer any more."""
+        self.dropped = True
+        if self.worker and not self.result:
+            self.worker.stop()
+        self.result = self.result or Hashed(error="stopped")
+
+
+class _Worker:
+    """A hashing process and the file that it has in hand."""
+
+    def __init__(self) -> None:
+        place = str(Path(hash_worker.__file__).resolve().parents[2])
+        # -P -s: neither the working directory nor the user's site may answer for `import hashlib`. The environment is ours, so that
+        # no PYTHON* of the caller changes what runs.
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", "-s", "-m", hash_worker.__name__],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={"PYTHONPATH": place, "LANG": "C.UTF-8"},
+            start_new_session=True,  # Ctrl-C at the terminal is for the program, which then stops its workers
+        )  # fmt: skip
+        assert self.process.stdin
+        assert self.process.stdout
+        self._input, self.output = self.process.stdin.fileno(), self.process.stdout.fileno()
+        os.set_blocking(self._input, False)
+        os.set_blocking(self.output, False)
+        self._buffer = b""
+        self._told = 0
+        self.moved_at = time.monotonic()
+        self.job: Job | None = None
+
+    def take(self, job: Job, threads: int) -> None:
+        """Begin with *job*."""
+        self.job, job.worker = job, self
+        self._told, self.moved_at = job.upto, time.monotonic()
+        asked = {"path": str(job.path), "algorithm": job.algorithm, "size": job.size, "threads": threads, "upto": job.upto}
+        self._send(asked)
+
+    def tell_upto(self) -> None:
+        """Tell how far one may read, where that was not told yet; a full pipe is tried again with the next message."""
+        if self.job and self.job.upto > self._told and self._send({"upto": self.job.upto}):
+            self._told = self.job.upto
+            self.moved_at = time.monotonic()
+
+    def stop(self) -> None:
+        """Have it let go of its file; it says so, and is free then."""
+        if not self._send({"stop": True}):
+            self.process.kill()  # the end of its output says so
+
+    def _send(self, message: dict[str, Any]) -> bool:
+        try:
+            os.write(self._input, json.dumps(message).encode() + b"\n")  # shorter than PIPE_BUF: whole or not at all (POSIX)
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass  # it died: the end of its output says so
+        return True
+
+    def receive(self) -> bool:
+        """Take what it said; return whether it lives."""
+        try:
+            data = os.read(self.output, 65536)
+        except BlockingIOError:
+            return True
+        if not data:
+            return False
+        self._buffer += data
+        *lines, self._buffer = self._buffer.split(b"\n")
+        for line in lines:
+            self._heard(json.loads(line))
+        return True
+
+    def _heard(self, message: dict[str, Any]) -> None:
+        job = self.job
+        if job is None:
+            return
+        self.moved_at = time.monotonic()
+        if "hashed" in message:
+            job.hashed = message["hashed"]
+            return
+        if job.dropped:
+            pass
+        elif "hex" in message:
+            job.hashed = job.size
+            job.result = Hashed(found=f"{job.algorithm}:{message.pop('hex')}", **message)
+        else:
+            job.result = Hashed(error=str(message.get("error", "stopped")))
+        self.job = job.worker = None
+
+    @property
+    def stalled(self) -> bool:
+        """Whether it should read and does not."""
+        job = self.job
+        return job is not None and job.upto - job.hashed > hash_worker.WINDOW_PARALLEL and time.monotonic() - self.moved_at > STALL_SECONDS
+
+    def end(self) -> int:
+        """End the process; return how it ended."""
+        assert self.process.stdin
+        assert self.process.stdout
+        self.process.kill()
+        with contextlib.suppress(OSError):
+            self.process.stdin.close()
+        self.process.stdout.close()
+        return self.process.wait()
+
+
+class Hashers:
+    """Up to *workers* hashing processes, and the files that wait for one."""
+
+    def __init__(self, workers: int | None = None) -> None:
+        self._cores = os.cpu_count() or 1
+        self._most = workers or self._cores
+        self._workers: list[_Worker] = []
+        self._waiting: deque[Job] = deque()
+        self._selector = selectors.DefaultSelector()
+        self._wake_out, self._wake_in = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._selector.register(self._wake_out, selectors.EVENT_READ)
+        self._closed = False
+        self._waking = threading.Lock()
+
+    def start(self, path: Path, algorithm: str, size: int, *, upto: int | None = None) -> Job:
+        """Hash the file at *path*; with *upto*, only so far at first, and on as ``Job.reach`` says."""
+        job = Job(path, algorithm, size, size if upto is None else upto)
+        self._waiting.append(job)
+        self._assign()
+        return job
+
+    def wait(self, timeout: float) -> None:
+        """Take what the processes say; return after the first word, after ``wake``, or after *timeout* seconds."""
+        for key, _ in self._selector.select(max(timeout, 0.0)):
+            if key.data is None:
+                with contextlib.suppress(BlockingIOError):
+                    while os.read(self._wake_out, 4096):
+                        pass
+            else:
+                self._listen(key.data)
+        for worker in list(self._workers):
+            worker.tell_upto()
+            if worker.stalled:
+                self._lost(worker, "the disk did not answer")
+        self._assign()
+
+    def wake(self) -> None:
+        """Make ``wait`` return; from any thread, and also when all is closed: the descriptor may be another file's by then."""
+        with self._waking, contextlib.suppress(BlockingIOError):
+            if not self._closed:
+                os.write(self._wake_in, b".")
+
+    def finish(self, job: Job) -> Hashed:
+        """Wait until *job* is done."""
+        while job.result is None:
+            self.wait(1.0)
+        return job.result
+
+    def digest(self, path: Path, algorithm: str) -> str:
+        """
+        Return the digest of the plain file at *path*.
+
+        Raises:
+            OSError: it is missing, no plain file, or cannot be opened.
+            StoreError: it changed or could not be read while it was hashed.
+        """
+        fd = hash_worker.open_plain(str(path))
+        try:
+            size = os.fstat(fd).st_size
+            if size <= INLINE_BYTES:
+                return f"{algorithm}:{inline(fd, algorithm)[0]}"
+        finally:
+            os.close(fd)
+        done = self.finish(self.start(path, algorithm, size))
+        if done.error:
+            raise StoreError(f"cannot hash {path.name}: {done.error}")
+        return done.found
+
+    def check_many(
+        self,
+        files: Iterable[tuple[str, int, Path]],
+        report: Callable[[str, int, int], None] | None = None,
+        rate: int = 0,
+    ) -> Iterator[Checked]:
+        """
+        Hash each (digest, size, path) of *files* on all cores and yield what was found, in the order in which they end.
+
+        *report* is called with (digest, bytes hashed, size) at most ten times a second. *rate* is the limit in bytes a second for all
+        together; 0: none. Closing the iterator stops what runs.
+        """
+        scrub = _Scrub(self, iter(files), report or _unheard, rate)
+        try:
+            yield from scrub.run(self._most)
+        finally:
+            scrub.drop()
+
+    def close(self) -> None:
+        """End all processes; idempotent."""
+        with self._waking:
+            if self._closed:
+                return
+            self._closed = True
+        for worker in self._workers:
+            worker.end()
+        self._workers.clear()
+        self._selector.close()
+        os.close(self._wake_out)
+        os.close(self._wake_in)
+
+    def _assign(self) -> None:
+        while self._waiting:
+            idle = next((worker for worker in self._workers if worker.job is None), None)
+            if idle is None and len(self._workers) >= self._most:
+                return
+            job = self._waiting.popleft()
+            if job.dropped:
+                continue
+            (idle or self._started()).take(job, self._threads())
+
+    def _threads(self) -> int:
+        """Threads for blake3, which alone can use them: all cores for a lone file, fewer where others are hashed beside it."""
+        busy = 1 + sum(worker.job is not None for worker in self._workers)
+        return max(1, self._cores // min(busy, self._cores))
+
+    def _started(self) -> _Worker:
+        worker = _Worker()
+        self._workers.append(worker)
+        self._selector.register(worker.output, selectors.EVENT_READ, worker)
+        return worker
+
+    def _listen(self, worker: _Worker) -> None:
+        if worker in self._workers and (worker.process.stdout is None or worker.process.stdout.closed or not worker.receive()):
+            self._lost(worker, "")
+
+    def _lost(self, worker: _Worker, why: str) -> None:
+        self._workers.remove(worker)
+        self._selector.unregister(worker.output)
+        code = worker.end()
+        job = worker.job
+        if job and job.result is None:
+            ended = f"signal {-code}" if code < 0 else f"exit status {code}"
+            job.result = Hashed(error=why or f"the file could not be read to its end ({ended})")
+
+
+class _Scrub:
+    """A pass over many files, under one rate."""
+
+    def __init__(
+        self, hashers: Hashers, files: Iterator[tuple[str, int, Path]], report: Callable[[str, int, int], None], rate: int
+    ) -> None:
+        self._hashers, self._files, self._report, self._rate = hashers, files, report, rate
+        self._running: dict[Job, str] = {}
+        self._granted_at = self._told_at = time.monotonic()
+
+    def run(self, most: int) -> Iterator[Checked]:
+        """Keep *most* files in hand until none is left."""
+        more = True
+        while more or self._running:
+            while more and len(self._running) < most:
+                more = self._begin()
+            if self._running:
+                self._hashers.wait(_GRANT_SECONDS)
+            self._grant()
+            self._tell()
+            yield from self._ended()
+
+    def drop(self) -> None:
+        """Stop what runs."""
+        for job in self._running:
+            job.drop()
+
+    def _begin(self) -> bool:
+        found = next(self._files, None)
+        if found is None:
+            return False
+        name, size, path = found
+        job = self._hashers.start(path, digests.parse(name)[0], size, upto=0 if self._rate and size else None)
+        self._running[job] = name
+        return True
+
+    def _grant(self) -> None:
+        """Let each file go on by its share of what the rate allows since the last time."""
+        now = time.monotonic()
+        open_ones = [job for job in self._running if job.upto < job.size]
+        if self._rate and open_ones:
+            share = int((now - self._granted_at) * self._rate / len(open_ones))
+            for job in open_ones:
+                job.reach(min(job.size, job.upto + share))
+        self._granted_at = now
+
+    def _tell(self) -> None:
+        now = time.monotonic()
+        if self._running and now - self._told_at >= 0.1:
+            self._told_at = now
+            job = next(iter(self._running))
+            name = self._running.pop(job)
+            self._running[job] = name  # the next one is told of next time
+            self._report(name, job.hashed, job.size)
+
+    def _ended(self) -> Iterator[Checked]:
+        for job in [job for job in self._running if job.result]:
+            name, done = self._running.pop(job), job.result
+            assert done
+            yield Checked(
+                digest=name, ok=done.found == name, found=done.found, error=done.error,
+                size=done.size, inode=done.inode, mtime_ns=done.mtime_ns,
+            )  # fmt: skip
+
+
+def inline(fd: int, algorithm: str) -> tuple[str, os.stat_result]:
+    """
+    Return the hex digest of the open file *fd* and its numbers, reading it in this process; for small files.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    made = digests.hasher(algorithm) if algorithm == "blake3" else hashlib.new(algorithm)
+    offset = 0
+    while data := os.pread(fd, INLINE_BYTES, offset):
+        made.update(data)
+        offset += len(data)
+    return made.hexdigest(), os.fstat(fd)
+
+
+def _unheard(_digest: str, _hashed: int, _size: int) -> None:
+    """Nobody asked for progress."""

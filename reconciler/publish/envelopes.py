@@ -1,0 +1,159 @@
+"""
+A root or snapshot on its way through its signers' hands: an envelope in a file, signed by none, some or all of them.
+
+Rules that hold here:
+
+1. One file travels. Unsigned, it is an envelope with an empty list of signatures, which every node refuses.
+2. Signing adds to the list and leaves the rest of it as it is. Whatever changes the payload empties it.
+3. No signature enters the list that does not hold over the payload: a wrong key is found where it is used, not on a thousand nodes.
+4. Fields that this program does not know are carried along byte for byte: a network's snapshot says more than which models.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from typing import Any
+
+import msgspec
+from msgspec import Raw, Struct
+
+from reconciler.core import strict_json, trust
+from reconciler.core.errors import BadEnvelope, BadSignature, PublishError, TooLarge
+from reconciler.core.node import Limits
+from reconciler.core.trust import Envelope, Signature
+
+_LIMITS = Limits()
+
+
+class Document(Struct, frozen=True, kw_only=True):
+    """A payload with the signatures that it has so far."""
+
+    kind: str
+    payload: bytes
+    signatures: tuple[Signature, ...] = ()
+
+    def pae(self) -> bytes:
+        """Return the bytes that are signed."""
+        return trust.pae(self.kind, self.payload)
+
+    def envelope(self) -> Envelope:
+        """Return the document as the nodes' own reader has it."""
+        return Envelope(payload_type=self.kind, payload=base64.b64encode(self.payload).decode(), signatures=self.signatures)
+
+
+def read(data: bytes, kind: str) -> Document:
+    """
+    Return the document in *data*, whoever signed it or not.
+
+    Raises:
+        TooLarge, BadEnvelope: not an envelope of a document of this *kind*.
+    """
+    _check_size(data, kind)
+    try:
+        found = strict_json.decode(data, Envelope)
+    except ValueError as error:
+        made = f"`reconcile {'root' if kind == trust.ROOT_TYPE else 'snapshot'} new` makes such a file"
+        raise BadEnvelope(f"not a DSSE envelope: {error}", hint=made) from None
+    if found.payload_type != kind:
+        raise BadEnvelope(f"payload type is {found.payload_type[:120]!r}, expected {kind!r}", hint=_other(found.payload_type))
+    return Document(kind=kind, payload=trust.payload_of(found), signatures=found.signatures)
+
+
+def _other(kind: str) -> str:
+    if kind == trust.ROOT_TYPE:
+        return "this is a trust root: use the `reconcile root` commands"
+    return "this is a snapshot: use the `reconcile snapshot` commands" if kind == trust.SNAPSHOT_TYPE else ""
+
+
+def write(document: Document) -> bytes:
+    """
+    Return the bytes of the file that carries *document*.
+
+    Raises:
+        TooLarge: nodes would refuse it for its size.
+    """
+    data = msgspec.json.encode(document.envelope()) + b"\n"
+    _check_size(data, document.kind)
+    return data
+
+
+def _check_size(data: bytes, kind: str) -> None:
+    cap = _LIMITS.root_bytes if kind == trust.ROOT_TYPE else _LIMITS.envelope_bytes
+    if len(data) > cap:
+        raise TooLarge(f"the envelope has {len(data):,} bytes, more than {cap:,}")
+
+
+#: What the patterns of names say, for people.
+_NAMES = {
+    "[a-z0-9][a-z0-9._-]{0,127}": "lowercase letters, digits and . _ -, at most 128, a letter or digit first",
+    "[A-Za-z0-9][A-Za-z0-9._-]{0,63}": "letters, digits and . _ -, at most 64, a letter or digit first",
+}
+
+
+def in_words(refusal: str) -> str:
+    """Return what a decoder said, with the patterns of names in words."""
+    pattern = r"Expected `str` matching regex '\^(.*)\(\?!\\\\n\)\$'"
+    return re.sub(pattern, lambda found: f"expected {_NAMES[found[1]]}" if found[1] in _NAMES else found[0], refusal)
+
+
+def signed(document: Document, key: Any) -> Document:
+    """Return *document* with the signature of the private *key* added; the others' signatures stay."""
+    return attached(document, key.public_key(), key.sign(document.pae()))
+
+
+def attached(document: Document, public: Any, signature: bytes) -> Document:
+    """
+    Return *document* with *signature* added, which was made elsewhere by the holder of the key *public*.
+
+    Raises:
+        BadSignature: it does not hold over this document.
+        PublishError: there are as many signatures as nodes look at.
+    """
+    from cryptography.exceptions import InvalidSignature
+
+    keyid = trust.keyid_of(public)
+    try:
+        public.verify(signature, document.pae())
+    except InvalidSignature:
+        raise BadSignature(
+            f"the signature is not one of key {keyid} over this document",
+            hint="sign the bytes that the `pae` command prints, with `openssl pkeyutl -sign -rawin`, and attach them to the same file",
+        ) from None
+    mine = Signature(keyid=keyid, sig=base64.b64encode(signature).decode())
+    others = tuple(one for one in document.signatures if one.keyid != keyid)
+    if len(others) >= _LIMITS.signatures:
+        raise PublishError(f"there are {len(others)} signatures already, and nodes look at {_LIMITS.signatures}")
+    if mine in document.signatures:
+        return document
+    return msgspec.structs.replace(document, signatures=(*others, mine))
+
+
+def unbase64_signature(data: bytes) -> bytes:
+    """
+    Return the 64 bytes of an Ed25519 signature from a file that holds them raw, as openssl writes them, or in base64.
+
+    Raises:
+        BadSignature: neither.
+    """
+    if len(data) == 64:
+        return data
+    try:
+        found = trust.unbase64(data.decode("ascii").strip())
+    except (BadEnvelope, ValueError):
+        found = b""
+    if len(found) != 64:
+        raise BadSignature(f"an Ed25519 signature has 64 bytes, or 88 characters of base64; this file has {len(data)} bytes")
+    return found
+
+
+def unknown_fields(payload: bytes, known: type[Struct]) -> dict[str, Raw]:
+    """Return the fields of *payload* that *known* does not have, each as the bytes that it stands in."""
+    fields = msgspec.json.decode(payload, type=dict[str, Raw])
+    return {name: value for name, value in fields.items() if name not in known.__struct_fields__}
+
+
+def joined(value: Struct, extra: dict[str, Raw]) -> bytes:
+    """Return the payload of *value*, with the fields that this program does not know after its own."""
+    fields: dict[str, Any] = msgspec.to_builtins(value)
+    return msgspec.json.encode(fields | extra)

@@ -1,0 +1,228 @@
+"""
+The child that runs a test job with llama.cpp, inside the sandbox: one JSON job on standard input, one JSON verdict out.
+
+It believes nothing of the model and is believed little itself: what it says counts only with the job's nonce, and whatever it does,
+its parent ends it in time.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from reconciler.core import gguf
+from reconciler.runtime import result
+from reconciler.runtime.result import TEXT_CHARACTERS, BadModel, CannotTest
+
+#: Tokens of context that a test job gets: a model's own claim may be any number (one of 2^31 hung the loader).
+_LEAST_CONTEXT, _MOST_CONTEXT = 512, 8192
+_TEMPLATE_TOKENS = 512
+_PROMPT_CHARACTERS = 1 << 20
+_DEBUG, _CONTINUED = 4, 5  # of ggml_log_level
+
+_OFFLOADED = re.compile(r"load_tensors: offloaded (\d+)/\d+ layers to GPU")
+#: A GPU's buffers are named for the device and its number; those in main memory have no number.
+_BUFFER = re.compile(r"\w+:\s+([A-Za-z]+\d+)\s+(\w+) buffer size\s*=\s*([\d.]+) MiB")
+
+
+class Log:
+    """
+    What llama.cpp says, each message as it comes: the only witness of where a model really ran.
+
+    A message begins where llama.cpp began it, so a name inside the model, whatever it holds, cannot pose as one.
+    """
+
+    def __init__(self) -> None:
+        self.gpu_layers = 0
+        self._buffers: dict[tuple[str, str], float] = {}
+        self._shown = True
+        self._callback: Any = None
+
+    @property
+    def gpu_bytes(self) -> int:
+        """Bytes of the buffers that were made on a GPU."""
+        return int(sum(self._buffers.values()) * (1 << 20))
+
+    def listen(self, llama_cpp: Any) -> None:
+        """Hear all that llama.cpp says from now on, and pass it on to standard error, but for what only its developers read."""
+        self._callback = llama_cpp.llama_log_callback(self._hear)  # kept: C has no reference to it
+        llama_cpp.llama_log_set(self._callback, None)
+
+    def _hear(self, level: int, text: bytes, _: Any) -> None:
+        said = text.decode(errors="replace")
+        self.note(said)
+        self._shown = self._shown if level == _CONTINUED else level != _DEBUG
+        if self._shown:
+            sys.stderr.write(said)
+            sys.stderr.flush()
+
+    def note(self, said: str) -> None:
+        """Take one message."""
+        if offloaded := _OFFLOADED.match(said):
+            self.gpu_layers = int(offloaded[1])
+        elif buffer := _BUFFER.match(said):
+            key, size = (buffer[1], buffer[2]), float(buffer[3])
+            kept = self._buffers.get(key, 0.0)  # a compute buffer is measured anew; of the others there may be several
+            self._buffers[key] = max(kept, size) if buffer[2] == "compute" else kept + size
+
+
+def main() -> None:
+    """Run the job on standard input."""
+    os.environ["GGML_NO_BACKTRACE"] = "1"  # an assertion that fails would look for a debugger
+    result.reach(_run)
+
+
+def _run(job: dict[str, Any]) -> dict[str, Any]:
+    smoke = job["smoke"]
+    result.phase("reading the header")
+    facts = _checked(Path(job["model"]))
+    if facts.embedding and smoke["task"] != "embedding":
+        raise BadModel(f"it is an embedding model, and is asked for {smoke['task']}")
+    llama_cpp, log = _engine(), Log()
+    log.listen(llama_cpp)
+    result.phase("loading the model")
+    began = time.perf_counter()
+    model = _load(llama_cpp, job, _context(smoke, facts))
+    loaded = time.perf_counter() - began
+    result.phase("running the test job")
+    began = time.perf_counter()
+    try:
+        found = _embed(model, smoke) if smoke["task"] == "embedding" else _generate(llama_cpp, model, smoke)
+    except RuntimeError as error:
+        raise BadModel(f"the engine does not run it: {error}"[:500]) from None
+    seconds = time.perf_counter() - began
+    return found | {
+        "load_seconds": loaded,
+        "run_seconds": seconds,
+        "tokens_per_second": found["tokens"] / seconds if seconds > 0 else 0.0,
+        "engine_version": llama_cpp.__version__,
+        "gpu_layers": log.gpu_layers,
+        "gpu_memory_used": log.gpu_bytes,
+    }
+
+
+def _checked(path: Path) -> gguf.GgufFacts:
+    """Check the file, and the other parts of a split model, which the engine finds by their names."""
+    facts = result.checked(path)
+    if facts.parts > 1:
+        for part in sorted(path.parent.glob("*-of-*.gguf")):
+            result.checked(part)
+    return facts
+
+
+def _engine() -> Any:
+    try:
+        import llama_cpp
+    except (ImportError, OSError, RuntimeError) as error:
+        raise CannotTest(f"the engine llama-cpp does not start here: {error}"[:500]) from None
+    return llama_cpp
+
+
+def _context(smoke: dict[str, Any], facts: gguf.GgufFacts) -> int:
+    """Return tokens of context that surely hold the job: no tokenizer makes more tokens than bytes, and then a few special ones."""
+    most: int = len(smoke["prompt"].encode()) + smoke["max_tokens"] + 64 + (_TEMPLATE_TOKENS if smoke["task"] == "chat" else 0)
+    wanted = min(max(_LEAST_CONTEXT, -(-most // 256) * 256), _MOST_CONTEXT)
+    return min(wanted, facts.context_length) if facts.context_length else wanted
+
+
+def _load(llama_cpp: Any, job: dict[str, Any], context: int) -> Any:
+    options, smoke = job["options"], job["smoke"]
+    try:
+        return llama_cpp.Llama(
+            model_path=job["model"],
+            n_ctx=context,
+            n_batch=context,
+            n_ubatch=context if smoke["task"] == "embedding" else min(context, 512),  # an encoder takes a prompt whole
+            n_gpu_layers=options["gpu_layers"] if llama_cpp.llama_supports_gpu_offload() else 0,
+            n_threads=options["threads"] or None,
+            n_threads_batch=options["threads"] or None,
+            seed=smoke["seed"],
+            embedding=smoke["task"] == "embedding",
+            logits_all=False,
+            use_mmap=True,
+            verbose=True,
+        )
+    except ValueError as error:
+        raise BadModel(f"the engine does not load it: {error}".replace(job["model"], Path(job["model"]).name)) from None
+
+
+def _generate(llama_cpp: Any, model: Any, smoke: dict[str, Any]) -> dict[str, Any]:
+    """Generate at temperature 0, token by token, looking at every logit: NaN weights load well and answer nothing."""
+    prompt = _chat_tokens(model, smoke) if smoke["task"] == "chat" else model.tokenize(smoke["prompt"].encode(), add_bos=True)
+    _refuse_too_long(len(prompt), smoke["max_tokens"], model)
+    vocabulary = model._model.vocab  # noqa: SLF001  the binding has no other name for it
+    ids: list[int] = []
+    for token in model.generate(prompt, temp=0.0, top_k=1, repeat_penalty=1.0):
+        _refuse_nonfinite(llama_cpp, model)
+        if llama_cpp.llama_vocab_is_eog(vocabulary, token):
+            break
+        ids.append(int(token))
+        if len(ids) >= smoke["max_tokens"]:
+            break
+    text = model.detokenize(ids).decode(errors="replace")
+    return {"tokens": len(ids), "token_ids": ids, "text": text[:TEXT_CHARACTERS]}
+
+
+def _refuse_too_long(prompt: int, more: int, model: Any) -> None:
+    if prompt + more > model.n_ctx():
+        raise BadModel(f"the test job takes {prompt:,} tokens and asks for {more:,} more, and its context holds {model.n_ctx():,}")
+
+
+def _refuse_nonfinite(llama_cpp: Any, model: Any) -> None:
+    import numpy as np
+
+    logits = llama_cpp.llama_get_logits_ith(model.ctx, -1)
+    if not logits or not np.isfinite(np.ctypeslib.as_array(logits, shape=(model.n_vocab(),))).all():
+        raise BadModel("its logits are not finite numbers")
+
+
+def _chat_tokens(model: Any, smoke: dict[str, Any]) -> list[int]:
+    """Render the file's own chat template, in Jinja's sandbox inside ours: it is code from a stranger."""
+    from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+
+    template = model.metadata.get("tokenizer.chat_template")
+    if template is None:
+        raise BadModel("it is to chat, and its file has no chat template")
+    begin, end = (_text_of(model, token) for token in (model.token_bos(), model.token_eos()))
+    result.phase("rendering the chat template")
+    try:
+        with result.bounded("its chat template"):
+            formatter = Jinja2ChatFormatter(template=template, eos_token=end, bos_token=begin)
+            rendered = formatter(messages=[{"role": "user", "content": smoke["prompt"]}])
+    except BadModel:
+        raise
+    except Exception as error:  # noqa: BLE001  a template can raise anything, want of memory too
+        raise BadModel(f"its chat template does not render: {type(error).__name__}: {error}"[:500]) from None
+    result.phase("running the test job")
+    if not rendered.prompt.strip():
+        raise BadModel("its chat template makes nothing of a message")
+    if len(rendered.prompt) > _PROMPT_CHARACTERS:
+        raise BadModel(f"its chat template makes {len(rendered.prompt):,} characters of one message")
+    return _tokens(model, rendered.prompt, begins=bool(begin) and rendered.prompt.startswith(begin))
+
+
+def _tokens(model: Any, prompt: str, *, begins: bool) -> list[int]:
+    """Tokenize what a template made; where it wrote the token that begins a text itself, none is added, since two would be another text."""
+    found: list[int] = model.tokenize(prompt.encode(errors="replace"), add_bos=not begins, special=True)
+    return found
+
+
+def _text_of(model: Any, token: int) -> str:
+    return str(model.detokenize([token], special=True).decode(errors="replace")) if token >= 0 else ""
+
+
+def _embed(model: Any, smoke: dict[str, Any]) -> dict[str, Any]:
+    count = len(model.tokenize(smoke["prompt"].encode(), add_bos=True))
+    _refuse_too_long(count, 0, model)  # the engine would cut it in silence
+    vector = model.create_embedding(smoke["prompt"])["data"][0]["embedding"]
+    if vector and isinstance(vector[0], list):
+        raise BadModel("it is no embedding model: its file names no pooling, and it gives a vector for each token")
+    return {"dimension": result.refuse_vector(vector), "tokens": count}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,317 @@
+"""
+Housekeeping: what a run that was cut short left, what failed, and what nobody needs any more.
+
+What is needed is found from the roots and never from age alone: the active generation and those kept, the trees and blobs of
+listed models, and those of unlisted ones within their grace. A run holds the store while it sweeps, so nothing is in the making.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from reconciler.core import digest as digests
+from reconciler.core.errors import StoreError
+from reconciler.core.lock import Lock
+from reconciler.core.node import Policy
+from reconciler.core.state import Generation, Record
+from reconciler.ports import TestReport
+from reconciler.store import atomic, generations
+from reconciler.store.layout import Layout
+from reconciler.store.ledger import Ledger
+from reconciler.store.trees import files_of
+
+#: A staging folder of the fetcher is older than this many seconds before it goes: a later run may still continue it.
+PARTIAL_SECONDS = 7 * 86400.0
+#: A damaged copy that was set aside in cold storage lies there for so long, to be looked at.
+ASIDE_SECONDS = 7 * 86400.0
+
+
+class Garbage(Struct, frozen=True, kw_only=True):
+    """What may go: one thing, why, and the bytes that deleting it frees."""
+
+    kind: str
+    name: str
+    bytes: int
+    reason: str
+
+
+class QuarantineRecord(Struct, frozen=True, kw_only=True):
+    """What stands beside a quarantined model."""
+
+    model: str
+    at: datetime
+    detail: str
+    tree: str
+    report: TestReport | None = None
+
+
+def _mark(model: str) -> str:
+    """Return what the names of a model's records end in."""
+    return digests.of(model.encode())[7:19]
+
+
+def quarantined(layout: Layout, model: str) -> Path | None:
+    """Return the folder of the newest record of *model*'s failures, or None."""
+    return max(layout.quarantine.glob(f"*-{_mark(model)}"), default=None)
+
+
+class StoreHousekeeping:
+    """The housekeeper of one store, for its one writer."""
+
+    def __init__(self, layout: Layout, ledger: Ledger, lock: Lock, policy: Policy, now: Callable[[], datetime]) -> None:
+        self._layout = layout
+        self._ledger = ledger
+        self._lock = lock
+        self._policy = policy
+        self._now = now
+
+    def recover(self) -> None:
+        """Make the folders of a store, and clear what a run that was cut short left; partial downloads stay, to be continued."""
+        for folder in (self._layout.blobs, self._layout.trees, self._layout.generations):
+            atomic.make_folder(folder)
+        atomic.make_folder(self._layout.staging, 0o700)
+        trust = self._layout.trust
+        with atomic.translate_errors("clear what a run left"):
+            left = [path for path in self._layout.staging.iterdir() if path.name.startswith(("unpack-", "tree-", "thaw-"))]
+            for folder in (self._layout.root, self._layout.generations, trust, trust / "roots", trust / "snapshots"):
+                left += folder.glob(".*.tmp")
+            left += (self._layout.cold / "blobs").glob("*/*/.*.tmp")
+        for path in left:
+            atomic.delete(path)
+
+    def quarantine(self, model: str, report: TestReport | None, detail: str, tree: str) -> None:
+        """Keep what failed, linked and not copied, with a record of what was expected and found; the oldest go first."""
+        now = self._now()
+        folder = self._layout.quarantine / f"{now:%Y%m%dT%H%M%S%f}-{_mark(model)}"
+        with contextlib.suppress(StoreError), atomic.translate_errors("keep what failed"):  # what cannot be kept for people stops no run
+            atomic.make_folder(folder, 0o700)
+            record = QuarantineRecord(model=model, at=now, detail=detail, tree=tree, report=report)
+            atomic.write(folder / "record.json", msgspec.json.format(msgspec.json.encode(record)))
+            if tree:
+                self._keep_files(self._layout.tree(tree), folder)
+            self._bound_quarantine()
+
+    def _keep_files(self, tree: Path, folder: Path) -> None:
+        for index, path in enumerate(sorted(path for path in tree.rglob("*") if path.is_file() and not path.is_symlink())):
+            atomic.link(path, folder / f"{index:04d}-{path.name}"[:200])
+        atomic.sync_folder(folder)
+
+    def _bound_quarantine(self) -> None:
+        kept = sorted(self._layout.quarantine.iterdir(), reverse=True)
+        total = 0
+        for index, folder in enumerate(kept):
+            total += _bytes_of(folder)
+            if index and (total > self._policy.quarantine_bytes or index >= 100):
+                atomic.delete(folder)
+
+    def collect_garbage(self) -> None:
+        """Delete what nothing needs, and forget what is gone: that is drift once, and not for ever."""
+        self.free(self.garbage())
+        with atomic.translate_errors("look through the store"):
+            for recipe, (tree, _) in self._ledger.trees().items():
+                if not self._layout.tree(tree).is_dir():
+                    self._ledger.forget_tree(recipe)
+            for name in self._ledger.verifications():
+                if not os.path.lexists(self._layout.blob(name)):
+                    self._ledger.forget_blob(name)
+
+    def garbage(self) -> tuple[Garbage, ...]:
+        """Return everything that may go, and why; changes nothing."""
+        with atomic.translate_errors("look through the store"):
+            gone = self._expired_generations()
+            roots = self._roots(gone)
+            stale = (self._of_generation(number) for number in gone)
+            return (*stale, *self._trees(roots), *self._blobs(roots), *self._cold(), *self._aside(), *self._partials())
+
+    def free(self, garbage: tuple[Garbage, ...], *, at_most: int | None = None) -> int:
+        """Delete *waste* in its order until *at_most* bytes are free; return how many are."""
+        freed = 0
+        for one in garbage:
+            if at_most is not None and freed >= at_most:
+                break
+            self._delete(one)
+            freed += one.bytes
+        return freed
+
+    def _delete(self, one: Garbage) -> None:
+        match one.kind:
+            case "generation":
+                atomic.delete(self._layout.generations / one.name)
+            case "tree":
+                for recipe, (tree, _) in self._ledger.trees().items():
+                    if tree == one.name:
+                        self._ledger.forget_tree(recipe)
+                atomic.delete(self._layout.tree(one.name))
+            case "blob":
+                self._ledger.forget_blob(one.name)
+                atomic.delete(self._layout.blob(one.name))
+            case "cold":
+                atomic.delete(self._layout.cold_blob(one.name))
+            case "aside":
+                atomic.delete(self._layout.cold / "blobs" / one.name)
+            case _:
+                atomic.delete(self._layout.staging / one.name)
+
+    # -- roots -------------------------------------------------------------------------------------
+
+    def _expired_generations(self) -> list[int]:
+        """Return generations past the bound, and those that hold what may not come back and stopped serving a grace ago."""
+        found, current = generations.numbers(self._layout), generations.serving(self._layout).number
+        kept = set(found[-self._policy.generations :])
+        return [number for number in found if number != current and (number not in kept or self._is_expired(number, found))]
+
+    def _is_expired(self, number: int, found: list[int]) -> bool:
+        try:
+            held = generations.read(self._layout, number)
+        except StoreError:
+            return True
+        if not self._holds_unlisted(held):
+            return False
+        later = [other for other in found if other > number]
+        ended = (self._layout.generations / str(later[0] if later else number)).stat().st_mtime
+        return self._now().timestamp() - ended >= self._policy.grace_seconds
+
+    def _holds_unlisted(self, held: Generation) -> bool:
+        wanted = {model.recipe for model in self._lock.model if model.state == "enabled"}
+        trees = {tree for recipe, (tree, _) in self._ledger.trees().items() if recipe in wanted}
+        return any(entry.tree not in trees for entry in held.entries.values())
+
+    def _roots(self, gone: list[int]) -> tuple[set[str], set[str]]:
+        """Return the trees and the blobs that are needed."""
+        by_recipe = self._ledger.trees()
+        records = self._ledger.records()
+        archived = {model.id for model in self._lock.model if model.state == "archived" and _is_archived(records.get(model.id))}
+        trees = self._trees_of(self._kept(gone), archived)
+        blobs: set[str] = set()
+        for model in self._lock.model:
+            record = records.get(model.id)
+            if model.id in archived:
+                # What it shared with a model that has gone since was never moved.
+                blobs.update(name for name in model.blobs if not self._layout.cold_blob(name).exists())
+                continue
+            if model.state != "archived" or (record is not None and record.recipe == model.recipe):
+                blobs.update(model.blobs)
+                trees.update(tree for recipe, (tree, _) in by_recipe.items() if recipe == model.recipe)
+        for record in self._leaving():
+            blobs.update(record.blobs)
+            trees.update(tree for recipe, (tree, _) in by_recipe.items() if recipe == record.recipe)
+        blobs.update(entry.digest for tree, listing in by_recipe.values() if tree in trees for entry in listing)
+        blobs.update(self._made_of(trees - {tree for tree, _ in by_recipe.values()}))
+        return trees, blobs
+
+    def _trees_of(self, kept: list[Generation], archived: set[str]) -> set[str]:
+        """Return the trees that generations need; an older one cannot come back with what is *archived*, whose tree has been given up."""
+        current = generations.serving(self._layout).number
+        found = [(held.number, model, entry) for held in kept for model, entry in held.entries.items()]
+        return {entry.tree for number, model, entry in found if number == current or model not in archived}
+
+    def _leaving(self) -> list[Record]:
+        """Return the records of models that are not listed and within their grace."""
+        listed, now = {model.id for model in self._lock.model}, self._now()
+        return [
+            record
+            for record in self._ledger.records().values()
+            if record.id not in listed
+            and (record.unlisted_since is None or (now - record.unlisted_since).total_seconds() < self._policy.grace_seconds)
+        ]
+
+    def _made_of(self, trees: set[str]) -> set[str]:
+        """Return the blobs that *trees* are made of, whose listings were lost with the ledger: the files themselves say it."""
+        folders = [folder for folder in map(self._layout.tree, trees) if folder.is_dir()]
+        files = {_identity(folder / path) for folder in folders for path in files_of(folder)}
+        return {name for name, path in _by_digest(self._layout.blobs) if _identity(path) in files} if files else set()
+
+    def _kept(self, gone: list[int]) -> list[Generation]:
+        kept: list[Generation] = []
+        for number in generations.numbers(self._layout):
+            with contextlib.suppress(StoreError):
+                if number not in gone:
+                    kept.append(generations.read(self._layout, number))
+        return kept
+
+    # -- waste -------------------------------------------------------------------------------------
+
+    def _of_generation(self, number: int) -> Garbage:
+        return Garbage(kind="generation", name=str(number), bytes=0, reason="past the number that is kept, or of models not listed")
+
+    def _trees(self, roots: tuple[set[str], set[str]]) -> list[Garbage]:
+        shelves = [(algorithm.name, shelf) for algorithm in _folders(self._layout.trees) for shelf in _folders(algorithm)]
+        names = [f"{algorithm}:{path.name}" for algorithm, shelf in shelves for path in _folders(shelf)]
+        return [
+            Garbage(kind="tree", name=name, bytes=0, reason="no listed model or kept generation is made of it")
+            for name in sorted(names)
+            if name not in roots[0] and digests.is_digest(name)
+        ]
+
+    def _blobs(self, roots: tuple[set[str], set[str]]) -> list[Garbage]:
+        return [
+            Garbage(kind="blob", name=name, bytes=path.lstat().st_size, reason="no listed model, kept generation or grace needs it")
+            for name, path in sorted(_by_digest(self._layout.blobs))
+            if name not in roots[1]
+        ]
+
+    def _cold(self) -> list[Garbage]:
+        """Return what lies in cold storage for nobody: its model is not listed any more and its grace is over, or it is back."""
+        back = {name for model in self._lock.model if model.state != "archived" for name in model.blobs}
+        needed = {*self._lock.blob, *(name for record in self._leaving() for name in record.blobs)}
+        return [
+            Garbage(kind="cold", name=name, bytes=path.lstat().st_size, reason="in cold storage, and nobody asks for it any more")
+            for name, path in sorted(_by_digest(self._layout.cold / "blobs"))
+            if name not in needed or (name in back and self._layout.blob(name).is_file())
+        ]
+
+    def _aside(self) -> list[Garbage]:
+        """Return damaged copies that were set aside long ago."""
+        shelves = self._layout.cold / "blobs"
+        return [
+            Garbage(kind="aside", name=str(path.relative_to(shelves)), bytes=seen.st_size, reason="damaged, and set aside for a week")
+            for path, seen in ((path, path.lstat()) for path in sorted(shelves.glob("*/*/.*.damaged")))
+            if self._now().timestamp() - seen.st_ctime > ASIDE_SECONDS
+        ]
+
+    def _partials(self) -> list[Garbage]:
+        """Return partial downloads of what is not listed, or is here already, or that nobody continued for long."""
+        good = {name for name, seen in self._ledger.verifications().items() if seen.size >= 0 and self._layout.blob(name).exists()}
+        wanted = {name.replace(":", "-") for name in self._lock.blob.keys() - good}
+        now = self._now().timestamp()
+        return [
+            Garbage(kind="partial", name=path.name, bytes=_bytes_of(path), reason="a download that nobody continues")
+            for path in _folders(self._layout.staging)
+            if digests.is_digest(path.name.replace("-", ":", 1))
+            and (path.name not in wanted or now - path.stat().st_mtime > PARTIAL_SECONDS)
+        ]
+
+
+def _is_archived(record: Record | None) -> bool:
+    return record is not None and record.state == "archived"
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    seen = path.lstat()
+    return seen.st_dev, seen.st_ino
+
+
+def _by_digest(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Yield what lies under *folder* by its digest."""
+    for algorithm in _folders(folder):
+        for shelf in _folders(algorithm):
+            for path in shelf.iterdir():
+                if digests.is_digest(f"{algorithm.name}:{path.name}"):
+                    yield f"{algorithm.name}:{path.name}", path
+
+
+def _folders(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return []
+    return sorted(child for child in path.iterdir() if child.is_dir() and not child.is_symlink())
+
+
+def _bytes_of(folder: Path) -> int:
+    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())

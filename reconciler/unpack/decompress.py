@@ -1,0 +1,141 @@
+"""
+Decompressors that cannot be made to eat the machine.
+
+Rules that hold here:
+
+1. Bytes come out in pieces of at most ``PIECE`` bytes, whatever goes in; nothing is ever read whole.
+2. The memory that a stream may ask for is capped: xz and zstd let their header name any dictionary.
+3. One stream, and nothing after it. A second member or trailing bytes are what another reader would see and this one not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import lzma
+import zlib
+from collections.abc import Callable, Iterator
+from typing import BinaryIO
+
+from reconciler.core.errors import UnpackRefused
+
+#: The most bytes that come out at once.
+PIECE = 1 << 20
+#: The most memory that one decompressor may take: ``xz -9`` asks for 65 MiB, ``zstd --ultra -22`` for 128.
+MEMORY = 128 << 20
+
+_READ = 64 << 10
+_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+
+
+def pieces(file: BinaryIO, kind: str) -> Iterator[bytes]:
+    """
+    Yield what *file*, of a tar *kind*, decompresses to.
+
+    Raises:
+        UnpackRefused: it is malformed, cut short, has anything after its end, or asks for too much memory.
+    """
+    if kind not in _READERS:
+        raise UnpackRefused(f"unknown kind of archive: {kind!r}")
+    with refusing(kind):
+        yield from _READERS[kind](file)
+
+
+@contextlib.contextmanager
+def refusing(what: str) -> Iterator[None]:
+    """Turn what a decompressor says of *what* into a refusal."""
+    from zstandard import ZstdError  # half of all archives need it, and no other command does
+
+    try:
+        yield
+    except (zlib.error, lzma.LZMAError, ZstdError) as error:
+        raise UnpackRefused(f"the {what} stream cannot be read within {MEMORY >> 20} MiB of memory: {error}") from None
+
+
+def deflated(file: BinaryIO, size: int) -> Iterator[bytes]:
+    """Yield what the next *size* bytes of *file* inflate to: one raw deflate stream (RFC 1951) that ends exactly there."""
+    machine = zlib.decompressobj(wbits=-15)
+    left = size
+    while not machine.eof:
+        data = machine.unconsumed_tail
+        if not data:
+            data = file.read(min(left, _READ))
+            left -= len(data)
+        out = machine.decompress(data, PIECE)
+        if not data and not out and not machine.eof:
+            raise UnpackRefused("a deflate stream is cut short")
+        yield out
+    if machine.unused_data or left:
+        raise UnpackRefused("a deflate stream ends before its member does")
+
+
+def _plain(file: BinaryIO) -> Iterator[bytes]:
+    while data := file.read(PIECE):
+        yield data
+
+
+def _gzip(file: BinaryIO) -> Iterator[bytes]:
+    machine = zlib.decompressobj(wbits=31)
+    while not machine.eof:
+        data = machine.unconsumed_tail or file.read(_READ)
+        out = machine.decompress(data, PIECE)
+        if not data and not out and not machine.eof:
+            raise UnpackRefused("the gzip stream is cut short")
+        yield out
+    _end(file, machine.unused_data)
+
+
+def _xz(file: BinaryIO) -> Iterator[bytes]:
+    machine = lzma.LZMADecompressor(format=lzma.FORMAT_XZ, memlimit=MEMORY)
+    while not machine.eof:
+        data = file.read(_READ) if machine.needs_input else b""
+        if machine.needs_input and not data:
+            raise UnpackRefused("the xz stream is cut short")
+        yield machine.decompress(data, PIECE)
+    _end(file, machine.unused_data)
+
+
+def _zst(file: BinaryIO) -> Iterator[bytes]:
+    """
+    Yield what a frame decompresses to, handing it over block by block (RFC 8878, section 3.1.1).
+
+    zstandard's stream reader swallows what follows the frame, and its decompressor has no bound on what one call returns. A block
+    is at most 128 KiB unpacked, so to walk the blocks gives both the bound and the frame's exact end.
+    """
+    import zstandard
+
+    head = file.read(18)  # the longest frame header
+    if head[:4] != _ZSTD_MAGIC:
+        raise UnpackRefused("not a zstd frame, or one that is skippable and so hides bytes")
+    frame = zstandard.get_frame_parameters(head)
+    length = zstandard.frame_header_size(head)
+    machine = zstandard.ZstdDecompressor(max_window_size=MEMORY).decompressobj()
+    yield machine.decompress(head[:length])
+    file.seek(length)
+    for data in _blocks(file, checksum=frame.has_checksum):
+        yield machine.decompress(data)
+    if not machine.eof:
+        raise UnpackRefused("the zstd frame is cut short")
+    _end(file, machine.unused_data)
+
+
+def _blocks(file: BinaryIO, *, checksum: bool) -> Iterator[bytes]:
+    """Yield the blocks of a frame, each with its header, the last with the checksum."""
+    last = False
+    while not last:
+        head = file.read(3)
+        field = int.from_bytes(head, "little")
+        last = bool(field & 1)
+        size = 1 if field >> 1 & 3 == 1 else field >> 3  # a run-length block is one byte, repeated
+        size += 4 if last and checksum else 0
+        data = file.read(size)
+        if len(head) + len(data) != 3 + size:
+            raise UnpackRefused("the zstd frame is cut short")
+        yield head + data
+
+
+def _end(file: BinaryIO, unused: bytes) -> None:
+    if unused or file.read(1):
+        raise UnpackRefused("something follows the end of the compressed stream")
+
+
+_READERS: dict[str, Callable[[BinaryIO], Iterator[bytes]]] = {"tar": _plain, "tar.gz": _gzip, "tar.xz": _xz, "tar.zst": _zst}

@@ -1,0 +1,272 @@
+"""
+Takes archives apart: what a stranger packed becomes plain files in a folder, or nothing that anybody uses.
+
+It runs in a process of its own, which sees one archive and one folder: a job comes as JSON on standard input, one JSON document
+goes out, and the exit code says nothing.
+
+Rules that hold here:
+
+1. No library extracts: the readers (``untar``, ``unzip``) name members, ``archive`` admits them, and this room alone writes.
+2. Every file is created anew and exclusively, below descriptors of folders that were made here; no link is ever followed or made.
+3. Modes are ours: 0444 and 0755. Owners, times, attributes and whatever else an archive says are not read.
+4. Nothing is synced here: what is unpacked is staging until it is hashed and gets its name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, BinaryIO
+
+from msgspec import Meta, Struct, json
+
+from reconciler.core import archive_rules as rules
+from reconciler.core import strict_json
+from reconciler.core.errors import ReconcileError, StoreError, UnpackRefused, UsageError
+from reconciler.core.node import Limits
+from reconciler.core.snapshot import Unpack
+from reconciler.store import atomic
+from reconciler.unpack import decompress, tar_reader, zip_reader
+
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_JOB_BYTES = 64 << 10
+_DEEPEST = 64  # no settings allow as much, and every level holds a descriptor
+
+
+class PlainUnpacker:
+    """The ``Unpacker`` port in this very process, within *limits*."""
+
+    def __init__(self, limits: Limits | None = None) -> None:
+        self._limits = limits or Limits()
+
+    def unpack(self, archive: Path, kind: str, into: Path) -> tuple[str, ...]:
+        """
+        Unpack *archive* into the empty folder *into* and return the paths of its files, sorted.
+
+        Raises:
+            UnpackRefused: it breaks a rule; what was written so far is the caller's to delete.
+            StoreError: the disk refused, *archive* is no plain file or *into* is no empty folder.
+        """
+        with atomic.translate_errors(f"unpack {archive}"), _opened(archive) as file, _empty(into) as folder:
+            length = os.fstat(file.fileno()).st_size
+            members = rules.Members(self._limits, length)
+            try:
+                for path, body in _entries(file, kind, length, members):
+                    if body is not None:
+                        folder.write(path, body)
+                    elif path:
+                        folder.make(path)
+            except MemoryError:
+                raise StoreError(f"not enough memory to unpack {archive}") from None
+            return tuple(sorted(members.files))
+
+
+def files(archive: Path, kind: str) -> tuple[str, ...]:
+    """
+    Return the paths of the files that ``unpack`` would make of *archive*, sorted: every byte is read, and none is written.
+
+    Raises:
+        UnpackRefused: every node would refuse it.
+        StoreError: it cannot be read.
+    """
+    with atomic.translate_errors(f"read {archive}"), _opened(archive) as file:
+        length = os.fstat(file.fileno()).st_size
+        members = rules.Members(Limits(), length)
+        for _, body in _entries(file, kind, length, members):
+            for _ in body or ():
+                pass
+        return tuple(sorted(members.files))
+
+
+def _entries(file: BinaryIO, kind: str, length: int, members: rules.Members) -> Iterator[tuple[str, Iterator[bytes] | None]]:
+    if kind != "zip":
+        return tar_reader.entries(decompress.pieces(file, kind), members)
+    return zip_reader.entries(file, length, members)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """Open the plain file at *path*; without O_NONBLOCK a FIFO would hold us for ever."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise StoreError(f"{path} is not a plain file")
+        yield file
+
+
+@contextlib.contextmanager
+def _empty(path: Path) -> Iterator[_Folder]:
+    fd = os.open(path, _FOLDER)
+    try:
+        with os.scandir(fd) as found:
+            is_empty = next(found, None) is None
+        if not is_empty:
+            raise StoreError(f"the folder {path} is not empty")
+        yield _Folder(fd)
+    finally:
+        os.close(fd)
+
+
+class _Folder:
+    """The folder that is written into, and which folders were made below it."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._made: set[str] = set()
+
+    def make(self, path: str) -> None:
+        """Make the folder *path* and those above it, if it was not done before."""
+        with self._entered(path):
+            pass
+
+    def write(self, path: str, body: Iterator[bytes]) -> None:
+        """Make the file *path* of the bytes of *body*, and the folders above it."""
+        above, _, name = path.rpartition("/")
+        with self._entered(above) as folder, _unique(path):
+            fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=folder)
+        try:
+            for piece in body:
+                view = memoryview(piece)
+                while view:
+                    view = view[os.write(fd, view) :]
+            os.fchmod(fd, 0o444)
+        finally:
+            os.close(fd)
+
+    @contextlib.contextmanager
+    def _entered(self, path: str) -> Iterator[int]:
+        """Walk down to the folder *path* one component at a time, since the system would follow a link in the middle of a path."""
+        here = os.dup(self._fd)
+        try:
+            for end in _ends(path):
+                name = path[:end].rpartition("/")[2]
+                if path[:end] not in self._made:
+                    with _unique(path[:end]):
+                        os.mkdir(name, 0o700, dir_fd=here)
+                below = os.open(name, _FOLDER, dir_fd=here)
+                os.close(here)
+                here = below
+                if path[:end] not in self._made:
+                    os.fchmod(here, 0o755)
+                    self._made.add(path[:end])
+            yield here
+        finally:
+            os.close(here)
+
+
+def check_extracted(into: Path, members: tuple[str, ...]) -> None:
+    """
+    See that *into* holds the plain files *members*, each under one name, in plain folders, and nothing else.
+
+    What a process says of its own work is a claim, and a stranger's archive was in it: one link among the folders would make a caller
+    who believes it take files from anywhere.
+
+    Raises:
+        UnpackRefused: it does not.
+        StoreError: the disk refused.
+    """
+    with atomic.translate_errors(f"look through {into}"):
+        fd = os.open(into, _FOLDER)
+        try:
+            found = sorted(_plain_files(fd, ""))
+        finally:
+            os.close(fd)
+    if found != sorted(members):
+        raise UnpackRefused("the folder holds other files than the extractor says")
+
+
+def _plain_files(fd: int, above: str) -> Iterator[str]:
+    if above.count("/") > _DEEPEST:
+        raise UnpackRefused("the extractor left folders deeper than any archive may have")
+    with os.scandir(fd) as found:
+        for entry in found:
+            path = f"{above}{entry.name}"
+            seen = entry.stat(follow_symlinks=False)
+            if stat.S_ISDIR(seen.st_mode):
+                below = os.open(entry.name, _FOLDER, dir_fd=fd)
+                try:
+                    yield from _plain_files(below, f"{path}/")
+                finally:
+                    os.close(below)
+            elif stat.S_ISREG(seen.st_mode) and seen.st_nlink == 1:
+                yield path
+            else:
+                raise UnpackRefused(f"the extractor left {rules.shown(path)}, which is no plain file or has another name elsewhere")
+
+
+def _ends(path: str) -> list[int]:
+    """Return where each component of *path* ends."""
+    return [at for at, character in enumerate(f"{path}/") if character == "/"] if path else []
+
+
+@contextlib.contextmanager
+def _unique(path: str) -> Iterator[None]:
+    """Whatever has the name already was made from another spelling of it."""
+    try:
+        yield
+    except FileExistsError:
+        raise UnpackRefused(f"this disk takes {rules.shown(path)} and an earlier member's name for one") from None
+
+
+# -- the process of its own ------------------------------------------------------------------------
+
+
+class Job(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the process is asked to do; the *nonce* comes back, so that nobody else's output passes for its answer."""
+
+    nonce: Annotated[str, Meta(max_length=256)]
+    archive: str
+    kind: Unpack
+    into: str
+    limits: Limits = Limits()
+
+
+class Failure(Struct, frozen=True, kw_only=True):
+    """The name and the message of the error that ended a job."""
+
+    name: str
+    message: str
+    hint: str = ""
+
+
+class Answer(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How a job ended: the paths of the files, sorted, or an error."""
+
+    nonce: str
+    members: tuple[str, ...] | None = None
+    error: Failure | None = None
+
+
+def answer(data: bytes) -> Answer:
+    """Do the job that *data* describes and say how it ended."""
+    nonce = ""
+    try:
+        job = _job(data)
+        nonce = job.nonce
+        return Answer(nonce=nonce, members=PlainUnpacker(job.limits).unpack(Path(job.archive), job.kind, Path(job.into)))
+    except ReconcileError as error:
+        return Answer(nonce=nonce, error=Failure(name=error.name, message=error.message, hint=error.hint))
+
+
+def _job(data: bytes) -> Job:
+    try:
+        job = strict_json.decode(data, Job)
+    except strict_json.NotStrict as error:
+        raise UsageError(f"not a job for unpacking: {error}") from None
+    if "\0" in job.archive + job.into:
+        raise UsageError("not a job for unpacking: a path with a NUL in it")
+    return job
+
+
+def main() -> None:
+    """Read one job on standard input and print one answer."""
+    sys.stdout.buffer.write(json.encode(answer(sys.stdin.buffer.read(_JOB_BYTES))) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    main()
