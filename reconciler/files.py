@@ -1,12 +1,37 @@
-"""Deleting what strangers may have made."""
+"""What every package needs of the file system: one translation of the system's errors, and deleting what untrusted programs left."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
+from reconciler.core.errors import DiskFull, StoreError
+
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_IN_THE_WAY = "something else lies in its place: move it away, and run again"
+_NOT_YOURS = "run as the user whom the store belongs to (`ls -l`)"
+#: What to do about what the system says.
+_HINTS = {
+    errno.EISDIR: _IN_THE_WAY, errno.ENOTDIR: _IN_THE_WAY, errno.EEXIST: _IN_THE_WAY, errno.ELOOP: _IN_THE_WAY,
+    errno.EACCES: _NOT_YOURS, errno.EPERM: _NOT_YOURS,
+    errno.EROFS: "the file system is mounted read-only: look at `mount` and `dmesg`",
+    errno.EIO: "the disk may be failing: look at `dmesg` and `smartctl`",
+}  # fmt: skip
+
+
+@contextlib.contextmanager
+def translate_errors(what: str) -> Iterator[None]:
+    """Turn what the system refuses into a ``StoreError`` that says *what* was tried."""
+    try:
+        yield
+    except OSError as error:
+        kind = DiskFull if error.errno in _FULL else StoreError
+        raise kind(f"cannot {what}: {error.strerror or error}", hint=_HINTS.get(error.errno or 0, "")) from error
 
 
 def delete(path: Path) -> bool:

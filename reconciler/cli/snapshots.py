@@ -176,7 +176,7 @@ def _unpacked(sources: tuple[str, ...], kind: Unpack | None) -> tuple[str, ...] 
     found: list[str] = []
     for source in sources:
         try:
-            found += extract.files(Path(source).resolve(), kind)
+            found += extract.list_files(Path(source).resolve(), kind)
         except UnpackRefused as error:
             hint = error.hint or f"pack it again: {_PACK}"
             raise UnpackRefused(f"every node would refuse {source}: {error.message}", hint=hint) from None

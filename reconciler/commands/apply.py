@@ -56,7 +56,7 @@ def preview(settings: Settings, options: Options = _OPTIONS, *, clock: Clock = w
     found = load_lock.load_verified_lock(settings)
     layout = load_lock.store_layout(settings)
     with Ledger.reading(layout.ledger) as ledger:
-        found.admit(trust_state.read(layout, ledger), now)
+        found.check_fresh(trust_state.read(layout, ledger), now)
         state = observe.node_state(layout, ledger)
     return _preview(settings, options, found, state, now)
 

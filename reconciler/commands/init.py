@@ -116,7 +116,7 @@ def reset_trust_state(settings: Settings, now: datetime) -> TrustState:
             known = structs.replace(lock.read_trust_state(settings), seen_at=None)
         except TrustStateLost:
             known = TrustState()
-        found.admit(known, now)
+        found.check_fresh(known, now)
         made = trust.advance_state(known, found.verified, now)
         trust_state.write(load_lock.store_layout(settings), ledger, made)
     return made

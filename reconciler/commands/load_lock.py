@@ -54,14 +54,14 @@ class VerifiedLock(Struct, frozen=True, kw_only=True):
     verified: Verified
     root: TrustRoot
 
-    def admit(self, floor_: TrustState, now: datetime) -> None:
+    def check_fresh(self, floor_: TrustState, now: datetime) -> None:
         """Check time and floor; raises what ``trust.admit`` raises."""
         trust.check_fresh(self.verified, self.root, now=now, trust_state=floor_, limits=LIMITS)
 
     def refusal(self, floor_: TrustState, now: datetime) -> ReconcileError | None:
         """Return why nothing new may be done on this lock now, or None."""
         try:
-            self.admit(floor_, now)
+            self.check_fresh(floor_, now)
         except ReconcileError as error:
             return error
         return None

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
+from reconciler import files
 from reconciler.commands import load_lock
 from reconciler.commands.load_lock import LIMITS, VerifiedLock
 from reconciler.core import digest, trust, units
@@ -66,7 +67,7 @@ def open_store(settings: Settings, *, timeout_seconds: float = 0.0) -> Iterator[
     """Hold the store, made if it is missing, and open its ledger for writing."""
     layout = load_lock.store_layout(settings)
     atomic.make_folder(layout.root)
-    with atomic.translate_errors(f"read the store {layout.root}"):
+    with files.translate_errors(f"read the store {layout.root}"):
         layout.check(shelves=True)
     with (
         writer_lock.hold(layout.writer, timeout_seconds=timeout_seconds),
@@ -185,7 +186,7 @@ def record_accepted(settings: Settings, found: VerifiedLock, ledger: Ledger, now
     """
     layout = load_lock.store_layout(settings)
     before = trust_state.read(layout, ledger)
-    found.admit(before, now)
+    found.check_fresh(before, now)
     after = trust.advance_state(before, found.verified, now)
     if (before.version, before.digest, before.role) != (after.version, after.digest, after.role) or not trust_state.in_file(layout):
         trust_state.write(layout, ledger, after)

@@ -7,44 +7,19 @@ Rules that hold here:
 2. An fsync or close that fails means that the bytes are not trusted: the kernel may have dropped them and a second fsync says
    nothing (LWN 752063). The temporary file goes, the error stays.
 3. Nothing here follows a link at the last component, and deleting never leaves the folder that it was given.
-4. Whatever the system refuses leaves as a ``StoreError``, or ``DiskFull`` where space or inodes are gone.
+4. An ``OSError`` leaves as a ``StoreError``, or as ``DiskFull`` where space or inodes have run out (``files.translate_errors``).
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 
 from reconciler import files
-from reconciler.core.errors import DiskFull, StoreError
 
-_FULL = {errno.ENOSPC, errno.EDQUOT}
 _COPY = 1 << 20
-
-
-_IN_THE_WAY = "something else lies in its place: move it away, and run again"
-_NOT_YOURS = "run as the user whom the store belongs to (`ls -l`)"
-#: What to do about what the system says.
-_HINTS = {
-    errno.EISDIR: _IN_THE_WAY, errno.ENOTDIR: _IN_THE_WAY, errno.EEXIST: _IN_THE_WAY, errno.ELOOP: _IN_THE_WAY,
-    errno.EACCES: _NOT_YOURS, errno.EPERM: _NOT_YOURS,
-    errno.EROFS: "the file system is mounted read-only: look at `mount` and `dmesg`",
-    errno.EIO: "the disk may be failing: look at `dmesg` and `smartctl`",
-}  # fmt: skip
-
-
-@contextlib.contextmanager
-def translate_errors(what: str) -> Iterator[None]:
-    """Turn what the system refuses into a ``StoreError`` that says *what* was tried."""
-    try:
-        yield
-    except OSError as error:
-        kind = DiskFull if error.errno in _FULL else StoreError
-        raise kind(f"cannot {what}: {error.strerror or error}", hint=_HINTS.get(error.errno or 0, "")) from error
 
 
 def sync_folder(path: Path) -> None:
@@ -72,7 +47,7 @@ def read(path: Path) -> bytes:
 
 def make_folder(path: Path, mode: int = 0o755) -> None:
     """Make *path* and what is missing above it, whatever the umask, each name synced."""
-    with translate_errors(f"make the folder {path}"):
+    with files.translate_errors(f"make the folder {path}"):
         missing = []
         while not path.is_dir():
             missing.append(path)
@@ -89,7 +64,7 @@ def make_folder(path: Path, mode: int = 0o755) -> None:
 
 def write(path: Path, data: bytes, mode: int = 0o644) -> None:
     """Put *data* under the name *path*, whole or not at all."""
-    with translate_errors(f"write {path}"):
+    with files.translate_errors(f"write {path}"):
         temporary = path.with_name(f".{path.name}.{os.urandom(6).hex()}.tmp")
         try:
             _write_new(temporary, data, mode)
@@ -102,7 +77,7 @@ def write(path: Path, data: bytes, mode: int = 0o644) -> None:
 
 def create(path: Path, data: bytes, mode: int = 0o644) -> None:
     """Put *data* under the name *path*, which nothing may have: for what must never be replaced, as a private key."""
-    with translate_errors(f"create {path}"):
+    with files.translate_errors(f"create {path}"):
         try:
             _write_new(path, data, mode)
         except FileExistsError:
@@ -127,7 +102,7 @@ def _write_new(path: Path, data: bytes, mode: int) -> None:
 
 def reserve(path: Path, size: int) -> None:
     """Have the file system set *size* bytes aside under the name *path*. Nothing is synced: it holds nothing."""
-    with translate_errors(f"set room aside in {path}"):
+    with files.translate_errors(f"set room aside in {path}"):
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
         try:
             os.posix_fallocate(fd, 0, size)
@@ -143,7 +118,7 @@ def settle(fd: int, mode: int) -> None:
 
 def rename(old: Path, new: Path) -> None:
     """Give what is at *old* the name *new*, for good; what was at *new* is gone in the same instant."""
-    with translate_errors(f"rename {old} to {new}"):
+    with files.translate_errors(f"rename {old} to {new}"):
         old.rename(new)
         sync_folder(new.parent)
         if old.parent != new.parent:
@@ -152,13 +127,13 @@ def rename(old: Path, new: Path) -> None:
 
 def new_symlink(target: str, path: Path) -> None:
     """Make *path*, which nothing may have, a link to *target*. The caller syncs the folder."""
-    with translate_errors(f"link {path} to {target}"):
+    with files.translate_errors(f"link {path} to {target}"):
         path.symlink_to(target)
 
 
 def link(old: Path, new: Path) -> None:
     """Give the file at *old* a second name; what was at *new* is replaced in one instant. The caller syncs the folder."""
-    with translate_errors(f"link {old} as {new}"):
+    with files.translate_errors(f"link {old} as {new}"):
         temporary = new.with_name(f".{os.urandom(6).hex()}.tmp")
         os.link(old, temporary, follow_symlinks=False)
         try:
@@ -169,7 +144,7 @@ def link(old: Path, new: Path) -> None:
 
 def symlink(target: str, path: Path) -> None:
     """Make *path* a link to *target*, for good; a link that was there is replaced in one instant."""
-    with translate_errors(f"link {path} to {target}"):
+    with files.translate_errors(f"link {path} to {target}"):
         temporary = path.with_name(f".{path.name}.{os.urandom(6).hex()}.tmp")
         temporary.symlink_to(target)
         try:
@@ -182,7 +157,7 @@ def symlink(target: str, path: Path) -> None:
 
 def copy(old: Path, new: Path, mode: int = 0o444) -> None:
     """Copy the plain file *old* to *new*, which must not exist, and sync it; for another file system, where a link cannot go."""
-    with translate_errors(f"copy {old} to {new}"):
+    with files.translate_errors(f"copy {old} to {new}"):
         source = os.open(old, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             if not stat.S_ISREG(os.fstat(source).st_mode):  # a FIFO would be waited for without end
@@ -210,9 +185,9 @@ def sync_tree(path: Path) -> None:
     def refuse(error: OSError) -> None:
         raise error  # os.walk passes over what it cannot read, and that would count as synced
 
-    with translate_errors(f"sync {path}"):
-        for folder, _, files in os.walk(path, topdown=False, onerror=refuse):
-            for name in files:
+    with files.translate_errors(f"sync {path}"):
+        for folder, _, names in os.walk(path, topdown=False, onerror=refuse):
+            for name in names:
                 if Path(folder, name).is_symlink():
                     continue  # a link is a name and nothing else; syncing its folder keeps it
                 fd = os.open(Path(folder, name), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -225,6 +200,6 @@ def sync_tree(path: Path) -> None:
 
 def delete(path: Path) -> None:
     """Delete what is at *path*, a folder with all that is in it; links are deleted and never followed. Missing is fine."""
-    with translate_errors(f"delete {path}"):
+    with files.translate_errors(f"delete {path}"):
         if files.delete(path):
             sync_folder(path.parent)

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
+from reconciler import files
 from reconciler.core import digest as digests
 from reconciler.core.errors import BlobDamaged, HashMismatch, StoreError
 from reconciler.ports import Fetched
@@ -74,7 +75,7 @@ class Blobs:
     def _name(self, fd: int, path: Path, name: str) -> None:
         target = self._layout.blob(name)
         atomic.make_folder(target.parent)
-        with atomic.translate_errors(f"keep {name}"):
+        with files.translate_errors(f"keep {name}"):
             atomic.settle(fd, 0o444)
         _make_way(target)
         atomic.rename(path, target)
@@ -146,7 +147,7 @@ class Blobs:
         atomic.rename(temporary, target)
 
     def _digest(self, path: Path, algorithm: str) -> str:
-        with atomic.translate_errors(f"read {path.name}"):
+        with files.translate_errors(f"read {path.name}"):
             return self._hash(path, algorithm)
 
     def _remember(self, name: str, seen: os.stat_result) -> None:
@@ -167,12 +168,12 @@ def set_aside(layout: Layout, name: str) -> None:
 
 def _make_way(target: Path) -> None:
     """Delete a folder that stands where a blob belongs: no rename of a file replaces it."""
-    with atomic.translate_errors(f"look at {target.name}"):
+    with files.translate_errors(f"look at {target.name}"):
         folder = target.is_dir() and not target.is_symlink()
     if folder:
         atomic.delete(target)
 
 
 def _open(path: Path) -> int:
-    with atomic.translate_errors(f"open {path.name}"):
+    with files.translate_errors(f"open {path.name}"):
         return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)

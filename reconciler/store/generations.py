@@ -18,6 +18,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
+from reconciler import files
 from reconciler.core.errors import StoreError
 from reconciler.core.state import ActiveModel, Generation
 from reconciler.store import atomic
@@ -46,7 +47,7 @@ class Generations:
         """Make a generation of *entries* and let ``active`` lead to it; return it."""
         number = max([0, *numbers(self._layout)]) + 1
         made = Generation(number=number, entries={model: entries[model] for model in sorted(entries)})
-        with atomic.translate_errors(f"make generation {number}"):
+        with files.translate_errors(f"make generation {number}"):
             self._write(made)
             self._lead_to(number)
         return made
@@ -54,7 +55,7 @@ class Generations:
     def reactivate(self, number: int) -> Generation:
         """Let ``active`` lead to an earlier generation again; return it."""
         found = read(self._layout, number)
-        with atomic.translate_errors(f"return to generation {number}"):
+        with files.translate_errors(f"return to generation {number}"):
             self._lead_to(number)
         return found
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
+from reconciler import files
 from reconciler.core import digest as digests
 from reconciler.core.errors import StoreError
 from reconciler.core.lock import Lock
@@ -78,7 +79,7 @@ class StoreHousekeeping:
             atomic.make_folder(folder)
         atomic.make_folder(self._layout.staging, 0o700)
         trust = self._layout.trust
-        with atomic.translate_errors("clear what a run left"):
+        with files.translate_errors("clear what a run left"):
             left = [path for path in self._layout.staging.iterdir() if path.name.startswith(("unpack-", "tree-", "thaw-"))]
             for folder in (self._layout.root, self._layout.generations, trust, trust / "roots", trust / "snapshots"):
                 left += folder.glob(".*.tmp")
@@ -90,7 +91,7 @@ class StoreHousekeeping:
         """Keep what failed, linked and not copied, with a record of what was expected and found; the oldest go first."""
         now = self._now()
         folder = self._layout.quarantine / f"{now:%Y%m%dT%H%M%S%f}-{_mark(model)}"
-        with contextlib.suppress(StoreError), atomic.translate_errors("keep what failed"):  # what cannot be kept for people stops no run
+        with contextlib.suppress(StoreError), files.translate_errors("keep what failed"):  # what cannot be kept for people stops no run
             atomic.make_folder(folder, 0o700)
             record = QuarantineRecord(model=model, at=now, detail=detail, tree=tree, report=report)
             atomic.write(folder / "record.json", msgspec.json.format(msgspec.json.encode(record)))
@@ -114,7 +115,7 @@ class StoreHousekeeping:
     def collect_garbage(self) -> None:
         """Delete what nothing needs, and forget what is gone: that is drift once, and not for ever."""
         self.free(self.garbage())
-        with atomic.translate_errors("look through the store"):
+        with files.translate_errors("look through the store"):
             for recipe, (tree, _) in self._ledger.trees().items():
                 if not self._layout.tree(tree).is_dir():
                     self._ledger.forget_tree(recipe)
@@ -124,7 +125,7 @@ class StoreHousekeeping:
 
     def garbage(self) -> tuple[Garbage, ...]:
         """Return everything that may go, and why; changes nothing."""
-        with atomic.translate_errors("look through the store"):
+        with files.translate_errors("look through the store"):
             gone = self._expired_generations()
             roots = self._roots(gone)
             stale = (self._of_generation(number) for number in gone)

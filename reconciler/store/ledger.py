@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import Struct
 
+from reconciler import files
 from reconciler.core import units
 from reconciler.core.errors import DiskFull, StoreError
 from reconciler.core.state import Passed, Record, TreeSeen
@@ -138,7 +139,7 @@ class Ledger:
 
     @classmethod
     def _opened(cls, path: Path) -> Ledger:
-        with atomic.translate_errors(f"open {path}"):
+        with files.translate_errors(f"open {path}"):
             if (path.is_symlink() or path.exists()) and not stat.S_ISREG(path.lstat().st_mode):
                 return cls._begun_anew(path, "it is no plain file")
             path.touch(0o644)  # SQLite syncs its name with that of its first journal

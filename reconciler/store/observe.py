@@ -14,10 +14,11 @@ import os
 import stat
 from pathlib import Path
 
+from reconciler import files
 from reconciler.core import digest
 from reconciler.core.errors import StoreError
 from reconciler.core.state import BlobSeen, Generation, NodeState, TreeSeen
-from reconciler.store import atomic, generations
+from reconciler.store import generations
 from reconciler.store.layout import Layout
 from reconciler.store.ledger import Ledger, Listing, Verification
 
@@ -29,7 +30,7 @@ def node_state(layout: Layout, ledger: Ledger) -> NodeState:
     Raises:
         StoreError: the store is not a folder, or cannot be read.
     """
-    with atomic.translate_errors(f"read the store {layout.root}"):
+    with files.translate_errors(f"read the store {layout.root}"):
         if layout.root.exists() and not layout.root.is_dir():
             raise StoreError(f"the store {layout.root} is not a folder", hint="set [store] path to a folder, or move the file away")
         layout.check()

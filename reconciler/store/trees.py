@@ -17,6 +17,7 @@ from pathlib import Path
 
 import msgspec
 
+from reconciler import files
 from reconciler.core import digest as digests
 from reconciler.core import snapshot
 from reconciler.core.errors import StoreError, UnpackRefused
@@ -48,7 +49,7 @@ class Trees:
             UnpackRefused: an archive breaks a rule, two members have one path, or *entrypoint* is not among the files.
             StoreError: the disk refused.
         """
-        with atomic.translate_errors("make a model's tree"):
+        with files.translate_errors("make a model's tree"):
             listing = (self._ledger.listing(recipe) if standing else ()) or self._listing(artifacts)
             if entrypoint not in {entry.path for entry in listing}:
                 raise UnpackRefused(f"the entrypoint {entrypoint!r} is not among the model's files")

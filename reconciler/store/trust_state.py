@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from reconciler import files
 from reconciler.core import digest as digests
 from reconciler.core.errors import TrustStateLost
 from reconciler.core.trust import TrustState
@@ -35,7 +36,7 @@ def read(layout: Layout, ledger: Ledger) -> TrustState:
     found = [trust_state for trust_state in (in_file(layout), ledger.trust_state()) if trust_state is not None]
     if found:
         return max(found, key=_height)
-    with atomic.translate_errors(f"read {layout.root}"):
+    with files.translate_errors(f"read {layout.root}"):
         used = layout.used
     if used:
         raise TrustStateLost(f"{_path(layout)} and its copy in the ledger are gone or damaged, on a store that was used")
@@ -70,7 +71,7 @@ def _path(layout: Layout) -> Path:
 def roots(layout: Layout) -> tuple[bytes, ...]:
     """Return the envelopes of the roots that were walked, in the order of their versions."""
     folder = layout.trust / "roots"
-    with atomic.translate_errors(f"read {folder}"):
+    with files.translate_errors(f"read {folder}"):
         if not folder.is_dir():
             return ()
         found = sorted((int(path.stem), path) for path in folder.glob("*.json") if path.stem.isascii() and path.stem.isdecimal())
@@ -88,7 +89,7 @@ def keep_envelope(layout: Layout, envelope: bytes) -> None:
     """Keep an accepted snapshot's envelope by its digest, as evidence; the oldest go first, since a node runs for years."""
     folder = layout.trust / "snapshots"
     path = folder / f"{digests.of(envelope).replace(':', '-')}.json"
-    with atomic.translate_errors(f"keep {path.name}"):
+    with files.translate_errors(f"keep {path.name}"):
         if path.exists():
             return
         atomic.make_folder(folder)

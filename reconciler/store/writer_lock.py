@@ -14,8 +14,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from reconciler import files
 from reconciler.core.errors import StoreBusy
-from reconciler.store import atomic
 
 _RETRY_SECONDS = 0.1
 
@@ -28,10 +28,10 @@ def hold(path: Path, *, timeout_seconds: float = 0.0) -> Iterator[None]:
     Raises:
         StoreBusy: another run holds it; the message says which.
     """
-    with atomic.translate_errors(f"open {path}"):
+    with files.translate_errors(f"open {path}"):
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
     try:
-        with atomic.translate_errors(f"lock {path}"):
+        with files.translate_errors(f"lock {path}"):
             _take(fd, timeout_seconds)
         yield
     finally:

@@ -24,12 +24,12 @@ from typing import Annotated, BinaryIO
 
 from msgspec import Meta, Struct, json
 
+from reconciler import files
 from reconciler.core import archive_rules as rules
 from reconciler.core import strict_json
 from reconciler.core.errors import ReconcileError, StoreError, UnpackRefused, UsageError
 from reconciler.core.node import Limits
 from reconciler.core.snapshot import Unpack
-from reconciler.store import atomic
 from reconciler.unpack import decompress, tar_reader, zip_reader
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -51,7 +51,7 @@ class PlainUnpacker:
             UnpackRefused: it breaks a rule; what was written so far is the caller's to delete.
             StoreError: the disk refused, *archive* is no plain file or *into* is no empty folder.
         """
-        with atomic.translate_errors(f"unpack {archive}"), _opened(archive) as file, _empty(into) as folder:
+        with files.translate_errors(f"unpack {archive}"), _opened(archive) as file, _empty(into) as folder:
             length = os.fstat(file.fileno()).st_size
             members = rules.Members(self._limits, length)
             try:
@@ -65,7 +65,7 @@ class PlainUnpacker:
             return tuple(sorted(members.files))
 
 
-def files(archive: Path, kind: str) -> tuple[str, ...]:
+def list_files(archive: Path, kind: str) -> tuple[str, ...]:
     """
     Return the paths of the files that ``unpack`` would make of *archive*, sorted: every byte is read, and none is written.
 
@@ -73,7 +73,7 @@ def files(archive: Path, kind: str) -> tuple[str, ...]:
         UnpackRefused: every node would refuse it.
         StoreError: it cannot be read.
     """
-    with atomic.translate_errors(f"read {archive}"), _opened(archive) as file:
+    with files.translate_errors(f"read {archive}"), _opened(archive) as file:
         length = os.fstat(file.fileno()).st_size
         members = rules.Members(Limits(), length)
         for _, body in _entries(file, kind, length, members):
@@ -169,7 +169,7 @@ def check_extracted(into: Path, members: tuple[str, ...]) -> None:
         UnpackRefused: it does not.
         StoreError: the disk refused.
     """
-    with atomic.translate_errors(f"look through {into}"):
+    with files.translate_errors(f"look through {into}"):
         fd = os.open(into, _FOLDER)
         try:
             found = sorted(_plain_files(fd, ""))

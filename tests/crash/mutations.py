@@ -62,31 +62,20 @@ def without(what: str, file: str, statement: str) -> Mutation:
     return once(what, file, statement, "pass")
 
 
-def _room(folder: str, *names: str) -> Iterator[str]:
-    return (f"reconciler/{folder}{name}.py" for name in names)
-
-
-DURABLE, BLOBS, TREES, MADE, LEDGER, OBSERVE, WRITER, KEEPER, FLOOR, UNPACK, LAYOUT, BALLAST = _room(
-    "store/",
-    "durable",
-    "blobs",
-    "trees",
-    "generations",
-    "ledger",
-    "observe",
-    "writer",
-    "housekeeping",
-    "trust_state",
-    "unpack",
-    "layout",
-    "space_reserve",
+DURABLE, BLOBS, TREES, MADE, LEDGER, OBSERVE, WRITER, KEEPER, FLOOR, LAYOUT, BALLAST = (
+    f"reconciler/store/{name}.py"
+    for name in (
+        "atomic", "blobs", "trees", "generations", "ledger", "observe", "writer_lock", "housekeeping", "trust_state", "layout", "reserve",
+    )
+)  # fmt: skip
+TRUST, LOCK, PLAN, GGUF, STRICT = (f"reconciler/core/{name}.py" for name in ("trust", "lock", "plan", "gguf", "strict_json"))
+STAGING, HASHER, PASSAGE, VERIFY, RESOLVE, ARIA2, DOCUMENT = (
+    f"reconciler/fetch/{name}.py" for name in ("staging", "hash_worker", "transfer", "hashing", "resolver", "aria2_daemon", "http")
 )
-FILES, TRUST, LOCK, PLAN, GGUF, STRICT = _room("", "files", "trust", "lock", "plan", "gguf", "strict")
-STAGING, HASHER, PASSAGE, VERIFY, RESOLVE, ARIA2, DOCUMENT = _room(
-    "fetch/", "staging", "hasher", "passage", "verify", "resolve", "aria2", "document"
+CONFIRM, NETWORK, RUN, SETUP, UPKEEP, SCRUB = (
+    f"reconciler/commands/{name}.py" for name in ("load_lock", "lock", "apply", "init", "maintenance", "verify")
 )
-CONFIRM, NETWORK, RUN, SETUP, UPKEEP, SCRUB = _room("engine/", "load_verified_lock", "network", "run", "setup", "upkeep", "verify")
-(ATTEND,) = _room("runtime/", "attend")
+FILES, UNPACK, ATTEND = ("reconciler/files.py", "reconciler/unpack/extract.py", "reconciler/sandbox/supervision.py")
 
 _STORE = ("contract/test_trees_contract", "contract/test_generations_contract", "unit/test_apply", "crash/test_damage")
 _LEFT = ("adversary/test_fetch_leftovers", "adversary/test_store_attacks")
@@ -151,10 +140,10 @@ def _syncs() -> Iterator[Mutation]:
     yield from every("fsync", DURABLE, r"os\.fsync\(fd\)", "pass")
     yield from every("fsync of the folder", DURABLE, r"(?<=    )sync_folder\(.*\)", "pass")
     yield from every("settling", DURABLE, r"(?<= )settle\(\w+, mode\)", "pass")
-    yield from every("sync of the tree", TREES, r"durable\.sync_tree\(\w+\)", "pass")
-    yield from every("fsync of the folder", KEEPER, r"durable\.sync_folder\(.*\)", "pass")
-    yield from every("sync of the generation", MADE, r"durable\.sync_tree\(\w+\)", "pass")
-    yield without("settling in blobs._name", BLOBS, "durable.settle(fd, 0o444)")
+    yield from every("sync of the tree", TREES, r"atomic.sync_tree\(\w+\)", "pass")
+    yield from every("fsync of the folder", KEEPER, r"atomic.sync_folder\(.*\)", "pass")
+    yield from every("sync of the generation", MADE, r"atomic.sync_tree\(\w+\)", "pass")
+    yield without("settling in blobs._name", BLOBS, "atomic.settle(fd, 0o444)")
     yield once("durable ledger", LEDGER, "PRAGMA synchronous = EXTRA", "PRAGMA synchronous = OFF")
     yield once("sync of the ledger's folder", LEDGER, "PRAGMA synchronous = EXTRA", "PRAGMA synchronous = FULL")
     yield once("rollback journal of the ledger", LEDGER, "PRAGMA journal_mode = DELETE", "PRAGMA journal_mode = WAL")
@@ -226,7 +215,7 @@ def _bytes() -> Iterator[Mutation]:
 
 def _store() -> Iterator[Mutation]:
     """What is believed neither of an extractor nor of the disk."""
-    yield without("confirmation of what was unpacked", TREES, "unpack.load_verified_lock(folder, members)")
+    yield without("confirmation of what was unpacked", TREES, "extract.check_extracted(folder, members)")
     yield never("confirmation: the files that were named", UNPACK, "found != sorted(members)")
     yield once("confirmation: plain files", UNPACK, "elif stat.S_ISREG(seen.st_mode) and seen.st_nlink == 1:", "elif seen.st_nlink == 1:")
     yield once("confirmation: one name", UNPACK, " and seen.st_nlink == 1:", ":")
@@ -265,55 +254,48 @@ def _serving() -> Iterator[Mutation]:
     yield once("a rollback to what never served", UPKEEP, " or (served and one > min(served) and one not in served)", "")
     yield never("a cold copy that is away for now", SCRUB, "not done.found")
     yield without("a cold copy that rotted", SCRUB, "blobs.set_aside(scene.layout, done.digest)")
-    yield never("letting go of the space_reserve", BALLAST, "_free(path) < BYTES")
-    yield once("room beside the space_reserve", BALLAST, " and _free(path) >= 4 * BYTES", "")
-    yield once("space_reserve that is all holes", BALLAST, "st_blocks * 512", "st_size")
-    yield once("space_reserve before a run", NETWORK, "space_reserve.released_when_full(layout.space_reserve)", "contextlib.nullcontext()")
+    yield never("letting go of the ballast", BALLAST, "_free(path) < BYTES")
+    yield once("room beside the ballast", BALLAST, " and _free(path) >= 4 * BYTES", "")
+    yield once("ballast that is all holes", BALLAST, "st_blocks * 512", "st_size")
+    yield once("ballast before a run", NETWORK, "reserve.released_when_full(layout.space_reserve)", "contextlib.nullcontext()")
 
 
 def _network() -> Iterator[Mutation]:
     """What makes bytes the network's word: signatures and their number, versions, times, and the trust_state."""
     yield without("signature", TRUST, "key.verify(unbase64(text), message)")
-    yield once("keys of the role alone", TRUST, "signature.keyid in allowed and", "signature.keyid in trusted_root.verifiers and")
+    yield once("keys of the role alone", TRUST, "signature.keyid in allowed and", "signature.keyid in root.verifiers and")
     yield once("each key counted once", TRUST, "return frozenset(\n        signature.keyid\n", "return tuple(\n        signature.keyid\n")
     yield once("signatures that are looked at", TRUST, "read.signatures[: limits.signatures]", "read.signatures")
     yield never("threshold", TRUST, "len(valid) < role.threshold")
-    yield never("network of a snapshot", TRUST, "found.network != trusted_root.network")
-    yield never("expiry of the trusted_root", TRUST, "now >= trusted_root.expires_at")
+    yield never("network of a snapshot", TRUST, "found.network != root.network")
+    yield never("expiry of the root", TRUST, "now >= root.expires_at")
     yield never("expiry of the snapshot", TRUST, "now >= found.expires_at")
     yield never("a snapshot of the future", TRUST, "found.issued_at > now + timedelta(seconds=limits.clock_skew_seconds)")
     yield never(
         "a clock set back", TRUST, "trust_state.seen_at and now < trust_state.seen_at - timedelta(seconds=limits.clock_back_seconds)"
     )
-    yield never("trust_state: version", TRUST, "found.version < trust_state.version")
-    yield never("trust_state: two of one version", TRUST, "found.version == trust_state.version and verified.digest != trust_state.digest")
+    yield never("trust state: version", TRUST, "found.version < trust_state.version")
+    yield never("trust state: two of one version", TRUST, "found.version == trust_state.version and verified.digest != trust_state.digest")
     yield never(
-        "trust_state: time after a change of keys", TRUST,
+        "trust state: time after a change of keys", TRUST,
         "trust_state.issued_at and found.issued_at <= trust_state.issued_at and verified.digest != trust_state.digest",
     )  # fmt: skip
     yield once(
-        "trust_state: time of issue that rises", TRUST, "max(trust_state.issued_at, found.issued_at) if trust_state.issued_at else ", ""
+        "trust state: time of issue that rises", TRUST, "max(trust_state.issued_at, found.issued_at) if trust_state.issued_at else ", ""
     )
-    yield once("trust_state: time seen that rises", TRUST, "max(trust_state.seen_at, now) if trust_state.seen_at else ", "")
-    yield never(
-        "fingerprint of the trusted_root", TRUST, "fingerprint and found != fingerprint.removeprefix('sha256:').lower()".replace("'", '"')
-    )
-    yield once("a trusted_root's own signature", TRUST, _SIGNED.format("trusted_root") + "\n    return trusted_root", "return trusted_root")
-    yield once(
-        "the old trusted_root's signature",
-        TRUST,
-        "payload = " + _SIGNED.format("trusted_root") + "\n    following",
-        _UNSIGNED + "\n    following",
-    )
-    yield without("the new trusted_root's signature", TRUST, _SIGNED.format("following"))
-    yield never("network of a trusted_root", TRUST, "following.network != trusted_root.network")
-    yield never("versions of roots by one", TRUST, "following.version != trusted_root.version + 1")
+    yield once("trust state: time seen that rises", TRUST, "max(trust_state.seen_at, now) if trust_state.seen_at else ", "")
+    yield never("fingerprint of the root", TRUST, "fingerprint and found != fingerprint.removeprefix('sha256:').lower()".replace("'", '"'))
+    yield once("a root's own signature", TRUST, _SIGNED.format("root") + "\n    return root", "return root")
+    yield once("the old root's signature", TRUST, "payload = " + _SIGNED.format("root") + "\n    following", _UNSIGNED + "\n    following")
+    yield without("the new root's signature", TRUST, _SIGNED.format("following"))
+    yield never("network of a root", TRUST, "following.network != root.network")
+    yield never("versions of roots by one", TRUST, "following.version != root.version + 1")
     yield never("rotations without end", TRUST, "steps >= limits.root_rotations")
-    yield without("rim of the calendar", TRUST, "snapshot.check_instant(trusted_root.expires_at)")
+    yield without("rim of the calendar", TRUST, "snapshot.check_instant(root.expires_at)")
     yield never("a key twice in a role", TRUST, "len(set(role.keyids)) != len(role.keyids)")
     yield never("a threshold that cannot be met", TRUST, "role.threshold > len(role.keyids)")
     yield never("a key that is not there", TRUST, "unknown")
-    yield without("keys that are loaded with their trusted_root", TRUST, "_ = trusted_root.verifiers")
+    yield without("keys that are loaded with their root", TRUST, "_ = root.verifiers")
     yield never("payload type", TRUST, "read.payload_type != payload_type")
     yield never("size of an envelope", TRUST, "len(envelope) > cap")
     yield once("the alphabet of base64", TRUST, ", validate=True)", ")")
@@ -326,32 +308,32 @@ def _network() -> Iterator[Mutation]:
     yield never("a member twice in a document", STRICT, "len(found) != len(pairs)")
     yield once("a lock that differs", LOCK, "if data == expected:", "if True:")
     yield without("a lock that is not its envelope's", CONFIRM, "locks.check(data, lock)")
-    for part in ("fingerprint", "pinned trusted_root", "roots", "lock", "envelope"):
-        yield once(f"what is remembered as verified_lock: {part}", CONFIRM, *_CONFIRMED[part])
+    for part in ("fingerprint", "pinned root", "roots", "lock", "envelope"):
+        yield once(f"what is remembered as confirmed: {part}", CONFIRM, *_CONFIRMED[part])
     yield once("the envelope that a server calls unchanged", NETWORK, "if digest.of(envelope) == etag.envelope else None", "")
     heard = "envelope, trusted, now=now, trust_state=read_trust_state(settings), limits=LIMITS)"
     yield once(
-        "time and trust_state of what is heard", NETWORK, f"trust.verify({heard}", "trust.open_snapshot(envelope, trusted, limits=LIMITS)"
+        "time and trust state of what is heard", NETWORK, f"trust.verify({heard}", "trust.open_snapshot(envelope, trusted, limits=LIMITS)"
     )
-    yield without("time and trust_state before a run", NETWORK, "found.check_fresh(before, now)")
-    yield without("time and trust_state before a plan", RUN, "found.check_fresh(trust_state.read(layout, ledger), now)")
-    yield without("time and trust_state before it begins anew", SETUP, "found.check_fresh(known, now)")
-    yield once("the higher trust_state", FLOOR, "max(found, key=_height)", "found[0]")
-    yield never("a lost trust_state", FLOOR, "used")
-    yield once("an empty trust_state", FLOOR, "return found if found.version else None", "return found")
+    yield without("time and trust state before a run", NETWORK, "found.check_fresh(before, now)")
+    yield without("time and trust state before a plan", RUN, "found.check_fresh(trust_state.read(layout, ledger), now)")
+    yield without("time and trust state before it begins anew", SETUP, "found.check_fresh(known, now)")
+    yield once("the higher trust state", FLOOR, "max(found, key=_height)", "found[0]")
+    yield never("a lost trust state", FLOOR, "used")
+    yield once("an empty trust state", FLOOR, "return found if found.version else None", "return found")
     yield once("a bound on envelopes", FLOOR, "others[: 1 - ENVELOPES]", "others[:0]")
     yield once("the last envelope, whatever the clock says", FLOOR, " if kept != path)", ")")
-    yield without("the trust_state in its file", FLOOR, "durable.write(_path(layout), msgspec.json.encode(trust_state))")
-    yield without("the trust_state in the ledger", FLOOR, 'ledger.set_fact("trust_state", trust_state)')
+    yield without("the trust state in its file", FLOOR, "atomic.write(_path(layout), msgspec.json.encode(trust_state))")
+    yield without("the trust state in the ledger", FLOOR, 'ledger.set_fact("floor", trust_state)')
 
 
-_SIGNED = "signed_payload(envelope, ROOT_TYPE, {0}, {0}.roles.trusted_root, limits=limits)"
+_SIGNED = "signed_payload(envelope, ROOT_TYPE, {0}, {0}.roles.root, limits=limits)"
 _CONFIRMED = {
-    "fingerprint": ("settings.network.root_fingerprint.encode(), ", ""),
-    "pinned trusted_root": ("read_pinned_root(settings), *trust_state.roots(layout), ", "*trust_state.roots(layout), "),
-    "roots": ("*trust_state.roots(layout), ", ""),
-    "lock": ("*trust_state.roots(layout), data, ", "*trust_state.roots(layout), "),
-    "envelope": ("*trust_state.roots(layout), data, envelope)", "*trust_state.roots(layout), data)"),
+    "fingerprint": ("settings.network.root_fingerprint.encode(),\n", ""),
+    "pinned root": ("        read_pinned_root(settings),\n", ""),
+    "roots": ("        *trust_state.roots(layout),\n", ""),
+    "lock": ("roots(layout),\n        data,\n", "roots(layout),\n"),
+    "envelope": ("        envelope,\n    )\n    for part", "    )\n    for part"),
 }
 _UNSIGNED = "payload = payload_of(_read(envelope, ROOT_TYPE, limits))"
 
