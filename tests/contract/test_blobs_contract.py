@@ -189,7 +189,7 @@ def test_bad_bytes_do_not_get_out_of_cold_storage(side: Side, file: Path) -> Non
     assert (side.hot(NAME), side.cold(NAME)) == (None, None)
 
 
-@pytest.mark.parametrize("act", ["freeze", "thaw"])
+@pytest.mark.parametrize("act", ["archive", "restore"])
 def test_what_is_not_there_cannot_move(side: Side, act: str) -> None:
     with pytest.raises(StoreError):
         getattr(side.port, act)(NAME)

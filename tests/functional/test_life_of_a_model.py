@@ -363,7 +363,7 @@ def test_a_failed_retest_takes_the_model_away_in_one_swap(used: Node) -> None:
 # -- hooks -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("gate", ['["sh", "-c", "echo too slow >&2; exit 1"]', '["sleep", "600"]', '["/no/such/program"]'])
+@pytest.mark.parametrize("hooks", ['["sh", "-c", "echo too slow >&2; exit 1"]', '["sleep", "600"]', '["/no/such/program"]'])
 def test_an_unhealthy_node_returns_to_what_served_before(used: Node, hooks: str) -> None:
     text = (used.folder / "reconcile.toml").read_text()
     (used.folder / "reconcile.toml").write_text(f'{text}\n[hooks]\nhealthy = {hooks}\nhealthy_timeout = "1s"\n')

@@ -206,7 +206,7 @@ class Life(RuleBasedStateMachine):
     @rule()
     def the_machine_starts_anew(self) -> None:
         before, self.node = self.node, StoreNode(self.folder, self.internet, self.node.network)
-        for name in ("policy", "clock", "tester", "gate", "facts"):
+        for name in ("policy", "clock", "tester", "hooks", "facts"):
             setattr(self.node, name, getattr(before, name))
 
     @rule()
