@@ -1,7 +1,7 @@
 """
 Which sandbox works here, found by attacking it.
 
-Two modes, both with the filter and limits of ``cage``: ``bubblewrap``, namespaces of its own; and ``landlock``, where namespaces are
+Two modes, both with the filter and limits of ``confine``: ``bubblewrap``, namespaces of its own; and ``landlock``, where namespaces are
 not to be had. There is no third: where neither works, nothing is run. A mode counts as working only after the hostile probe met every
 door shut and could read its canary; that is remembered for this boot, kernel, bubblewrap and version of ourselves, a failure never is.
 """
@@ -132,7 +132,7 @@ def _identity(mode: Mode) -> str:
 @functools.cache
 def _ourselves() -> str:
     """Return what changes when the code of the sandbox does: an upgrade is not vouched for by the old probe."""
-    return " ".join(_seen(Path(__file__).with_name(name)) for name in ("attend.py", "cage.py", "cell.py", "probe.py"))
+    return " ".join(_seen(path) for path in sorted(Path(__file__).parent.glob("*.py")))
 
 
 def _seen(path: Path) -> str:

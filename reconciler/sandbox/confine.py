@@ -32,7 +32,7 @@ SETUP_FAILED = 97
 CONFINED = b"confined\n"
 
 #: Argument of ``python -I -c``: this package's folder is named, since an isolated interpreter has no other way to a checkout.
-BOOTSTRAP = "import sys; sys.path.insert(0, sys.argv[2]); from reconciler.runtime import cage; cage.main(sys.argv[1])"
+BOOTSTRAP = f"import sys; sys.path.insert(0, sys.argv[2]); import {__name__} as confine; confine.main(sys.argv[1])"
 
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _PR_SET_DUMPABLE = 1, 38, 22, 4
 _SECCOMP_MODE_FILTER = 2
