@@ -18,12 +18,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from reconciler import settings
 from reconciler.core import gguf, snapshot
 from reconciler.ports import TestJob
-from reconciler.runtime.smoke_test import SandboxedTester
 from reconciler.sandbox import choose, process
 from tests import gguf_files as files
+from tests.jobs import make_tester
 
 BUDGET_SECONDS = 0.3
 TURNS = 15
@@ -55,8 +54,8 @@ def _sandboxed(tree: Path, mode: str) -> Callable[[], None]:
     probed = next(found for found in choose.examine() if found.mode == mode)
     if not probed.works:
         pytest.skip(f"{mode} cannot work on this machine: {probed.detail}")
-    text = f'[store]\npath = "{tree.parent}/store"\n[smoke]\nsandbox = "{mode}"\n[runtime.llama-cpp]\ngpu_layers = 0\n'
-    tester = SandboxedTester(settings.decode(text.encode(), tree.parent))
+    text = f'[smoke]\nsandbox = "{mode}"\n[runtime.llama-cpp]\ngpu_layers = 0\n'
+    tester = make_tester(tree.parent, text)
     job = TestJob(model="m:v1", tree=tree, entrypoint="model.gguf", runtime=snapshot.Runtime(engine="llama-cpp"), smoke=snapshot.Smoke())
 
     def run() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from reconciler import settings
+from reconciler.core import units
 from reconciler.core.snapshot import Runtime, Smoke
 from reconciler.ports import TestJob
 from reconciler.runtime.smoke_test import SandboxedTester
@@ -15,7 +16,13 @@ from reconciler.runtime.smoke_test import SandboxedTester
 
 def make_tester(folder: Path, text: str = "") -> SandboxedTester:
     """A tester whose store lies in *folder*, with the settings *text* after a test's own."""
-    return SandboxedTester(settings.decode(f'[store]\npath = "store"\n{text}'.encode(), folder))
+    chosen = settings.decode(f'[store]\npath = "store"\n{text}'.encode(), folder)
+    return SandboxedTester(
+        chosen.store_path / "cache",
+        sandbox=chosen.smoke.sandbox,
+        timeout_seconds=units.seconds(chosen.smoke.timeout),
+        runtimes=chosen.runtime,
+    )
 
 
 def job(folder: Path, data: bytes, *, engine: str = "llama-cpp", gpu_memory: int = 0, expect: Any = None, **smoke: Any) -> TestJob:

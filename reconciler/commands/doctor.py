@@ -176,7 +176,7 @@ def runtimes(case: Case) -> Iterator[Finding]:
     """Say which engines are installed, and which of the missing ones the network's models need."""
     from reconciler.runtime import engines
 
-    lock, known, installed = _lock(case), engines.known(), engines.installed(case.settings)
+    lock, known, installed = _lock(case), engines.known(), engines.installed(case.settings.runtime)
     wanted = {model.runtime.engine for model in lock.model if model.state == "enabled"} if lock else set()
     for name in sorted(known.keys() | wanted):
         if name in installed:

@@ -20,7 +20,7 @@ def measure_node(settings: Settings) -> NodeFacts:
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         disk_total_bytes=disk.f_blocks * disk.f_frsize,
         disk_free_bytes=disk.f_bavail * disk.f_frsize,
-        engines=engines.installed(settings),
+        engines=engines.installed(settings.runtime),
         device=devices.device_label(gpus),
     )
 

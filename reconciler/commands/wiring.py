@@ -102,14 +102,19 @@ def tester(settings: Settings) -> Tester:
     """Return what runs test jobs."""
     from reconciler.runtime.smoke_test import SandboxedTester
 
-    return SandboxedTester(settings)
+    return SandboxedTester(
+        settings.store_path / "cache",
+        sandbox=settings.smoke.sandbox,
+        timeout_seconds=units.seconds(settings.smoke.timeout),
+        runtimes=settings.runtime,
+    )
 
 
 def unpacker(settings: Settings) -> Unpacker:
     """Return what takes archives apart."""
     from reconciler.unpack.in_sandbox import SandboxedUnpacker
 
-    return SandboxedUnpacker(settings)
+    return SandboxedUnpacker(settings.store_path / "cache", settings.smoke.sandbox)
 
 
 def hooks(settings: Settings, layout: Layout, report: Reporter) -> CommandHooks:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from reconciler.runtime import installed_packages
-from reconciler.settings import Settings
+from reconciler.settings import Runtimes
 
 GROUP = "reconciler.runtimes"
 
@@ -24,7 +24,7 @@ class Engine(Protocol):
     #: Whether its child starts a program and talks to it over a loopback of its own.
     server: bool
 
-    def version(self, settings: Settings) -> str | None:
+    def version(self, runtimes: Runtimes) -> str | None:
         """Return the installed version (PEP 440), or None; MUST NOT load the engine."""
         ...
 
@@ -32,11 +32,11 @@ class Engine(Protocol):
         """Return the module whose ``main`` the child runs: JSON job in, JSON verdict out; importing it MUST NOT load the engine."""
         ...
 
-    def options(self, settings: Settings) -> dict[str, Any]:
+    def options(self, runtimes: Runtimes) -> dict[str, Any]:
         """Return what the settings say about this engine, for the child."""
         ...
 
-    def folders(self, settings: Settings) -> tuple[Path, ...]:
+    def folders(self, runtimes: Runtimes) -> tuple[Path, ...]:
         """Return what the child must be able to read beside the model, this package and the system's libraries."""
         ...
 
@@ -56,7 +56,7 @@ def _others() -> dict[str, Engine]:
     return {entry.name: entry.load()() for entry in importlib.metadata.entry_points(group=GROUP)}
 
 
-def installed(settings: Settings) -> dict[str, str]:
+def installed(runtimes: Runtimes) -> dict[str, str]:
     """Return the installed engines' versions by name."""
-    versions = {name: engine.version(settings) for name, engine in known().items()}
+    versions = {name: engine.version(runtimes) for name, engine in known().items()}
     return {name: version for name, version in versions.items() if version is not None}

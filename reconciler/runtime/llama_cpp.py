@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from reconciler.runtime import installed_packages
-from reconciler.settings import Settings
+from reconciler.settings import Runtimes
 
 
 class LlamaCpp:
@@ -15,21 +15,21 @@ class LlamaCpp:
     name = "llama-cpp"
     server = False
 
-    def version(self, settings: Settings) -> str | None:
+    def version(self, runtimes: Runtimes) -> str | None:
         """Return the package's version, without loading it."""
-        del settings
+        del runtimes
         return installed_packages.version("llama-cpp-python")
 
     def module(self) -> str:
         """Return the child's module."""
         return "reconciler.runtime.llama_cpp_worker"
 
-    def options(self, settings: Settings) -> dict[str, Any]:
+    def options(self, runtimes: Runtimes) -> dict[str, Any]:
         """Return layers on the GPU and threads."""
-        chosen = settings.runtime.llama_cpp
+        chosen = runtimes.llama_cpp
         return {"gpu_layers": chosen.gpu_layers, "threads": chosen.threads}
 
-    def folders(self, settings: Settings) -> tuple[Path, ...]:
+    def folders(self, runtimes: Runtimes) -> tuple[Path, ...]:
         """Return nothing: it lies among our own packages."""
-        del settings
+        del runtimes
         return ()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from reconciler.core import units
-from reconciler.settings import Settings
+from reconciler.settings import Runtimes
 
 #: Version of a server that the settings tell none of.
 UNTOLD = "0"
@@ -27,23 +27,23 @@ class OpenAI:
     name = "openai"
     server = True
 
-    def version(self, settings: Settings) -> str | None:
+    def version(self, runtimes: Runtimes) -> str | None:
         """Return the version that the settings tell; None where no server is set."""
-        chosen = settings.runtime.openai
+        chosen = runtimes.openai
         return (chosen.version or UNTOLD) if chosen.argv else None
 
     def module(self) -> str:
         """Return the child's module."""
         return "reconciler.runtime.openai_worker"
 
-    def options(self, settings: Settings) -> dict[str, Any]:
+    def options(self, runtimes: Runtimes) -> dict[str, Any]:
         """Return the command and how many seconds it may take until it answers."""
-        chosen = settings.runtime.openai
+        chosen = runtimes.openai
         return {"argv": list(chosen.argv), "ready_seconds": units.seconds(chosen.ready_timeout)}
 
-    def folders(self, settings: Settings) -> tuple[Path, ...]:
+    def folders(self, runtimes: Runtimes) -> tuple[Path, ...]:
         """Return where the program lies, as it is named and as it is found, and what else its arguments name."""
-        named = [Path(argument) for argument in settings.runtime.openai.argv if argument.startswith("/") and "{" not in argument]
+        named = [Path(argument) for argument in runtimes.openai.argv if argument.startswith("/") and "{" not in argument]
         program, others = named[:1], named[1:]
         found = [_installed_in(path) for one in program for path in (one, one.resolve())] + others
         return tuple(dict.fromkeys(path for path in found if path.exists() and not _is_there_anyway(path)))

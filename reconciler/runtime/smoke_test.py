@@ -22,7 +22,7 @@ from reconciler.runtime.engines import Engine
 from reconciler.sandbox import choose, supervision
 from reconciler.sandbox.process import SandboxJob
 from reconciler.sandbox.supervision import OWN_FAULT, ProcessResult, printable
-from reconciler.settings import Settings
+from reconciler.settings import Runtimes
 
 #: What an engine says when there is not enough memory, of whichever kind.
 _SHORT = ("out of memory", "failed to allocate", "unable to allocate", "cannot allocate memory", "not enough memory", "bad_alloc")
@@ -55,30 +55,37 @@ class _Word(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class SandboxedTester:
-    """Runs test jobs with the engines that are known here."""
+    """
+    Runs test jobs with the engines that are known here.
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._cache = settings.store_path / "cache"
+    *cache* keeps what a probe of the sandboxes found; no test job runs longer than *timeout_seconds*; *runtimes* is what the
+    settings say about each engine.
+    """
+
+    def __init__(self, cache: Path, *, sandbox: choose.Setting, timeout_seconds: float, runtimes: Runtimes) -> None:
+        self._cache = cache
+        self._sandbox = sandbox
+        self._timeout_seconds = timeout_seconds
+        self._runtimes = runtimes
         self._guard = threading.Lock()
         self._running: supervision.StopSignal | None = None
         self._closed = False
 
     def engines(self) -> dict[str, str]:
         """Return the installed engines' versions by name."""
-        return engines.installed(self._settings)
+        return engines.installed(self._runtimes)
 
     def test(self, job: TestJob) -> TestReport:
         """Run *job* in a sandbox and return its report."""
         engine = engines.known().get(job.runtime.engine)
-        version = engine.version(self._settings) if engine else None
+        version = engine.version(self._runtimes) if engine else None
         if engine is None or version is None:
             return _report("unable", f"the engine {job.runtime.engine} is not installed", job)
         gpus = devices.gpus()
         if job.gpu_memory and (lacking := _lacking(job, gpus)):
             return _report("unable", lacking, job)
         try:
-            box = choose.choose(self._settings.smoke.sandbox, self._cache, server=engine.server)
+            box = choose.choose(self._sandbox, self._cache, server=engine.server)
             cell = self._cell(job, engine, gpus)
             roomy = 0 < cell.memory_bytes <= devices.free_memory()
             with self._stoppable() as stop:
@@ -114,9 +121,9 @@ class SandboxedTester:
                     self._running = None
 
     def _cell(self, job: TestJob, engine: Engine, gpus: tuple[Gpu, ...]) -> SandboxJob:
-        limit = min(units.seconds(job.smoke.timeout), units.seconds(self._settings.smoke.timeout))
+        limit = min(units.seconds(job.smoke.timeout), self._timeout_seconds)
         tree = job.tree.resolve()
-        options = engine.options(self._settings)
+        options = engine.options(self._runtimes)
         found = devices.nodes(gpus) if options.get("gpu_layers") != 0 else ()  # who computes on the CPU needs no driver
         document: dict[str, Any] = {
             "model": str(tree / job.entrypoint),
@@ -127,7 +134,7 @@ class SandboxedTester:
             module=engine.module(),
             job=document,
             seconds=limit,
-            read=(tree, *engine.folders(self._settings)),
+            read=(tree, *engine.folders(self._runtimes)),
             devices=found,
             server=engine.server,
             memory_bytes=0 if found else 2 * _size(tree) + _MEMORY_BYTES,

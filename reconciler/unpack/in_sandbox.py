@@ -13,7 +13,6 @@ from reconciler.core.node import Limits
 from reconciler.sandbox import choose
 from reconciler.sandbox.process import SandboxJob
 from reconciler.sandbox.supervision import OWN_FAULT, ProcessResult, printable
-from reconciler.settings import Settings
 
 _MODULE = "reconciler.unpack.extract"
 _LEAST_SECONDS = 120.0
@@ -43,10 +42,11 @@ class _Word(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class SandboxedUnpacker:
-    """Takes archives apart in a sandbox; where none works, archives stay whole."""
+    """Unpacks archives in a sandbox; where none works, archives stay packed. *cache* keeps what a probe of the sandboxes found."""
 
-    def __init__(self, settings: Settings, limits: Limits | None = None) -> None:
-        self._settings = settings
+    def __init__(self, cache: Path, sandbox: choose.Setting, limits: Limits | None = None) -> None:
+        self._cache = cache
+        self._sandbox = sandbox
         self._limits = limits or Limits()
 
     def unpack(self, archive: Path, kind: str, into: Path) -> tuple[str, ...]:
@@ -58,8 +58,7 @@ class SandboxedUnpacker:
             SandboxUnavailable: no sandbox works here.
             StoreError: the disk refused.
         """
-        cache = self._settings.store_path / "cache"
-        box = choose.choose(self._settings.smoke.sandbox, cache)
+        box = choose.choose(self._sandbox, self._cache)
         size = archive.stat().st_size
         job: dict[str, Any] = {
             "archive": str(archive.resolve()), "kind": kind, "into": str(into.resolve()), "limits": msgspec.to_builtins(self._limits),
@@ -77,7 +76,7 @@ class SandboxedUnpacker:
             )
         )
         if ended.setup_failed:
-            choose.forget(cache)
+            choose.forget(self._cache)
         return _members(ended)
 
 

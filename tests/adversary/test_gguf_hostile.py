@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from reconciler import settings
 from reconciler.core import snapshot
 from reconciler.ports import TestJob, TestReport
 from reconciler.runtime.smoke_test import SandboxedTester
 from reconciler.sandbox import choose
 from tests import gguf_files as files
 from tests.demand import working
+from tests.jobs import make_tester
 
 Make = Callable[[], bytes]
 RUNTIME = snapshot.Runtime(engine="llama-cpp")
@@ -25,7 +25,7 @@ def tester(tmp_path_factory: pytest.TempPathFactory) -> SandboxedTester:
     if not choose.probe("bubblewrap").works:
         working("landlock")
     folder = tmp_path_factory.mktemp("tester")
-    return SandboxedTester(settings.decode(b'[store]\npath = "store"\n', folder))
+    return make_tester(folder)
 
 
 def ran(tester: SandboxedTester, folder: Path, data: bytes, smoke: snapshot.Smoke | None = None) -> TestReport:

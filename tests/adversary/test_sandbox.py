@@ -17,15 +17,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from reconciler import settings
 from reconciler.core import snapshot
 from reconciler.core.errors import SandboxUnavailable
 from reconciler.ports import TestJob
-from reconciler.runtime.smoke_test import SandboxedTester
 from reconciler.sandbox import choose, confine, probe
 from reconciler.sandbox.process import Mode, Sandbox, SandboxJob
 from reconciler.sandbox.supervision import ProcessResult
 from tests.demand import needs_bubblewrap, needs_root, working
+from tests.jobs import make_tester
 from tests.node import Node, tiny
 
 TOP = Path(__file__).resolve().parents[2]
@@ -290,7 +289,7 @@ def test_a_sandbox_that_breaks_after_its_probe_is_probed_again(tmp_path: Path, m
     switch = tmp_path / "broken"
     text = good.replace("#!/bin/sh\n", f'#!/bin/sh\nif [ ! -e {switch} ]; then exec {real} "$@"; fi\n')
     monkeypatch.setattr(choose, "BUBBLEWRAP", (fake(tmp_path, text),))
-    tester = SandboxedTester(settings.decode(b'[store]\npath = "store"\n[smoke]\nsandbox = "bubblewrap"\n', tmp_path))
+    tester = make_tester(tmp_path, '[smoke]\nsandbox = "bubblewrap"\n')
     (tmp_path / "tree").mkdir()
     (tmp_path / "tree/m.gguf").write_bytes(tiny("a"))
     smoke = snapshot.Smoke(max_tokens=2)

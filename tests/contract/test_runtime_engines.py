@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from reconciler import settings
 from reconciler.core import snapshot
 from reconciler.ports import TestJob, TestReport
-from reconciler.runtime.smoke_test import SandboxedTester
 from tests import gguf_files as files
 from tests.demand import needs_bubblewrap
+from tests.jobs import make_tester
 
 TEMPLATE = "{% for message in messages %}[{{ message['role'] }}] {{ message['content'] }}{% endfor %}[assistant] "
 SERVER = [sys.executable, "-m", "llama_cpp.server", "--model", "{model}", "--host", "127.0.0.1", "--port", "{port}", "--n_ctx", "256"]
@@ -34,8 +33,8 @@ class Bench:
         (tree / "model.gguf").unlink(missing_ok=True)
         if data is not None:
             (tree / "model.gguf").write_bytes(data)
-        text = f'[store]\npath = "store"\n[runtime.llama-cpp]\nthreads = 1\n[runtime.openai]\nargv = {json.dumps([*SERVER, *more])}\n'
-        tester = SandboxedTester(settings.decode(text.encode(), self.folder))
+        text = f"[runtime.llama-cpp]\nthreads = 1\n[runtime.openai]\nargv = {json.dumps([*SERVER, *more])}\n"
+        tester = make_tester(self.folder, text)
         wanted = snapshot.Smoke(**{"max_tokens": 4, "timeout": "120s"} | smoke)  # type: ignore[arg-type]  # a test's own words
         runtime = snapshot.Runtime(engine=self.engine)
         return tester.test(TestJob(model="m:v1", tree=tree, entrypoint="model.gguf", runtime=runtime, smoke=wanted))
@@ -170,8 +169,8 @@ def test_a_server_is_not_tested_without_a_network_of_its_own(tmp_path: Path) -> 
     tree = tmp_path / "tree"
     tree.mkdir()
     (tree / "model.gguf").write_bytes(files.whole().encode())
-    text = f'[store]\npath = "store"\n[smoke]\nsandbox = "landlock"\n[runtime.openai]\nargv = {json.dumps(SERVER)}\n'
-    tester = SandboxedTester(settings.decode(text.encode(), tmp_path))
+    text = f'[smoke]\nsandbox = "landlock"\n[runtime.openai]\nargv = {json.dumps(SERVER)}\n'
+    tester = make_tester(tmp_path, text)
     job = TestJob(model="m:v1", tree=tree, entrypoint="model.gguf", runtime=snapshot.Runtime(engine="openai"), smoke=snapshot.Smoke())
     report = tester.test(job)
     assert (report.verdict, report.reason[:20]) == ("unable", "sandbox-unavailable:")
