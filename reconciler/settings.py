@@ -27,67 +27,90 @@ Positive = Annotated[int, Meta(ge=1, le=1024)]
 
 
 class Network(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where the network's word comes from."""
+    """Where the signed snapshot and the trust root come from."""
 
-    #: URL or path of the signed snapshot.
+    #: URL or path of the network's signed snapshot.
     snapshot: str = "snapshot.json"
-    #: The pinned trust root.
+    #: The pinned trust root, an envelope in a file.
     root: str = "root.json"
-    #: The root's fingerprint, if it was told by another way than the file.
+    #: The fingerprint that the pinned root must have, received by another way than the file; empty: not compared.
     root_fingerprint: str = ""
-    #: URL or path template with ``{version}``, where newer roots are looked for.
+    #: URL or path template with ``{version}`` at which newer trust roots are looked for; empty: none are.
     root_updates: str = ""
+    #: The lock. ``snapshot.json``, the envelope that it was compiled from, is kept beside it.
     lockfile: str = "models.lock"
 
 
 class StoreSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where blobs lie and how many may."""
+    """Where the store is and how much it may hold."""
 
+    #: The store's folder.
     path: str = "store"
+    #: Cold storage: a folder, often on another disk; empty: ``archive`` in the store.
     archive: str = ""
+    #: Free space on the store's file system that is never used.
     reserve: str = "1GiB"
+    #: How long the bytes of a model are kept after the snapshot stops listing it. It stops being active at once.
     grace: str = "24h"
+    #: How many generations are kept.
     generations: Positive = 10
+    #: How much of what failed is kept; the oldest goes first.
     quarantine: str = "10GiB"
 
 
 class Download(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How blobs are fetched."""
 
+    #: Further sources, tried last: URL templates such as ``https://mirror.example.org/{algorithm}/{hex}``.
     fallback: tuple[str, ...] = ()
+    #: Hosts that may be contacted; empty: those that the snapshot's sources and ``fallback`` name.
     allowed_hosts: tuple[str, ...] = ()
+    #: Whether plain http is allowed to hosts other than this machine.
     allow_http: bool = False
+    #: Connections to each file's sources.
     connections: Annotated[int, Meta(ge=1, le=16)] = 8
+    #: Files that are downloaded at once.
     concurrent: Annotated[int, Meta(ge=1, le=64)] = 4
+    #: Most bytes per second, e.g. ``50MiB``; 0: no limit.
     limit: str = "0"
+    #: A source that stays slower than this, in bytes per second, is left for the next one.
     min_rate: str = "1KiB"
+    #: How long a source may take to answer.
     timeout: str = "60s"
+    #: ``http://[user:password@]host:port``; empty: none.
     proxy: str = ""
+    #: Certificate authorities for https, in place of the system's.
     ca_file: str = ""
+    #: A netrc file with credentials by host; they are never sent to another host.
     netrc: str = ""
 
 
 class SmokeSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How test jobs are confined."""
 
+    #: Which sandbox runs test jobs; ``auto`` takes the first that works. Without one, models stay ``pending``.
     sandbox: Literal["auto", "bubblewrap", "landlock"] = "auto"
+    #: The longest time for one test job, whatever the snapshot allows it.
     timeout: str = "300s"
 
 
 class LlamaCppSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The engine llama-cpp."""
 
+    #: How many layers are put on the GPU; -1: all.
     gpu_layers: Annotated[int, Meta(ge=-1)] = -1
-    #: At most what ggml takes (GGML_MAX_N_THREADS); with more, every model would fail its test.
+    #: Threads; 0: as the engine chooses. The bound is ggml's (GGML_MAX_N_THREADS); with more, every model would fail its test.
     threads: Annotated[int, Meta(ge=0, le=512)] = 0
 
 
 class OpenAISettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A server with the OpenAI API; in *argv*, ``{model}`` and ``{port}`` are filled in."""
+    """A server with the OpenAI API."""
 
+    #: The command that starts it, with its absolute path; ``{model}`` and ``{port}`` are filled in. Empty: the engine is missing.
     argv: Argv = ()
-    #: The server's version (PEP 440), which snapshots may ask for and whose change calls for new tests.
+    #: The server's version (PEP 440): snapshots may ask for one, and when it changes, models are tested again.
     version: str = ""
+    #: How long it may take until it answers.
     ready_timeout: str = "120s"
 
 
@@ -99,18 +122,24 @@ class Runtimes(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Agent(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How often the agent looks."""
+    """How often the agent runs a cycle."""
 
+    #: Time between two cycles.
     interval: str = "5m"
+    #: The most that is added to it, different on each host, so that nodes do not all ask at once.
     jitter: str = "30s"
+    #: Every blob is re-hashed at least this often.
     scrub_after: str = "30d"
 
 
 class Hooks(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Commands that are told of, or asked about, a new generation."""
+    """The operator's own commands, run after a swap."""
 
+    #: A command that is run after each swap, with ``index.json`` on standard input.
     activated: Argv = ()
+    #: A command that must exit with 0 after a swap; otherwise the generation before becomes active again.
     healthy: Argv = ()
+    #: How long ``healthy`` may take.
     healthy_timeout: str = "60s"
 
 
