@@ -28,11 +28,11 @@ from reconciler.core.errors import ReconcileError, UsageError
 _SECTIONS = {
     "The node": {"init": "node", "lock": "node", "plan": "node", "apply": "node", "sync": "node", "agent": "agent", "status": "node"},
     "Housekeeping": {
-        "verify": "upkeep", "gc": "upkeep", "rollback": "upkeep", "history": "upkeep", "incidents": "upkeep", "retry": "upkeep",
+        "verify": "maintenance", "gc": "maintenance", "rollback": "maintenance", "history": "maintenance", "incidents": "maintenance", "retry": "maintenance",
         "doctor": "agent",
     },
-    "The network": {"trust": "upkeep", "key": "publish", "root": "publish", "snapshot": "publish"},
-    "To see it work": {"demo": "upkeep"},
+    "The network": {"trust": "maintenance", "key": "operator", "root": "operator", "snapshot": "operator"},
+    "To see it work": {"demo": "maintenance"},
 }  # fmt: skip
 _ROOMS = {name: room for names in _SECTIONS.values() for name, room in names.items()}
 
