@@ -7,7 +7,7 @@ own tools. Keys follow from the network's name, so two runs make the same bytes.
     network = Network()
     root = network.trusted()
     envelope = network.snapshot(network.model("a:v1", b"bytes"), version=3)
-    verified = trust.verify(envelope, root, now=network.now, floor=trust.Floor())
+    verified = trust.verify(envelope, root, now=network.now, trust_state=trust.TrustState())
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
-from reconciler.core import trust, units
+from reconciler.core import dsse, trust, units
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 
@@ -35,7 +35,7 @@ class Key:
     def __init__(self, label: str) -> None:
         self.private = Ed25519PrivateKey.from_private_bytes(hashlib.sha256(label.encode()).digest())
         self.public = self.private.public_key()
-        self.id = trust.keyid_of(self.public)
+        self.id = dsse.keyid_of(self.public)
         self.pem = self.public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
 
     def private_pem(self) -> bytes:
@@ -44,7 +44,7 @@ class Key:
 
     def sign(self, payload_type: str, payload: bytes) -> Document:
         """Return one entry of an envelope's signatures."""
-        return {"keyid": self.id, "sig": b64(self.private.sign(trust.pae(payload_type, payload)))}
+        return {"keyid": self.id, "sig": b64(self.private.sign(dsse.pae(payload_type, payload)))}
 
 
 def keys(label: str, count: int) -> list[Key]:

@@ -9,7 +9,7 @@ from msgspec import Struct, structs
 
 from reconciler import settings as settings_of
 from reconciler.commands import load_lock, lock
-from reconciler.core import trust, units
+from reconciler.core import dsse, trust, units
 from reconciler.core.errors import SettingsError, TrustStateLost, UsageError
 from reconciler.core.trust import TrustRoot, TrustState
 from reconciler.settings import Settings
@@ -81,7 +81,7 @@ def _pin(here: Path, root_file: Path, fingerprint: str) -> tuple[TrustRoot, str]
         root = trust.pin(envelope, fingerprint)
     if (here / "root.json").absolute() != root_file.absolute():
         atomic.write(here / "root.json", envelope)
-    return root, trust.fingerprint_of(trust.payload_of(trust.decode_envelope(envelope)))
+    return root, trust.fingerprint_of(dsse.payload_of(dsse.decode(envelope)))
 
 
 def _quoted(text: str) -> str:
@@ -93,7 +93,7 @@ def _quoted(text: str) -> str:
 def describe_anchor(settings: Settings) -> tuple[str, str]:
     """Return what a record would begin at, as sentences for the person who says that it may: the root, and the lock."""
     found = load_lock.load_verified_lock(settings)
-    pinned = trust.fingerprint_of(trust.payload_of(trust.decode_envelope(load_lock.read_pinned_root(settings))))
+    pinned = trust.fingerprint_of(dsse.payload_of(dsse.decode(load_lock.read_pinned_root(settings))))
     at = found.lock.snapshot
     return (
         f"root {found.root.version} of {found.root.network}; fingerprint of the pinned one: {pinned}",

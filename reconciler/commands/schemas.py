@@ -12,9 +12,10 @@ from pathlib import Path
 import msgspec
 
 from reconciler.commands.status import Status
+from reconciler.core.dsse import Envelope
 from reconciler.core.plan import Plan
 from reconciler.core.snapshot import Snapshot
-from reconciler.core.trust import Envelope, TrustRoot
+from reconciler.core.trust import TrustRoot
 from reconciler.ports import BlobReady, FetchProgress, Incident, ModelDone, ModelPhase, Notice, RunEnded, RunStarted, Swapped
 from reconciler.settings import Settings
 from reconciler.store.generations import Index

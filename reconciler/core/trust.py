@@ -1,20 +1,20 @@
 """
-Whether bytes are the network's word: envelope in, value out, or a named refusal.
+Whether a snapshot may be acted on: envelope in, value out, or a named refusal.
 
-Rules that hold here:
+Rules that hold here, in the order in which they are checked (SPEC, section 3; TUF client workflow 5.3 for roots):
 
-1. Pure: no clock, no file, no socket. The instant and what was seen before are arguments.
-2. The verified bytes are the decoded bytes: a payload is never taken from anywhere but the buffer whose signature was checked.
-3. Size is capped before parsing, the signature is checked before the payload is decoded.
-4. A threshold counts distinct public keys of the role, by their bytes. A key id is the key's own hash, so two ids are two keys.
-5. The root chain follows The Update Framework, client workflow 5.3 (N+1 signed by N and by itself, step by step, intermediate
-   expiry ignored); envelopes are DSSE v1 with Ed25519 (RFC 8032) over PAE(payloadType, payload).
+1. Pure: no clock, no file, no socket. The instant and what was accepted before are arguments.
+2. A root is pinned by a person, and replaced by its successor alone: version N+1, signed by the root role of N and by its own. A chain
+   is applied step by step; that a root on the way has expired does not matter, the last one must not have.
+3. A snapshot is signed by the threshold of the snapshot role, has the expected type and schema, and names the root's network.
+4. Its version is not below the highest accepted one; the same version means the same bytes. A role with other keys counts anew (TUF
+   5.3.11), and then the time of issue must rise.
+5. It has not expired and was not issued in the future. Signed instants alone hold a node to a time: a clock that stands before
+   the newest accepted time of issue is behind. What the clock once said is never evidence: it may have been wrong.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 from collections.abc import Iterable
 from datetime import datetime, timedelta
@@ -23,17 +23,16 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from reconciler.core import digest, snapshot, strict_json, units
+from reconciler.core import digest, dsse, snapshot, strict_json, units
+from reconciler.core.dsse import KeyId
 from reconciler.core.errors import (
     BadEnvelope,
     BadRootChain,
-    BadSignature,
     Equivocation,
     Expired,
     NotYetValid,
     Rollback,
     RootExpired,
-    TooLarge,
     WrongNetwork,
 )
 from reconciler.core.node import Limits
@@ -42,28 +41,7 @@ from reconciler.core.snapshot import Instant, Positive, Snapshot
 SNAPSHOT_TYPE = "application/vnd.reconciler.snapshot.v1+json"
 ROOT_TYPE = "application/vnd.reconciler.root.v1+json"
 
-KeyId = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}(?!\n)$")]
-
 _LIMITS = Limits()
-
-
-class Signature(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One signature of an envelope; *keyid* only says which key to try."""
-
-    keyid: Annotated[str, Meta(max_length=256)]
-    sig: Annotated[str, Meta(max_length=256)]
-
-
-class Envelope(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename={"payload_type": "payloadType"}):
-    """A DSSE v1 envelope as it stands in a file."""
-
-    payload_type: Annotated[str, Meta(max_length=256)]
-    payload: str
-    signatures: tuple[Signature, ...]
-
-    def pae(self) -> bytes:
-        """Return the bytes that are signed."""
-        return pae(self.payload_type, payload_of(self))
 
 
 class Key(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -100,7 +78,7 @@ class TrustRoot(Struct, frozen=True, kw_only=True, dict=True):
     @cached_property
     def verifiers(self) -> dict[str, Any]:
         """Return the loaded Ed25519 keys by key id; loading refuses unsafe ones."""
-        return {keyid: load_key(keyid, key.public) for keyid, key in self.keys.items()}
+        return {keyid: dsse.load_public_key(keyid, key.public) for keyid, key in self.keys.items()}
 
 
 class TrustState(Struct, frozen=True, kw_only=True):
@@ -216,7 +194,7 @@ def pin(envelope: bytes, fingerprint: str = "", *, limits: Limits = _LIMITS) -> 
     Raises:
         TooLarge, BadEnvelope, BadRootChain, BadSignature: it is not a root that its own root role signed, or not that one.
     """
-    payload = payload_of(_read(envelope, ROOT_TYPE, limits))
+    payload = _unverified_payload(envelope, limits)
     found = fingerprint_of(payload)
     if fingerprint and found != fingerprint.removeprefix("sha256:").lower():
         raise BadRootChain(f"the root's fingerprint is {found}, not {fingerprint}")
@@ -254,7 +232,11 @@ def apply_root_chain(root: TrustRoot, envelopes: Iterable[bytes], *, limits: Lim
 
 def root_version(envelope: bytes, *, limits: Limits = _LIMITS) -> int:
     """Return the version that a root claims, before anything of it is trusted: to order files, never to decide."""
-    return _decode_root(payload_of(_read(envelope, ROOT_TYPE, limits))).version
+    return _decode_root(_unverified_payload(envelope, limits)).version
+
+
+def _unverified_payload(envelope: bytes, limits: Limits) -> bytes:
+    return dsse.payload_of(dsse.decode(envelope, ROOT_TYPE, max_bytes=_max_bytes(ROOT_TYPE, limits)))
 
 
 def fingerprint_of(payload: bytes) -> str:
@@ -301,143 +283,21 @@ def check_root(root: TrustRoot) -> None:
     _ = root.verifiers
 
 
-# -- envelopes -------------------------------------------------------------------------------------
-
-
-def pae(payload_type: str, payload: bytes) -> bytes:
-    """Return DSSE's pre-authentication encoding (DSSE v1, protocol.md): lengths in bytes, so nothing can be shifted between parts."""
-    kind = payload_type.encode()
-    return b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(payload), payload)
-
-
 def signed_payload(envelope: bytes, payload_type: str, root: TrustRoot, role: Role, *, limits: Limits = _LIMITS) -> bytes:
     """
-    Return the payload of *envelope* if at least the role's threshold of distinct keys signed it.
+    Return the payload of *envelope* if at least the threshold of *role*'s keys signed it.
 
     Raises:
         TooLarge, BadEnvelope, BadSignature: as their names say.
     """
-    read = _read(envelope, payload_type, limits)
-    payload = payload_of(read)
-    valid = valid_keyids(read, payload, root, role, limits=limits)
-    if len(valid) < role.threshold:
-        raise BadSignature(f"{len(valid)} valid signature(s) by keys of the role, {role.threshold} needed")
-    return payload
+    max_bytes = _max_bytes(payload_type, limits)
+    return dsse.verify(envelope, payload_type, role_keys(root, role), role.threshold, max_bytes=max_bytes, limits=limits)
 
 
-def valid_keyids(read: Envelope, payload: bytes, root: TrustRoot, role: Role, *, limits: Limits = _LIMITS) -> frozenset[str]:
-    """Return the ids of the role's keys that validly signed; unknown ids and invalid signatures count for nothing."""
-    message = pae(read.payload_type, payload)
-    allowed = frozenset(role.keyids)
-    return frozenset(
-        signature.keyid
-        for signature in read.signatures[: limits.signatures]
-        if signature.keyid in allowed and _holds(root.verifiers[signature.keyid], signature.sig, message)
-    )
+def role_keys(root: TrustRoot, role: Role) -> dict[str, Any]:
+    """Return the Ed25519 public keys of *role*, by key id."""
+    return {keyid: root.verifiers[keyid] for keyid in role.keyids}
 
 
-def _holds(key: Any, text: str, message: bytes) -> bool:
-    from cryptography.exceptions import InvalidSignature
-
-    try:
-        key.verify(unbase64(text), message)
-    except (InvalidSignature, BadEnvelope):
-        return False
-    return True
-
-
-def _read(envelope: bytes, payload_type: str, limits: Limits) -> Envelope:
-    cap = limits.root_bytes if payload_type == ROOT_TYPE else limits.envelope_bytes
-    read = decode_envelope(envelope, limits=limits, cap=cap)
-    if read.payload_type != payload_type:
-        raise BadEnvelope(f"payload type is {read.payload_type[:120]!r}, expected {payload_type!r}")
-    return read
-
-
-def decode_envelope(envelope: bytes, *, limits: Limits = _LIMITS, cap: int = 0) -> Envelope:
-    """
-    Return the parts of *envelope*, none of them trusted yet; *cap* bytes at most, if that is less than any envelope may have.
-
-    Raises:
-        TooLarge, BadEnvelope: as their names say.
-    """
-    cap = min(cap or limits.envelope_bytes, limits.envelope_bytes)
-    if len(envelope) > cap:
-        raise TooLarge(f"the envelope has {len(envelope):,} bytes, more than {cap:,}")
-    try:
-        read = strict_json.decode(envelope, Envelope)
-    except ValueError as error:
-        raise BadEnvelope(f"not a DSSE envelope: {error}") from None
-    if not read.signatures:
-        raise BadSignature("the envelope carries no signature")
-    return read
-
-
-def payload_of(read: Envelope) -> bytes:
-    """Return the decoded payload: the very bytes that are signed and then parsed."""
-    return unbase64(read.payload)
-
-
-def unbase64(text: str) -> bytes:
-    """
-    Decode base64 (RFC 4648), in the standard or the URL-safe alphabet, canonical and padded; Python's default takes almost anything.
-
-    Raises:
-        BadEnvelope: another alphabet or a mix of the two, wrong padding, or bits that no encoder writes.
-    """
-    url_safe = "-" in text or "_" in text
-    try:
-        plain = text.encode("ascii")
-        data = base64.b64decode(plain, b"-_" if url_safe else None, validate=True)
-    except (binascii.Error, ValueError):
-        raise BadEnvelope("not base64") from None
-    if (base64.urlsafe_b64encode(data) if url_safe else base64.b64encode(data)) != plain:
-        raise BadEnvelope("base64 that is not canonical")
-    return data
-
-
-# -- keys ------------------------------------------------------------------------------------------
-
-_P = 2**255 - 19
-#: The y coordinates of the points of small order. A key among them lets anybody sign anything (RFC 8032, 8.; libsodium refuses them too).
-_SMALL_ORDER = frozenset(
-    {
-        0,
-        1,
-        _P - 1,
-        int.from_bytes(bytes.fromhex("c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a"), "little"),
-        int.from_bytes(bytes.fromhex("26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05"), "little"),
-    }
-)
-
-
-def load_key(keyid: str, pem: str) -> Any:
-    """
-    Return the Ed25519 public key in *pem*.
-
-    Raises:
-        BadRootChain: not such a key, an unsafe one, or *keyid* is not the SHA-256 of its DER SubjectPublicKeyInfo.
-    """
-    from cryptography.exceptions import UnsupportedAlgorithm
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-    from cryptography.hazmat.primitives.serialization import load_pem_public_key
-
-    try:
-        key = load_pem_public_key(pem.encode())
-    except (ValueError, UnsupportedAlgorithm):
-        raise BadRootChain(f"key {keyid[:16]}… is not a PEM public key") from None
-    if not isinstance(key, Ed25519PublicKey):
-        raise BadRootChain(f"key {keyid[:16]}… is not an Ed25519 key")
-    y = int.from_bytes(key.public_bytes_raw(), "little") & (2**255 - 1)
-    if y >= _P or y in _SMALL_ORDER:
-        raise BadRootChain(f"key {keyid[:16]}… is of small order or not canonical: anybody could sign with it")
-    if keyid_of(key) != keyid:
-        raise BadRootChain(f"key id {keyid[:16]}… is not the hash of its key, {keyid_of(key)[:16]}…")
-    return key
-
-
-def keyid_of(key: Any) -> str:
-    """Return the id of a public key: what ``openssl pkey -pubin -outform DER | sha256sum`` prints."""
-    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-
-    return hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
+def _max_bytes(payload_type: str, limits: Limits) -> int:
+    return min(limits.root_bytes, limits.envelope_bytes) if payload_type == ROOT_TYPE else limits.envelope_bytes

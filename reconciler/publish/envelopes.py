@@ -18,10 +18,10 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
-from reconciler.core import strict_json, trust
+from reconciler.core import dsse, strict_json, trust
+from reconciler.core.dsse import Envelope, Signature
 from reconciler.core.errors import BadEnvelope, BadSignature, PublishError, TooLarge
 from reconciler.core.node import Limits
-from reconciler.core.trust import Envelope, Signature
 
 _LIMITS = Limits()
 
@@ -35,7 +35,7 @@ class Document(Struct, frozen=True, kw_only=True):
 
     def pae(self) -> bytes:
         """Return the bytes that are signed."""
-        return trust.pae(self.kind, self.payload)
+        return dsse.pae(self.kind, self.payload)
 
     def envelope(self) -> Envelope:
         """Return the document as the nodes' own reader has it."""
@@ -57,7 +57,7 @@ def read(data: bytes, kind: str) -> Document:
         raise BadEnvelope(f"not a DSSE envelope: {error}", hint=made) from None
     if found.payload_type != kind:
         raise BadEnvelope(f"payload type is {found.payload_type[:120]!r}, expected {kind!r}", hint=_other(found.payload_type))
-    return Document(kind=kind, payload=trust.payload_of(found), signatures=found.signatures)
+    return Document(kind=kind, payload=dsse.payload_of(found), signatures=found.signatures)
 
 
 def _other(kind: str) -> str:
@@ -112,7 +112,7 @@ def attached(document: Document, public: Any, signature: bytes) -> Document:
     """
     from cryptography.exceptions import InvalidSignature
 
-    keyid = trust.keyid_of(public)
+    keyid = dsse.keyid_of(public)
     try:
         public.verify(signature, document.pae())
     except InvalidSignature:
@@ -139,7 +139,7 @@ def unbase64_signature(data: bytes) -> bytes:
     if len(data) == 64:
         return data
     try:
-        found = trust.unbase64(data.decode("ascii").strip())
+        found = dsse.decode_base64(data.decode("ascii").strip())
     except (BadEnvelope, ValueError):
         found = b""
     if len(found) != 64:

@@ -15,7 +15,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from reconciler.core import trust
+from reconciler.core import dsse
 from reconciler.core.errors import BadRootChain, PublishError
 
 Passphrase = Callable[[], bytes]
@@ -55,7 +55,7 @@ def generate(passphrase: bytes = b"") -> Pair:
     key = Ed25519PrivateKey.generate()
     lock: KeySerializationEncryption = BestAvailableEncryption(passphrase) if passphrase else NoEncryption()
     private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, lock)
-    return Pair(keyid=trust.keyid_of(key.public_key()), private_pem=private, public_pem=public_pem(key))
+    return Pair(keyid=dsse.keyid_of(key.public_key()), private_pem=private, public_pem=public_pem(key))
 
 
 def public_pem(private: Any) -> str:
@@ -114,8 +114,8 @@ def load_public(pem: bytes) -> PublicKey:
     try:
         key = load_pem_public_key(pem)
         text = key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
-        keyid = trust.keyid_of(key)
-        return PublicKey(keyid=keyid, pem=text, key=trust.load_key(keyid, text))
+        keyid = dsse.keyid_of(key)
+        return PublicKey(keyid=keyid, pem=text, key=dsse.load_public_key(keyid, text))
     except (ValueError, UnsupportedAlgorithm):
         raise PublishError("not a public key in PEM") from None
     except BadRootChain as error:

@@ -18,7 +18,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from reconciler.core import snapshot, strict_json, trust
+from reconciler.core import dsse, snapshot, strict_json, trust
 from reconciler.core.errors import BadRootChain, PublishError, TrustError
 from reconciler.core.trust import Key, Role, Roles, TrustRoot
 from reconciler.publish import envelopes
@@ -200,7 +200,7 @@ def sign(data: bytes, key: Any, *, previous: bytes = b"") -> bytes:
         PublishError: the key is neither of this root nor of *previous*.
     """
     document = envelopes.read(data, trust.ROOT_TYPE)
-    _check_signer(document, trust.keyid_of(key.public_key()), previous)
+    _check_signer(document, dsse.keyid_of(key.public_key()), previous)
     return envelopes.write(envelopes.signed(document, key))
 
 
@@ -282,4 +282,4 @@ def inspect(data: bytes, *, previous: bytes = b"") -> RootReport:
 
 
 def _valid(document: Document, root: TrustRoot) -> frozenset[str]:
-    return trust.valid_keyids(document.envelope(), document.payload, root, root.roles.root)
+    return dsse.valid_keyids(document.envelope(), document.payload, trust.role_keys(root, root.roles.root))

@@ -18,7 +18,7 @@ import msgspec
 from msgspec import UNSET, Raw, Struct
 from msgspec.structs import replace
 
-from reconciler.core import digest, snapshot, trust, units
+from reconciler.core import digest, dsse, snapshot, trust, units
 from reconciler.core.errors import BadEnvelope, PublishError, WrongNetwork
 from reconciler.core.snapshot import Model, Snapshot, Sources, Wanted
 from reconciler.core.trust import TrustRoot
@@ -210,7 +210,7 @@ def sign(data: bytes, key: Any, *, now: datetime, root: TrustRoot | None = None)
     Raises:
         PublishError: no node would take it: it has expired, or the key is not one of *root*'s snapshot role.
     """
-    document = _to_sign(data, trust.keyid_of(key.public_key()), now, root)
+    document = _to_sign(data, dsse.keyid_of(key.public_key()), now, root)
     return envelopes.write(envelopes.signed(document, key))
 
 
@@ -267,7 +267,7 @@ def inspect(data: bytes, *, root: TrustRoot | None = None) -> SnapshotReport:
     valid: frozenset[str] = frozenset()
     if root is not None:
         _check_network(found, root)
-        valid = trust.valid_keyids(document.envelope(), document.payload, root, root.roles.snapshot)
+        valid = dsse.valid_keyids(document.envelope(), document.payload, trust.role_keys(root, root.roles.snapshot))
     sizes = {artifact.digest: artifact.size for model in found.models for artifact in model.artifacts}
     return SnapshotReport(
         network=found.network,

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from msgspec import structs
 
-from reconciler.core import lock, snapshot, trust
+from reconciler.core import dsse, lock, snapshot, trust
 from reconciler.core.errors import (
     BadEnvelope,
     BadRootChain,
@@ -507,7 +507,7 @@ def test_endless_data_is_refused_for_its_size_before_it_is_parsed(monkeypatch: p
     monkeypatch.setattr("reconciler.core.strict_json.decode", parsed)
     network = Network()
     with pytest.raises(TooLarge):
-        trust.decode_envelope(b" " * (Limits().envelope_bytes + 1))
+        dsse.decode(b" " * (Limits().envelope_bytes + 1))
     with pytest.raises(TooLarge):
         trust.pin(network.root() + b" " * Limits().root_bytes)
 
@@ -764,7 +764,7 @@ def test_weak_keys_are_refused_with_their_root(raw: bytes) -> None:
     public = Ed25519PublicKey.from_public_bytes(raw)
     pem = public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
     with pytest.raises(BadRootChain, match="small order"):
-        trust.load_key(trust.keyid_of(public), pem)
+        dsse.load_public_key(dsse.keyid_of(public), pem)
 
 
 def test_weak_keys_in_no_role_are_refused_with_their_root_too() -> None:
@@ -773,7 +773,7 @@ def test_weak_keys_in_no_role_are_refused_with_their_root_too() -> None:
     pem = public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
     root = Network().trusted()
     with pytest.raises(BadRootChain, match="small order"):
-        trust.check_root(structs.replace(root, keys={**root.keys, trust.keyid_of(public): trust.Key(scheme="ed25519", public=pem)}))
+        trust.check_root(structs.replace(root, keys={**root.keys, dsse.keyid_of(public): trust.Key(scheme="ed25519", public=pem)}))
 
 
 def test_weak_keys_a_non_canonical_encoding_of_a_strong_looking_point_is_refused() -> None:
@@ -781,7 +781,7 @@ def test_weak_keys_a_non_canonical_encoding_of_a_strong_looking_point_is_refused
         public = Ed25519PublicKey.from_public_bytes((P + extra).to_bytes(32, "little"))
         pem = public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
         with pytest.raises(BadRootChain, match="canonical"):
-            trust.load_key(trust.keyid_of(public), pem)
+            dsse.load_public_key(dsse.keyid_of(public), pem)
 
 
 def test_weak_keys_anybody_could_sign_with_one_if_it_were_let_in() -> None:
@@ -793,7 +793,7 @@ def test_weak_keys_anybody_could_sign_with_one_if_it_were_let_in() -> None:
 @pytest.mark.parametrize("pem", ["", "x", "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n", "\x00" * 100, "é" * 10])
 def test_weak_keys_what_is_no_key_is_refused(pem: str) -> None:
     with pytest.raises(BadRootChain):
-        trust.load_key("0" * 64, pem)
+        dsse.load_public_key("0" * 64, pem)
 
 
 def test_weak_keys_of_another_algorithm_are_refused() -> None:
@@ -806,7 +806,7 @@ def test_weak_keys_of_another_algorithm_are_refused() -> None:
     for key in made:
         pem = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
         with pytest.raises(BadRootChain, match="not an Ed25519 key"):
-            trust.load_key(trust.keyid_of(key.public_key()), pem)
+            dsse.load_public_key(dsse.keyid_of(key.public_key()), pem)
 
 
 def test_signature_malleability_s_plus_the_order_is_refused() -> None:

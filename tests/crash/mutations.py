@@ -68,7 +68,7 @@ DURABLE, BLOBS, TREES, MADE, LEDGER, OBSERVE, WRITER, KEEPER, FLOOR, LAYOUT, BAL
         "atomic", "blobs", "trees", "generations", "ledger", "observe", "writer_lock", "housekeeping", "trust_state", "layout", "reserve",
     )
 )  # fmt: skip
-TRUST, LOCK, PLAN, GGUF, STRICT = (f"reconciler/core/{name}.py" for name in ("trust", "lock", "plan", "gguf", "strict_json"))
+TRUST, DSSE, LOCK, PLAN, GGUF, STRICT = (f"reconciler/core/{name}.py" for name in ("trust", "dsse", "lock", "plan", "gguf", "strict_json"))
 STAGING, HASHER, PASSAGE, VERIFY, RESOLVE, ARIA2, DOCUMENT = (
     f"reconciler/fetch/{name}.py" for name in ("staging", "hash_worker", "transfer", "hashing", "resolver", "aria2_daemon", "http")
 )
@@ -96,6 +96,7 @@ TESTS = {
     FLOOR: ("unit/test_trust_state", "functional/test_trust_on_a_node", "crash/test_damage"),
     UNPACK: ("contract/test_unpacker_contract", "adversary/test_archive_leftovers", "adversary/test_archive_attacks"),
     TRUST: ("unit/test_trust", "adversary/test_trust_attacks"),
+    DSSE: ("unit/test_trust", "adversary/test_trust_attacks"),
     STRICT: ("unit/test_trust", "adversary/test_trust_attacks"),
     LOCK: ("unit/test_lock",),
     PLAN: ("unit/test_apply", "laws/test_plan_laws", "adversary/test_store_attacks"),
@@ -262,11 +263,11 @@ def _serving() -> Iterator[Mutation]:
 
 def _network() -> Iterator[Mutation]:
     """What makes bytes the network's word: signatures and their number, versions, times, and the trust_state."""
-    yield without("signature", TRUST, "key.verify(unbase64(text), message)")
-    yield once("keys of the role alone", TRUST, "signature.keyid in allowed and", "signature.keyid in root.verifiers and")
-    yield once("each key counted once", TRUST, "return frozenset(\n        signature.keyid\n", "return tuple(\n        signature.keyid\n")
-    yield once("signatures that are looked at", TRUST, "read.signatures[: limits.signatures]", "read.signatures")
-    yield never("threshold", TRUST, "len(valid) < role.threshold")
+    yield without("signature", DSSE, "key.verify(decode_base64(signature), message)")
+    yield once("keys of the role alone", TRUST, "for keyid in role.keyids}", "for keyid in root.verifiers}")
+    yield once("each key counted once", DSSE, "return frozenset(\n        signature.keyid\n", "return tuple(\n        signature.keyid\n")
+    yield once("signatures that are looked at", DSSE, "envelope.signatures[: limits.signatures]", "envelope.signatures")
+    yield never("threshold", DSSE, "len(valid) < threshold")
     yield never("network of a snapshot", TRUST, "found.network != root.network")
     yield never("expiry of the root", TRUST, "now >= root.expires_at")
     yield never("expiry of the snapshot", TRUST, "now >= found.expires_at")
@@ -296,14 +297,14 @@ def _network() -> Iterator[Mutation]:
     yield never("a threshold that cannot be met", TRUST, "role.threshold > len(role.keyids)")
     yield never("a key that is not there", TRUST, "unknown")
     yield without("keys that are loaded with their root", TRUST, "_ = root.verifiers")
-    yield never("payload type", TRUST, "read.payload_type != payload_type")
-    yield never("size of an envelope", TRUST, "len(envelope) > cap")
-    yield once("the alphabet of base64", TRUST, ", validate=True)", ")")
-    yield once("canonical base64", TRUST, "if (base64.urlsafe_b64encode(data) if", "if False and (base64.urlsafe_b64encode(data) if")
-    yield never("kind of a key", TRUST, "not isinstance(key, Ed25519PublicKey)")
-    yield once("keys of small order", TRUST, "if y >= _P or y in _SMALL_ORDER:", "if y >= _P:")
-    yield once("keys that are not canonical", TRUST, "if y >= _P or y in _SMALL_ORDER:", "if y in _SMALL_ORDER:")
-    yield never("key id", TRUST, "keyid_of(key) != keyid")
+    yield never("payload type", DSSE, "payload_type and envelope.payload_type != payload_type")
+    yield never("size of an envelope", DSSE, "len(data) > max_bytes")
+    yield once("the alphabet of base64", DSSE, ", validate=True)", ")")
+    yield once("canonical base64", DSSE, "if (base64.urlsafe_b64encode(data) if", "if False and (base64.urlsafe_b64encode(data) if")
+    yield never("kind of a key", DSSE, "not isinstance(key, Ed25519PublicKey)")
+    yield once("keys of small order", DSSE, "if y >= _P or y in _SMALL_ORDER:", "if y >= _P:")
+    yield once("keys that are not canonical", DSSE, "if y >= _P or y in _SMALL_ORDER:", "if y in _SMALL_ORDER:")
+    yield never("key id", DSSE, "keyid_of(key) != keyid")
     yield without("one reading of a document", STRICT, "_refuse_ambiguity(data)")
     yield never("a member twice in a document", STRICT, "len(found) != len(pairs)")
     yield once("a lock that differs", LOCK, "if data == expected:", "if True:")
@@ -335,7 +336,7 @@ _CONFIRMED = {
     "lock": ("roots(layout),\n        data,\n", "roots(layout),\n"),
     "envelope": ("        envelope,\n    )\n    for part", "    )\n    for part"),
 }
-_UNSIGNED = "payload = payload_of(_read(envelope, ROOT_TYPE, limits))"
+_UNSIGNED = "payload = _unverified_payload(envelope, limits)"
 
 
 def outcome(mutation: Mutation) -> str:

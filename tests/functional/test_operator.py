@@ -17,7 +17,7 @@ import pytest
 
 from reconciler.cli import run
 from reconciler.commands.options import wall_clock
-from reconciler.core import trust
+from reconciler.core import dsse, trust
 from reconciler.core.errors import BadSignature, ReconcileError
 from reconciler.demo import models
 from tests import archives
@@ -298,7 +298,7 @@ def test_inspect_and_diff_read_well_and_as_json(ready: Terminal) -> None:
 
 def test_what_strangers_wrote_into_a_document_reaches_no_terminal(ready: Terminal) -> None:
     outer = json.loads(ready.bytes("snapshot.json"))
-    payload = trust.unbase64(outer["payload"])[:-1] + b',"\\u001b[2J\\u202e":"\\u001b]0;x\\u0007"}'
+    payload = dsse.decode_base64(outer["payload"])[:-1] + b',"\\u001b[2J\\u202e":"\\u001b]0;x\\u0007"}'
     hostile = outer | {"payload": b64(payload), "signatures": [{"keyid": "\x1b[31m", "sig": "AAAA"}]}
     (ready.folder / "hostile.json").write_text(json.dumps(hostile))
     ready("snapshot inspect hostile.json")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from reconciler.core import trust
+from reconciler.core import dsse, trust
 from reconciler.core.errors import BadRootChain, BadSignature, PublishError, TrustError
 from reconciler.publish import envelopes, keys, roots
 from tests.network import Key, Network, compact, envelope, payload_of, signatures_of
@@ -53,7 +53,7 @@ def test_signing_leaves_the_payload_and_the_others_signatures_as_they_are() -> N
 
 def test_a_signature_that_does_not_hold_is_replaced_by_its_owner() -> None:
     document = envelopes.read(new(), trust.ROOT_TYPE)
-    broken = envelopes.Document(kind=document.kind, payload=document.payload, signatures=(trust.Signature(keyid=ALICE.id, sig="AAAA"),))
+    broken = envelopes.Document(kind=document.kind, payload=document.payload, signatures=(dsse.Signature(keyid=ALICE.id, sig="AAAA"),))
     data = envelopes.write(broken)
     assert [one.valid for one in roots.inspect(data).signatures] == [False]
     assert [one.valid for one in roots.inspect(signed(ALICE, data=data)).signatures] == [True]

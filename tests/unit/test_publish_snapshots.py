@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from reconciler.core import snapshot, trust
+from reconciler.core import dsse, snapshot, trust
 from reconciler.core.errors import BadSignature, PublishError, TooLarge, TrustError, WrongNetwork
 from reconciler.core.snapshot import Model
 from reconciler.publish import artifacts, envelopes, keys, snapshots
@@ -149,7 +149,7 @@ def test_a_signature_comes_raw_or_in_base64() -> None:
 
 def test_no_more_signatures_than_nodes_look_at() -> None:
     data = new()
-    many = tuple(trust.Signature(keyid=f"{index:064x}", sig="AAAA") for index in range(64))
+    many = tuple(dsse.Signature(keyid=f"{index:064x}", sig="AAAA") for index in range(64))
     document = msgspec.structs.replace(envelopes.read(data, trust.SNAPSHOT_TYPE), signatures=many)
     with pytest.raises(PublishError, match="64 signatures already"):
         snapshots.sign(envelopes.write(document), ALICE.private, now=NOW)
