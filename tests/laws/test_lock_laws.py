@@ -130,7 +130,7 @@ def test_no_edit_of_a_lock_passes(document: Document, data: st.DataObject) -> No
 _CHILD = """
 import sys
 from tests.network import Network
-from reconciler import lock
+from reconciler.core import lock
 network = Network()
 models = [network.model(f"m{i}:v1", str(i % 7).encode(), tasks=["embedding", "chat", "completion"]) for i in range(20)]
 sys.stdout.buffer.write(lock.encode(lock.compile(network.verified(*models))))

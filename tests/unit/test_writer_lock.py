@@ -18,10 +18,10 @@ HOLD = """
 import sys
 from pathlib import Path
 from reconciler.core.errors import StoreBusy
-from reconciler.store import writer
+from reconciler.store import writer_lock
 sys.stdin.readline()
 try:
-    with writer.hold(Path(sys.argv[1])):
+    with writer_lock.hold(Path(sys.argv[1])):
         print("held", flush=True)
         sys.stdin.read()
 except StoreBusy as refused:
