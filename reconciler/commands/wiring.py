@@ -12,9 +12,8 @@ from reconciler.commands import load_lock, source_history
 from reconciler.commands.load_lock import VerifiedLock
 from reconciler.commands.options import Clock, Options
 from reconciler.core import units
-from reconciler.fetch.downloader import Aria2Fetcher
+from reconciler.fetch.downloader import Aria2Fetcher, OfflineFetcher
 from reconciler.fetch.hashing import Hashers
-from reconciler.fetch.offline import OfflineFetcher
 from reconciler.fetch.settings import FetchSettings
 from reconciler.hooks import CommandHooks
 from reconciler.ports import Event, Fetcher, Ports, Reporter, Swapped, Tester, Unpacker

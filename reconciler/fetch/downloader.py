@@ -1,7 +1,7 @@
 """
 The port ``Fetcher``, over aria2.
 
-One loop in the caller's thread drives all blobs: it takes what resolvers, downloader and hashers have to say, lets each passage go on, and
+One loop in the caller's thread drives all blobs: it takes what resolvers, downloader and hashers have to say, lets each transfer go on, and
 sleeps until one of them has more. Nothing runs between two steps of the iterator but what was begun already; closing it ends that too.
 
 Rules that hold here:
@@ -28,15 +28,28 @@ from reconciler.fetch import aria2_daemon, credentials, hashing, sources
 from reconciler.fetch.resolver import Resolver
 from reconciler.fetch.settings import FetchSettings
 from reconciler.fetch.staging import Staging
-from reconciler.fetch.transfer import Passage, Tools
+from reconciler.fetch.transfer import Transfer, TransferContext
 from reconciler.ports import Fetched, FetchFailed, FetchProgress, Notice, Reporter, Want
 
 _POLL_SECONDS = 0.25
 _POLL_LEAST = 0.01
 _PROGRESS_SECONDS = 0.1
 #: Small files that are given to the downloader ahead of their turn, so that it need not wait for the next round.
-_AHEAD = 32
-_AHEAD_BYTES = 64 << 20
+_QUEUED_AHEAD = 32
+_QUEUED_AHEAD_BYTES = 64 << 20
+
+
+class OfflineFetcher:
+    """The fetcher of a run that may touch no network: it fails every blob, with a sentence that says so."""
+
+    def fetch(self, wants: Sequence[Want], report: Reporter) -> Iterator[Fetched | FetchFailed]:
+        """Yield a refusal for each of *wants*."""
+        del report
+        for want in wants:
+            yield FetchFailed(digest=want.digest, error=FetchError("not fetched: this run is offline", hint="run again without --offline"))
+
+    def close(self) -> None:
+        """Nothing was started."""
 
 
 class Aria2Fetcher:
@@ -57,7 +70,7 @@ class Aria2Fetcher:
         left = {want.digest: None for want in wants}
         try:
             with self._step:
-                run = self._begun(wants, report)
+                run = self._start_run(wants, report)
         except ReconcileError as error:
             yield from (FetchFailed(digest=digest, error=error) for digest in left)
             return
@@ -69,11 +82,11 @@ class Aria2Fetcher:
         finally:
             with self._step:
                 run.stop()
-        yield from (FetchFailed(digest=digest, error=_closed()) for digest in left)
+        yield from (FetchFailed(digest=digest, error=_stopped()) for digest in left)
 
-    def _begun(self, wants: Sequence[Want], report: Reporter) -> _Run:
+    def _start_run(self, wants: Sequence[Want], report: Reporter) -> _Run:
         if self._closed.is_set():
-            raise _closed()
+            raise _stopped()
         self._staging.open()
         try:
             known = credentials.read(self._settings.netrc)
@@ -82,8 +95,8 @@ class Aria2Fetcher:
         self._daemon = self._daemon or aria2_daemon.Daemon(self._settings, self._staging.root, self._staging.lock, known)
         self._hashers = self._hashers or hashing.Hashers(max(self._settings.concurrent, os.cpu_count() or 1))
         resolver = Resolver(self._settings, known, self._hashers.wake)
-        tools = Tools(self._settings, sources.rules(wants, self._settings), self._staging, resolver, self._hashers, report)
-        return _Run(wants, tools, self._daemon)
+        context = TransferContext(self._settings, sources.rules(wants, self._settings), self._staging, resolver, self._hashers, report)
+        return _Run(wants, context, self._daemon)
 
     def _next(self, outcomes: Iterator[Fetched | FetchFailed]) -> Fetched | FetchFailed | None:
         with self._step:
@@ -107,176 +120,176 @@ class Aria2Fetcher:
             self._staging.close()
 
 
-def _closed() -> FetchError:
+def _stopped() -> FetchError:
     return FetchError("the download was stopped")
 
 
 class _Run:
     """One call of ``fetch``."""
 
-    def __init__(self, wants: Sequence[Want], tools: Tools, daemon: aria2_daemon.Daemon) -> None:
-        self._tools, self._daemon = tools, daemon
-        passages = [Passage(token, want, tools) for token, want in enumerate(wants)]
-        self._by_token = dict(enumerate(passages))
-        self._small = deque(passage for passage in passages if passage.direct)
-        self._large = deque(passage for passage in passages if not passage.direct)
-        self._active: list[Passage] = []
-        self._polled_at = self._told_at = 0.0
+    def __init__(self, wants: Sequence[Want], context: TransferContext, daemon: aria2_daemon.Daemon) -> None:
+        self._context, self._daemon = context, daemon
+        transfers = [Transfer(token, want, context) for token, want in enumerate(wants)]
+        self._by_token = dict(enumerate(transfers))
+        self._small = deque(transfer for transfer in transfers if transfer.direct)
+        self._large = deque(transfer for transfer in transfers if not transfer.direct)
+        self._active: list[Transfer] = []
+        self._polled_at = self._progress_at = 0.0
         self._restarts = 0
-        self._most_moved = 0
-        self._warming: threading.Thread | None = None
+        self._most_downloaded = 0
+        self._preloading: threading.Thread | None = None
         if self._large:
-            self._warming = threading.Thread(target=aria2_daemon.warm, name="warm", daemon=True)
-            self._warming.start()
+            self._preloading = threading.Thread(target=aria2_daemon.preload, name="preload", daemon=True)
+            self._preloading.start()
 
     def outcomes(self, closed: threading.Event) -> Iterator[Fetched | FetchFailed]:
-        """Drive all passages to their ends, or until *closed* is set."""
+        """Drive all transfers to their ends, or until *closed* is set."""
         while (self._small or self._large or self._active) and not closed.is_set():
             now = time.monotonic()
-            self._admit()
-            for question, reply in self._tools.resolver.replies():
-                asking = self._by_token[question.token]
-                with _failing(asking):
-                    asking.answered(question, reply, now)
-            for passage in self._active:
-                passage.step(now)
-            self._transfer(now)
-            for passage in self._active:
-                passage.step(now)
-            self._tell(now)
-            ended = [passage for passage in self._active if passage.outcome]
-            self._active = [passage for passage in self._active if not passage.outcome]
-            for passage in ended:
-                assert passage.outcome
-                yield passage.outcome
+            self._admit_waiting()
+            for request, result in self._context.resolver.results():
+                probing = self._by_token[request.token]
+                with _failures_of(probing):
+                    probing.on_probe_result(request, result, now)
+            for transfer in self._active:
+                transfer.step(now)
+            self._drive_downloads(now)
+            for transfer in self._active:
+                transfer.step(now)
+            self._report_progress(now)
+            ended = [transfer for transfer in self._active if transfer.outcome]
+            self._active = [transfer for transfer in self._active if not transfer.outcome]
+            for transfer in ended:
+                assert transfer.outcome
+                yield transfer.outcome
             if self._active and not ended:
-                self._tools.hashers.wait(self._pause(time.monotonic()))
+                self._context.hashers.wait(self._pause(time.monotonic()))
 
     def stop(self) -> None:
         """End what still runs, and leave what a later run may continue."""
-        self._tools.resolver.close()
-        if any(passage.gid for passage in self._active):
+        self._context.resolver.close()
+        if any(transfer.gid for transfer in self._active):
             self._daemon.kill()
-        for passage in self._active:
-            passage.abandon()
-        for passage in self._by_token.values():
-            if passage.phase == "done":
-                self._tools.staging.tidy(passage.want.digest)
+        for transfer in self._active:
+            transfer.abandon()
+        for transfer in self._by_token.values():
+            if transfer.phase == "done":
+                self._context.staging.remove_if_empty(transfer.want.digest)
 
-    def _admit(self) -> None:
+    def _admit_waiting(self) -> None:
         """Let waiting blobs begin: large ones as the operator permits, small ones as many as can be asked for at once."""
-        settings = self._tools.settings
-        for _ in range(min(self._tools.resolver.room, len(self._small))):
+        settings = self._context.settings
+        for _ in range(min(self._context.resolver.free_slots, len(self._small))):
             self._active.append(self._small.popleft())
-        held = [passage for passage in self._active if not passage.direct and passage.phase != "hashing"] if self._large else []
-        places, ahead = len(held), sum(passage.want.size for passage in held)
+        held = [transfer for transfer in self._active if not transfer.direct and transfer.phase != "hashing"] if self._large else []
+        places, ahead = len(held), sum(transfer.want.size for transfer in held)
         while self._large:
             size = self._large[0].want.size
-            if places >= settings.concurrent and (places >= settings.concurrent + _AHEAD or ahead + size > _AHEAD_BYTES):
+            if places >= settings.concurrent and (places >= settings.concurrent + _QUEUED_AHEAD or ahead + size > _QUEUED_AHEAD_BYTES):
                 return
             self._active.append(self._large.popleft())
             places, ahead = places + 1, ahead + size
 
     # -- the downloader --------------------------------------------------------------------------------
 
-    def _transfer(self, now: float) -> None:
+    def _drive_downloads(self, now: float) -> None:
         try:
-            self._launch(now)
-            moving = [passage for passage in self._active if passage.gid]
-            if moving and now >= self._polled_at + self._period(moving):
-                self._poll(moving)
+            self._start_downloads(now)
+            downloading = [transfer for transfer in self._active if transfer.gid]
+            if downloading and now >= self._polled_at + self._poll_interval(downloading):
+                self._poll(downloading)
                 self._polled_at = time.monotonic()
-        except aria2_daemon.Lost as error:
-            self._restart(str(error))
+        except aria2_daemon.DaemonLost as error:
+            self._restart_daemon(str(error))
         except FetchError as error:
-            for passage in self._active:
-                if passage.phase in {"ready", "moving", "stopping"}:
-                    passage.fail(error)
+            for transfer in self._active:
+                if transfer.phase in {"ready", "downloading", "stopping"}:
+                    transfer.fail(error)
 
-    def _launch(self, now: float) -> None:
-        ready = [passage for passage in self._active if passage.phase == "ready"]
+    def _start_downloads(self, now: float) -> None:
+        ready = [transfer for transfer in self._active if transfer.phase == "ready"]
         if not ready:
             return
-        if self._warming:
-            self._warming.join()
+        if self._preloading:
+            self._preloading.join()
         self._daemon.start()
-        begun = []
-        for passage in ready:
-            with _failing(passage):
-                begun.append((passage, passage.launch(now)))
-        wrong = self._daemon.add([transfer for _, transfer in begun])
-        for passage, transfer in begun:
-            if transfer.gid in wrong:
-                passage.refused(wrong[transfer.gid], now)
+        started = []
+        for transfer in ready:
+            with _failures_of(transfer):
+                started.append((transfer, transfer.start_download(now)))
+        wrong = self._daemon.add([download for _, download in started])
+        for transfer, download in started:
+            if download.gid in wrong:
+                transfer.on_refused(wrong[download.gid], now)
 
-    def _poll(self, moving: list[Passage]) -> None:
-        statuses = self._daemon.poll([passage.gid for passage in moving])
+    def _poll(self, downloading: list[Transfer]) -> None:
+        statuses = self._daemon.poll([transfer.gid for transfer in downloading])
         now = time.monotonic()
         stop, over = [], []
-        for passage in moving:
-            gid = passage.gid
-            with _failing(passage):
+        for transfer in downloading:
+            gid = transfer.gid
+            with _failures_of(transfer):
                 if gid not in statuses:
-                    passage.refused("it forgot the transfer", now)
-                elif passage.seen(statuses[gid], now):
+                    transfer.on_refused("it forgot the transfer", now)
+                elif transfer.on_status(statuses[gid], now):
                     stop.append(gid)
-            if not passage.gid:
+            if not transfer.gid:
                 over.append(gid)
-            while passage.gid and passage.late:
-                self._daemon.widen(gid, [passage.late.popleft()])
+            while transfer.gid and transfer.late_mirrors:
+                self._daemon.add_mirrors(gid, [transfer.late_mirrors.popleft()])
         self._daemon.stop(stop)
         self._daemon.forget([gid for gid in over if gid in statuses])
 
-    def _restart(self, why: str) -> None:
-        moved = sum(passage.moved for passage in self._by_token.values())
-        self._restarts = 1 if moved > self._most_moved + (1 << 20) else self._restarts + 1
-        self._most_moved = max(moved, self._most_moved)
-        self._tools.report(Notice(level="warning", text=f"the downloader was lost ({why}); it is started again"))
-        lost = [passage for passage in self._active if passage.phase in {"moving", "stopping"}]
-        for passage in lost:
-            passage.interrupted(time.monotonic())
-        if self._restarts > self._tools.settings.restarts:
+    def _restart_daemon(self, why: str) -> None:
+        downloaded = sum(transfer.downloaded for transfer in self._by_token.values())
+        self._restarts = 1 if downloaded > self._most_downloaded + (1 << 20) else self._restarts + 1
+        self._most_downloaded = max(downloaded, self._most_downloaded)
+        self._context.report(Notice(level="warning", text=f"the downloader was lost ({why}); it is started again"))
+        lost = [transfer for transfer in self._active if transfer.phase in {"downloading", "stopping"}]
+        for transfer in lost:
+            transfer.on_daemon_lost(time.monotonic())
+        if self._restarts > self._context.settings.restarts:
             error = FetchError(f"aria2c does not stay up: {why}")
-            for passage in self._active:
-                if passage.phase == "ready":
-                    passage.fail(error)
+            for transfer in self._active:
+                if transfer.phase == "ready":
+                    transfer.fail(error)
 
     # -- time ------------------------------------------------------------------------------------------
 
     @staticmethod
-    def _period(moving: list[Passage]) -> float:
+    def _poll_interval(downloading: list[Transfer]) -> float:
         """Return how long to wait between two polls: until the next file should end, within limits."""
-        left = [(passage.want.size - passage.moved) / passage.speed for passage in moving if passage.speed > 0]
-        fresh = 0.02 if any(passage.speed == 0 and passage.want.size < (16 << 20) for passage in moving) else _POLL_SECONDS
+        left = [(transfer.want.size - transfer.downloaded) / transfer.speed for transfer in downloading if transfer.speed > 0]
+        fresh = 0.02 if any(transfer.speed == 0 and transfer.want.size < (16 << 20) for transfer in downloading) else _POLL_SECONDS
         return min(max(min(left, default=_POLL_SECONDS) / 2, _POLL_LEAST), _POLL_SECONDS, fresh)
 
     def _pause(self, now: float) -> float:
-        moving = [passage for passage in self._active if passage.gid]
+        downloading = [transfer for transfer in self._active if transfer.gid]
         until = [now + _POLL_SECONDS]
-        if moving:
-            until.append(self._polled_at + self._period(moving))
-        until += [passage.until for passage in self._active if passage.phase in {"choosing", "asking"} and passage.until]
+        if downloading:
+            until.append(self._polled_at + self._poll_interval(downloading))
+        until += [transfer.wake_at for transfer in self._active if transfer.phase in {"selecting", "probing"} and transfer.wake_at]
         return max(0.0, min(until) - now)
 
-    def _tell(self, now: float) -> None:
+    def _report_progress(self, now: float) -> None:
         """Report one file's progress, if it is time: the one that was reported longest ago."""
-        if now - self._told_at < _PROGRESS_SECONDS:
+        if now - self._progress_at < _PROGRESS_SECONDS:
             return
-        for index, passage in enumerate(self._active):
-            if passage.phase in {"moving", "stopping", "hashing"}:
-                self._told_at = now
+        for index, transfer in enumerate(self._active):
+            if transfer.phase in {"downloading", "stopping", "hashing"}:
+                self._progress_at = now
                 self._active.append(self._active.pop(index))
-                self._tools.report(FetchProgress(
-                    digest=passage.want.digest, done=min(passage.moved, passage.want.size), total=passage.want.size, rate=passage.speed,
-                    hashed=passage.hashed, source=passage.source,
+                self._context.report(FetchProgress(
+                    digest=transfer.want.digest, done=min(transfer.downloaded, transfer.want.size), total=transfer.want.size,
+                    rate=transfer.speed, hashed=transfer.hashed, source=transfer.source,
                 ))  # fmt: skip
                 return
 
 
 @contextlib.contextmanager
-def _failing(passage: Passage) -> Iterator[None]:
+def _failures_of(transfer: Transfer) -> Iterator[None]:
     """Let what the disk refuses to one blob be that blob's failure."""
     try:
         yield
     except ReconcileError as error:
-        passage.fail(error)
+        transfer.fail(error)

@@ -1,5 +1,5 @@
 """
-The hashing process: ``python -m reconciler.fetch.hash_worker``, spoken to over its standard streams, a JSON object a line.
+The hashing process: ``python -m reconciler.fetch.hash_worker``, spoken to over its standard streams, one JSON object a line.
 
 Rules that hold here:
 
@@ -8,7 +8,7 @@ Rules that hold here:
    kill the process that maps it (SIGBUS); that is why this is a process of its own. Whoever started it takes its death as "not verified".
 2. A window is given back before the next is mapped: memory stays flat whatever the file's size.
 3. It holds one file at a time and ends when its standard input ends, also in the middle of a file.
-4. It imports the standard library alone (and blake3 where asked), so that it starts in some milliseconds.
+4. It imports the standard library alone (and blake3 where needed), so that it starts in some milliseconds.
 
 Asked ``{"path", "algorithm", "size", "threads", "upto"}``, then ``{"upto"}`` as more of the file is there, or ``{"stop": true}``.
 It answers ``{"hashed"}`` now and then,
@@ -43,28 +43,28 @@ TRIALS = 4
 REPORT_SECONDS = 0.1
 
 
-class Ended(Exception):
+class InputClosed(Exception):
     """Nobody listens any more."""
 
 
-class Stopped(Exception):
+class Cancelled(Exception):
     """The file is not wanted any more."""
 
 
-class Line:
+class MessageStream:
     """The two standard streams, as messages."""
 
     def __init__(self) -> None:
         self._buffer = b""
 
     def receive(self, timeout: float | None) -> dict[str, Any] | None:
-        """Return the next message, or nothing after *timeout* seconds; raise ``Ended`` at the end of the input."""
+        """Return the next message, or nothing after *timeout* seconds; raise ``InputClosed`` at the end of the input."""
         while b"\n" not in self._buffer:
             if timeout is not None and not select.select([0], [], [], timeout)[0]:
                 return None
             data = os.read(0, 65536)
             if not data:
-                raise Ended
+                raise InputClosed
             self._buffer += data
         line, _, self._buffer = self._buffer.partition(b"\n")
         message: dict[str, Any] = json.loads(line)
@@ -85,18 +85,18 @@ def open_plain(path: str) -> int:
     return fd
 
 
-class Ways:
+class ReadStrategy:
     """The two ways to the bytes of a window, and what each has cost at best, in processor seconds a byte."""
 
     def __init__(self) -> None:
-        self._ways = (_mapped, _read)
-        self._costs: dict[Callable[[Any, int, int, int], None], list[float]] = {way: [] for way in self._ways}
+        self._readers = (_mapped, _read)
+        self._costs: dict[Callable[[Any, int, int, int], None], list[float]] = {reader: [] for reader in self._readers}
 
-    def take(self, made: Any, fd: int, start: int, length: int) -> None:
+    def update(self, made: Any, fd: int, start: int, length: int) -> None:
         """Hash *length* bytes from *start*; raise ``OSError`` or ``ValueError`` where they are not there."""
-        tried = min(self._ways, key=lambda way: len(self._costs[way]))
+        tried = min(self._readers, key=lambda reader: len(self._costs[reader]))
         if len(self._costs[tried]) == TRIALS:
-            min(self._ways, key=lambda way: min(self._costs[way]))(made, fd, start, length)
+            min(self._readers, key=lambda reader: min(self._costs[reader]))(made, fd, start, length)
             return
         begun = time.thread_time()
         tried(made, fd, start, length)
@@ -106,50 +106,50 @@ class Ways:
 
 def main() -> None:
     """Hash one file after the other, until the input ends."""
-    line, ways = Line(), Ways()
+    stream, strategy = MessageStream(), ReadStrategy()
     try:
         while True:
-            message = line.receive(None)
+            message = stream.receive(None)
             if message and "path" in message:
-                line.send(_answer(line, ways, message))
-    except (Ended, BrokenPipeError, KeyboardInterrupt):
+                stream.send(_respond(stream, strategy, message))
+    except (InputClosed, BrokenPipeError, KeyboardInterrupt):
         return
 
 
-def _answer(line: Line, ways: Ways, asked: dict[str, Any]) -> dict[str, Any]:
+def _respond(stream: MessageStream, strategy: ReadStrategy, request: dict[str, Any]) -> dict[str, Any]:
     try:
-        fd = open_plain(asked["path"])
+        fd = open_plain(request["path"])
         try:
-            return _hash(line, ways, fd, asked)
+            return _hash(stream, strategy, fd, request)
         finally:
             os.close(fd)
-    except Stopped:
+    except Cancelled:
         return {"stopped": True}
     except (OSError, ValueError) as error:
         return {"error": getattr(error, "strerror", None) or str(error)}
 
 
-def _hash(line: Line, ways: Ways, fd: int, asked: dict[str, Any]) -> dict[str, Any]:
-    size, upto, threads = asked["size"], asked["upto"], asked["threads"]
-    parallel = asked["algorithm"] == "blake3" and threads > 1
-    made, window = _hasher(asked["algorithm"], threads), WINDOW_PARALLEL if parallel else WINDOW
-    take = _mapped if parallel else ways.take
-    done, told = 0, time.monotonic()
+def _hash(stream: MessageStream, strategy: ReadStrategy, fd: int, request: dict[str, Any]) -> dict[str, Any]:
+    size, upto, threads = request["size"], request["upto"], request["threads"]
+    parallel = request["algorithm"] == "blake3" and threads > 1
+    made, window = _hasher(request["algorithm"], threads), WINDOW_PARALLEL if parallel else WINDOW
+    update = _mapped if parallel else strategy.update
+    done, reported_at = 0, time.monotonic()
     while done < size:
         ready = min(upto, size) - done
         idle = ready < FOLLOW_LEAST and upto < size
-        while (message := line.receive(None if idle else 0)) is not None:
+        while (message := stream.receive(None if idle else 0)) is not None:
             if "stop" in message:
-                raise Stopped
+                raise Cancelled
             upto = max(upto, message["upto"])
             idle = False
         ready = min(upto, size) - done
         if ready >= FOLLOW_LEAST or upto >= size:
-            take(made, fd, done, min(ready, window))
+            update(made, fd, done, min(ready, window))
             done += min(ready, window)
-        if time.monotonic() - told >= REPORT_SECONDS:
-            line.send({"hashed": done})
-            told = time.monotonic()
+        if time.monotonic() - reported_at >= REPORT_SECONDS:
+            stream.send({"hashed": done})
+            reported_at = time.monotonic()
     seen = os.fstat(fd)
     if seen.st_size != size:
         raise ValueError(f"it has {seen.st_size} bytes, not {size}")

@@ -6,7 +6,7 @@ Rules that hold here:
 1. A file is hashed by a process of its own (``hasher``), one file a process at a time. Whatever kills that process (a file that shrank, a
    disk that failed, the kernel's memory killer) is a failed verification of that file, and of no other.
 2. Processes start when they are needed, are kept for the next file, and end with this object or with this program.
-3. A file that still grows is hashed behind its complete prefix: ``Job.reach`` says how far one may read, and that what lies before is
+3. A file that still grows is hashed behind its complete prefix: ``Job.extend_to`` says how far one may read, and that what lies before is
    final. Whoever writes a byte before that mark again must start a new job.
 4. The answer carries the numbers of the open file that was hashed. A path is only a hint of where it was.
 
@@ -39,7 +39,7 @@ from reconciler.fetch import hash_worker
 INLINE_BYTES = 1 << 20
 #: A read that brings nothing for so long (a dead network disk) is given up.
 STALL_SECONDS = 300.0
-_GRANT_SECONDS = 0.1
+_EXTEND_SECONDS = 0.1
 
 
 class Hashed(Struct, frozen=True, kw_only=True):
@@ -73,19 +73,19 @@ class Job:
         self.upto = upto
         self.hashed = 0
         self.result: Hashed | None = None
-        self.dropped = False
+        self.cancelled = False
         self.worker: _Worker | None = None
 
-    def reach(self, upto: int) -> None:
+    def extend_to(self, upto: int) -> None:
         """Allow reading up to byte *upto*; all before it is final. The file counts as whole when *upto* is its size."""
         if upto > self.upto:
             self.upto = upto
             if self.worker:
-                self.worker.tell_upto()
+                self.worker.send_limit()
 
-    def drop(self) -> None:
+    def cancel(self) -> None:
         """Stop: nobody wants the answer any more."""
-        self.dropped = True
+        self.cancelled = True
         if self.worker and not self.result:
             self.worker.stop()
         self.result = self.result or Hashed(error="stopped")
@@ -109,22 +109,22 @@ class _Worker:
         os.set_blocking(self._input, False)
         os.set_blocking(self.output, False)
         self._buffer = b""
-        self._told = 0
-        self.moved_at = time.monotonic()
+        self._sent_limit = 0
+        self.progress_at = time.monotonic()
         self.job: Job | None = None
 
-    def take(self, job: Job, threads: int) -> None:
+    def assign(self, job: Job, threads: int) -> None:
         """Begin with *job*."""
         self.job, job.worker = job, self
-        self._told, self.moved_at = job.upto, time.monotonic()
-        asked = {"path": str(job.path), "algorithm": job.algorithm, "size": job.size, "threads": threads, "upto": job.upto}
-        self._send(asked)
+        self._sent_limit, self.progress_at = job.upto, time.monotonic()
+        request = {"path": str(job.path), "algorithm": job.algorithm, "size": job.size, "threads": threads, "upto": job.upto}
+        self._send(request)
 
-    def tell_upto(self) -> None:
+    def send_limit(self) -> None:
         """Tell how far one may read, where that was not told yet; a full pipe is tried again with the next message."""
-        if self.job and self.job.upto > self._told and self._send({"upto": self.job.upto}):
-            self._told = self.job.upto
-            self.moved_at = time.monotonic()
+        if self.job and self.job.upto > self._sent_limit and self._send({"upto": self.job.upto}):
+            self._sent_limit = self.job.upto
+            self.progress_at = time.monotonic()
 
     def stop(self) -> None:
         """Have it let go of its file; it says so, and is free then."""
@@ -151,18 +151,18 @@ class _Worker:
         self._buffer += data
         *lines, self._buffer = self._buffer.split(b"\n")
         for line in lines:
-            self._heard(json.loads(line))
+            self._handle(json.loads(line))
         return True
 
-    def _heard(self, message: dict[str, Any]) -> None:
+    def _handle(self, message: dict[str, Any]) -> None:
         job = self.job
         if job is None:
             return
-        self.moved_at = time.monotonic()
+        self.progress_at = time.monotonic()
         if "hashed" in message:
             job.hashed = message["hashed"]
             return
-        if job.dropped:
+        if job.cancelled:
             pass
         elif "hex" in message:
             job.hashed = job.size
@@ -175,7 +175,9 @@ class _Worker:
     def stalled(self) -> bool:
         """Whether it should read and does not."""
         job = self.job
-        return job is not None and job.upto - job.hashed > hash_worker.WINDOW_PARALLEL and time.monotonic() - self.moved_at > STALL_SECONDS
+        return (
+            job is not None and job.upto - job.hashed > hash_worker.WINDOW_PARALLEL and time.monotonic() - self.progress_at > STALL_SECONDS
+        )
 
     def end(self) -> int:
         """End the process; return how it ended."""
@@ -193,17 +195,17 @@ class Hashers:
 
     def __init__(self, workers: int | None = None) -> None:
         self._cores = os.cpu_count() or 1
-        self._most = workers or self._cores
+        self._most_workers = workers or self._cores
         self._workers: list[_Worker] = []
         self._waiting: deque[Job] = deque()
         self._selector = selectors.DefaultSelector()
         self._wake_out, self._wake_in = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._selector.register(self._wake_out, selectors.EVENT_READ)
         self._closed = False
-        self._waking = threading.Lock()
+        self._wake_guard = threading.Lock()
 
     def start(self, path: Path, algorithm: str, size: int, *, upto: int | None = None) -> Job:
-        """Hash the file at *path*; with *upto*, only so far at first, and on as ``Job.reach`` says."""
+        """Hash the file at *path*; with *upto*, only so far at first, and on as ``Job.extend_to`` says."""
         job = Job(path, algorithm, size, size if upto is None else upto)
         self._waiting.append(job)
         self._assign()
@@ -217,16 +219,16 @@ class Hashers:
                     while os.read(self._wake_out, 4096):
                         pass
             else:
-                self._listen(key.data)
+                self._read_from(key.data)
         for worker in list(self._workers):
-            worker.tell_upto()
+            worker.send_limit()
             if worker.stalled:
-                self._lost(worker, "the disk did not answer")
+                self._remove_worker(worker, "the disk did not answer")
         self._assign()
 
     def wake(self) -> None:
         """Make ``wait`` return; from any thread, and also when all is closed: the descriptor may be another file's by then."""
-        with self._waking, contextlib.suppress(BlockingIOError):
+        with self._wake_guard, contextlib.suppress(BlockingIOError):
             if not self._closed:
                 os.write(self._wake_in, b".")
 
@@ -268,15 +270,15 @@ class Hashers:
         *report* is called with (digest, bytes hashed, size) at most ten times a second. *rate* is the limit in bytes a second for all
         together; 0: none. Closing the iterator stops what runs.
         """
-        scrub = _Scrub(self, iter(files), report or _unheard, rate)
+        scrub = _Scrub(self, iter(files), report or _ignore_progress, rate)
         try:
-            yield from scrub.run(self._most)
+            yield from scrub.run(self._most_workers)
         finally:
-            scrub.drop()
+            scrub.cancel()
 
     def close(self) -> None:
         """End all processes; idempotent."""
-        with self._waking:
+        with self._wake_guard:
             if self._closed:
                 return
             self._closed = True
@@ -290,29 +292,29 @@ class Hashers:
     def _assign(self) -> None:
         while self._waiting:
             idle = next((worker for worker in self._workers if worker.job is None), None)
-            if idle is None and len(self._workers) >= self._most:
+            if idle is None and len(self._workers) >= self._most_workers:
                 return
             job = self._waiting.popleft()
-            if job.dropped:
+            if job.cancelled:
                 continue
-            (idle or self._started()).take(job, self._threads())
+            (idle or self._start_worker()).assign(job, self._threads())
 
     def _threads(self) -> int:
         """Threads for blake3, which alone can use them: all cores for a lone file, fewer where others are hashed beside it."""
         busy = 1 + sum(worker.job is not None for worker in self._workers)
         return max(1, self._cores // min(busy, self._cores))
 
-    def _started(self) -> _Worker:
+    def _start_worker(self) -> _Worker:
         worker = _Worker()
         self._workers.append(worker)
         self._selector.register(worker.output, selectors.EVENT_READ, worker)
         return worker
 
-    def _listen(self, worker: _Worker) -> None:
+    def _read_from(self, worker: _Worker) -> None:
         if worker in self._workers and (worker.process.stdout is None or worker.process.stdout.closed or not worker.receive()):
-            self._lost(worker, "")
+            self._remove_worker(worker, "")
 
-    def _lost(self, worker: _Worker, why: str) -> None:
+    def _remove_worker(self, worker: _Worker, why: str) -> None:
         self._workers.remove(worker)
         self._selector.unregister(worker.output)
         code = worker.end()
@@ -330,7 +332,7 @@ class _Scrub:
     ) -> None:
         self._hashers, self._files, self._report, self._rate = hashers, files, report, rate
         self._running: dict[Job, str] = {}
-        self._granted_at = self._told_at = time.monotonic()
+        self._extended_at = self._reported_at = time.monotonic()
 
     def run(self, most: int) -> Iterator[Checked]:
         """Keep *most* files in hand until none is left."""
@@ -339,15 +341,15 @@ class _Scrub:
             while more and len(self._running) < most:
                 more = self._begin()
             if self._running:
-                self._hashers.wait(_GRANT_SECONDS)
-            self._grant()
-            self._tell()
-            yield from self._ended()
+                self._hashers.wait(_EXTEND_SECONDS)
+            self._extend_limits()
+            self._report_progress()
+            yield from self._finished()
 
-    def drop(self) -> None:
+    def cancel(self) -> None:
         """Stop what runs."""
         for job in self._running:
-            job.drop()
+            job.cancel()
 
     def _begin(self) -> bool:
         found = next(self._files, None)
@@ -358,26 +360,26 @@ class _Scrub:
         self._running[job] = name
         return True
 
-    def _grant(self) -> None:
+    def _extend_limits(self) -> None:
         """Let each file go on by its share of what the rate allows since the last time."""
         now = time.monotonic()
         open_ones = [job for job in self._running if job.upto < job.size]
         if self._rate and open_ones:
-            share = int((now - self._granted_at) * self._rate / len(open_ones))
+            share = int((now - self._extended_at) * self._rate / len(open_ones))
             for job in open_ones:
-                job.reach(min(job.size, job.upto + share))
-        self._granted_at = now
+                job.extend_to(min(job.size, job.upto + share))
+        self._extended_at = now
 
-    def _tell(self) -> None:
+    def _report_progress(self) -> None:
         now = time.monotonic()
-        if self._running and now - self._told_at >= 0.1:
-            self._told_at = now
+        if self._running and now - self._reported_at >= 0.1:
+            self._reported_at = now
             job = next(iter(self._running))
             name = self._running.pop(job)
             self._running[job] = name  # the next one is told of next time
             self._report(name, job.hashed, job.size)
 
-    def _ended(self) -> Iterator[Checked]:
+    def _finished(self) -> Iterator[Checked]:
         for job in [job for job in self._running if job.result]:
             name, done = self._running.pop(job), job.result
             assert done
@@ -402,5 +404,5 @@ def inline(fd: int, algorithm: str) -> tuple[str, os.stat_result]:
     return made.hexdigest(), os.fstat(fd)
 
 
-def _unheard(_digest: str, _hashed: int, _size: int) -> None:
+def _ignore_progress(_digest: str, _hashed: int, _size: int) -> None:
     """Nobody asked for progress."""

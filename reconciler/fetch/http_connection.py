@@ -43,7 +43,7 @@ class Connection(http.client.HTTPConnection):
         self.default_port = 443 if tls else 80
         self._tls_context, self._addresses, self._named = tls, addresses, host
         #: Scheme, host and port that it serves; set where it may be kept for the next question.
-        self.place: tuple[str, str, int] | None = None
+        self.endpoint: tuple[str, str, int] | None = None
 
     def through(self, host: str, port: int, headers: dict[str, str]) -> None:
         """Use the proxy, which this connects to, as a way to *host*."""

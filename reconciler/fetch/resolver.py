@@ -7,7 +7,7 @@ Rules that hold here:
    given the last URL alone. One that follows redirects by itself would carry credentials to wherever it is sent.
 2. A host's name is looked up once, every address is checked, and the connection goes to a checked address: a name that leads
    elsewhere at the second look-up gains nothing. With a proxy, the proxy looks names up.
-3. The question is a GET for the first byte, not a HEAD: signed URLs are often good for GET alone, and the answer tells whether ranges work.
+3. The request is a GET for the first byte, not a HEAD: signed URLs are often good for GET alone, and the answer tells whether ranges work.
    A small blob is asked for whole, so that the answer is the blob; it is hashed as it lies in the file.
 4. Headers are bounded by ``http.client`` (100 of 64 KiB), time by a deadline on the whole answer, bodies by the signed size. A look-up that
    hangs in the system's resolver is abandoned with its thread.
@@ -44,7 +44,7 @@ _MOST_SECONDS = 3600.0
 _AGENT = "reconciler"
 
 
-class Question(Struct, frozen=True, kw_only=True):
+class ProbeRequest(Struct, frozen=True, kw_only=True):
     """May *url* have the blob? With *into*, and if it may: bring it there. *token* comes back with the answer."""
 
     token: int
@@ -63,100 +63,100 @@ class Resolved(Struct, frozen=True, kw_only=True):
     sized: bool
 
 
-class Brought(Struct, frozen=True, kw_only=True):
+class InlineBody(Struct, frozen=True, kw_only=True):
     """All bytes that the server gave, in the file that was asked for, hashed."""
 
     hashed: hashing.Hashed
 
 
-Reply = Resolved | Brought | Failure
+ProbeResult = Resolved | InlineBody | Failure
 
 
 class Resolver:
-    """Some threads that ask servers. Questions in, (question, reply) out."""
+    """Some threads that ask servers. Questions in, (request, result) out."""
 
     def __init__(self, settings: FetchSettings, credentials: Credentials, wake: Callable[[], None]) -> None:
         self._settings, self._credentials, self._wake = settings, credentials, wake
-        self._questions: queue.SimpleQueue[Question | None] = queue.SimpleQueue()
-        self._replies: deque[tuple[Question, Reply]] = deque()
-        self._hands: list[_Hand] = []
-        self._most = min(16, 4 * settings.concurrent)
-        self._open = 0
+        self._requests: queue.SimpleQueue[ProbeRequest | None] = queue.SimpleQueue()
+        self._results: deque[tuple[ProbeRequest, ProbeResult]] = deque()
+        self._workers: list[_Worker] = []
+        self._most_workers = min(16, 4 * settings.concurrent)
+        self._unfinished = 0
         self._tls = Tls(settings)
 
     @property
-    def room(self) -> int:
-        """How many more questions would be asked at once."""
-        return self._most - self._open
+    def free_slots(self) -> int:
+        """How many more requests would be asked at once."""
+        return self._most_workers - self._unfinished
 
-    def ask(self, question: Question) -> None:
-        """Have *question* asked."""
-        self._open += 1
-        self._questions.put(question)
-        if len(self._hands) < min(self._most, self._open):
-            self._add_hand()
+    def submit(self, request: ProbeRequest) -> None:
+        """Have *request* asked."""
+        self._unfinished += 1
+        self._requests.put(request)
+        if len(self._workers) < min(self._most_workers, self._unfinished):
+            self._add_worker()
 
-    def replies(self) -> list[tuple[Question, Reply]]:
+    def results(self) -> list[tuple[ProbeRequest, ProbeResult]]:
         """Return what came in since the last time; end what is past its deadline."""
-        self._expire()
+        self._end_overdue()
         found = []
-        while self._replies:
-            found.append(self._replies.popleft())
-            self._open -= 1
+        while self._results:
+            found.append(self._results.popleft())
+            self._unfinished -= 1
         return found
 
     def close(self) -> None:
         """Stop; what runs is cut off."""
-        for hand in self._hands:
-            self._questions.put(None)
-            hand.abandoned = True
-            hand.cut()
-        self._hands.clear()
+        for worker in self._workers:
+            self._requests.put(None)
+            worker.abandoned = True
+            worker.abort()
+        self._workers.clear()
 
-    def _add_hand(self) -> None:
-        hand = _Hand(self._settings, self._credentials, self._tls)
-        self._hands.append(hand)
-        threading.Thread(target=self._work, args=(hand,), name="resolve", daemon=True).start()
+    def _add_worker(self) -> None:
+        worker = _Worker(self._settings, self._credentials, self._tls)
+        self._workers.append(worker)
+        threading.Thread(target=self._run_worker, args=(worker,), name="resolve", daemon=True).start()
 
-    def _work(self, hand: _Hand) -> None:
-        while not hand.abandoned and (question := self._questions.get()) is not None:
-            reply = hand.answer(question)
-            if not hand.abandoned:
-                self._replies.append((question, reply))
+    def _run_worker(self, worker: _Worker) -> None:
+        while not worker.abandoned and (request := self._requests.get()) is not None:
+            result = worker.probe(request)
+            if not worker.abandoned:
+                self._results.append((request, result))
                 self._wake()
-        hand.close()
+        worker.close()
 
-    def _expire(self) -> None:
+    def _end_overdue(self) -> None:
         now = time.monotonic()
-        for hand in list(self._hands):
-            deadline, question = hand.deadline, hand.question
-            if question is None or now < deadline:
+        for worker in list(self._workers):
+            deadline, request = worker.deadline, worker.request
+            if request is None or now < deadline:
                 continue
-            hand.cut()
+            worker.abort()
             if now > deadline + _ABANDON_SECONDS:
-                hand.abandoned = True
-                self._hands.remove(hand)
-                self._replies.append((question, _SILENT))
-                self._add_hand()
+                worker.abandoned = True
+                self._workers.remove(worker)
+                self._results.append((request, _TIMED_OUT))
+                self._add_worker()
 
 
-class _Hand:
+class _Worker:
     """One thread's connections and what it is about."""
 
     def __init__(self, settings: FetchSettings, credentials: Credentials, tls: Tls) -> None:
         self._settings, self._credentials, self._tls = settings, credentials, tls
         self._kept: dict[tuple[str, str, int], Connection] = {}
         self._current: Connection | None = None
-        self.question: Question | None = None
+        self.request: ProbeRequest | None = None
         self.deadline = 0.0
         self.abandoned = False
 
-    def answer(self, question: Question) -> Reply:
-        """Answer *question*; whatever goes wrong is a ``Failure``."""
+    def probe(self, request: ProbeRequest) -> ProbeResult:
+        """Answer *request*; whatever goes wrong is a ``Failure``."""
         self.deadline = time.monotonic() + self._settings.timeout_seconds
-        self.question = question
+        self.request = request
         try:
-            return self._follow(question)
+            return self._follow(request)
         except Refused as error:
             return error.failure
         except ssl.SSLCertVerificationError as error:
@@ -164,16 +164,16 @@ class _Hand:
         except socket.gaierror:
             return Failure(text="its host's name leads to no address", permanent=False)
         except TimeoutError:
-            return _SILENT
+            return _TIMED_OUT
         except (OSError, http.client.HTTPException, UnicodeError) as error:
-            return self._broken(error)
-        except Exception as error:  # noqa: BLE001  a bug here must not leave the question open for ever
+            return self._connection_failure(error)
+        except Exception as error:  # noqa: BLE001  a bug here must not leave the request open for ever
             return Failure(text=f"unexpected: {type(error).__name__}", permanent=False)
         finally:
-            self.question = None
+            self.request = None
             self._current = None
 
-    def cut(self) -> None:
+    def abort(self) -> None:
         """End the connection in use, from another thread: its reads and writes then fail there."""
         connection = self._current
         sock = connection.sock if connection else None
@@ -186,74 +186,74 @@ class _Hand:
         for connection in self._kept.values():
             connection.close()
 
-    def _broken(self, error: Exception) -> Failure:
+    def _connection_failure(self, error: Exception) -> Failure:
         if time.monotonic() >= self.deadline:
-            return _SILENT
+            return _TIMED_OUT
         if isinstance(error, http.client.HTTPException) and not isinstance(error, OSError):
             cut_off = isinstance(error, http.client.IncompleteRead)
             return Failure(text=f"its answer is no HTTP ({type(error).__name__})", permanent=not cut_off)
-        said = getattr(error, "strerror", None) or type(error).__name__
-        return Failure(text=f"the connection failed: {sources.clean(str(said))}", permanent=False)
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        return Failure(text=f"the connection failed: {sources.clean(str(reason))}", permanent=False)
 
-    def _follow(self, question: Question) -> Reply:
-        url = question.url
+    def _follow(self, request: ProbeRequest) -> ProbeResult:
+        url = request.url
         for _ in range(self._settings.redirects + 1):
-            question.rules.check(url)
-            connection, response = self._request(question, url)
+            request.rules.check(url)
+            connection, response = self._exchange(request, url)
             headers: dict[str, list[str]] = {}
             for name, value in response.getheaders():
                 headers.setdefault(name.lower(), []).append(value)
             try:
                 if response.status not in sources.REDIRECTS:
-                    return self._judge(question, url, response, headers)
-                url = sources.target(url, headers)
+                    return self._interpret(request, url, response, headers)
+                url = sources.redirect_target(url, headers)
             finally:
-                self._keep(connection, response)
+                self._keep_alive(connection, response)
         raise Refused(f"it redirects more than {self._settings.redirects} times")
 
-    def _judge(self, question: Question, url: str, response: http.client.HTTPResponse, headers: dict[str, list[str]]) -> Reply:
+    def _interpret(self, request: ProbeRequest, url: str, response: http.client.HTTPResponse, headers: dict[str, list[str]]) -> ProbeResult:
         if response.status not in {200, 206}:
-            return sources.failed(response.status, headers, time.time())
-        answer = sources.judge(response.status, headers, question.size)
-        if question.into is None:
+            return sources.failure_of_status(response.status, headers, time.time())
+        answer = sources.check_answer(response.status, headers, request.size)
+        if request.into is None:
             return Resolved(url=url, ranges=answer.ranges, sized=answer.ranges or answer.body >= 0)
-        return self._bring(question, question.into, response)
+        return self._read_body(request, request.into, response)
 
-    def _bring(self, question: Question, into: Path, response: http.client.HTTPResponse) -> Reply:
-        slowest = question.size / self._settings.min_rate_bytes if self._settings.min_rate_bytes else _MOST_SECONDS
+    def _read_body(self, request: ProbeRequest, into: Path, response: http.client.HTTPResponse) -> ProbeResult:
+        slowest = request.size / self._settings.min_rate_bytes if self._settings.min_rate_bytes else _MOST_SECONDS
         self.deadline = time.monotonic() + self._settings.slow_seconds + min(slowest, _MOST_SECONDS)
-        data = response.read(question.size + 1)
-        if len(data) > question.size:
-            return Failure(text=f"it sends more than the signed {question.size} bytes", kind="size-mismatch")
+        data = response.read(request.size + 1)
+        if len(data) > request.size:
+            return Failure(text=f"it sends more than the signed {request.size} bytes", kind="size-mismatch")
         if time.monotonic() >= self.deadline:
-            return _SILENT
-        if len(data) < question.size:
-            return Failure(text=f"it sent {len(data)} of the signed {question.size} bytes", permanent=False)
+            return _TIMED_OUT
+        if len(data) < request.size:
+            return Failure(text=f"it sent {len(data)} of the signed {request.size} bytes", permanent=False)
         try:
-            return Brought(hashed=_written(into, data, digests.parse(question.digest)[0]))
+            return InlineBody(hashed=_written(into, data, digests.parse(request.digest)[0]))
         except OSError as error:
-            return Brought(hashed=hashing.Hashed(error=f"[Errno {error.errno}] {error.strerror}"))
+            return InlineBody(hashed=hashing.Hashed(error=f"[Errno {error.errno}] {error.strerror}"))
 
     # -- one request ----------------------------------------------------------------------------------
 
-    def _request(self, question: Question, url: str) -> tuple[Connection, http.client.HTTPResponse]:
+    def _exchange(self, request: ProbeRequest, url: str) -> tuple[Connection, http.client.HTTPResponse]:
         parts = urlsplit(url)
         host, tls = sources.host_of(url), parts.scheme == "https"
-        place = (parts.scheme, host, parts.port or (443 if tls else 80))
-        headers = self._headers(question, url)
+        endpoint = (parts.scheme, host, parts.port or (443 if tls else 80))
+        headers = self._headers(request, url)
         path = url if self._proxied(host) and not tls else (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        kept = self._kept.pop(place, None)
+        kept = self._kept.pop(endpoint, None)
         if kept:
             with contextlib.suppress(OSError, http.client.HTTPException):  # the server closed it meanwhile: once more, on a new one
-                return kept, self._asked(kept, path, headers)
+                return kept, self._send(kept, path, headers)
             kept.close()
             if time.monotonic() >= self.deadline:
                 raise TimeoutError
-        made = self._open(question.rules, place)
-        return made, self._asked(made, path, headers)
+        connection = self._connect(request.rules, endpoint)
+        return connection, self._send(connection, path, headers)
 
-    def _headers(self, question: Question, url: str) -> dict[str, str]:
-        last = question.size - 1 if question.into else 0
+    def _headers(self, request: ProbeRequest, url: str) -> dict[str, str]:
+        last = request.size - 1 if request.into else 0
         headers = {"User-Agent": _AGENT, "Accept": "*/*", "Accept-Encoding": "identity", "Range": f"bytes=0-{last}"}
         if credential := self._credentials.header(url):
             headers["Authorization"] = credential
@@ -264,7 +264,7 @@ class _Hand:
     def _proxied(self, host: str) -> bool:
         return bool(self._settings.proxy) and not sources.is_loopback_name(host)
 
-    def _asked(self, connection: Connection, path: str, headers: dict[str, str]) -> http.client.HTTPResponse:
+    def _send(self, connection: Connection, path: str, headers: dict[str, str]) -> http.client.HTTPResponse:
         self._current = connection
         try:
             connection.request("GET", path, headers=headers)
@@ -277,34 +277,34 @@ class _Hand:
             raise TimeoutError  # headers that were cut off look like headers that ended
         return response
 
-    def _open(self, rules: Rules, place: tuple[str, str, int]) -> Connection:
-        scheme, host, port = place
+    def _connect(self, rules: Rules, endpoint: tuple[str, str, int]) -> Connection:
+        scheme, host, port = endpoint
         tls = self._tls.context() if scheme == "https" else None
         timeout = self._settings.timeout_seconds
         if not self._proxied(host):
             direct = Connection(host, port, tls=tls, addresses=addresses(rules, host, port), timeout=timeout)
-            direct.place = place
+            direct.endpoint = endpoint
             return direct
         proxy = urlsplit(self._settings.proxy)
-        made = Connection(proxy.hostname or "", proxy.port or 8080, tls=tls, addresses=(), timeout=timeout)
+        connection = Connection(proxy.hostname or "", proxy.port or 8080, tls=tls, addresses=(), timeout=timeout)
         if tls:
-            made.through(host, port, proxy_header(self._settings.proxy))
-        return made
+            connection.through(host, port, proxy_header(self._settings.proxy))
+        return connection
 
-    def _keep(self, connection: Connection, response: http.client.HTTPResponse) -> None:
-        """Keep the connection for the next question, if what is left of the answer is short and the server agrees."""
+    def _keep_alive(self, connection: Connection, response: http.client.HTTPResponse) -> None:
+        """Keep the connection for the next request, if what is left of the answer is short and the server agrees."""
         left = response.length
         with contextlib.suppress(OSError, http.client.HTTPException):
             if not response.isclosed() and left is not None and left <= DRAIN_BYTES:
                 response.read(DRAIN_BYTES)
-        if response.isclosed() and connection.sock and connection.place and connection.place not in self._kept:
-            self._kept[connection.place] = connection
+        if response.isclosed() and connection.sock and connection.endpoint and connection.endpoint not in self._kept:
+            self._kept[connection.endpoint] = connection
         else:
             response.close()
             connection.close()
 
 
-_SILENT = Failure(text="it did not answer in time", permanent=False)
+_TIMED_OUT = Failure(text="it did not answer in time", permanent=False)
 
 
 def _written(path: Path, data: bytes, algorithm: str) -> hashing.Hashed:

@@ -21,22 +21,22 @@ from reconciler.fetch.settings import FetchSettings
 from reconciler.fetch.sources import Failure
 
 #: Sources that are used together at most.
-TOGETHER = 8
+MOST_TOGETHER = 8
 
 
-class Ask(Struct, frozen=True):
-    """Ask these sources whether they have the blob."""
+class TrySources(Struct, frozen=True):
+    """TrySources these sources whether they have the blob."""
 
     urls: tuple[str, ...]
 
 
-class Wait(Struct, frozen=True):
+class RetryLater(Struct, frozen=True):
     """Every source that is left wants to be left alone until then."""
 
     until: float
 
 
-class Stop(Struct, frozen=True):
+class GiveUp(Struct, frozen=True):
     """No source is left."""
 
     error: FetchError
@@ -55,12 +55,12 @@ class _Source:
         self.open = True
         self.slow = False
         self.failures = 0
-        self.ready_at = 0.0
-        self.said: set[str] = set()
+        self.retry_at = 0.0
+        self.reported: set[str] = set()
         self.last: Failure | None = None
 
 
-class Course:
+class SourceSelector:
     """What is known of each source of one blob, and what follows from it."""
 
     def __init__(self, digest: str, urls: tuple[str, ...], settings: FetchSettings, *, together: bool = True) -> None:
@@ -69,56 +69,56 @@ class Course:
         self._suspects: set[str] = set()
         self.together = together
 
-    def next(self, now: float) -> Ask | Wait | Stop:
+    def next(self, now: float) -> TrySources | RetryLater | GiveUp:
         """Return what to do now."""
         left = [source for source in self._sources.values() if source.open]
         if not left:
-            return Stop(self._error())
-        ready = [source for source in left if source.ready_at <= now]
+            return GiveUp(self._error())
+        ready = [source for source in left if source.retry_at <= now]
         if not ready:
-            return Wait(min(source.ready_at for source in left))
-        swift = [source for source in ready if not source.slow] or ready
-        return Ask(tuple(source.url for source in swift[: TOGETHER if self.together else 1]))
+            return RetryLater(min(source.retry_at for source in left))
+        preferred = [source for source in ready if not source.slow] or ready
+        return TrySources(tuple(source.url for source in preferred[: MOST_TOGETHER if self.together else 1]))
 
-    def failed(self, urls: tuple[str, ...], failure: Failure, now: float, *, gained: bool = False) -> list[Blame]:
+    def record_failure(self, urls: tuple[str, ...], failure: Failure, now: float, *, gained: bool = False) -> list[Blame]:
         """Take note that *urls* failed; *gained*: more bytes are here than ever before. Return what is new about it."""
-        news = []
+        unreported = []
         for source in (self._sources[url] for url in urls):
             source.failures = 1 if gained else source.failures + 1
             source.last = failure
             pause = min(self._settings.backoff_seconds * 2 ** (source.failures - 1), self._settings.backoff_cap_seconds)
-            source.ready_at = now + max(pause, failure.retry_after)
+            source.retry_at = now + max(pause, failure.retry_after)
             too_long = failure.retry_after > self._settings.backoff_cap_seconds
             if failure.permanent or too_long or source.failures >= self._settings.attempts:
                 source.open = False
-            if failure.text not in source.said:
-                source.said.add(failure.text)
-                news.append(source.url)
-        return [Blame(url, failure) for url in news]
+            if failure.text not in source.reported:
+                source.reported.add(failure.text)
+                unreported.append(source.url)
+        return [Blame(url, failure) for url in unreported]
 
-    def broke(self, urls: tuple[str, ...], failure: Failure, now: float, *, gained: bool) -> list[Blame]:
+    def record_interrupted(self, urls: tuple[str, ...], failure: Failure, now: float, *, gained: bool) -> list[Blame]:
         """Take note that a transfer from *urls* ended early. Of several, nobody knows which is at fault: each is tried alone then."""
         if len(urls) < 2:
-            return self.failed(urls, failure, now, gained=gained)
+            return self.record_failure(urls, failure, now, gained=gained)
         self.together = gained
-        return [] if gained else [Blame("", Failure(text=f"{failure.text}; {_alone(urls)}", kind=failure.kind))]
+        return [] if gained else [Blame("", Failure(text=f"{failure.text}; {_tried_alone(urls)}", kind=failure.kind))]
 
-    def slow(self, urls: tuple[str, ...], now: float) -> list[Blame]:
+    def record_slow(self, urls: tuple[str, ...], now: float) -> list[Blame]:
         """Take note that *urls*, together, were slower than permitted: others come first now."""
         failure = Failure(text=f"slower than {self._settings.min_rate_bytes} bytes a second", permanent=False)
         if len(urls) > 1:
-            return self.broke(urls, failure, now, gained=False)
+            return self.record_interrupted(urls, failure, now, gained=False)
         for url in urls:
             self._sources[url].slow = True
         others = any(source.open and not source.slow for source in self._sources.values())
-        blames = self.failed(urls, failure, now)
+        blames = self.record_failure(urls, failure, now)
         if others:
             return blames
         for url in urls:
             self._sources[url].slow = False
         return blames
 
-    def lied(self, urls: tuple[str, ...], failure: Failure, *, resumed: bool) -> list[Blame]:
+    def record_wrong_bytes(self, urls: tuple[str, ...], failure: Failure, *, resumed: bool) -> list[Blame]:
         """Take note that what *urls* gave, together and with what was there before where *resumed*, is not the blob."""
         if resumed:
             text = f"what an earlier run left was not good, starting from byte 0: {failure.text}"
@@ -126,14 +126,14 @@ class Course:
         if len(urls) > 1:
             self.together = False
             self._suspects = set(urls)
-            return [Blame("", Failure(text=f"{failure.text}; {_alone(urls)}", kind=failure.kind))]
+            return [Blame("", Failure(text=f"{failure.text}; {_tried_alone(urls)}", kind=failure.kind))]
         self._suspects -= set(urls)
         for url in urls:
             self._sources[url].open = False
             self._sources[url].last = failure
         return [Blame(url, failure) for url in urls]
 
-    def proved(self, urls: tuple[str, ...]) -> list[Blame]:
+    def record_verified(self, urls: tuple[str, ...]) -> list[Blame]:
         """Take note that *urls* gave the blob: where two were suspected, the other is the one that lied."""
         left = self._suspects - set(urls)
         if not self._suspects or len(left) != 1:
@@ -151,5 +151,5 @@ class Course:
         return kind(f"no source gave {self._digest}: {'; '.join(reasons[:3])}{more}")
 
 
-def _alone(urls: tuple[str, ...]) -> str:
+def _tried_alone(urls: tuple[str, ...]) -> str:
     return f"several were used together, each is tried alone now: {', '.join(sources.redact(url) for url in urls)}"

@@ -38,7 +38,7 @@ _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 #: Answers after which the same request may work later (RFC 9110 15.5, RFC 6585 4).
 TRANSIENT = frozenset({408, 421, 425, 429, 500, 502, 503, 504, 507, 509, 520, 521, 522, 523, 524})
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_SAID = {
+_STATUS_TEXT = {
     400: "it does not understand the request", 401: "it asks for credentials that this node does not have",
     403: "it refuses this node", 404: "it does not have the file", 407: "the proxy asks for credentials",
     410: "it no longer has the file", 416: "its file is shorter than the signed size", 429: "it asks to come back later",
@@ -100,7 +100,7 @@ class Rules(Struct, frozen=True, kw_only=True):
         Raises:
             Refused: it is an address that only the settings may send us to, or no host's address at all.
         """
-        real = _unwrapped(address)
+        real = _embedded_ipv4(address)
         if real.is_unspecified or real.is_multicast:
             raise Refused(f"host {clean(host)} leads to {real}, which is no host's address")
         if host in self.trusted or (real.is_loopback and is_loopback_name(host)):
@@ -132,30 +132,30 @@ def order(want: Want, fallback: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*want.sources, *own)))
 
 
-def judge(status: int, headers: Mapping[str, list[str]], size: int) -> Answer:
+def check_answer(status: int, headers: Mapping[str, list[str]], size: int) -> Answer:
     """
     Return what the answer to a request for the first bytes of a blob of *size* bytes is good for; header names are in lower case.
 
     Raises:
         Refused: it is no 200 or 206, or of another length, or not the plain bytes.
     """
-    coding = _only(headers, "content-encoding") or "identity"
+    coding = _single(headers, "content-encoding") or "identity"
     if coding.lower() != "identity":
         raise Refused(f"it sends {clean(coding)}-encoded bytes, although plain ones were asked for")
     length = _length(headers)
     if status == 206:
-        return _judge_range(headers, length, size)
+        return _check_range(headers, length, size)
     if status != 200:
-        raise Refused(said(status))
+        raise Refused(status_text(status))
     if length >= 0 and length != size:
         raise Refused(f"its file has {length} bytes, not the signed {size}", kind="size-mismatch")
     return Answer(ranges=False, body=length)
 
 
-def _judge_range(headers: Mapping[str, list[str]], length: int, size: int) -> Answer:
-    if (_only(headers, "content-type") or "").lower().startswith("multipart/"):
+def _check_range(headers: Mapping[str, list[str]], length: int, size: int) -> Answer:
+    if (_single(headers, "content-type") or "").lower().startswith("multipart/"):
         raise Refused("it answers a request for one range with several parts")
-    found = _CONTENT_RANGE.fullmatch((_only(headers, "content-range") or "").strip())
+    found = _CONTENT_RANGE.fullmatch((_single(headers, "content-range") or "").strip())
     if not found:
         raise Refused("it sends a part of the file without saying which")
     if found[3] != "*" and int(found[3]) != size:
@@ -168,16 +168,16 @@ def _judge_range(headers: Mapping[str, list[str]], length: int, size: int) -> An
     return Answer(ranges=True, body=body)
 
 
-def failed(status: int, headers: Mapping[str, list[str]], now: float) -> Failure:
+def failure_of_status(status: int, headers: Mapping[str, list[str]], now: float) -> Failure:
     """Return what an answer that is neither a redirect nor bytes means for this run; *now* is in seconds since 1970."""
     kind: Kind = "size-mismatch" if status == 416 else "source-failed"
-    wait = retry_after(_only(headers, "retry-after") or "", now) if status in TRANSIENT else 0.0
-    return Failure(text=said(status), permanent=status not in TRANSIENT, kind=kind, retry_after=wait)
+    wait = retry_after(_single(headers, "retry-after") or "", now) if status in TRANSIENT else 0.0
+    return Failure(text=status_text(status), permanent=status not in TRANSIENT, kind=kind, retry_after=wait)
 
 
-def said(status: int) -> str:
+def status_text(status: int) -> str:
     """Return what an HTTP status says, for people."""
-    meaning = _SAID.get(status) or ("it has an error of its own" if status >= 500 else "it does not give the file")
+    meaning = _STATUS_TEXT.get(status) or ("it has an error of its own" if status >= 500 else "it does not give the file")
     return f"HTTP {status}: {meaning}"
 
 
@@ -192,14 +192,14 @@ def retry_after(text: str, now: float) -> float:
         return 0.0
 
 
-def target(url: str, headers: Mapping[str, list[str]]) -> str:
+def redirect_target(url: str, headers: Mapping[str, list[str]]) -> str:
     """
     Return where a redirect from *url* leads.
 
     Raises:
         Refused: it does not say, or says what is no URL.
     """
-    location = _only(headers, "location")
+    location = _single(headers, "location")
     if not location or len(location) > 8192:
         raise Refused("it redirects without saying where to")
     # Checked before the join, which would turn a backslash or a stray control character into something harmless-looking.
@@ -253,7 +253,7 @@ def _literal(host: str) -> Address | None:
         return None
 
 
-def _unwrapped(address: Address) -> Address:
+def _embedded_ipv4(address: Address) -> Address:
     """Return the IPv4 address inside an IPv6 one, where that is what it leads to (RFC 4291 2.5.5.2, RFC 6052, RFC 3056)."""
     if isinstance(address, ipaddress.IPv6Address):
         inner = address.ipv4_mapped or address.sixtofour
@@ -263,7 +263,7 @@ def _unwrapped(address: Address) -> Address:
     return address
 
 
-def _only(headers: Mapping[str, list[str]], name: str) -> str | None:
+def _single(headers: Mapping[str, list[str]], name: str) -> str | None:
     values = {value.strip() for value in headers.get(name, ())}
     if len(values) > 1:
         raise Refused(f"it sends two different {name} headers")
@@ -271,7 +271,7 @@ def _only(headers: Mapping[str, list[str]], name: str) -> str | None:
 
 
 def _length(headers: Mapping[str, list[str]]) -> int:
-    text = _only(headers, "content-length")
+    text = _single(headers, "content-length")
     if text is None:
         return -1
     if not _LENGTH.fullmatch(text):

@@ -26,13 +26,13 @@ from pathlib import Path
 
 from reconciler import files
 from reconciler.core import digest as digests
-from reconciler.core.errors import DiskFull, StoreBusy, StoreError
-from reconciler.fetch import aria2_control_file
+from reconciler.core.errors import StoreBusy
+from reconciler.fetch import aria2_protocol
 
 DATA = "data"
 _CONTROL = f"{DATA}.aria2"
 _PIECES = "pieces"
-_Pieces = list[list[aria2_control_file.Run]]
+_Pieces = list[list[aria2_protocol.Run]]
 _LOCK = ".fetch.lock"
 _BLOCK = 4096
 #: The granularity in which a file system reports holes may not be coarser: tmpfs with huge pages says 2 MiB.
@@ -43,7 +43,7 @@ _LARGE_PIECE = 8 << 20
 _FEW_PIECES = 32
 #: Above this, pieces grow further: each is a bit in every report.
 _MOST_PIECES = 2048
-_NOTED_BYTES = 1 << 20
+_MOST_RECORDED_BYTES = 1 << 20
 
 
 class Attempt:
@@ -53,7 +53,7 @@ class Attempt:
         self.folder = folder
         self.data = folder / DATA
         self.resumed = resumed
-        self.noted = ""
+        self.recorded = ""
 
 
 class Staging:
@@ -74,12 +74,12 @@ class Staging:
         """
         if self._lock >= 0:
             return
-        with refusals(f"use {self.root} for downloads"):
+        with files.translate_errors(f"use {self.root} for downloads"):
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _own_folder(self.root)
+            _check_own_folder(self.root)
             fd = os.open(self.root / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         deadline = time.monotonic() + _LOCK_SECONDS
-        while not _locked(fd):
+        while not _try_lock(fd):
             if time.monotonic() > deadline:
                 os.close(fd)
                 raise StoreBusy(f"another downloader still writes to {self.root}")
@@ -99,33 +99,33 @@ class Staging:
 
     def resume(self, name: str, size: int) -> Attempt | None:
         """Return the attempt that an earlier transfer left, ready to be continued; delete all else that lies there."""
-        with refusals(f"look at what is left of {name}"):
+        with files.translate_errors(f"look at what is left of {name}"):
             best: Attempt | None = None
             pieces: _Pieces = []
             for path in self._entries(name):
-                left = self._left(path, size)
-                if aria2_control_file.total(left) > (best.resumed if best else 0):
+                left = self._pieces_of(path, size)
+                if aria2_protocol.total_bytes(left) > (best.resumed if best else 0):
                     if best:
                         files.delete(best.folder)
-                    best, pieces = Attempt(path, aria2_control_file.total(left)), left
+                    best, pieces = Attempt(path, aria2_protocol.total_bytes(left)), left
                 else:
                     files.delete(path)
             if best:
-                _write(best.folder / _CONTROL, aria2_control_file.encode(pieces, piece_length(size), size))
+                _write(best.folder / _CONTROL, aria2_protocol.control_file(pieces, piece_length(size), size))
                 os.utime(best.folder.parent)
             return best
 
     @staticmethod
-    def note(attempt: Attempt, bitfield: str) -> None:
+    def record_pieces(attempt: Attempt, bitfield: str) -> None:
         """Remember which pieces were reported as complete. Not synced: after a power cut it may say too much, and the digest decides."""
-        if bitfield and bitfield != attempt.noted:
-            attempt.noted = bitfield
+        if bitfield and bitfield != attempt.recorded:
+            attempt.recorded = bitfield
             with contextlib.suppress(OSError):
                 _write(attempt.folder / _PIECES, bitfield.encode())
 
-    def fresh(self, name: str) -> Attempt:
+    def start_attempt(self, name: str) -> Attempt:
         """Return a new attempt; what earlier ones left is deleted."""
-        with refusals(f"make a folder for {name}"):
+        with files.translate_errors(f"make a folder for {name}"):
             self.discard(name)
             path = self._folder(name) / secrets.token_hex(4)
             path.mkdir(mode=0o700, parents=True)
@@ -134,10 +134,10 @@ class Staging:
 
     def discard(self, name: str) -> None:
         """Delete all that there is of *name*."""
-        with refusals(f"delete what is left of {name}"):
+        with files.translate_errors(f"delete what is left of {name}"):
             files.delete(self._folder(name))
 
-    def tidy(self, name: str) -> None:
+    def remove_if_empty(self, name: str) -> None:
         """Delete the blob's folder, if its file is no longer in it."""
         with contextlib.suppress(OSError):
             for path in _listed(self._folder(name)):
@@ -153,17 +153,17 @@ class Staging:
         folder = self._folder(name)
         with contextlib.suppress(FileNotFoundError):
             try:
-                _own_folder(folder)
+                _check_own_folder(folder)
             except NotADirectoryError:
                 files.delete(folder)
                 return
             yield from _listed(folder)
 
-    def _left(self, path: Path, size: int) -> _Pieces:
+    def _pieces_of(self, path: Path, size: int) -> _Pieces:
         """Return what there is of the attempt at *path*, by pieces."""
         try:
-            _own_folder(path)
-            known = _noted(path / _PIECES)
+            _check_own_folder(path)
+            known = _read_recorded(path / _PIECES)
             for other in _listed(path):
                 if other.name not in {DATA, _PIECES}:
                     files.delete(other)
@@ -175,7 +175,7 @@ class Staging:
         coarse = self._granularity()
         if not coarse:
             return []
-        return aria2_control_file.kept(_written(path / DATA), known, piece_length(size), size, coarse)
+        return aria2_protocol.kept_ranges(_written_ranges(path / DATA), known, piece_length(size), size, coarse)
 
     def _granularity(self) -> int:
         """Return how exactly the file system reports holes, in bytes; 0: too coarsely, or not at all."""
@@ -219,17 +219,7 @@ def length(path: Path) -> int:
     return seen.st_size if stat.S_ISREG(seen.st_mode) else -1
 
 
-@contextlib.contextmanager
-def refusals(what: str) -> Iterator[None]:
-    """Turn what the system refuses into a ``StoreError`` that says *what* was tried."""
-    try:
-        yield
-    except OSError as error:
-        kind = DiskFull if error.errno in {errno.ENOSPC, errno.EDQUOT} else StoreError
-        raise kind(f"cannot {what}: {error.strerror or error}") from error
-
-
-def _own_folder(path: Path) -> None:
+def _check_own_folder(path: Path) -> None:
     """Let *path* be a folder of this user and nobody else's; raise ``NotADirectoryError`` where it cannot be."""
     seen = path.lstat()
     if not stat.S_ISDIR(seen.st_mode) or seen.st_uid != os.geteuid():
@@ -238,11 +228,11 @@ def _own_folder(path: Path) -> None:
         path.chmod(0o700)
 
 
-def _written(path: Path) -> list[aria2_control_file.Run]:
+def _written_ranges(path: Path) -> list[aria2_protocol.Run]:
     """Return the ranges of the file at *path* that were written to."""
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        runs: list[aria2_control_file.Run] = []
+        runs: list[aria2_protocol.Run] = []
         end = 0
         while True:
             try:
@@ -257,13 +247,13 @@ def _written(path: Path) -> list[aria2_control_file.Run]:
         os.close(fd)
 
 
-def _noted(path: Path) -> str:
+def _read_recorded(path: Path) -> str:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return ""
     with os.fdopen(fd, "rb") as file:
-        text = file.read(_NOTED_BYTES).decode("ascii", "replace") if stat.S_ISREG(os.fstat(fd).st_mode) else ""
+        text = file.read(_MOST_RECORDED_BYTES).decode("ascii", "replace") if stat.S_ISREG(os.fstat(fd).st_mode) else ""
     return text if set(text) <= set("0123456789abcdef") else ""
 
 
@@ -274,7 +264,7 @@ def _write(path: Path, data: bytes) -> None:
         file.write(data)
 
 
-def _locked(fd: int) -> bool:
+def _try_lock(fd: int) -> bool:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

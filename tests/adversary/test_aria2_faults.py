@@ -152,7 +152,7 @@ def test_a_downloader_that_answers_without_the_secret_is_refused(tmp_path: Path)
         _until(lambda: daemon.poll(["0000000000000001"]) and None)
 
     try:
-        with pytest.raises(aria2_daemon.Lost, match="without its secret"):
+        with pytest.raises(aria2_daemon.DaemonLost, match="without its secret"):
             use()
     finally:
         daemon.close()
@@ -303,7 +303,7 @@ def test_a_small_file_is_not_spread_over_more_connections_than_a_kill_may_lose(
     begun: list[int] = []
     add = aria2_daemon.Daemon.add
 
-    def adding(daemon: aria2_daemon.Daemon, transfers: Sequence[aria2_daemon.Transfer]) -> dict[str, str]:
+    def adding(daemon: aria2_daemon.Daemon, transfers: Sequence[aria2_daemon.Download]) -> dict[str, str]:
         begun.extend(it.connections for it in transfers)
         return add(daemon, transfers)
 

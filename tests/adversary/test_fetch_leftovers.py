@@ -108,10 +108,10 @@ def torn_control(path: Path) -> None:
 
 
 def control_that_claims_all(path: Path) -> None:
-    from reconciler.fetch import aria2_control_file
+    from reconciler.fetch import aria2_protocol
 
     (path / "data").write_bytes(DATA[:1000])
-    (path / "data.aria2").write_bytes(aria2_control_file.encode([[(0, LARGE)]], LARGE, LARGE))
+    (path / "data.aria2").write_bytes(aria2_protocol.control_file([[(0, LARGE)]], LARGE, LARGE))
 
 
 def notes_that_claim_all(path: Path) -> None:
@@ -299,7 +299,7 @@ def test_holes_are_found_here(root: Path) -> None:
         path = root / "f"
         with path.open("wb") as file:
             os.pwrite(file.fileno(), b"x" * 100_000, 1 << 20)
-        assert stagings._written(path) == [(1 << 20, (1 << 20) + 100_000)]
+        assert stagings._written_ranges(path) == [(1 << 20, (1 << 20) + 100_000)]
     finally:
         opened.close()
 
@@ -389,20 +389,20 @@ def test_a_link_in_the_place_of_the_lock_is_not_followed(root: Path, victim: Pat
 
 
 def test_a_link_in_the_place_of_the_notes_is_neither_read_nor_written(root: Path, victim: Path) -> None:
-    made = Staging(root).fresh(NAME)
+    made = Staging(root).start_attempt(NAME)
     (made.folder / "pieces").symlink_to(victim)
 
-    Staging.note(made, "00")
+    Staging.record_pieces(made, "00")
 
     assert victim.read_bytes() == b"ffff"
-    assert stagings._noted(made.folder / "pieces") == ""
+    assert stagings._read_recorded(made.folder / "pieces") == ""
 
 
 def test_a_link_in_the_place_of_the_data_is_not_measured(root: Path, victim: Path) -> None:
     (root / "data").symlink_to(victim)
 
     with pytest.raises(OSError, match="symbolic links"):
-        stagings._written(root / "data")
+        stagings._written_ranges(root / "data")
 
 
 def test_a_link_in_the_place_of_a_small_blob_is_not_written_through(root: Path, victim: Path) -> None:

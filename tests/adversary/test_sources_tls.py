@@ -272,28 +272,28 @@ def test_a_connection_is_cut_and_its_tls_state_stays_with_the_thread_that_reads(
     greeting = threading.Thread(target=lambda: served.append(context.wrap_socket(theirs, server_side=True)), daemon=True)
     greeting.start()
     connection = Connection("127.0.0.1", 443, tls=None, addresses=(), timeout=1.0)
-    hand = fetch_resolver._Hand(FAST, credentials.Credentials({}), Tls(FAST))
+    worker = fetch_resolver._Worker(FAST, credentials.Credentials({}), Tls(FAST))
     with ssl.create_default_context(cafile=authority.file).wrap_socket(ours, server_hostname="127.0.0.1") as sock:
         greeting.join()
-        connection.sock, hand._current = sock, connection
+        connection.sock, worker._current = sock, connection
 
-        hand.cut()
+        worker.abort()
 
         assert sock.version() is not None, "a read that had begun would find no session"
         assert sock.recv(1) == b""
     connection.sock = None
-    hand.cut()
+    worker.abort()
     served[0].close()
 
 
 def test_whatever_goes_wrong_with_a_question_it_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch_resolver._Hand, "_follow", lambda *_: 1 // 0)
+    monkeypatch.setattr(fetch_resolver._Worker, "_follow", lambda *_: 1 // 0)
     woken = threading.Event()
     resolver = fetch_resolver.Resolver(FAST, credentials.Credentials({}), woken.set)
     rules = Rules(hosts=frozenset(), trusted=frozenset(), allow_http=False)
 
-    resolver.ask(fetch_resolver.Question(token=1, url="https://a.example/", digest=name_of(SHORT), size=len(SHORT), rules=rules))
+    resolver.submit(fetch_resolver.ProbeRequest(token=1, url="https://a.example/", digest=name_of(SHORT), size=len(SHORT), rules=rules))
 
     assert woken.wait(30)
-    assert [reply for _, reply in resolver.replies()] == [Failure(text="unexpected: ZeroDivisionError", permanent=False)]
+    assert [result for _, result in resolver.results()] == [Failure(text="unexpected: ZeroDivisionError", permanent=False)]
     resolver.close()

@@ -91,10 +91,10 @@ def test_the_way_that_costs_less_is_kept_and_the_digest_is_the_same(tmp_path: Pa
     monkeypatch.setattr(hash_worker, "_mapped", costly)
     monkeypatch.setattr(hash_worker, "_read", cheap)
     monkeypatch.setattr(time, "thread_time", lambda: next(clock))
-    ways, made = hash_worker.Ways(), hashlib.sha256()
+    ways, made = hash_worker.ReadStrategy(), hashlib.sha256()
     with path.open("rb") as file:
         for start in range(0, len(data), hash_worker.FOLLOW_LEAST):
-            ways.take(made, file.fileno(), start, hash_worker.FOLLOW_LEAST)
+            ways.update(made, file.fileno(), start, hash_worker.FOLLOW_LEAST)
 
     assert made.digest() == hashlib.sha256(data).digest()
     assert taken.count("costly") == hash_worker.TRIALS
@@ -110,10 +110,10 @@ def test_hashing_follows_a_file_that_grows(tmp_path: Path, hashers: Hashers) -> 
         for start in range(1000, BIG, 3_333_333):
             file.write(data[start : start + 3_333_333])
             file.flush()
-            job.reach(min(start + 3_333_333, BIG - 1))
+            job.extend_to(min(start + 3_333_333, BIG - 1))
             hashers.wait(0.01)
         assert job.result is None
-        job.reach(BIG)
+        job.extend_to(BIG)
     assert hashers.finish(job).found == name_of(data)
 
 
@@ -137,9 +137,9 @@ def test_a_file_truncated_under_the_hashing_is_a_failed_verification(tmp_path: P
     job = hashers.start(path, "sha256", BIG, upto=BIG // 2)
     while job.worker and job.hashed < BIG // 4 and not job.result:
         hashers.wait(0.2)
-        job.reach(job.upto + 1)
+        job.extend_to(job.upto + 1)
     os.truncate(path, BIG // 3)
-    job.reach(BIG)
+    job.extend_to(BIG)
     done = hashers.finish(job)
     assert done.error
     assert done.found != name
@@ -184,16 +184,16 @@ def test_renaming_the_file_does_not_matter(tmp_path: Path, hashers: Hashers) -> 
     job = hashers.start(path, "sha256", BIG, upto=BIG // 2)
     while job.hashed == 0 and not job.result:
         hashers.wait(0.2)
-        job.reach(job.upto + (1 << 20) if job.upto < BIG - (2 << 20) else job.upto)
+        job.extend_to(job.upto + (1 << 20) if job.upto < BIG - (2 << 20) else job.upto)
     path.rename(tmp_path / "elsewhere")
-    job.reach(BIG)
+    job.extend_to(BIG)
     assert hashers.finish(job).found == name
 
 
 def test_a_dropped_job_frees_its_place(tmp_path: Path, hashers: Hashers) -> None:
     path, name = big(tmp_path)
     for _ in range(5):
-        hashers.start(path, "sha256", BIG, upto=0).drop()
+        hashers.start(path, "sha256", BIG, upto=0).cancel()
         hashers.wait(0)
     assert hashers.digest(path, "sha256") == name
 
@@ -245,7 +245,7 @@ def test_hashing_takes_no_memory_for_large_files(tmp_path: Path) -> None:
             hashers.wait(0.2)
             status = Path(f"/proc/{pid}/status").read_text()
             peak = int(status.partition("VmHWM:")[2].split()[0])
-        job.reach(600 << 20)
+        job.extend_to(600 << 20)
         assert hashers.finish(job).found == f"sha256:{_zeros(600)}"
     assert peak < 64 << 10
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 32 << 10

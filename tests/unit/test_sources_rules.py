@@ -104,10 +104,10 @@ def headers(**values: str) -> dict[str, list[str]]:
 
 
 def test_good_answers() -> None:
-    assert sources.judge(206, headers(content_range="bytes 0-0/10", content_length="1"), 10) == sources.Answer(ranges=True, body=1)
-    assert sources.judge(206, headers(content_range="bytes 0-9/*"), 10) == sources.Answer(ranges=True, body=10)
-    assert sources.judge(200, headers(content_length="10"), 10) == sources.Answer(ranges=False, body=10)
-    assert sources.judge(200, headers(content_encoding="identity"), 10) == sources.Answer(ranges=False, body=-1)
+    assert sources.check_answer(206, headers(content_range="bytes 0-0/10", content_length="1"), 10) == sources.Answer(ranges=True, body=1)
+    assert sources.check_answer(206, headers(content_range="bytes 0-9/*"), 10) == sources.Answer(ranges=True, body=10)
+    assert sources.check_answer(200, headers(content_length="10"), 10) == sources.Answer(ranges=False, body=10)
+    assert sources.check_answer(200, headers(content_encoding="identity"), 10) == sources.Answer(ranges=False, body=-1)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_good_answers() -> None:
 )
 def test_bad_answers(status: int, said: dict[str, list[str]], kind: str) -> None:
     with pytest.raises(Refused) as caught:
-        sources.judge(status, said, 10)
+        sources.check_answer(status, said, 10)
     assert caught.value.failure.kind == kind
 
 
@@ -141,12 +141,12 @@ def test_bad_answers(status: int, said: dict[str, list[str]], kind: str) -> None
     ("status", "permanent"), [(401, True), (403, True), (404, True), (416, True), (429, False), (500, False), (503, False)]
 )
 def test_which_refusals_are_final(status: int, permanent: bool) -> None:
-    assert sources.failed(status, {}, 0.0).permanent is permanent
+    assert sources.failure_of_status(status, {}, 0.0).permanent is permanent
 
 
 def test_retry_after_in_seconds_and_as_a_date() -> None:
-    assert sources.failed(429, headers(retry_after="120"), 0.0).retry_after == 120
-    assert sources.failed(404, headers(retry_after="120"), 0.0).retry_after == 0
+    assert sources.failure_of_status(429, headers(retry_after="120"), 0.0).retry_after == 120
+    assert sources.failure_of_status(404, headers(retry_after="120"), 0.0).retry_after == 0
     assert sources.retry_after("Thu, 01 Jan 1970 00:02:00 GMT", 60.0) == 60
     assert sources.retry_after("Thu, 01 Jan 1970 00:02:00 GMT", 1e9) == 0
     assert sources.retry_after("9" * 18, 0.0) == 86400
@@ -163,12 +163,12 @@ def test_retry_after_in_seconds_and_as_a_date() -> None:
 )  # fmt: skip
 def test_a_redirect_to_what_is_no_url_is_refused(location: str) -> None:
     with pytest.raises(Refused):
-        rules("https://a.example/x").check(sources.target("https://a.example/x", {"location": [location]}))
+        rules("https://a.example/x").check(sources.redirect_target("https://a.example/x", {"location": [location]}))
 
 
 def test_relative_redirects() -> None:
-    assert sources.target("https://a.example/x/y?z", {"location": ["../w"]}) == "https://a.example/w"
-    assert sources.target("https://a.example/x", {"location": ["//b.example/w#part"]}) == "https://b.example/w"
+    assert sources.redirect_target("https://a.example/x/y?z", {"location": ["../w"]}) == "https://a.example/w"
+    assert sources.redirect_target("https://a.example/x", {"location": ["//b.example/w#part"]}) == "https://b.example/w"
 
 
 def test_people_see_no_secret_and_no_control_character() -> None:

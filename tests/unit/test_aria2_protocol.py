@@ -6,55 +6,55 @@ import struct
 
 import pytest
 
-from reconciler.fetch import aria2_control_file
-from reconciler.fetch.aria2_responses import prefix
+from reconciler.fetch import aria2_protocol
+from reconciler.fetch.aria2_protocol import prefix
 from reconciler.fetch.staging import piece_length
 
 MIB = 1 << 20
-BLOCK = aria2_control_file.BLOCK
+BLOCK = aria2_protocol.BLOCK
 
 
 def test_a_whole_file_is_whole() -> None:
     size = 3 * MIB + 5
-    assert aria2_control_file.total(aria2_control_file.kept([(0, size)], "f0", MIB, size, 4096)) == size
+    assert aria2_protocol.total_bytes(aria2_protocol.kept_ranges([(0, size)], "f0", MIB, size, 4096)) == size
 
 
 def test_nothing_is_nothing() -> None:
-    assert aria2_control_file.total(aria2_control_file.kept([], "", MIB, 3 * MIB, 4096)) == 0
+    assert aria2_protocol.total_bytes(aria2_protocol.kept_ranges([], "", MIB, 3 * MIB, 4096)) == 0
 
 
 def test_the_front_is_kept_up_to_the_end_of_the_file() -> None:
     end = MIB + 5 * BLOCK + 100
-    found = aria2_control_file.kept([(0, end)], "8", MIB, 3 * MIB, 4096)
+    found = aria2_protocol.kept_ranges([(0, end)], "8", MIB, 3 * MIB, 4096)
     assert found == [[(0, MIB)], [(MIB, MIB + 5 * BLOCK)], []]
 
 
 def test_before_a_hole_the_granularity_is_taken_off() -> None:
-    found = aria2_control_file.kept([(0, 4 * BLOCK + 4096), (MIB, MIB + BLOCK)], "", MIB, 3 * MIB, 4096)
+    found = aria2_protocol.kept_ranges([(0, 4 * BLOCK + 4096), (MIB, MIB + BLOCK)], "", MIB, 3 * MIB, 4096)
     assert found[0] == [(0, 4 * BLOCK)]
-    found = aria2_control_file.kept([(0, 4 * BLOCK), (MIB, MIB + BLOCK)], "", MIB, 3 * MIB, 4096)
+    found = aria2_protocol.kept_ranges([(0, 4 * BLOCK), (MIB, MIB + BLOCK)], "", MIB, 3 * MIB, 4096)
     assert found[0] == [(0, 3 * BLOCK)]
     assert found[1] == [(MIB, MIB + BLOCK)]
 
 
 def test_where_pieces_run_into_each_other_the_last_block_is_fetched_again_unless_it_was_reported() -> None:
     runs = [(0, 2 * MIB + BLOCK)]
-    assert aria2_control_file.kept(runs, "", MIB, 3 * MIB, 4096)[:2] == [[(0, MIB - BLOCK)], [(MIB, 2 * MIB - BLOCK)]]
-    assert aria2_control_file.kept(runs, "8", MIB, 3 * MIB, 4096)[:2] == [[(0, MIB)], [(MIB, 2 * MIB - BLOCK)]]
+    assert aria2_protocol.kept_ranges(runs, "", MIB, 3 * MIB, 4096)[:2] == [[(0, MIB - BLOCK)], [(MIB, 2 * MIB - BLOCK)]]
+    assert aria2_protocol.kept_ranges(runs, "8", MIB, 3 * MIB, 4096)[:2] == [[(0, MIB)], [(MIB, 2 * MIB - BLOCK)]]
 
 
 def test_a_report_of_what_the_file_does_not_reach_is_not_believed() -> None:
-    assert aria2_control_file.kept([(0, BLOCK)], "ff", MIB, 3 * MIB, 4096) == [[(0, BLOCK)], [], []]
+    assert aria2_protocol.kept_ranges([(0, BLOCK)], "ff", MIB, 3 * MIB, 4096) == [[(0, BLOCK)], [], []]
 
 
 def test_a_coarse_file_system_loses_more() -> None:
-    found = aria2_control_file.kept([(0, 2 * BLOCK), (10 * BLOCK, 20 * BLOCK)], "", MIB, MIB, 2 * BLOCK)
+    found = aria2_protocol.kept_ranges([(0, 2 * BLOCK), (10 * BLOCK, 20 * BLOCK)], "", MIB, MIB, 2 * BLOCK)
     assert found == [[(12 * BLOCK, 20 * BLOCK)]]
 
 
 def test_the_file_that_aria2_reads() -> None:
     size = 2 * MIB + 100
-    data = aria2_control_file.encode([[(0, MIB)], [(MIB + BLOCK, MIB + 3 * BLOCK)], [(2 * MIB, size)]], MIB, size)
+    data = aria2_protocol.control_file([[(0, MIB)], [(MIB + BLOCK, MIB + 3 * BLOCK)], [(2 * MIB, size)]], MIB, size)
     head = struct.unpack(">HIIIQQI", data[:34])
     assert head == (1, 0, 0, MIB, size, 0, 1)
     assert data[34] == 0b10100000
@@ -68,8 +68,8 @@ def test_the_file_that_aria2_reads() -> None:
 def test_the_unbroken_front_of_a_bitfield(bitfield: str, expected: int) -> None:
     assert prefix(bitfield, 10, 1000) == expected * 10
     assert prefix(bitfield, 10, 15) == min(15, expected * 10)
-    assert all(aria2_control_file.is_set(bitfield, index) for index in range(expected))
-    assert not aria2_control_file.is_set(bitfield, expected)
+    assert all(aria2_protocol.is_set(bitfield, index) for index in range(expected))
+    assert not aria2_protocol.is_set(bitfield, expected)
 
 
 def test_pieces_are_few_enough_to_report_and_enough_for_all_connections() -> None:
