@@ -107,7 +107,7 @@ class Node:
         """Walk the roots, verify what is served, raise the floor, compile."""
         self.update_root()
         verified = trust.verify(self.network.served, self.root, now=self.now, trust_state=self.trust_state)
-        self.trust_state = trust.advance_state(self.trust_state, verified, self.now)
+        self.trust_state = trust.advance_state(self.trust_state, verified)
         compiled = lock.compile(verified)
         self.held = lock.encode(compiled)
         return compiled

@@ -242,8 +242,7 @@ def trust_init(shell: CommandContext, *, yes: bool) -> None:
     """
     Begin the record of the newest snapshot anew, at the lock that is here.
 
-    For a store whose record was lost. Make sure first that the lock is the network's current one: an older one would be accepted. Also
-    for a clock that was ahead once: then the time is forgotten, and the newest snapshot is not.
+    For a store whose record was lost. Make sure first that the lock is the network's current one: an older one would be accepted.
     """
     from reconciler.commands import init
     from reconciler.commands.options import wall_clock

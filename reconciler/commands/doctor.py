@@ -217,19 +217,20 @@ def disk(case: Case) -> Iterator[Finding]:
 
 
 def clock(case: Case) -> Iterator[Finding]:
-    """Compare the clock with what the store has already seen."""
+    """Compare the clock with the time of issue of the newest accepted snapshot, and with the times of files."""
     layout = load_lock.store_layout(case.settings)
     with Ledger.reading(layout.ledger) as ledger:
         trust_state = ledger.trust_state()
-    seen = trust_state.seen_at if trust_state else None
+    issued = trust_state.issued_at if trust_state else None
     files = (layout.ledger, health_file.path(case.settings), case.settings.path(case.settings.network.lockfile))
     ahead = [path for path in files if path.exists() and path.stat().st_mtime > (case.now + _CLOCK_SKEW).timestamp()]
     hint = "set the clock, and keep it so: `timedatectl set-ntp true`"
-    if seen and case.now < seen - _CLOCK_SKEW:
-        text = f"{units.rfc3339(case.now)}, but a snapshot was accepted at {units.rfc3339(seen)}: nothing new is accepted"
-        yield Finding(name="clock", level="error", text=text, hint=f"{hint}; if it is right now, `reconcile trust init`")
+    if issued and case.now < issued - _CLOCK_SKEW:
+        text = f"{units.rfc3339(case.now)}, but the accepted snapshot was issued at {units.rfc3339(issued)}: the clock is behind"
+        yield Finding(name="clock", level="error", text=text, hint=hint)
     elif ahead:
-        yield Finding(name="clock", level="warning", text=f"{units.rfc3339(case.now)}, but {ahead[0]} was written later", hint=hint)
+        text = f"{units.rfc3339(case.now)}, but {ahead[0]} was written later: the clock was ahead, or is behind"
+        yield Finding(name="clock", level="warning", text=text, hint=hint)
     else:
         yield Finding(name="clock", level="ok", text=units.rfc3339(case.now))
 

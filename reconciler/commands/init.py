@@ -103,20 +103,23 @@ def describe_anchor(settings: Settings) -> tuple[str, str]:
 
 def reset_trust_state(settings: Settings, now: datetime) -> TrustState:
     """
-    Begin the record of the newest snapshot anew, at the lock that is on disk; a person says that nobody replays an old one.
+    Reset the record of the newest snapshot to the one in the current lock; a person vouches that nobody replays an old one.
 
-    Where the record is there, only the time that it saw is forgotten: a clock was ahead, and nothing older may come of it.
+    Where the record is whole it stays, except for a time of issue that lies in the future (a snapshot was signed so, and accepted while
+    the clock was ahead): that is forgotten, and the version is not.
 
     Raises:
-        TrustError: the lock is not the network's word, or older than the record says.
+        TrustError: the lock is not what the network signed, or older than the record says.
     """
     found = load_lock.load_verified_lock(settings)
     with lock.open_store(settings) as ledger:
         try:
-            known = structs.replace(lock.read_trust_state(settings), seen_at=None)
+            known = lock.read_trust_state(settings)
+            if known.issued_at and known.issued_at > now:
+                known = structs.replace(known, issued_at=None)
         except TrustStateLost:
             known = TrustState()
         found.check_fresh(known, now)
-        made = trust.advance_state(known, found.verified, now)
+        made = trust.advance_state(known, found.verified)
         trust_state.write(load_lock.store_layout(settings), ledger, made)
     return made

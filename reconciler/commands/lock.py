@@ -179,7 +179,7 @@ def accept_snapshot(settings: Settings, heard: FetchedSnapshot, ledger: Ledger, 
 
 def record_accepted(settings: Settings, found: VerifiedLock, ledger: Ledger, now: datetime) -> None:
     """
-    Check *found* against time and floor, and raise the floor to it, durably, before anything is done on its word.
+    Check *found* against the time and the trust state, and record it there, durably, before anything that it causes.
 
     Raises:
         TrustError: it may not be acted on.
@@ -187,11 +187,9 @@ def record_accepted(settings: Settings, found: VerifiedLock, ledger: Ledger, now
     layout = load_lock.store_layout(settings)
     before = trust_state.read(layout, ledger)
     found.check_fresh(before, now)
-    after = trust.advance_state(before, found.verified, now)
-    if (before.version, before.digest, before.role) != (after.version, after.digest, after.role) or not trust_state.in_file(layout):
+    after = trust.advance_state(before, found.verified)
+    if trust_state.in_file(layout) != after or ledger.trust_state() != after:
         trust_state.write(layout, ledger, after)
-    else:
-        ledger.set_fact("floor", after)  # the time alone: the file need not be written every five minutes
 
 
 def apply_roots(settings: Settings, sources: tuple[str, ...], ledger: Ledger) -> trust.TrustRoot:

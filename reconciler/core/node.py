@@ -61,7 +61,7 @@ class Limits(Struct, frozen=True, kw_only=True):
     root_bytes: int = 512 << 10
     signatures: int = 64
     clock_skew_seconds: float = 300.0
-    #: How far the clock may stand behind the latest time seen.
+    #: How far the clock may stand behind the time of issue of the newest accepted snapshot.
     clock_back_seconds: float = 300.0
     root_rotations: int = 256
     archive_members: int = 100_000

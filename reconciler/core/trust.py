@@ -82,16 +82,26 @@ class TrustRoot(Struct, frozen=True, kw_only=True, dict=True):
 
 
 class TrustState(Struct, frozen=True, kw_only=True):
-    """The newest that this store has accepted: nothing below it is accepted again."""
+    """The newest snapshot that a store has accepted: nothing older is accepted again. All of it was signed; no local time enters."""
 
     version: int = 0
     digest: str = ""
-    #: When the accepted snapshot was issued.
+    #: The latest time of issue among the accepted snapshots.
     issued_at: Instant | None = None
-    #: The latest time at which a snapshot was accepted.
-    seen_at: Instant | None = None
     #: Who could sign it: ``signers`` of the root. A role with other keys begins a new count (TUF 5.3.11, fast-forward recovery).
     role: str = ""
+    #: The version of the root under which it was accepted.
+    root_version: int = 0
+
+    @property
+    def order(self) -> tuple[float, int, int]:
+        """
+        What rises with every acceptance, to tell the newer of two copies.
+
+        The time of issue comes first, since other signers may count versions anew, and must then have issued later; under the same
+        signers the version rises. The root's version decides where other signers signed the same bytes again.
+        """
+        return (self.issued_at.timestamp() if self.issued_at else 0.0, self.version, self.root_version)
 
 
 class Verified(Struct, frozen=True, kw_only=True):
@@ -105,10 +115,10 @@ class Verified(Struct, frozen=True, kw_only=True):
 
 def verify(envelope: bytes, root: TrustRoot, *, now: datetime, trust_state: TrustState, limits: Limits = _LIMITS) -> Verified:
     """
-    Return the snapshot in *envelope* if the network says it, now, and never said anything newer here.
+    Return the snapshot in *envelope* if the network signed it, it is valid at *now*, and nothing newer was accepted before.
 
     Raises:
-        TrustError: one of its named kinds; nothing may be done on the word of this envelope.
+        TrustError: one of its named kinds; nothing of this envelope may be acted on.
     """
     verified = open_snapshot(envelope, root, limits=limits)
     check_fresh(verified, root, now=now, trust_state=trust_state, limits=limits)
@@ -117,7 +127,7 @@ def verify(envelope: bytes, root: TrustRoot, *, now: datetime, trust_state: Trus
 
 def open_snapshot(envelope: bytes, root: TrustRoot, *, limits: Limits = _LIMITS) -> Verified:
     """
-    Return the snapshot in *envelope* if enough of the root's keys signed it, whatever the time and the floor.
+    Return the snapshot in *envelope* if enough of the root's keys signed it, whatever the time and the trust state.
 
     Raises:
         TooLarge, BadEnvelope, BadSignature, WrongNetwork: as their names say.
@@ -131,7 +141,7 @@ def open_snapshot(envelope: bytes, root: TrustRoot, *, limits: Limits = _LIMITS)
 
 def check_fresh(verified: Verified, root: TrustRoot, *, now: datetime, trust_state: TrustState, limits: Limits = _LIMITS) -> None:
     """
-    Check that *verified* may be acted on at *now*, above *floor*.
+    Check that *verified* may be acted on at *now*, and is not older than what *trust_state* has accepted.
 
     Raises:
         RootExpired, NotYetValid, Rollback, Equivocation, Expired: as their names say, in this order.
@@ -149,16 +159,18 @@ def check_fresh(verified: Verified, root: TrustRoot, *, now: datetime, trust_sta
 
 def check_clock(now: datetime, trust_state: TrustState, *, limits: Limits = _LIMITS) -> None:
     """
-    Refuse a clock that stands behind a time that this store has seen.
+    Refuse a clock that stands before the time of issue of a snapshot that was accepted.
+
+    Only signed times count. What the clock itself once said is no evidence: one that was ahead for a while would lock the node out.
 
     Raises:
-        NotYetValid: it was set back by more than the tolerance.
+        NotYetValid: the clock is behind by more than the tolerance.
     """
-    if trust_state.seen_at and now < trust_state.seen_at - timedelta(seconds=limits.clock_back_seconds):
-        clocks = f"the clock says {units.rfc3339(now)}, but this store has seen {units.rfc3339(trust_state.seen_at)}"
+    if trust_state.issued_at and now < trust_state.issued_at - timedelta(seconds=limits.clock_back_seconds):
+        issued = units.rfc3339(trust_state.issued_at)
         raise NotYetValid(
-            f"{clocks}: it is behind, or it was ahead then",
-            hint="check this machine's clock (`timedatectl`); if it is right now, `reconcile trust init` forgets that it was ahead",
+            f"the clock says {units.rfc3339(now)}, but the snapshot that this store accepted was issued at {issued}: the clock is behind",
+            hint="set this machine's clock and keep it set: `timedatectl set-ntp true`",
         )
 
 
@@ -176,12 +188,13 @@ def _check_version(verified: Verified, trust_state: TrustState) -> None:
         raise Equivocation(f"two snapshots of version {found.version}: {trust_state.digest} was accepted, {verified.digest} is another")
 
 
-def advance_state(trust_state: TrustState, verified: Verified, now: datetime) -> TrustState:
-    """Return the floor after *verified* was admitted at *now*; its times never go back."""
+def advance_state(trust_state: TrustState, verified: Verified) -> TrustState:
+    """Return the trust state after *verified* was accepted; its time of issue never goes back."""
     found = verified.snapshot
     issued = max(trust_state.issued_at, found.issued_at) if trust_state.issued_at else found.issued_at
-    seen = max(trust_state.seen_at, now) if trust_state.seen_at else now
-    return TrustState(version=found.version, digest=verified.digest, issued_at=issued, seen_at=seen, role=verified.role)
+    return TrustState(
+        version=found.version, digest=verified.digest, issued_at=issued, role=verified.role, root_version=verified.root_version
+    )
 
 
 # -- roots -----------------------------------------------------------------------------------------

@@ -1,11 +1,12 @@
 """
-What this store has accepted of the network: the floor, the walked roots, and the last accepted envelopes by digest.
+What this store has accepted of the network: the trust state, the newer roots, and the last accepted envelopes by digest.
 
 Rules that hold here:
 
-1. The floor is written, durably, before the first change that a snapshot causes; a crash cannot reopen the window below it.
-2. It stands twice, in a file of its own and in the ledger. The higher one counts; if both are gone on a store that was used,
-   nothing is accepted until a person says so (``reconcile trust init``): a lost memory is what a replay needs.
+1. The trust state is written, durably, before the first change that a snapshot causes; a crash cannot let an older one in.
+2. It stands twice, in a file of its own and in the ledger. The newer copy counts, by what was signed and never by a local time
+   (``TrustState.order``), so that bringing back an old copy of one gains nothing. If both are gone on a store that was used,
+   nothing is accepted until a person says so (``reconcile trust init``): without a record, an old snapshot could be replayed.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ ENVELOPES = 100
 
 def read(layout: Layout, ledger: Ledger) -> TrustState:
     """
-    Return the floor of a store; the lowest one for a store that was never used.
+    Return the trust state of a store; an empty one for a store that was never used.
 
     Raises:
-        FloorLost: both copies are gone or damaged on a store that was used.
+        TrustStateLost: both copies are gone or damaged on a store that was used.
     """
     found = [trust_state for trust_state in (in_file(layout), ledger.trust_state()) if trust_state is not None]
     if found:
-        return max(found, key=_height)
+        return max(found, key=lambda one: one.order)
     with files.translate_errors(f"read {layout.root}"):
         used = layout.used
     if used:
@@ -43,20 +44,15 @@ def read(layout: Layout, ledger: Ledger) -> TrustState:
     return TrustState()
 
 
-def _height(trust_state: TrustState) -> tuple[float, int]:
-    """Order floors: by the time that they had seen, then by version, since other signers may count anew."""
-    return (trust_state.seen_at.timestamp() if trust_state.seen_at else 0.0, trust_state.version)
-
-
 def write(layout: Layout, ledger: Ledger, trust_state: TrustState) -> None:
-    """Raise both copies to *floor*, durably."""
+    """Write both copies, durably."""
     atomic.make_folder(layout.trust)
     atomic.write(_path(layout), msgspec.json.encode(trust_state))
     ledger.set_fact("floor", trust_state)
 
 
 def in_file(layout: Layout) -> TrustState | None:
-    """Return the floor as its file says it, or None if that is gone or damaged."""
+    """Return the copy in the file, or None if that is gone or damaged."""
     try:
         found = msgspec.json.decode(atomic.read(_path(layout)), type=TrustState)
     except (OSError, msgspec.DecodeError):
@@ -69,7 +65,7 @@ def _path(layout: Layout) -> Path:
 
 
 def roots(layout: Layout) -> tuple[bytes, ...]:
-    """Return the envelopes of the roots that were walked, in the order of their versions."""
+    """Return the envelopes of the roots that followed the pinned one, in the order of their versions."""
     folder = layout.trust / "roots"
     with files.translate_errors(f"read {folder}"):
         if not folder.is_dir():

@@ -273,7 +273,7 @@ def _network() -> Iterator[Mutation]:
     yield never("expiry of the snapshot", TRUST, "now >= found.expires_at")
     yield never("a snapshot of the future", TRUST, "found.issued_at > now + timedelta(seconds=limits.clock_skew_seconds)")
     yield never(
-        "a clock set back", TRUST, "trust_state.seen_at and now < trust_state.seen_at - timedelta(seconds=limits.clock_back_seconds)"
+        "a clock set back", TRUST, "trust_state.issued_at and now < trust_state.issued_at - timedelta(seconds=limits.clock_back_seconds)"
     )
     yield never("trust state: version", TRUST, "found.version < trust_state.version")
     yield never("trust state: two of one version", TRUST, "found.version == trust_state.version and verified.digest != trust_state.digest")
@@ -284,7 +284,9 @@ def _network() -> Iterator[Mutation]:
     yield once(
         "trust state: time of issue that rises", TRUST, "max(trust_state.issued_at, found.issued_at) if trust_state.issued_at else ", ""
     )
-    yield once("trust state: time seen that rises", TRUST, "max(trust_state.seen_at, now) if trust_state.seen_at else ", "")
+    yield once("trust state: order by the time of issue", TRUST, "self.issued_at.timestamp() if self.issued_at else 0.0", "0.0")
+    yield once("trust state: order by the version", TRUST, "else 0.0, self.version, self.root_version)", "else 0.0, 0, self.root_version)")
+    yield once("trust state: order by the root", TRUST, "self.version, self.root_version)", "self.version, 0)")
     yield never("fingerprint of the root", TRUST, "fingerprint and found != fingerprint.removeprefix('sha256:').lower()".replace("'", '"'))
     yield once("a root's own signature", TRUST, _SIGNED.format("root") + "\n    return root", "return root")
     yield once("the old root's signature", TRUST, "payload = " + _SIGNED.format("root") + "\n    following", _UNSIGNED + "\n    following")
@@ -319,7 +321,7 @@ def _network() -> Iterator[Mutation]:
     yield without("time and trust state before a run", NETWORK, "found.check_fresh(before, now)")
     yield without("time and trust state before a plan", RUN, "found.check_fresh(trust_state.read(layout, ledger), now)")
     yield without("time and trust state before it begins anew", SETUP, "found.check_fresh(known, now)")
-    yield once("the higher trust state", FLOOR, "max(found, key=_height)", "found[0]")
+    yield once("the higher trust state", FLOOR, "max(found, key=lambda one: one.order)", "found[0]")
     yield never("a lost trust state", FLOOR, "used")
     yield once("an empty trust state", FLOOR, "return found if found.version else None", "return found")
     yield once("a bound on envelopes", FLOOR, "others[: 1 - ENVELOPES]", "others[:0]")

@@ -200,11 +200,11 @@ def test_an_edited_lock_is_an_error(locked: Case) -> None:
     assert one(doctor.lock, locked).text.startswith("lock-mismatch")
 
 
-def test_a_clock_behind_what_was_seen_is_an_error(case: Case) -> None:
+def test_a_clock_before_the_accepted_snapshot_is_an_error(case: Case) -> None:
     layout = load_lock.store_layout(case.settings)
     layout.root.mkdir()
     with Ledger.writing(layout.ledger) as ledger:
-        trust_state.write(layout, ledger, TrustState(version=1, digest="sha256:" + "0" * 64, seen_at=NOW + timedelta(days=1)))
+        trust_state.write(layout, ledger, TrustState(version=1, digest="sha256:" + "0" * 64, issued_at=NOW + timedelta(days=1)))
     os.utime(layout.ledger, (NOW.timestamp(), NOW.timestamp()))
 
     assert one(doctor.clock, case).level == "error"

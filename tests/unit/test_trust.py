@@ -32,19 +32,19 @@ def test_who_may_sign_is_a_matter_of_keys_and_threshold_and_not_of_their_order()
     assert trust.signers(turned) == trust.signers(root) != trust.signers(higher)
 
 
-def test_the_floor_is_what_was_accepted() -> None:
+def test_the_trust_state_is_what_was_accepted() -> None:
     network = Network()
     found = network.verified(version=4)
-    trust_state = trust.advance_state(trust.TrustState(), found, NOW)
+    trust_state = trust.advance_state(trust.TrustState(), found)
     assert (trust_state.version, trust_state.digest, trust_state.role) == (4, found.digest, found.role)
-    assert (trust_state.issued_at, trust_state.seen_at) == (NOW, NOW)
+    assert trust_state.issued_at == NOW
 
 
 def test_a_time_in_another_zone_is_the_same_instant() -> None:
     network = Network()
     tokyo = NOW.astimezone(timezone(timedelta(hours=9)))
     data = network.snapshot(issued_at=tokyo.isoformat())
-    found = trust.verify(data, network.trusted(), now=NOW, trust_state=trust.TrustState(issued_at=NOW, seen_at=NOW))
+    found = trust.verify(data, network.trusted(), now=NOW, trust_state=trust.TrustState(issued_at=NOW))
     assert lock.compile(found).snapshot.issued_at == NOW
 
 

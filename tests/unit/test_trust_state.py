@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from reconciler.core.errors import TrustStateLost
 from reconciler.core.trust import TrustState
@@ -18,8 +19,15 @@ from reconciler.store.ledger import Ledger
 from tests.crash.scenario import KILLED, Effects, child, killed_at
 from tests.twins import name_of
 
-OLD = TrustState(version=3, digest=name_of(b"3"), seen_at=datetime(2026, 11, 20, tzinfo=UTC))
-NEW = TrustState(version=4, digest=name_of(b"4"), seen_at=datetime(2026, 11, 21, tzinfo=UTC))
+OLD = TrustState(version=3, digest=name_of(b"3"), issued_at=datetime(2026, 11, 20, tzinfo=UTC), role="a", root_version=1)
+NEW = TrustState(version=4, digest=name_of(b"4"), issued_at=datetime(2026, 11, 21, tzinfo=UTC), role="a", root_version=1)
+#: (the older, the newer): what rises from one acceptance to the next.
+STEPS = (
+    (OLD, NEW),
+    (NEW, replace(NEW, version=5)),  # issued in one second
+    (NEW, replace(NEW, version=1, issued_at=datetime(2026, 11, 22, tzinfo=UTC), role="b", root_version=2)),  # others sign, and count anew
+    (NEW, replace(NEW, role="b", root_version=2)),  # others sign the very same
+)
 
 
 @pytest.fixture
@@ -44,11 +52,22 @@ def test_it_is_remembered_twice(layout: Layout, ledger: Ledger) -> None:
 
 
 @pytest.mark.parametrize("behind", ["file", "ledger"])
-def test_the_higher_one_counts(layout: Layout, ledger: Ledger, behind: str) -> None:
-    trust_state.write(layout, ledger, OLD if behind == "file" else NEW)
-    ledger.set_fact("floor", NEW if behind == "file" else OLD)
+@pytest.mark.parametrize(("old", "new"), STEPS)
+def test_an_old_copy_that_is_brought_back_gains_nothing(
+    layout: Layout, ledger: Ledger, behind: str, old: TrustState, new: TrustState
+) -> None:
+    trust_state.write(layout, ledger, old if behind == "file" else new)
+    ledger.set_fact("floor", new if behind == "file" else old)
 
-    assert trust_state.read(layout, ledger) == NEW
+    assert trust_state.read(layout, ledger) == new
+
+
+def test_a_record_with_the_time_of_a_clock_that_was_wrong_is_read_without_it(layout: Layout, ledger: Ledger) -> None:
+    trust_state.write(layout, ledger, NEW)
+    path = layout.trust / "floor.json"
+    path.write_bytes(path.read_bytes()[:-1] + b',"seen_at":"2027-06-08T00:00:00Z"}')
+
+    assert trust_state.in_file(layout) == trust_state.read(layout, ledger) == NEW
 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b"null", b"garbage", b'{"version":4', b'{"version":"4"}', b'{"version":0}'])
