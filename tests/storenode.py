@@ -32,7 +32,10 @@ from reconciler.store.layout import Layout
 from reconciler.store.ledger import Ledger
 from reconciler.store.trees import Trees
 from tests.network import Network
-from tests.twins import FACTS, POLICY, Clock, Files, Heard, Internet, MemoryGate, MemoryTester, StagingFetcher, TarUnpacker, Word
+from tests.twins.content import Files
+from tests.twins.fetch import Internet, StagingFetcher, TarUnpacker
+from tests.twins.node import FACTS, POLICY, Clock, EventLog, SnapshotAuthor
+from tests.twins.testing import MemoryHooks, MemoryTester
 
 _TEMPORARY = re.compile(r"\.tmp$|^(unpack|tree|thaw)-")
 
@@ -54,7 +57,7 @@ def hash_file(path: Path, algorithm: str) -> str:
     return f"{algorithm}:{made.hexdigest()}"
 
 
-class StoreNode(Word):
+class StoreNode(SnapshotAuthor):
     """A node whose store lies in *root*; another one at the same *root* is the same node after a restart."""
 
     def __init__(self, root: Path, internet: Internet | None = None, network: Network | None = None) -> None:
@@ -62,8 +65,8 @@ class StoreNode(Word):
         self.root = root
         self.layout = Layout(root / "store", root / "cold")
         self.clock = Clock()
-        self.heard = Heard()
-        self.hooks = MemoryGate()
+        self.heard = EventLog()
+        self.hooks = MemoryHooks()
         self.tester = MemoryTester()
         self.tester.log = root / "tested.log"
         self.facts = FACTS

@@ -19,7 +19,8 @@ from reconciler.store.layout import Layout
 from reconciler.store.ledger import Ledger
 from tests import network as networks
 from tests.node import Node, run, tiny, traces
-from tests.twins import Clock, name_of
+from tests.twins.content import name_of
+from tests.twins.node import Clock
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ from reconciler.ports import Generations as Port
 from reconciler.store import atomic
 from reconciler.store.generations import Generations, path_of
 from reconciler.store.layout import Layout
-from tests.twins import MemoryGenerations, name_of
+from tests.twins.content import name_of
+from tests.twins.store import MemoryGenerations
 
 
 def entry(model: str, tree: bytes = b"tree") -> ActiveModel:

@@ -12,7 +12,8 @@ from reconciler.core.state import Passed, Record
 from reconciler.ports import Ledger as Port
 from reconciler.ports import TestReport
 from reconciler.store.ledger import Ledger
-from tests.twins import MemoryLedger, name_of
+from tests.twins.content import name_of
+from tests.twins.store import MemoryLedger
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 RECORD = Record(id="a:v1", state="active", recipe="r", blobs=("x",), reason="up-to-date: nothing to do", since=NOW)

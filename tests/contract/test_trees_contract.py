@@ -17,7 +17,10 @@ from reconciler.store.layout import Layout
 from reconciler.store.ledger import Ledger
 from reconciler.store.trees import Trees
 from tests.storenode import hash_file
-from tests.twins import Clock, Files, MemoryBlobs, MemoryTrees, TarUnpacker, fetched_at, name_of, tar
+from tests.twins.content import Files, name_of, tar
+from tests.twins.fetch import TarUnpacker, fetched_at
+from tests.twins.node import Clock
+from tests.twins.store import MemoryBlobs, MemoryTrees
 
 
 class Side:

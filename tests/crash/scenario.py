@@ -25,7 +25,8 @@ from reconciler.core.lock import Lock
 from reconciler.store import ledger as ledgers
 from tests.network import Network
 from tests.storenode import StoreNode
-from tests.twins import Files, Internet
+from tests.twins.content import Files
+from tests.twins.fetch import Internet
 
 SHARED = b"S" * 9000
 V1: Files = {"chat.gguf": b"first" * 700, "vocab.txt": b"words" * 90}

@@ -22,7 +22,8 @@ from reconciler.settings import Settings, StoreSettings
 from reconciler.store import generations
 from reconciler.store.ledger import Ledger
 from tests.storenode import StoreNode, memory
-from tests.twins import Files, Heard, name_of
+from tests.twins.content import Files, name_of
+from tests.twins.node import EventLog
 
 A: Files = {"a.gguf": b"A" * 40_000, "sub/a.txt": b"words of a"}
 B: Files = {"b.gguf": b"B" * 40_000}
@@ -45,7 +46,7 @@ def lock(node: StoreNode) -> Lock:
 def scrub(node: StoreNode) -> list[str]:
     """Return the kinds of damage that ``verify`` finds."""
     settings = Settings(store=StoreSettings(path=str(node.layout.root), archive=str(node.layout.cold)))
-    return [damage.kind for damage in verify.verify(settings, Heard(), workers=1).damage]
+    return [damage.kind for damage in verify.verify(settings, EventLog(), workers=1).damage]
 
 
 # -- ways to spoil a file

@@ -15,7 +15,7 @@ from reconciler.demo.server import Server
 from reconciler.ports import HashProgress
 from reconciler.report.terminal import Moving
 from tests.node import Node, deaf, flip, tiny, traces
-from tests.twins import Heard
+from tests.twins.node import EventLog
 
 # -- gc --------------------------------------------------------------------------------------------
 
@@ -204,7 +204,7 @@ def test_a_lost_ledger_is_hashed_and_tested_again_and_nothing_is_fetched(used: N
 
 
 def test_verify_says_how_far_it_is(used: Node) -> None:
-    heard = Heard()
+    heard = EventLog()
 
     verify.verify(used.settings(), heard, progress=True)
 

@@ -19,7 +19,9 @@ from reconciler.ports import Fetched, FetchFailed, Want
 from reconciler.runtime import devices, installed_packages
 from tests.network import Document
 from tests.node import Node, Ran, deaf, flip, tiny
-from tests.twins import Heard, Internet, StagingFetcher, name_of
+from tests.twins.content import name_of
+from tests.twins.fetch import Internet, StagingFetcher
+from tests.twins.node import EventLog
 
 #: A test job that no model passes.
 IMPOSSIBLE = {"prompt": "Hello", "max_tokens": 4, "timeout": "60s", "expect": {"regex": "^never said$"}}
@@ -265,7 +267,7 @@ def test_a_source_that_lied_is_asked_last_in_the_next_run(node: Node, server: Se
 
 
 def test_a_source_that_lied_is_asked_again_where_there_is_no_other(tmp_path: Path) -> None:
-    internet, heard = Internet(), Heard()
+    internet, heard = Internet(), EventLog()
     wants = [Want(digest=name_of(data), size=3, sources=(f"https://{data.decode()}/x", "https://honest/x")) for data in (b"one", b"two")]
     internet.pages = {"https://one/x": b"one", "https://two/x": b"two"}
     fetcher = source_history.FetcherWithHistory(StagingFetcher(tmp_path, internet), frozenset({(name_of(b"one"), "https://one/x")}))

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from reconciler.core.lock import Lock
 from tests.storenode import StoreNode, memory
-from tests.twins import POLICY, Files, MemoryNode, Word, changed, name_of
+from tests.twins.content import Files, changed, name_of
+from tests.twins.node import POLICY, MemoryNode, SnapshotAuthor
 
 IDS = ("a:v1", "a:v2", "b:v1", "c:v1")
 CONTENTS: tuple[Files, ...] = ({"m": b"one" * 9}, {"m": b"two" * 9, "n": b"shared" * 9}, {"m": b"three" * 9, "n": b"shared" * 9})
@@ -28,7 +29,7 @@ troubles = st.sampled_from(["", "", "rot", "hidden rot", "lost ledger", "bad tes
 stories = st.lists(st.tuples(snapshots, troubles, st.integers(0, 3)), min_size=1, max_size=6)
 
 
-def lock_of(word: Word, snapshot: dict[str, tuple[int, str]]) -> Lock:
+def lock_of(word: SnapshotAuthor, snapshot: dict[str, tuple[int, str]]) -> Lock:
     items = []
     for name, (content, state) in snapshot.items():
         files, boxed = (CONTENTS[content], None) if content < 3 else ({}, BOXED)

@@ -25,7 +25,8 @@ from reconciler.core.lock import Lock
 from reconciler.core.state import Generation
 from reconciler.store import generations
 from tests.storenode import StoreNode
-from tests.twins import Files, Internet, name_of
+from tests.twins.content import Files, name_of
+from tests.twins.fetch import Internet
 
 IDS = ("a:v1", "a:v2", "b:v1", "c:v1")
 CONTENTS: tuple[Files, ...] = ({"m": b"one" * 9}, {"m": b"two" * 9, "n": b"shared" * 9}, {"m": b"three" * 9, "n": b"shared" * 9})

@@ -16,7 +16,9 @@ from reconciler.core.snapshot import Runtime
 from reconciler.core.state import ActiveModel, BlobSeen, Generation, ModelState, NodeState, Passed, Record, TreeSeen
 from reconciler.store.generations import path_of
 from tests.network import Network
-from tests.twins import FACTS, Internet, Word, changed, name_of
+from tests.twins.content import changed, name_of
+from tests.twins.fetch import Internet
+from tests.twins.node import FACTS, SnapshotAuthor
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 IDS = ("a:v1", "a:v2", "b:v1", "c:v1")
@@ -26,7 +28,7 @@ NAMES = tuple(sorted({name_of(data) for files in CONTENTS for data in files.valu
 
 @st.composite
 def locks(draw: st.DrawFn) -> Lock:
-    word = Word(Network(), Internet())
+    word = SnapshotAuthor(Network(), Internet())
     chosen = draw(st.lists(st.sampled_from(IDS), unique=True))
     items = [
         word.item(
@@ -149,7 +151,7 @@ def test_what_serves_and_is_taken_away_stops_whatever_is_remembered_of_it(
     wanted: str, said: ModelState, excluded: tuple[str, ...], *, damaged: bool
 ) -> None:
     """A run that was killed between its swap and its last word left any record beside what serves."""
-    word = Word(Network(), Internet())
+    word = SnapshotAuthor(Network(), Internet())
     lock = word.lock(*([] if wanted == "unlisted" else [word.item("a:v1", CONTENTS[0], state=wanted)]))
     model = word.lock(word.item("a:v1", CONTENTS[0])).model[0]
     state = _settled(model, said, lock, NodeState(), serves=True)

@@ -14,7 +14,9 @@ from reconciler.core.errors import DiskFull, FetchError
 from reconciler.core.node import NodeFacts
 from reconciler.core.state import Generation
 from reconciler.ports import ModelDone, ModelPhase, RunEnded, RunStarted, Swapped
-from tests.twins import FACTS, POLICY, Files, MemoryNode, StagingFetcher, changed, name_of, tar
+from tests.twins.content import Files, changed, name_of, tar
+from tests.twins.fetch import StagingFetcher
+from tests.twins.node import FACTS, POLICY, MemoryNode
 
 A: Files = {"a.gguf": b"aaaa"}
 B: Files = {"b.gguf": b"bbbb"}
@@ -146,7 +148,7 @@ def test_what_the_network_takes_away_stops_serving_at_the_first_swap_before_any_
     stays, other = node.item("c:v1", C), node.item("b:v1", B)
     node.run(node.lock(node.item("a:v1", A), stays))
     swaps = len(node.generations.sequence)
-    monkeypatch.setattr("tests.twins.StagingFetcher", lambda *arguments: Watching(node, *arguments))
+    monkeypatch.setattr("tests.twins.node.StagingFetcher", lambda *arguments: Watching(node, *arguments))
     if damaged:
         node.damage(b"aaaa")
     items = [stays, other] if state == "unlisted" else [node.item("a:v1", A, state="disabled"), stays, other]
@@ -688,7 +690,7 @@ def test_a_run_that_stops_stops_its_transfers(node: MemoryNode, monkeypatch: pyt
         def close(self) -> None:
             closed.set()
 
-    monkeypatch.setattr("tests.twins.StagingFetcher", Endless)
+    monkeypatch.setattr("tests.twins.node.StagingFetcher", Endless)
     monkeypatch.setattr(node.generations, "swap", _refuse)
 
     with pytest.raises(OSError, match="the disk says no"):
@@ -710,7 +712,7 @@ def test_a_fetcher_that_raises_fails_what_waits_and_ends(node: MemoryNode, monke
             yield next(super().fetch(wants, report))
             raise RuntimeError("a bug")
 
-    monkeypatch.setattr("tests.twins.StagingFetcher", Broken)
+    monkeypatch.setattr("tests.twins.node.StagingFetcher", Broken)
 
     outcome = node.run(node.lock(node.item("a:v1", A), node.item("b:v1", B)))
 

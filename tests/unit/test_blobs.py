@@ -16,7 +16,9 @@ from reconciler.store.blobs import Blobs
 from reconciler.store.layout import Layout
 from reconciler.store.ledger import Ledger
 from tests.storenode import hash_file
-from tests.twins import Clock, fetched_at, name_of
+from tests.twins.content import name_of
+from tests.twins.fetch import fetched_at
+from tests.twins.node import Clock
 
 DATA = b"some bytes of a model" * 50
 NAME = name_of(DATA)

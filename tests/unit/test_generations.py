@@ -15,7 +15,7 @@ from reconciler.store import atomic, generations
 from reconciler.store.generations import DamagedGeneration, Generations, path_of
 from reconciler.store.layout import Layout
 from tests.calls import noting
-from tests.twins import name_of
+from tests.twins.content import name_of
 
 
 def entry(model: str) -> ActiveModel:

@@ -15,7 +15,7 @@ from reconciler.core.state import Generation
 from reconciler.hooks import CommandHooks
 from reconciler.ports import Notice
 from tests.processes import outliving
-from tests.twins import Heard
+from tests.twins.node import EventLog
 
 MADE = Generation(number=3)
 
@@ -27,7 +27,7 @@ def index(tmp_path: Path) -> Path:
     return path
 
 
-def hooks(index: Path, heard: Heard, *, activated: str = "", healthy: str = "", seconds: float = 30.0) -> CommandHooks:
+def hooks(index: Path, heard: EventLog, *, activated: str = "", healthy: str = "", seconds: float = 30.0) -> CommandHooks:
     return CommandHooks(
         activated=(sys.executable, "-c", activated) if activated else (),
         healthy=(sys.executable, "-c", healthy) if healthy else (),
@@ -38,7 +38,7 @@ def hooks(index: Path, heard: Heard, *, activated: str = "", healthy: str = "", 
 
 
 def test_without_commands_every_node_is_healthy(index: Path) -> None:
-    heard = Heard()
+    heard = EventLog()
     commands = hooks(index, heard)
 
     commands.activated(MADE)
@@ -50,7 +50,7 @@ def test_without_commands_every_node_is_healthy(index: Path) -> None:
 @pytest.mark.parametrize("hook", ["activated", "healthy"])
 def test_a_command_reads_the_index(index: Path, tmp_path: Path, hook: str) -> None:
     code = f"import sys; open({str(tmp_path / 'told')!r}, 'w').write(sys.stdin.read())"
-    commands = hooks(index, Heard(), **{hook: code})  # type: ignore[arg-type]  # one of the two
+    commands = hooks(index, EventLog(), **{hook: code})  # type: ignore[arg-type]  # one of the two
 
     getattr(commands, hook)(MADE)
 
@@ -58,7 +58,7 @@ def test_a_command_reads_the_index(index: Path, tmp_path: Path, hook: str) -> No
 
 
 def test_a_failing_activated_is_a_warning(index: Path) -> None:
-    heard = Heard()
+    heard = EventLog()
 
     hooks(index, heard, activated="import sys; sys.exit('no route')").activated(MADE)
 
@@ -66,7 +66,7 @@ def test_a_failing_activated_is_a_warning(index: Path) -> None:
 
 
 def test_an_unhealthy_node_says_why(index: Path) -> None:
-    why = hooks(index, Heard(), healthy="import sys; print('x' * 999, 'GPU lost', file=sys.stderr); sys.exit(7)").healthy(MADE)
+    why = hooks(index, EventLog(), healthy="import sys; print('x' * 999, 'GPU lost', file=sys.stderr); sys.exit(7)").healthy(MADE)
 
     assert why.startswith("exited with 7: ")
     assert why.endswith("GPU lost")
@@ -74,18 +74,18 @@ def test_an_unhealthy_node_says_why(index: Path) -> None:
 
 
 def test_a_command_that_is_not_there_is_not_healthy(index: Path) -> None:
-    commands = CommandHooks(activated=(), healthy=("/nowhere/at-all",), healthy_seconds=5, index=lambda _: index, report=Heard())
+    commands = CommandHooks(activated=(), healthy=("/nowhere/at-all",), healthy_seconds=5, index=lambda _: index, report=EventLog())
 
     assert commands.healthy(MADE).startswith("could not be started: ")
 
 
 def test_an_index_that_is_gone_is_not_healthy(tmp_path: Path) -> None:
-    assert hooks(tmp_path / "gone", Heard(), healthy="pass").healthy(MADE).startswith("could not be started: ")
+    assert hooks(tmp_path / "gone", EventLog(), healthy="pass").healthy(MADE).startswith("could not be started: ")
 
 
 def test_a_slow_command_ends_with_all_that_it_started(index: Path, tmp_path: Path) -> None:
     script = f"sleep 600 & echo $$ $! > {tmp_path}/pids; wait"
-    commands = CommandHooks(activated=(), healthy=("/bin/sh", "-c", script), healthy_seconds=3.0, index=lambda _: index, report=Heard())
+    commands = CommandHooks(activated=(), healthy=("/bin/sh", "-c", script), healthy_seconds=3.0, index=lambda _: index, report=EventLog())
 
     why = commands.healthy(MADE)
 
@@ -103,7 +103,7 @@ def test_what_a_command_leaves_running_is_not_waited_for(index: Path, tmp_path: 
     ) + ("signal.pause()" if seconds < 1 else "sys.exit('GPU lost')")
     began = time.monotonic()
 
-    why = hooks(index, Heard(), healthy=code, seconds=seconds).healthy(MADE)
+    why = hooks(index, EventLog(), healthy=code, seconds=seconds).healthy(MADE)
 
     assert why in {"exited with 1: GPU lost", "did not answer within 0.5 seconds"}
     assert time.monotonic() - began < 15
@@ -114,7 +114,7 @@ def test_what_a_command_leaves_running_is_not_waited_for(index: Path, tmp_path: 
 def test_a_command_that_floods_its_output_is_read_to_the_end(index: Path) -> None:
     code = "import sys; sys.stdout.write('x' * 1_000_000); sys.stderr.write('y' * 1_000_000)"
 
-    assert hooks(index, Heard(), healthy=code).healthy(MADE) == ""
+    assert hooks(index, EventLog(), healthy=code).healthy(MADE) == ""
 
 
 def test_a_command_inherits_no_descriptor(index: Path, tmp_path: Path) -> None:
@@ -122,6 +122,6 @@ def test_a_command_inherits_no_descriptor(index: Path, tmp_path: Path) -> None:
     os.set_inheritable(secret, True)
     try:
         code = f"import os, sys; sys.exit({secret} in map(int, os.listdir('/proc/self/fd')))"
-        assert hooks(index, Heard(), healthy=code).healthy(MADE) == ""
+        assert hooks(index, EventLog(), healthy=code).healthy(MADE) == ""
     finally:
         os.close(secret)

@@ -14,7 +14,7 @@ from reconciler.core.errors import StoreError
 from reconciler.store import generations
 from reconciler.store.ledger import Ledger
 from tests.storenode import StoreNode, memory, traces
-from tests.twins import Files, changed, name_of
+from tests.twins.content import Files, changed, name_of
 
 A: Files = {"a.gguf": b"A" * 5000, "sub/more": b"more"}
 B: Files = {"b.gguf": b"B" * 5000}

@@ -16,7 +16,8 @@ from reconciler.store import blobs, generations
 from reconciler.store.housekeeping import ASIDE_SECONDS, PARTIAL_SECONDS, QuarantineRecord, StoreHousekeeping
 from reconciler.store.ledger import Ledger, Verification
 from tests.storenode import StoreNode, memory, traces
-from tests.twins import POLICY, Files, changed, name_of
+from tests.twins.content import Files, changed, name_of
+from tests.twins.node import POLICY
 
 A: Files = {"a.gguf": b"A" * 5000, "shared": b"S" * 100}
 B: Files = {"b.gguf": b"B" * 5000, "shared": b"S" * 100}

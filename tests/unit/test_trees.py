@@ -17,7 +17,9 @@ from reconciler.store.ledger import Ledger
 from reconciler.store.trees import Trees, files_of
 from tests.calls import noting
 from tests.storenode import hash_file
-from tests.twins import Clock, TarUnpacker, name_of, tar
+from tests.twins.content import name_of, tar
+from tests.twins.fetch import TarUnpacker
+from tests.twins.node import Clock
 
 
 class Bench:

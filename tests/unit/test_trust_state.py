@@ -17,7 +17,7 @@ from reconciler.store import trust_state
 from reconciler.store.layout import Layout
 from reconciler.store.ledger import Ledger
 from tests.crash.scenario import KILLED, Effects, child, killed_at
-from tests.twins import name_of
+from tests.twins.content import name_of
 
 OLD = TrustState(version=3, digest=name_of(b"3"), issued_at=datetime(2026, 11, 20, tzinfo=UTC), role="a", root_version=1)
 NEW = TrustState(version=4, digest=name_of(b"4"), issued_at=datetime(2026, 11, 21, tzinfo=UTC), role="a", root_version=1)
