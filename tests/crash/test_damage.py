@@ -154,7 +154,7 @@ def test_a_spoiled_blob_is_found_and_healed(node: StoreNode, lock: Lock, how: st
     assert node.internet.asked.count(name_of(A["a.gguf"])) == (1 if how in HARMLESS else 2)
 
 
-@pytest.mark.parametrize("how", [*HIDDEN, *(set(SEEN) - HARMLESS - {"swapped"})])
+@pytest.mark.parametrize("how", [*HIDDEN, *sorted(set(SEEN) - HARMLESS - {"swapped"})])
 def test_a_spoiled_blob_that_nobody_has_any_more_is_not_served(node: StoreNode, lock: Lock, how: str) -> None:
     (HIDDEN | SEEN)[how](node.layout.blob(name_of(A["a.gguf"])), node.layout.blob(name_of(B["b.gguf"])))
     node.internet.pages.clear()
@@ -168,7 +168,7 @@ def test_a_spoiled_blob_that_nobody_has_any_more_is_not_served(node: StoreNode, 
     assert node.states(lock) == {"a:v1": "failed" if "a:v1" in node.state().records else "absent", "b:v1": "active"}
 
 
-@pytest.mark.parametrize("how", [*(set(SEEN) - HARMLESS)])
+@pytest.mark.parametrize("how", sorted(set(SEEN) - HARMLESS))
 @pytest.mark.parametrize("file", ["a.gguf", "sub/a.txt"])
 def test_a_spoiled_file_of_a_tree_is_found_and_healed(node: StoreNode, lock: Lock, how: str, file: str) -> None:
     path = node.layout.active / "models/a/v1" / file
