@@ -171,7 +171,7 @@ def signature(path: Path) -> bytes:
     """Return the signature in *path*."""
     from reconciler.publish import envelopes
 
-    return envelopes.unbase64_signature(read(path, most=1024))
+    return envelopes.decode_signature(read(path, most=1024))
 
 
 def printing(pae: Callable[[Path], bytes]) -> click.Command:

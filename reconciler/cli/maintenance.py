@@ -270,11 +270,11 @@ def demo(folder: Path | None) -> None:
     import tempfile
 
     from reconciler.cli import run
-    from reconciler.demo import Story
+    from reconciler.demo import Demo
 
     place = folder or Path(tempfile.mkdtemp(prefix="reconcile-demo-"))
     try:
-        Story(place, lambda arguments: run(list(arguments)), sys.stdout).tell()
+        Demo(place, lambda arguments: run(list(arguments)), sys.stdout).run()
     finally:
         if folder is None:
             shutil.rmtree(place, ignore_errors=True)

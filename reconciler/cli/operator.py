@@ -203,7 +203,7 @@ def _edit(file: Path, out: Path | None, change: Callable[[TrustRoot], TrustRoot]
             f"{file} is signed, and nodes need it to reach the next one",
             hint="write the next version to a file of its own, as in --out root.2.json",
         )
-    made = roots.edited(data, change)
+    made = roots.edit(data, change)
     document_io.write(out or file, made, new=out is not None)
     found = roots.inspect(made)
     document_io.say(f"wrote {out or file}: root {found.version}, unsigned")

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from reconciler.core.gguf import GgufFacts
     from reconciler.core.snapshot import Artifact, Model, Snapshot, Task, Unpack, Wanted
     from reconciler.publish.artifacts import Measured
-    from reconciler.publish.snapshots import Changed, Edited, SnapshotReport
+    from reconciler.publish.snapshots import Changed, EditResult, SnapshotReport
 
 _ROOT = click.option("--root", "root_file", type=FILE, help="The network's root, to check who may sign and how many must.")
 _STATE = click.Choice(["enabled", "disabled", "archived"])
@@ -106,7 +106,7 @@ def snapshot_add(*, file: Path, model_id: str, sources: tuple[str, ...], max_siz
     told, refusals = _told(sources, measured)
     members = _unpacked(sources, given["unpack"])
     model = _model(model_id, sources, measured, given, told, members)
-    _written(file, snapshots.edited(data, lambda found: snapshots.with_model(found, model), now=document_io.now()))
+    _written(file, snapshots.edit(data, lambda found: snapshots.with_model(found, model), now=document_io.now()))
     if not all(artifact.urls for artifact in model.artifacts):
         document_io.note("it names no --url: nodes have it from the snapshot's --fallback, or from mirrors of their own")
     if given["unpack"] and members is None:
@@ -146,7 +146,7 @@ def _measured(source: str, max_size: int, ca_file: Path | None) -> Measured:
     if not http.is_url(source):
         path = Path(source)
         size = path.stat().st_size if path.is_file() else 0
-        return artifacts.measure(_shown(artifacts.chunks(path, max_bytes=max_size), size, source), head_bytes=_HEAD_BYTES)
+        return artifacts.measure(_shown(artifacts.read_chunks(path, max_bytes=max_size), size, source), head_bytes=_HEAD_BYTES)
     with http.opened(source, timeout_seconds=60, ca_file=str(ca_file or "")) as answer:
         if answer.length is None and not answer.chunked:
             raise FetchError(f"{document_io.clean(source)} does not say how long it is, so a part could pass for the whole")
@@ -210,7 +210,7 @@ def _told(sources: tuple[str, ...], measured: list[Measured]) -> tuple[GgufFacts
     refusals = []
     for source, one in sorted(zip(sources, measured, strict=True), key=lambda pair: pair[0]):
         try:
-            found = artifacts.facts(one)
+            found = artifacts.gguf_facts(one)
         except gguf.Malformed as error:
             refusals.append(f"{source}: {error}")
             continue
@@ -323,7 +323,7 @@ def snapshot_remove(*, file: Path, ids: tuple[str, ...]) -> None:
             found = snapshots.without_model(found, model_id)
         return found
 
-    _written(file, snapshots.edited(_read(file), change, now=document_io.now()))
+    _written(file, snapshots.edit(_read(file), change, now=document_io.now()))
 
 
 @snapshot.command("set-state")
@@ -339,7 +339,7 @@ def snapshot_set_state(*, file: Path, model_id: str, state: Wanted) -> None:
     """
     from reconciler.publish import snapshots
 
-    _written(file, snapshots.edited(_read(file), lambda found: snapshots.with_state(found, model_id, state), now=document_io.now()))
+    _written(file, snapshots.edit(_read(file), lambda found: snapshots.with_state(found, model_id, state), now=document_io.now()))
 
 
 @snapshot.command("set")
@@ -364,14 +364,14 @@ def snapshot_set(*, file: Path, expires: datetime | None, fallback: tuple[str, .
 
     now = document_io.now()
     lifetime = timedelta(seconds=round((expires - now).total_seconds())) if expires else None
-    _written(file, snapshots.edited(_read(file), change, now=now, lifetime=lifetime))
+    _written(file, snapshots.edit(_read(file), change, now=now, lifetime=lifetime))
 
 
 def _read(file: Path) -> bytes:
     return document_io.read(file, maker=f"reconcile snapshot new {file} --network NAME")
 
 
-def _written(file: Path, made: Edited) -> None:
+def _written(file: Path, made: EditResult) -> None:
     document_io.write(file, made.data)
     if made.dropped:
         document_io.note(f"{len(made.dropped)} signature(s) no longer hold and were dropped: {', '.join(key[:16] for key in made.dropped)}")

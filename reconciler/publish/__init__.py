@@ -1,1 +1,1 @@
-"""The network operator's side: keys, trust roots and snapshots, made and signed by people who may never meet."""
+"""For the network's operators: keys, trust roots and snapshots."""

@@ -1,7 +1,7 @@
 """
-What a file is, before a network signs for it: digest and size over every byte, and its first bytes for whoever reads formats.
+Digest, size and first bytes of a file that a network is about to sign.
 
-The digest is made here and never taken from a server's headers or a page: what is signed is what was seen.
+The digest is computed here over every byte, and never taken from a server's headers or a web page.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def measure(chunks: Iterable[bytes], *, algorithm: str = "sha256", head_bytes: i
     return Measured(digest=f"{algorithm}:{hasher.hexdigest()}", size=size, head=bytes(head))
 
 
-def facts(measured: Measured) -> gguf.GgufFacts | None:
+def gguf_facts(measured: Measured) -> gguf.GgufFacts | None:
     """
     Return what the header of a GGUF file tells, or None if it is another file. Works on the first bytes alone, so that a file which
     was read from a server need not be kept: the rest of it is a hole.
@@ -68,7 +68,7 @@ def facts(measured: Measured) -> gguf.GgufFacts | None:
         return gguf.check(Path(file.name))
 
 
-def chunks(path: Path, *, max_bytes: int) -> Iterator[bytes]:
+def read_chunks(path: Path, *, max_bytes: int) -> Iterator[bytes]:
     """
     Yield the bytes of the plain file *path*.
 

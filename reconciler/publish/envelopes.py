@@ -1,12 +1,12 @@
 """
-A root or snapshot on its way through its signers' hands: an envelope in a file, signed by none, some or all of them.
+A root or snapshot that is being signed: an envelope in a file, with none, some or all of its signatures.
 
 Rules that hold here:
 
-1. One file travels. Unsigned, it is an envelope with an empty list of signatures, which every node refuses.
-2. Signing adds to the list and leaves the rest of it as it is. Whatever changes the payload empties it.
-3. No signature enters the list that does not hold over the payload: a wrong key is found where it is used, not on a thousand nodes.
-4. Fields that this program does not know are carried along byte for byte: a network's snapshot says more than which models.
+1. One file passes from signer to signer. Unsigned, it is an envelope with an empty list of signatures, which every node refuses.
+2. Signing adds to that list and keeps the signatures of others. A change of the payload empties it.
+3. Only a signature that is valid for the payload enters the list: a wrong key is noticed where it is used, not on a thousand nodes.
+4. Fields that this program does not know are kept byte for byte: a network's snapshot carries more than models.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ class Document(Struct, frozen=True, kw_only=True):
         return dsse.pae(self.kind, self.payload)
 
     def envelope(self) -> Envelope:
-        """Return the document as the nodes' own reader has it."""
+        """Return the document as nodes decode it."""
         return Envelope(payload_type=self.kind, payload=base64.b64encode(self.payload).decode(), signatures=self.signatures)
 
 
 def read(data: bytes, kind: str) -> Document:
     """
-    Return the document in *data*, whoever signed it or not.
+    Return the document in *data*, signed or not.
 
     Raises:
         TooLarge, BadEnvelope: not an envelope of a document of this *kind*.
@@ -84,30 +84,30 @@ def _check_size(data: bytes, kind: str) -> None:
         raise TooLarge(f"the envelope has {len(data):,} bytes, more than {cap:,}")
 
 
-#: What the patterns of names say, for people.
+#: What the regular expressions of names allow, for people.
 _NAMES = {
     "[a-z0-9][a-z0-9._-]{0,127}": "lowercase letters, digits and . _ -, at most 128, a letter or digit first",
     "[A-Za-z0-9][A-Za-z0-9._-]{0,63}": "letters, digits and . _ -, at most 64, a letter or digit first",
 }
 
 
-def in_words(refusal: str) -> str:
-    """Return what a decoder said, with the patterns of names in words."""
+def describe_decode_error(refusal: str) -> str:
+    """Return a decoder's message with the regular expressions of names replaced by what they allow."""
     pattern = r"Expected `str` matching regex '\^(.*)\(\?!\\\\n\)\$'"
     return re.sub(pattern, lambda found: f"expected {_NAMES[found[1]]}" if found[1] in _NAMES else found[0], refusal)
 
 
-def signed(document: Document, key: Any) -> Document:
+def sign(document: Document, key: Any) -> Document:
     """Return *document* with the signature of the private *key* added; the others' signatures stay."""
-    return attached(document, key.public_key(), key.sign(document.pae()))
+    return attach_signature(document, key.public_key(), key.sign(document.pae()))
 
 
-def attached(document: Document, public: Any, signature: bytes) -> Document:
+def attach_signature(document: Document, public: Any, signature: bytes) -> Document:
     """
     Return *document* with *signature* added, which was made elsewhere by the holder of the key *public*.
 
     Raises:
-        BadSignature: it does not hold over this document.
+        BadSignature: it is not valid for this document.
         PublishError: there are as many signatures as nodes look at.
     """
     from cryptography.exceptions import InvalidSignature
@@ -129,7 +129,7 @@ def attached(document: Document, public: Any, signature: bytes) -> Document:
     return msgspec.structs.replace(document, signatures=(*others, mine))
 
 
-def unbase64_signature(data: bytes) -> bytes:
+def decode_signature(data: bytes) -> bytes:
     """
     Return the 64 bytes of an Ed25519 signature from a file that holds them raw, as openssl writes them, or in base64.
 
@@ -148,12 +148,12 @@ def unbase64_signature(data: bytes) -> bytes:
 
 
 def unknown_fields(payload: bytes, known: type[Struct]) -> dict[str, Raw]:
-    """Return the fields of *payload* that *known* does not have, each as the bytes that it stands in."""
+    """Return the fields of *payload* that *known* does not have, each as its encoded bytes."""
     fields = msgspec.json.decode(payload, type=dict[str, Raw])
     return {name: value for name, value in fields.items() if name not in known.__struct_fields__}
 
 
-def joined(value: Struct, extra: dict[str, Raw]) -> bytes:
+def encode_payload(value: Struct, extra: dict[str, Raw]) -> bytes:
     """Return the payload of *value*, with the fields that this program does not know after its own."""
     fields: dict[str, Any] = msgspec.to_builtins(value)
     return msgspec.json.encode(fields | extra)

@@ -3,8 +3,8 @@ Signing keys: Ed25519, as PEM that openssl reads and writes too.
 
 Rules that hold here:
 
-1. A private key is PKCS8, encrypted where a passphrase is given. It is in no message, no report and no other file.
-2. What is loaded as a public key is a public key: a private one handed over by mistake is refused before it travels.
+1. A private key is PKCS8, encrypted where a passphrase is given. It appears in no message, report or other file.
+2. A private key that is given where a public one is expected is refused before it is passed on.
 3. A key that nodes would refuse (not Ed25519, of small order) is refused here too.
 """
 
@@ -21,7 +21,7 @@ from reconciler.core.errors import BadRootChain, PublishError
 Passphrase = Callable[[], bytes]
 
 
-class Pair(Struct, frozen=True, kw_only=True):
+class KeyPair(Struct, frozen=True, kw_only=True):
     """A new key pair as the two files that it becomes."""
 
     keyid: str
@@ -30,7 +30,7 @@ class Pair(Struct, frozen=True, kw_only=True):
 
     def __repr__(self) -> str:
         """Return the key's name alone: values get printed in tracebacks and logs."""
-        return f"Pair(keyid={self.keyid!r})"
+        return f"KeyPair(keyid={self.keyid!r})"
 
 
 class PublicKey(Struct, frozen=True, kw_only=True):
@@ -41,7 +41,7 @@ class PublicKey(Struct, frozen=True, kw_only=True):
     key: Any
 
 
-def generate(passphrase: bytes = b"") -> Pair:
+def generate(passphrase: bytes = b"") -> KeyPair:
     """Return a new key pair; the private half is encrypted under *passphrase* if there is one."""
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import (
@@ -55,7 +55,7 @@ def generate(passphrase: bytes = b"") -> Pair:
     key = Ed25519PrivateKey.generate()
     lock: KeySerializationEncryption = BestAvailableEncryption(passphrase) if passphrase else NoEncryption()
     private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, lock)
-    return Pair(keyid=dsse.keyid_of(key.public_key()), private_pem=private, public_pem=public_pem(key))
+    return KeyPair(keyid=dsse.keyid_of(key.public_key()), private_pem=private, public_pem=public_pem(key))
 
 
 def public_pem(private: Any) -> str:

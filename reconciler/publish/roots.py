@@ -1,11 +1,11 @@
 """
-Trust roots as their operators make them: a new one, the next one, and everybody's signature on it.
+Trust roots for the network's operators: make the first or the next one, sign, inspect.
 
 Rules that hold here:
 
 1. Nothing is written that ``trust.check_root`` refuses: a threshold that cannot be met locks a network out for ever.
-2. A signed root is never edited. A change makes the next version, unsigned, and the signed one stays: nodes walk through each.
-3. The next root is signed by the keys of the one before and by its own (TUF 5.3.4); a key of neither has no business on it.
+2. A signed root is never edited. A change makes the next version, unsigned, and the signed one stays: nodes apply each version in order.
+3. The next root is signed by the keys of the one before and by its own (TUF 5.3.4); any other key is refused.
 """
 
 from __future__ import annotations
@@ -81,11 +81,11 @@ def _listed(key: PublicKey) -> Key:
 
 
 def _unsigned(root: TrustRoot, extra: dict[str, msgspec.Raw]) -> bytes:
-    payload = envelopes.joined(root, extra)
+    payload = envelopes.encode_payload(root, extra)
     try:
         decode(payload)
     except TrustError as error:
-        raise PublishError(f"nodes would refuse this root: {envelopes.in_words(error.message)}") from None
+        raise PublishError(f"nodes would refuse this root: {envelopes.describe_decode_error(error.message)}") from None
     return envelopes.write(Document(kind=trust.ROOT_TYPE, payload=payload))
 
 
@@ -109,7 +109,7 @@ def is_signed(data: bytes) -> bool:
     return bool(envelopes.read(data, trust.ROOT_TYPE).signatures)
 
 
-def edited(data: bytes, change: Callable[[TrustRoot], TrustRoot]) -> bytes:
+def edit(data: bytes, change: Callable[[TrustRoot], TrustRoot]) -> bytes:
     """
     Return the root in *data* with *change* applied, unsigned; the next version of it if it was signed.
 
@@ -201,7 +201,7 @@ def sign(data: bytes, key: Any, *, previous: bytes = b"") -> bytes:
     """
     document = envelopes.read(data, trust.ROOT_TYPE)
     _check_signer(document, dsse.keyid_of(key.public_key()), previous)
-    return envelopes.write(envelopes.signed(document, key))
+    return envelopes.write(envelopes.sign(document, key))
 
 
 def attach(data: bytes, public: PublicKey, signature: bytes, *, previous: bytes = b"") -> bytes:
@@ -213,7 +213,7 @@ def attach(data: bytes, public: PublicKey, signature: bytes, *, previous: bytes 
     """
     document = envelopes.read(data, trust.ROOT_TYPE)
     _check_signer(document, public.keyid, previous)
-    return envelopes.write(envelopes.attached(document, public.key, signature))
+    return envelopes.write(envelopes.attach_signature(document, public.key, signature))
 
 
 def _check_signer(document: Document, keyid: str, previous: bytes) -> None:
@@ -247,7 +247,7 @@ def pae(data: bytes) -> bytes:
 
 def inspect(data: bytes, *, previous: bytes = b"") -> RootReport:
     """
-    Return what there is to see of the root in *data*, signed or not.
+    Return a report on the root in *data*, signed or not.
 
     Raises:
         TrustError: it is no root, protects nothing, or does not follow *previous*.

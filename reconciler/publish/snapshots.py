@@ -1,11 +1,11 @@
 """
-Snapshots as their operators make them: models in, models out, everybody's signature, and what changed.
+Snapshots for the network's operators: add and remove models, sign, inspect, compare.
 
 Rules that hold here:
 
 1. Nothing is written that ``snapshot.decode`` refuses, over the very bytes that are written.
-2. A change makes the signatures void, so they go, and says so; a signed snapshot that changes gets the next version.
-3. Each change is issued anew, for as long as the snapshot was meant to live: a network that stops signing is noticed by its nodes.
+2. A change makes the signatures invalid, so they are dropped, and reported; a signed snapshot that changes gets the next version.
+3. Each change sets a new time of issue and keeps the lifetime: a snapshot expires, so that nodes notice a network that stops signing.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from reconciler.publish.envelopes import Document
 from reconciler.publish.keys import PublicKey
 
 
-class Edited(Struct, frozen=True, kw_only=True):
-    """A changed snapshot, with what a person should be told of it."""
+class EditResult(Struct, frozen=True, kw_only=True):
+    """A changed snapshot, with what people need to know of the change."""
 
     data: bytes
     version: int
-    #: Whose signatures the change made void.
+    #: Key ids of the signatures that the change made invalid.
     dropped: tuple[str, ...] = ()
 
 
@@ -69,7 +69,7 @@ class SnapshotReport(Struct, frozen=True, kw_only=True):
     models: tuple[Entry, ...]
     fallback: tuple[str, ...]
     retest_after: str
-    #: Top-level fields that this program carries along and does not read.
+    #: Top-level fields that this program keeps and does not read.
     other_fields: tuple[str, ...]
     signatures: tuple[Signer, ...]
     #: Signatures that the root still asks for; -1: no root was given.
@@ -86,7 +86,7 @@ class Changed(Struct, frozen=True, kw_only=True):
 
 
 class Difference(Struct, frozen=True, kw_only=True):
-    """What a node would make of the second snapshot after the first."""
+    """What changes from one snapshot to another."""
 
     before: int
     after: int
@@ -124,16 +124,16 @@ def new(
 
 
 def _unsigned(made: Snapshot, extra: dict[str, Raw]) -> bytes:
-    payload = envelopes.joined(made, extra)
+    payload = envelopes.encode_payload(made, extra)
     try:
         snapshot.decode(payload)
     except BadEnvelope as error:
-        said = envelopes.in_words(error.message)
-        raise PublishError(said.replace("not a snapshot", "this would not be a snapshot that nodes take", 1)) from None
+        message = envelopes.describe_decode_error(error.message)
+        raise PublishError(message.replace("not a snapshot", "nodes would refuse this snapshot", 1)) from None
     return envelopes.write(Document(kind=trust.SNAPSHOT_TYPE, payload=payload))
 
 
-def edited(data: bytes, change: Callable[[Snapshot], Snapshot], *, now: datetime, lifetime: timedelta | None = None) -> Edited:
+def edit(data: bytes, change: Callable[[Snapshot], Snapshot], *, now: datetime, lifetime: timedelta | None = None) -> EditResult:
     """
     Return the snapshot in *data* with *change* applied, issued at *now* and unsigned; its lifetime stays if none is given.
 
@@ -149,7 +149,7 @@ def edited(data: bytes, change: Callable[[Snapshot], Snapshot], *, now: datetime
         issued_at=snapshot.utc(now),
         expires_at=snapshot.utc(now + lifetime),
     )
-    return Edited(
+    return EditResult(
         data=_unsigned(after, envelopes.unknown_fields(document.payload, Snapshot)),
         version=after.version,
         dropped=tuple(signature.keyid for signature in document.signatures),
@@ -205,13 +205,13 @@ def _listed(found: Snapshot, model_id: str) -> Model:
 
 def sign(data: bytes, key: Any, *, now: datetime, root: TrustRoot | None = None) -> bytes:
     """
-    Return the snapshot in *data* with the signature of the private *key*; all that was there stays.
+    Return the snapshot in *data* with the signature of the private *key* added.
 
     Raises:
-        PublishError: no node would take it: it has expired, or the key is not one of *root*'s snapshot role.
+        PublishError: nodes would refuse it: it has expired, or the key is not one of *root*'s snapshot role.
     """
     document = _to_sign(data, dsse.keyid_of(key.public_key()), now, root)
-    return envelopes.write(envelopes.signed(document, key))
+    return envelopes.write(envelopes.sign(document, key))
 
 
 def attach(data: bytes, public: PublicKey, signature: bytes, *, now: datetime, root: TrustRoot | None = None) -> bytes:
@@ -222,7 +222,7 @@ def attach(data: bytes, public: PublicKey, signature: bytes, *, now: datetime, r
         BadSignature: it does not hold. PublishError: as ``sign``.
     """
     document = _to_sign(data, public.keyid, now, root)
-    return envelopes.write(envelopes.attached(document, public.key, signature))
+    return envelopes.write(envelopes.attach_signature(document, public.key, signature))
 
 
 def _to_sign(data: bytes, keyid: str, now: datetime, root: TrustRoot | None) -> Document:
@@ -230,8 +230,8 @@ def _to_sign(data: bytes, keyid: str, now: datetime, root: TrustRoot | None) -> 
     found = snapshot.decode(document.payload)
     if now >= found.expires_at:
         raise PublishError(
-            f"snapshot {found.version} expired at {units.rfc3339(found.expires_at)}: no node would take it",
-            hint="`reconcile snapshot set FILE --expires 30d` issues it anew",
+            f"snapshot {found.version} expired at {units.rfc3339(found.expires_at)}: nodes would refuse it",
+            hint="`reconcile snapshot set FILE --expires 30d` sets a new time of issue",
         )
     if root is not None:
         _check_network(found, root)
@@ -252,12 +252,12 @@ def pae(data: bytes) -> bytes:
     return document.pae()
 
 
-# -- to look at ------------------------------------------------------------------------------------
+# -- reports ---------------------------------------------------------------------------------------
 
 
 def inspect(data: bytes, *, root: TrustRoot | None = None) -> SnapshotReport:
     """
-    Return what there is to see of the snapshot in *data*, signed or not.
+    Return a report on the snapshot in *data*, signed or not.
 
     Raises:
         TrustError: it is no snapshot, or not one of *root*'s network.

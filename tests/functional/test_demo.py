@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from reconciler.demo import committed
+from reconciler.demo import network
 from tests.node import run
 
 
@@ -29,8 +29,8 @@ def test_the_demo_plays_the_whole_life_and_ends_well(tmp_path: Path) -> None:
 
 
 def test_the_committed_lock_is_what_the_committed_snapshot_compiles_to(tmp_path: Path) -> None:
-    for name in committed.FILES:
-        (tmp_path / name).write_bytes((committed.folder() / name).read_bytes())
+    for name in network.FILES:
+        (tmp_path / name).write_bytes((network.committed_folder() / name).read_bytes())
     (tmp_path / "reconcile.toml").write_text("")
     before = (tmp_path / "models.lock").read_bytes()
     (tmp_path / "models.lock").unlink()
@@ -42,6 +42,6 @@ def test_the_committed_lock_is_what_the_committed_snapshot_compiles_to(tmp_path:
 
 
 def test_the_committed_private_keys_are_nowhere() -> None:
-    for path in committed.folder().iterdir():
+    for path in network.committed_folder().iterdir():
         if path.is_file():
             assert b"PRIVATE KEY" not in path.read_bytes(), path

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from reconciler.demo import catalogue, models
+from reconciler.demo import models, network
 from reconciler.demo.server import Server
 from tests.node import Node, tiny, traces
 
@@ -211,11 +211,10 @@ def test_a_saved_plan_is_carried_out_or_refused(node: Node, tmp_path: Path) -> N
 
 def test_the_committed_lock_describes_exactly_the_models_that_the_demo_makes() -> None:
     from reconciler.core import lock as locks
-    from reconciler.demo import committed
 
-    lock = locks.decode((committed.folder() / "models.lock").read_bytes())
+    lock = locks.decode((network.committed_folder() / "models.lock").read_bytes())
 
-    made = {item.model.artifacts[0].digest: item.model.id for item in catalogue.everything()}
+    made = {item.model.artifacts[0].digest: item.model.id for item in network.all_models()}
     assert {artifact.digest: model.id for model in lock.model for artifact in model.artifact} == made
 
 

@@ -90,16 +90,16 @@ def test_an_edit_of_an_unsigned_root_keeps_its_version_and_of_a_signed_one_makes
     def grow(root: trust.TrustRoot) -> trust.TrustRoot:
         return roots.with_key(root, public(DAVE), ["snapshot"])
 
-    assert roots.inspect(roots.edited(new(), grow)).version == 1
-    following = roots.inspect(roots.edited(signed(ALICE), grow))
+    assert roots.inspect(roots.edit(new(), grow)).version == 1
+    following = roots.inspect(roots.edit(signed(ALICE), grow))
     assert (following.version, following.signatures) == (2, ())
     assert following.roles.snapshot.keyids == (CAROL.id, DAVE.id)
 
 
 def test_the_next_root_needs_keys_of_both_and_nodes_then_follow() -> None:
     first = signed(ALICE, BOB)
-    second = roots.edited(first, lambda root: roots.with_key(root, public(DAVE), ["root"]))
-    second = roots.edited(second, lambda root: roots.without_key(root, ALICE.id, ["root"]))
+    second = roots.edit(first, lambda root: roots.with_key(root, public(DAVE), ["root"]))
+    second = roots.edit(second, lambda root: roots.without_key(root, ALICE.id, ["root"]))
     with pytest.raises(PublishError, match="not in the root role") as found:
         signed(ALICE, data=second)
     assert "--previous" in found.value.hint
@@ -116,45 +116,45 @@ def test_the_next_root_needs_keys_of_both_and_nodes_then_follow() -> None:
 
 def test_another_root_than_the_one_before_is_not_taken_for_it() -> None:
     first = signed(ALICE, BOB)
-    second = roots.edited(first, lambda root: root)
-    third = roots.edited(signed(ALICE, data=second), lambda root: root)
+    second = roots.edit(first, lambda root: root)
+    third = roots.edit(signed(ALICE, data=second), lambda root: root)
     with pytest.raises(BadRootChain, match="root 3 of 'testnet' does not follow root 1"):
         roots.sign(third, ALICE.private, previous=first)
 
 
 def test_a_key_that_is_in_no_role_any_more_is_not_carried_on() -> None:
-    data = roots.edited(new(), lambda root: roots.with_key(root, public(DAVE), ["snapshot"]))
-    data = roots.edited(data, lambda root: roots.without_key(root, CAROL.id[:8], ["snapshot"]))
+    data = roots.edit(new(), lambda root: roots.with_key(root, public(DAVE), ["snapshot"]))
+    data = roots.edit(data, lambda root: roots.without_key(root, CAROL.id[:8], ["snapshot"]))
     assert set(payload_of(data)["keys"]) == {ALICE.id, BOB.id, DAVE.id}
 
 
 def test_a_key_cannot_be_added_twice_nor_the_last_one_needed_removed() -> None:
     with pytest.raises(PublishError, match="already"):
-        roots.edited(new(), lambda root: roots.with_key(root, public(ALICE), ["root"]))
+        roots.edit(new(), lambda root: roots.with_key(root, public(ALICE), ["root"]))
     for keyid in (ALICE.id, CAROL.id):
         with pytest.raises(PublishError, match="left") as found:
-            roots.edited(new(), lambda root, keyid=keyid: roots.without_key(root, keyid, ["root", "snapshot"]))  # type: ignore[misc]
+            roots.edit(new(), lambda root, keyid=keyid: roots.without_key(root, keyid, ["root", "snapshot"]))  # type: ignore[misc]
         assert "add the new key first" in found.value.hint
 
 
 @pytest.mark.parametrize("name", ["", "f" * 64, "abc", ALICE.id[:7], "/etc/passwd"])
 def test_a_key_is_named_by_enough_of_its_id(name: str) -> None:
     with pytest.raises(PublishError, match="keys of this root are named"):
-        roots.edited(new(), lambda root: roots.without_key(root, name, ["root"]))
+        roots.edit(new(), lambda root: roots.without_key(root, name, ["root"]))
 
 
 def test_thresholds_and_the_end_can_be_changed() -> None:
-    data = roots.edited(new(), lambda root: roots.with_expiry(roots.with_threshold(root, "root", 1), datetime(2030, 1, 1, tzinfo=UTC)))
+    data = roots.edit(new(), lambda root: roots.with_expiry(roots.with_threshold(root, "root", 1), datetime(2030, 1, 1, tzinfo=UTC)))
     report = roots.inspect(data)
     assert (report.roles.root.threshold, report.expires_at.year) == (1, 2030)
     with pytest.raises(PublishError):
-        roots.edited(new(), lambda root: roots.with_threshold(root, "snapshot", 2))
+        roots.edit(new(), lambda root: roots.with_threshold(root, "snapshot", 2))
 
 
 def test_fields_that_this_program_does_not_know_are_carried_along_byte_for_byte() -> None:
     network = Network()
     odd = b'{"contact":{"b":1.0,"a":[1e5,"\\u00fc"]},' + compact(network.root_document())[1:]
-    data = roots.edited(envelope(trust.ROOT_TYPE, odd, []), lambda root: root)
+    data = roots.edit(envelope(trust.ROOT_TYPE, odd, []), lambda root: root)
     assert b'"contact":{"b":1.0,"a":[1e5,"\\u00fc"]}' in envelopes.read(data, trust.ROOT_TYPE).payload
 
 
