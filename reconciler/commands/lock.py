@@ -10,6 +10,7 @@ Rules that hold here:
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -20,6 +21,7 @@ from msgspec import Struct
 from reconciler import files
 from reconciler.commands import load_lock
 from reconciler.commands.load_lock import LIMITS, VerifiedLock
+from reconciler.commands.options import wall_clock
 from reconciler.core import digest, trust, units
 from reconciler.core import lock as locks
 from reconciler.core.errors import FetchError, ReconcileError, SettingsError, TrustError
@@ -27,6 +29,7 @@ from reconciler.core.trust import TrustState
 from reconciler.ports import Incident
 from reconciler.settings import Settings
 from reconciler.store import atomic, reserve, trust_state, writer_lock
+from reconciler.store.layout import Layout
 from reconciler.store.ledger import Ledger
 
 if TYPE_CHECKING:
@@ -64,7 +67,13 @@ def read_trust_state(settings: Settings) -> TrustState:
 
 @contextlib.contextmanager
 def open_store(settings: Settings, *, timeout_seconds: float = 0.0) -> Iterator[Ledger]:
-    """Hold the store, made if it is missing, and open its ledger for writing."""
+    """
+    Hold the store, made if it is missing, and open its ledger for writing.
+
+    Raises:
+        InternalError: a bug ended what was done with it; there is a report, and an incident.
+        StoreBusy, StoreError: as their names say.
+    """
     layout = load_lock.store_layout(settings)
     atomic.make_folder(layout.root)
     with files.translate_errors(f"read the store {layout.root}"):
@@ -73,8 +82,26 @@ def open_store(settings: Settings, *, timeout_seconds: float = 0.0) -> Iterator[
         writer_lock.hold(layout.writer, timeout_seconds=timeout_seconds),
         reserve.released_when_full(layout.space_reserve),
         Ledger.writing(layout.ledger) as ledger,
+        report_bugs(layout, ledger),
     ):
         yield ledger
+
+
+@contextlib.contextmanager
+def report_bugs(layout: Layout, ledger: Ledger) -> Iterator[None]:
+    """Turn an exception that nobody raised on purpose into an ``InternalError`` with a report and an incident."""
+    try:
+        yield
+    except (ReconcileError, OSError):
+        raise
+    except Exception as error:
+        from reconciler.store import crash_report  # with all that describes a traceback, which nothing else needs
+
+        now = wall_clock()
+        found = crash_report.internal_error(layout, error, {"command": " ".join(sys.argv[1:2])}, now)
+        with contextlib.suppress(ReconcileError):
+            ledger.incident(Incident(kind=found.name, detail=found.message), now)
+        raise found from error
 
 
 @contextlib.contextmanager

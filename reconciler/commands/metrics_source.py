@@ -22,6 +22,7 @@ from reconciler.core.errors import (
     DiskFull,
     FetchError,
     HashMismatch,
+    InternalError,
     ReconcileError,
     SandboxUnavailable,
     SizeMismatch,
@@ -39,7 +40,7 @@ from reconciler.store.ledger import Ledger
 KINDS = (
     *(error.name for error in TrustError.__subclasses__()),
     *(error.name for error in (FetchError, HashMismatch, SizeMismatch, UnpackRefused)),
-    *(error.name for error in (SmokeFailed, SandboxUnavailable, BlobDamaged, DiskFull)),
+    *(error.name for error in (SmokeFailed, SandboxUnavailable, BlobDamaged, DiskFull, InternalError)),
     "incompatible", "removed-unlisted", "crash-recovered",
 )  # fmt: skip
 

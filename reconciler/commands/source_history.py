@@ -16,7 +16,6 @@ import msgspec
 from reconciler.core.errors import FetchError
 from reconciler.fetch import sources
 from reconciler.ports import Fetched, Fetcher, FetchFailed, Reporter, Want
-from reconciler.store.ledger import escaped
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -49,7 +48,7 @@ class FetcherWithHistory:
 
     def _suspects(self, want: Want) -> tuple[str, ...]:
         """Return the sources of *want* that lied, unless there is no other."""
-        found = tuple(url for url in want.sources if (want.digest, escaped(sources.redact(url))) in self._lied)
+        found = tuple(url for url in want.sources if (want.digest, sources.redact(url)) in self._lied)
         return found if len(found) < len(want.sources) else ()
 
     def close(self) -> None:

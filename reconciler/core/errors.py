@@ -3,7 +3,8 @@ Everything that can be refused, by who is at fault.
 
 Rules that hold here:
 
-1. Whatever leaves this program on purpose is a ``ReconcileError``. Anything else is a bug of ours.
+1. Whatever leaves this program on purpose is a ``ReconcileError``. Anything else is a bug of ours, and leaves as an ``InternalError``
+   with a report (``store.crash_report``).
 2. An error has a *name* that programs match on, a message that says what was expected, what was found and where,
    a *hint* that says what to do next, and the exit code of its family.
 3. Names are part of the contract; they are spelled once, here.
@@ -227,3 +228,13 @@ class RuntimeMissing(ReconcileError):
 
     name = "runtime-missing"
     hint = "pip install 'reconciler[llama-cpp]'"
+
+
+# -- this program ----------------------------------------------------------------------------------
+
+
+class InternalError(ReconcileError):
+    """A bug in this program: an exception that nobody raised on purpose. No model, network or operator is at fault."""
+
+    name = "internal-error"
+    hint = "it is a bug in reconcile, and nothing else is blamed for it: send the report, which holds no secrets, to its maintainers"

@@ -22,6 +22,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from reconciler.core import strict_json, units
 from reconciler.core.digest import Digest
 from reconciler.core.errors import BadEnvelope
+from reconciler.core.text import printable
 
 #: Integers that every JSON reader holds exactly (RFC 8259, section 6).
 Count = Annotated[int, Meta(ge=0, le=2**53 - 1)]
@@ -146,7 +147,7 @@ def decode(payload: bytes) -> Snapshot:
         snapshot = strict_json.decode(payload, Snapshot)
         check(snapshot)
     except ValueError as error:
-        raise BadEnvelope(f"not a snapshot: {strict_json.printable(str(error)).replace('`$.', '`')}", hint=_HINT) from None
+        raise BadEnvelope(f"not a snapshot: {printable(str(error)).replace('`$.', '`')}", hint=_HINT) from None
     return snapshot
 
 

@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from reconciler.core.text import printable
+
 MAX_DEPTH = 32
 _T = TypeVar("_T")
 
@@ -37,11 +39,6 @@ def decode(data: bytes, kind: type[_T]) -> _T:
         raise NotStrict(printable(str(error))) from None
     _refuse_ambiguity(data)
     return value
-
-
-def printable(text: str) -> str:
-    """Return *text* with control characters escaped: what decoders and compilers say quotes the document, which is anybody's text."""
-    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
 
 
 def _refuse_ambiguity(data: bytes) -> None:

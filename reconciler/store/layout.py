@@ -52,6 +52,11 @@ class Layout(Struct, frozen=True):
         return self.root / "quarantine"
 
     @property
+    def reports(self) -> Path:
+        """Reports of bugs in this program."""
+        return self.root / "reports"
+
+    @property
     def trust(self) -> Path:
         """The floor, the walked roots, and every accepted envelope."""
         return self.root / "trust"
@@ -103,7 +108,7 @@ class Layout(Struct, frozen=True):
         Raises:
             StoreError: one of them is a link.
         """
-        own = ("generations", "blobs", "trees", "staging", "quarantine", "trust", "trust/roots", "trust/snapshots", "cache")
+        own = ("generations", "blobs", "trees", "staging", "quarantine", "reports", "trust", "trust/roots", "trust/snapshots", "cache")
         cold = f"{self.cold}/blobs"
         by_digest = [f"{kind}/{algorithm}" for kind in (self.blobs, self.trees, cold) for algorithm in digest.HEX_LENGTHS]
         found = [*(f"{self.root}/{name}" for name in own), cold, *by_digest]

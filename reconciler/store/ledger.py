@@ -28,12 +28,15 @@ from reconciler import files
 from reconciler.core import units
 from reconciler.core.errors import DiskFull, StoreError
 from reconciler.core.state import Passed, Record, TreeSeen
+from reconciler.core.text import printable
 from reconciler.core.trust import TrustState
 from reconciler.ports import Incident, TestReport
 from reconciler.store import atomic
 
 MAX_INCIDENTS = 5_000
 MAX_HISTORY = 2_000
+#: Characters of an incident's text.
+MAX_TEXT = 2_000
 #: The same incident within so many seconds is counted, not repeated.
 REPEAT_SECONDS = 24 * 3600
 _COUNTED = "incidents/"
@@ -271,7 +274,7 @@ class Ledger:
 
     def incident(self, incident: Incident, at: datetime) -> None:
         """Log *incident*, bounded; the same one again within a day is counted."""
-        key = tuple(escaped(text) for text in (incident.kind, incident.model, incident.blob, incident.source, incident.detail))
+        key = tuple(printable(text, MAX_TEXT) for text in (incident.kind, incident.model, incident.blob, incident.source, incident.detail))
         with self._guard:
             counted = f"{_COUNTED}{incident.kind}"
             self.set_fact(counted, (self.fact(counted, int) or 0) + 1)  # a counter must not fall when old lines go
@@ -438,8 +441,3 @@ def _instant(text: str) -> datetime:
         return datetime.fromisoformat(text)
     except ValueError:
         return datetime.fromtimestamp(0, UTC)
-
-
-def escaped(text: str) -> str:
-    """Return *text* on one line, control characters escaped, so that a server's words cannot forge a log line or a colour."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)[:2000]

@@ -16,7 +16,7 @@ from reconciler.core.state import Record, TreeSeen
 from reconciler.core.trust import TrustState
 from reconciler.ports import Incident, TestReport
 from reconciler.store import ledger as ledgers
-from reconciler.store.ledger import Change, Ledger, Listing, Verification, escaped
+from reconciler.store.ledger import Change, Ledger, Listing, Verification
 from tests.crash.scenario import KILLED, child
 from tests.storenode import traces
 
@@ -75,8 +75,13 @@ def test_no_servers_words_forge_a_line_or_a_colour(ledger: Ledger, text: str) ->
 
     (found,) = ledger.incidents()
     assert found.detail.isprintable()
-    assert escaped("plain ä 漢") == "plain ä 漢"
-    assert len(escaped("x" * 10_000)) == 2000
+
+
+def test_a_long_text_is_cut(ledger: Ledger) -> None:
+    ledger.incident(Incident(kind="source-failed", detail="x" * 10_000), NOW)
+
+    (found,) = ledger.incidents()
+    assert found.detail == "x" * ledgers.MAX_TEXT + "…"
 
 
 # -- what is remembered ----------------------------------------------------------------------------
