@@ -1,17 +1,20 @@
-"""What every package needs of the file system: one translation of the system's errors, and deleting what untrusted programs left."""
+"""What every package needs of the file system: one translation of its errors, a lock with a deadline, and deleting untrusted folders."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from reconciler.core.errors import DiskFull, StoreError
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_LOCK_RETRY_SECONDS = 0.05
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _IN_THE_WAY = "something else lies in its place: move it away, and run again"
 _NOT_YOURS = "run as the user whom the store belongs to (`ls -l`)"
@@ -32,6 +35,25 @@ def translate_errors(what: str) -> Iterator[None]:
     except OSError as error:
         kind = DiskFull if error.errno in _FULL else StoreError
         raise kind(f"cannot {what}: {error.strerror or error}", hint=_HINTS.get(error.errno or 0, "")) from error
+
+
+def lock(fd: int, timeout_seconds: float = 0.0) -> bool:
+    """
+    Take an exclusive lock on the open file *fd* (``flock(2)``), waiting for it at most *timeout_seconds*; return whether it was taken.
+
+    The system waits without end or not at all, and an alarm to cut it short is for the main thread alone; hence the repeated tries.
+
+    Raises:
+        OSError: the file system has no locks, or none left.
+    """
+    deadline = time.monotonic() + timeout_seconds
+    while True:
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(_LOCK_RETRY_SECONDS)
 
 
 def delete(path: Path) -> bool:

@@ -16,11 +16,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import secrets
 import stat
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -78,12 +76,9 @@ class Staging:
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             _check_own_folder(self.root)
             fd = os.open(self.root / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        deadline = time.monotonic() + _LOCK_SECONDS
-        while not _try_lock(fd):
-            if time.monotonic() > deadline:
-                os.close(fd)
-                raise StoreBusy(f"another downloader still writes to {self.root}")
-            time.sleep(0.05)  # flock(2) waits without end or not at all, and an alarm to cut it short is for the main thread alone
+        if not files.lock(fd, _LOCK_SECONDS):
+            os.close(fd)
+            raise StoreBusy(f"another downloader still writes to {self.root}")
         self._lock = fd
 
     @property
@@ -262,14 +257,6 @@ def _write(path: Path, data: bytes) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
     with os.fdopen(fd, "wb") as file:
         file.write(data)
-
-
-def _try_lock(fd: int) -> bool:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _listed(path: Path) -> list[Path]:

@@ -8,16 +8,12 @@ lock to break. The file is never deleted: a second opener of a deleted one would
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from reconciler import files
 from reconciler.core.errors import StoreBusy
-
-_RETRY_SECONDS = 0.1
 
 
 @contextlib.contextmanager
@@ -32,24 +28,13 @@ def hold(path: Path, *, timeout_seconds: float = 0.0) -> Iterator[None]:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
     try:
         with files.translate_errors(f"lock {path}"):
-            _take(fd, timeout_seconds)
+            taken = files.lock(fd, timeout_seconds)
+        if not taken:
+            raise StoreBusy(f"another run holds the store: {_holder(fd)}")
         yield
     finally:
         with contextlib.suppress(OSError):  # Linux lets go of the descriptor, and so of the lock, whatever close says
             os.close(fd)
-
-
-def _take(fd: int, timeout_seconds: float) -> None:
-    deadline = time.monotonic() + timeout_seconds
-    while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                raise StoreBusy(f"another run holds the store: {_holder(fd)}") from None
-            time.sleep(_RETRY_SECONDS)  # flock has no timeout of its own, and an alarm would be everybody's
-        else:
-            return
 
 
 def _holder(fd: int) -> str:

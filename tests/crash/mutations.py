@@ -84,7 +84,7 @@ _ENGINE = ("adversary/test_store_attacks", "functional/test_trust_on_a_node")
 #: The tests that are about a file, those that go red soonest first.
 TESTS = {
     DURABLE: ("unit/test_atomic", "unit/test_reserve"),
-    FILES: ("unit/test_atomic", "adversary/test_archive_leftovers"),
+    FILES: ("unit/test_atomic", "unit/test_writer_lock", "adversary/test_archive_leftovers"),
     BLOBS: ("unit/test_blobs", "contract/test_blobs_contract", *_STORE, "adversary/test_store_attacks"),
     TREES: ("unit/test_trees", "adversary/test_archive_leftovers", *_STORE, "adversary/test_store_attacks"),
     MADE: ("unit/test_generations", *_STORE, "adversary/test_store_attacks"),
@@ -233,8 +233,9 @@ def _store() -> Iterator[Mutation]:
     yield never("damage of a generation apart from a refusal", MADE, "error.errno not in {*_GONE, errno.EINVAL}")
     yield once("where active leads", MADE, 'if target.parent != Path("generations") or', "if")
     yield once("check of the ledger", LEDGER, 'fetchone() == ("ok",)', "fetchone() is not None")
-    yield without("the lock", WRITER, "fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)")
-    yield without("the lock of the downloads", STAGING, "fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)")
+    yield without("the lock", FILES, "fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)")
+    yield once("the lock of the store", WRITER, "taken = files.lock(fd, timeout_seconds)", "taken = True")
+    yield never("the lock of the downloads", STAGING, "not files.lock(fd, _LOCK_SECONDS)")
     yield once("a quarantine's bound", KEEPER, "if index and (total > self._policy.quarantine_bytes", "if index and (False")
     yield once("the word of a test job's child", ATTEND, ' and found.get("nonce") == nonce', "")
 
