@@ -23,7 +23,7 @@ from reconciler.core.node import Limits
 #: A small archive may unpack to so many bytes whatever its ratio is: text that repeats packs a thousandfold.
 FLOOR_BYTES = 16 << 20
 
-_Held = Literal["file", "folder", "parent"]
+_Holder = Literal["file", "folder", "parent"]
 
 
 class Members:
@@ -35,7 +35,7 @@ class Members:
         self.unpacked = 0
         self.entries = 0
         self.files: list[str] = []
-        self.held: dict[str, tuple[str, _Held]] = {}
+        self.claimed: dict[str, tuple[str, _Holder]] = {}
 
 
 def check(members: Members, name: bytes | str, kind: str, size: int) -> str:
@@ -49,15 +49,12 @@ def check(members: Members, name: bytes | str, kind: str, size: int) -> str:
     """
     count(members)
     if kind not in {"file", "folder"}:
-        raise UnpackRefused(f"member {shown(name)} is a {kind}; only plain files and folders are unpacked", hint=_HINT)
+        raise UnpackRefused(f"member {shown(name)} is a {kind}; only plain files and folders are unpacked")
     _check_size(members, name, kind, size)
     path = _path(members, name, kind)
     if path:
-        _hold(members, path, "file" if kind == "file" else "folder")
+        _claim(members, path, "file" if kind == "file" else "folder")
     return path
-
-
-_HINT = "the model's publisher packs it again: plain files and folders alone, as with `tar --format=ustar --dereference --hard-dereference`"
 
 
 def count(members: Members) -> None:
@@ -81,7 +78,7 @@ def spend(members: Members, unpacked: int) -> None:
     """
     members.unpacked += unpacked
     if members.unpacked > members.allowance:
-        raise UnpackRefused(_too_much(members))
+        raise UnpackRefused(_over_allowance(members))
 
 
 def shown(name: bytes | str) -> str:
@@ -98,10 +95,10 @@ def _check_size(members: Members, name: bytes | str, kind: str, size: int) -> No
     if size < 0 or (kind == "folder" and size):
         raise UnpackRefused(f"member {shown(name)} claims {size} bytes")
     if size > members.allowance:
-        raise UnpackRefused(f"member {shown(name)} claims {size} bytes: {_too_much(members)}")
+        raise UnpackRefused(f"member {shown(name)} claims {size} bytes: {_over_allowance(members)}")
 
 
-def _too_much(members: Members) -> str:
+def _over_allowance(members: Members) -> str:
     return f"the archive unpacks to more than {units.human_size(members.allowance)}, which is the most for one of its size"
 
 
@@ -125,25 +122,25 @@ def _path(members: Members, name: bytes | str, kind: str) -> str:
     return path
 
 
-def _hold(members: Members, path: str, kind: _Held) -> None:
+def _claim(members: Members, path: str, kind: _Holder) -> None:
     """Take *path* and every folder above it, unless one of them is already something else."""
     end = path.find("/")
     while end != -1:
-        _hold_one(members, path[:end], "parent")
+        _claim_one(members, path[:end], "parent")
         end = path.find("/", end + 1)
-    _hold_one(members, path, kind)
+    _claim_one(members, path, kind)
     if kind == "file":
         members.files.append(path)
 
 
-def _hold_one(members: Members, path: str, kind: _Held) -> None:
+def _claim_one(members: Members, path: str, kind: _Holder) -> None:
     key = _folded(path)
-    if key not in members.held:
+    if key not in members.claimed:
         if kind == "parent":
             count(members)  # it takes an inode, as one with a header does
-        members.held[key] = (path, kind)
+        members.claimed[key] = (path, kind)
         return
-    spelling, holder = members.held[key]
+    spelling, holder = members.claimed[key]
     if spelling != path:
         raise UnpackRefused(f"members {shown(spelling)} and {shown(path)} are one name on some disks")
     if "file" in {holder, kind} and holder != kind:
@@ -151,7 +148,7 @@ def _hold_one(members: Members, path: str, kind: _Held) -> None:
     if holder == kind != "parent":
         raise UnpackRefused(f"member {shown(path)} is listed twice")
     if kind == "folder":
-        members.held[key] = (path, kind)
+        members.claimed[key] = (path, kind)
 
 
 def _folded(path: str) -> str:

@@ -1,11 +1,11 @@
 """
-Digests: the only names that bytes have.
+Digests: what blobs are named by.
 
 Rules that hold here:
 
 1. A digest is ``algorithm:lowercase-hex`` of the algorithm's exact length. Nothing else ever passes.
-2. ``parse`` is the only door from a digest's text to the parts that a path or a URL is made of. It checks again, since a
-   value that was built and not decoded has been checked by nobody (Ollama's CVE-2024-37032 came back through a second path).
+2. ``parse`` alone turns a digest into the parts that a path or a URL is made of. It checks again, since a value that was built and
+   not decoded was never checked (Ollama's CVE-2024-37032 came back through a second path).
 """
 
 from __future__ import annotations

@@ -1,24 +1,27 @@
 """
-Everything that can be refused, by who is at fault.
+Every error that this program reports on purpose, by who is at fault.
 
 Rules that hold here:
 
-1. Whatever leaves this program on purpose is a ``ReconcileError``. Anything else is a bug of ours, and leaves as an ``InternalError``
-   with a report (``store.crash_report``).
-2. An error has a *name* that programs match on, a message that says what was expected, what was found and where,
-   a *hint* that says what to do next, and the exit code of its family.
-3. Names are part of the contract; they are spelled once, here.
+1. Whatever leaves this program on purpose is a ``ReconcileError``. Anything else is a bug in it, and leaves as an ``InternalError`` with a
+   report (``store.crash_report``).
+2. An error has a *name* that programs match on, a message that says what was expected, what was found and where, a *hint* that says
+   what to do next, and the exit code of its family.
+3. Names are part of the contract and are spelled once, here. A class's docstring is the cause, its ``hint`` the general remedy; where
+   it is raised, a better one may be given. ``reference`` lists them all, and the reference page of the documentation is made from it.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 
 class ReconcileError(Exception):
-    """The root of all refusals: a named reason, with what to do next."""
+    """A step of the program ended otherwise than it should; the message says how."""
 
     name = "error"
     exit_code = 1
-    hint = ""
+    hint = "`reconcile doctor` checks this machine for problems"
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
@@ -34,20 +37,22 @@ class ReconcileError(Exception):
 
 
 class UsageError(ReconcileError):
-    """The command line asks for something that does not exist."""
+    """The command line names something that does not exist, or options that exclude each other."""
 
     name = "usage"
     exit_code = 64
+    hint = "`reconcile COMMAND --help` shows what the command accepts"
 
 
 class SettingsError(ReconcileError):
-    """``reconcile.toml`` is missing, malformed, or says something unknown."""
+    """``reconcile.toml`` or a file that it names is missing, malformed, or contains an unknown key."""
 
     name = "bad-settings"
+    hint = "correct the key or the file that the message names"
 
 
 class StalePlan(ReconcileError):
-    """The saved plan speaks of a lock, a generation or a trust floor that has moved since."""
+    """The saved plan was made for a lock, a store generation or a trust state that has changed since."""
 
     name = "stale-plan"
     hint = "make a new one with `reconcile plan --out FILE`"
@@ -57,99 +62,105 @@ class StalePlan(ReconcileError):
 
 
 class TrustError(ReconcileError):
-    """What was presented as the network's word is not, or may not be used now."""
+    """A document does not carry the signatures that the trust root asks for, or may not be used now."""
 
     name = "trust"
     exit_code = 4
+    hint = "what was accepted before stays in use; ask the network's operator for the current signed document"
 
 
 class BadEnvelope(TrustError):
-    """Not a well-formed envelope, or its payload is not a well-formed document of the expected kind."""
+    """The bytes are no well-formed DSSE envelope, or its payload is no well-formed document of the expected kind."""
 
     name = "bad-envelope"
+    hint = "check that the address or file is the signed document itself, and that it was transferred whole"
 
 
 class BadSignature(TrustError):
-    """Fewer valid signatures by distinct keys of the role than its threshold."""
+    """Fewer keys of the role signed the document than its threshold asks for."""
 
     name = "bad-signature"
     hint = "ask the network's operator for a snapshot signed by enough of its keys; `reconcile trust show` lists them"
 
 
 class WrongNetwork(TrustError):
-    """Signed, but for another network."""
+    """The document is signed, but for another network than the pinned trust root."""
 
     name = "wrong-network"
+    hint = "check the address of the snapshot and the pinned root: both must be of one network"
 
 
 class Rollback(TrustError):
-    """Older than what this store has already accepted."""
+    """The snapshot is older than one that this store has already accepted."""
 
     name = "rollback"
     hint = "fetch the network's current snapshot; an older one is never accepted again"
 
 
 class Equivocation(TrustError):
-    """Two different documents under one version number: somebody with the keys says two things."""
+    """Two different snapshots were signed under one version number."""
 
     name = "equivocation"
     hint = "report it to the network's operator: two snapshots of one version were signed"
 
 
 class Expired(TrustError):
-    """The snapshot's time is over: nothing new is installed on its word."""
+    """The snapshot has expired, so nothing new is installed from it."""
 
     name = "expired"
     hint = "what is active stays active; run `reconcile lock` to fetch the network's current snapshot"
 
 
 class NotYetValid(TrustError):
-    """Issued in the future, or this node's clock stands before a time that it has already seen."""
+    """The snapshot was issued in the future by this machine's clock, or the clock stands before the last accepted time of issue."""
 
     name = "not-yet-valid"
     hint = "check this machine's clock (`timedatectl`)"
 
 
 class RootExpired(TrustError):
-    """The last root of the chain is past its time."""
+    """The newest trust root that this node knows has expired."""
 
     name = "root-expired"
     hint = "get the network's newer root and run `reconcile trust update FILE`"
 
 
 class BadRootChain(TrustError):
-    """A root that does not follow from the one before it, or whose keys or thresholds are unsafe."""
+    """A trust root does not follow from the one before it, or its keys or thresholds are unsafe."""
 
     name = "bad-root-chain"
+    hint = "get every root from the pinned one on from the network's operator, in order; `reconcile root inspect FILE` shows each"
 
 
 class TooLarge(TrustError):
-    """Larger than the cap that is checked before anything is parsed."""
+    """A document is larger than the limit that is checked before anything is parsed."""
 
     name = "too-large"
+    hint = "check that the address is the signed document and not another file"
 
 
 class LockMismatch(TrustError):
-    """``models.lock`` is not what its signed envelope compiles to."""
+    """``models.lock`` is not what its signed snapshot compiles to."""
 
     name = "lock-mismatch"
-    hint = "never edit the lock: run `reconcile lock` to compile it anew"
+    hint = "never edit the lock: run `reconcile lock` to compile it again"
 
 
 class TrustStateLost(TrustError):
-    """The record of the newest snapshot ever accepted is gone or damaged, on a store that was used."""
+    """The record of the newest accepted snapshot is missing or damaged, on a store that was used before."""
 
     name = "floor-lost"
     hint = "check that nobody replays an old snapshot, then run `reconcile trust init` to start a new record"
 
 
-# -- the network's operator ---------------------------------------------------------------------------
+# -- the network's operator ------------------------------------------------------------------------
 
 
 class PublishError(ReconcileError):
     """What the operator asks for would lose a key, or make a document that nodes refuse."""
 
     name = "publish"
+    hint = "change what the message names; nothing was written"
 
 
 # -- transport and bytes ---------------------------------------------------------------------------
@@ -163,30 +174,34 @@ class FetchError(ReconcileError):
 
 
 class HashMismatch(FetchError):
-    """Bytes whose digest is not the signed one."""
+    """A source gave bytes whose digest is not the signed one."""
 
     name = "hash-mismatch"
 
 
 class SizeMismatch(FetchError):
-    """More or fewer bytes than the signed size."""
+    """A source gave more or fewer bytes than the signed size."""
 
     name = "size-mismatch"
 
 
 class UnpackRefused(ReconcileError):
-    """An archive with a member that is not a plain file or folder under a safe name, or past a limit."""
+    """An archive has a member that is not a plain file or folder under a safe name, or exceeds a limit."""
 
     name = "unpack-refused"
+    hint = (
+        "the model's publisher packs it again: plain files and folders alone, as with `tar --format=ustar --dereference --hard-dereference`"
+    )
 
 
 # -- the node --------------------------------------------------------------------------------------
 
 
 class StoreError(ReconcileError):
-    """The store is not a store, or the disk refused."""
+    """The store cannot be read or written, or is not a store."""
 
     name = "store"
+    hint = "`reconcile doctor` checks the store, its owner and its disk"
 
 
 class StoreBusy(StoreError):
@@ -198,26 +213,28 @@ class StoreBusy(StoreError):
 
 
 class DiskFull(StoreError):
-    """Not enough free space for what is planned, with the reserve kept."""
+    """There is not enough free space for what is planned, with the reserve kept."""
 
     name = "disk-full"
     hint = "free some space, or run `reconcile gc --dry-run` to see what can go"
 
 
 class BlobDamaged(StoreError):
-    """A blob's bytes no longer hash to its name."""
+    """The bytes of a stored file no longer match its digest."""
 
     name = "blob-damaged"
+    hint = "`reconcile verify --repair` downloads what is damaged again"
 
 
 class SmokeFailed(ReconcileError):
     """The model did not pass its test job."""
 
     name = "smoke-failed"
+    hint = "`reconcile status MODEL` shows the test's report; `reconcile retry MODEL` tries again at once"
 
 
 class SandboxUnavailable(ReconcileError):
-    """No sandbox works on this machine, so nothing may be tested here."""
+    """No sandbox works on this machine, so that nothing may be tested here."""
 
     name = "sandbox-unavailable"
     hint = "`reconcile doctor` says what is missing; installing bubblewrap usually is enough"
@@ -238,3 +255,21 @@ class InternalError(ReconcileError):
 
     name = "internal-error"
     hint = "it is a bug in reconcile, and nothing else is blamed for it: send the report, which holds no secrets, to its maintainers"
+
+
+# -- the list --------------------------------------------------------------------------------------
+
+
+class ErrorReference(NamedTuple):
+    """One error as the reference page shows it."""
+
+    name: str
+    exit_code: int
+    cause: str
+    hint: str
+
+
+def reference() -> tuple[ErrorReference, ...]:
+    """Return every error of this module in the order in which it stands here."""
+    kinds = [kind for kind in globals().values() if isinstance(kind, type) and issubclass(kind, ReconcileError)]
+    return tuple(ErrorReference(kind.name, kind.exit_code, (kind.__doc__ or "").strip(), kind.hint) for kind in kinds)

@@ -4,7 +4,7 @@
 Rules that hold here:
 
 1. The same snapshot gives the same bytes on any machine: everything is sorted, nothing of the node enters, no order is a set's.
-2. A lock is never edited and never believed: whoever acts on one compiles its signed envelope again and compares the bytes.
+2. A lock is never edited, and never trusted by itself: every command compiles its signed envelope again and compares the bytes.
 3. Each blob stands once, however many models share it; its sources are in the order in which they are tried.
 """
 
@@ -96,7 +96,7 @@ class Lock(Struct, frozen=True, kw_only=True):
     blob: dict[Digest, LockedBlob]
 
 
-def compile(verified: Verified) -> Lock:  # noqa: A001  called as lock.compile, the verb of this room
+def compile(verified: Verified) -> Lock:  # noqa: A001  called as lock.compile
     """Return the lock of a verified snapshot."""
     found = verified.snapshot
     models = sorted(found.models, key=lambda model: model.id)
@@ -148,16 +148,16 @@ def encode(lock: Lock) -> bytes:
     """Return the bytes of ``models.lock``: TOML, UTF-8, LF."""
     import tomli_w
 
-    document = _written(msgspec.to_builtins(lock, builtin_types=(datetime,)))
+    document = _without_nulls(msgspec.to_builtins(lock, builtin_types=(datetime,)))
     document["snapshot"] |= {key: _Instant.of(document["snapshot"][key]) for key in ("issued_at", "expires_at")}
     return (HEADER + tomli_w.dumps(document)).encode()
 
 
-def _written(value: Any) -> Any:
+def _without_nulls(value: Any) -> Any:
     """Return *value* as TOML can hold it: without nulls, which it has not; lists for tuples, as tomli-w asks."""
     if isinstance(value, dict):
-        return {key: _written(child) for key, child in value.items() if child is not None}
-    return [_written(child) for child in value] if isinstance(value, list | tuple) else value
+        return {key: _without_nulls(child) for key, child in value.items() if child is not None}
+    return [_without_nulls(child) for child in value] if isinstance(value, list | tuple) else value
 
 
 class _Instant(datetime):
@@ -173,7 +173,7 @@ class _Instant(datetime):
 
 def decode(data: bytes) -> Lock:
     """
-    Return the lock in *data*, to be looked at: nothing may be done on its word alone.
+    Return the lock in *data*, unverified: for reading, never for acting on it.
 
     Raises:
         LockMismatch: not TOML, or not a lock.
@@ -197,11 +197,11 @@ def check(data: bytes, compiled: Lock) -> None:
     found, wanted = data.decode(errors="replace").split("\n"), expected.decode().split("\n")
     line = next((i for i, (a, b) in enumerate(zip(found, wanted, strict=False)) if a != b), min(len(found), len(wanted)))
     raise LockMismatch(
-        f"models.lock is not what its snapshot compiles to: line {line + 1} is {_line(found, line)}, expected {_line(wanted, line)}"
+        f"models.lock is not what its snapshot compiles to: line {line + 1} is {_quote(found, line)}, expected {_quote(wanted, line)}"
     )
 
 
-def _line(lines: list[str], index: int) -> str:
+def _quote(lines: list[str], index: int) -> str:
     return repr(lines[index][:100]) if index < len(lines) else "missing"
 
 

@@ -1,9 +1,9 @@
 """
-What the network says: every model that a node may hold, as a value.
+The snapshot: every model that a node may hold, as a value.
 
 Rules that hold here:
 
-1. Values enter through ``decode`` alone, since a constructor checks nothing. What decodes needs no second check for form.
+1. Values enter through ``decode`` alone, since a constructor checks nothing. What was decoded is well-formed.
 2. Fields that this reader does not know are ignored at the top level, and covered by the digest; below it they are errors.
 3. Names and paths are refused here, before anything could join them to a folder or a URL.
 """
@@ -186,7 +186,7 @@ def check(snapshot: Snapshot) -> None:
 
 def check_instant(instant: datetime) -> None:
     """
-    Refuse a time at the rim of the calendar, where conversion to UTC overflows and people's tools disagree.
+    Refuse a time near either end of the calendar, where conversion to UTC overflows and tools disagree.
 
     Raises:
         ValueError: before 1970 or after 9998.

@@ -91,7 +91,7 @@ def test_a_model_that_is_not_listed_is_neither_removed_nor_changed() -> None:
 )
 def test_an_invalid_model_is_never_written(change: dict[str, object]) -> None:
     broken = msgspec.structs.replace(model(), **change)
-    with pytest.raises(PublishError, match="this would not be a snapshot"):
+    with pytest.raises(PublishError, match="nodes would refuse this snapshot"):
         snapshots.edit(new(), lambda found: snapshots.with_model(found, broken), now=NOW)
 
 
