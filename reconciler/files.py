@@ -1,4 +1,19 @@
-"""What every package needs of the file system: one translation of its errors, a lock with a deadline, and deleting untrusted folders."""
+"""
+What every package needs of the file system: one translation of its errors, a lock with a deadline, deleting untrusted folders, and the
+check that only root and the caller may change a file.
+
+What a trusted path is (``check_trusted_path``):
+
+1. Every folder from ``/`` down, every link on the way and the file itself belong to root or to the caller. A link's target is walked in
+   the same way, so the folder of each link is checked too.
+2. Nobody else may write to them: no group, no everybody. An access control list (POSIX) shows in the group's bits of the mode.
+3. In a sticky folder that everybody may write to (``/tmp``), a folder of the caller's is safe: nobody can replace it, or make one that
+   belongs to the caller. A file or a link there is not: another user can move or hard-link one of the caller's own there.
+4. What is not there yet is trusted where nobody else can create it.
+5. A file system that another user serves (FUSE) says what it likes of owners and modes, so its user counts as an owner.
+
+A path that passed cannot be changed afterwards except by root and the caller, so that it may be opened by its name.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +26,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from reconciler.core.errors import DiskFull, StoreError
+from reconciler.core.errors import DiskFull, StoreError, UntrustedFile
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _LOCK_RETRY_SECONDS = 0.05
@@ -25,6 +40,13 @@ _HINTS = {
     errno.EROFS: "the file system is mounted read-only: look at `mount` and `dmesg`",
     errno.EIO: "the disk may be failing: look at `dmesg` and `smartctl`",
 }  # fmt: skip
+
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+_MOST_LINKS = 40  # as Linux has it (path_resolution(7))
+_MOUNTS = Path("/proc/self/mountinfo")
+_USERS = Path("/proc/self/uid_map")
+#: The number that the kernel shows for owners whom a user namespace does not know (/proc/sys/kernel/overflowuid).
+_UNKNOWN_USER = 65534
 
 
 @contextlib.contextmanager
@@ -122,3 +144,116 @@ def _admit(name: str | Path, folder: int | None) -> None:
             Path(f"/proc/self/fd/{handle}").chmod(0o700)
     finally:
         os.close(handle)
+
+
+def check_trusted_path(path: Path, uid: int) -> None:
+    """
+    Check that nobody but root and the user *uid* can change what *path* leads to, or put something there.
+
+    Raises:
+        UntrustedFile: another user can; the message names the file or folder that allows it.
+        OSError: the path cannot be followed.
+    """
+    with contextlib.ExitStack() as opened:
+        _Walk(uid, opened).follow(path)
+
+
+def read_trusted(path: Path, uid: int) -> bytes:
+    """
+    Return the bytes of the plain file at *path*, which ``check_trusted_path`` lets pass. The file that is read is the one that was checked.
+
+    Raises:
+        UntrustedFile: another user can change it.
+        OSError: it is not there, is no plain file, or cannot be read.
+    """
+    with contextlib.ExitStack() as opened:
+        handle = _Walk(uid, opened).follow(path)
+        if handle is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "not a plain file", str(path))
+        with Path(f"/proc/self/fd/{handle}").open("rb") as file:  # the file that was checked, whatever has its name by now
+            return file.read()
+
+
+class _Walk:
+    """A path that is followed from ``/`` name by name. Each step is opened without following links, and checked, before the next."""
+
+    def __init__(self, uid: int, opened: contextlib.ExitStack) -> None:
+        self._uid = uid
+        self._owners = _owners(uid)
+        self._opened = opened
+        self._handle = -1  # of the last step, as is what follows
+        self._where = "/"
+        self._is_shared = False
+        self._device = -1
+
+    def follow(self, path: Path) -> int | None:
+        """Return a descriptor (``O_PATH``) of what *path* leads to; None where nothing is there, and nobody else can put anything there."""
+        pending = [*reversed(path.absolute().parts)]
+        links = 0
+        while pending:
+            target = self._step(pending.pop(), is_last=not pending)
+            if target is None:
+                return None
+            pending += reversed(Path(target).parts)
+            links += bool(target)
+            if links > _MOST_LINKS:
+                raise OSError(errno.ELOOP, "too many links", str(path))
+        return self._handle
+
+    def _step(self, name: str, *, is_last: bool) -> str | None:
+        """Take one step; return the target of a link, which is to be followed from here, else an empty text; None: nothing is there."""
+        where = name if name == "/" else os.path.normpath(f"{self._where.rstrip('/')}/{name}")  # no link is left in it: `..` is plain
+        try:
+            handle = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=None if name == "/" else self._handle)
+        except OSError as error:
+            if error.errno not in {errno.ENOENT, errno.ENAMETOOLONG}:
+                raise
+            if self._is_shared:
+                raise _changeable(self._where) from None
+            return None
+        self._opened.callback(os.close, handle)
+        found = os.fstat(handle)
+        self._check(found, where, is_entry=name != "/")
+        if stat.S_ISLNK(found.st_mode):
+            return os.readlink("", dir_fd=handle)
+        if not (is_last or stat.S_ISDIR(found.st_mode)):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), where)
+        self._handle, self._where, self._device = handle, where, found.st_dev
+        self._is_shared = bool(found.st_mode & _OTHERS_WRITE)
+        return ""
+
+    def _check(self, found: os.stat_result, where: str, *, is_entry: bool) -> None:
+        is_folder, is_link = stat.S_ISDIR(found.st_mode), stat.S_ISLNK(found.st_mode)
+        if is_entry and self._is_shared and not is_folder:
+            raise _changeable(self._where)
+        if found.st_dev != self._device:
+            _check_mount(found.st_dev, self._owners, where)
+        if found.st_uid not in self._owners:
+            raise UntrustedFile(f"{where} belongs to uid {found.st_uid}, and neither to root nor to you (uid {self._uid})")
+        if found.st_mode & _OTHERS_WRITE and not is_link and not (is_folder and found.st_mode & stat.S_ISVTX):
+            raise _changeable(where)
+
+
+def _changeable(path: str) -> UntrustedFile:
+    return UntrustedFile(f"{path} may be changed by other users", hint=f"chmod go-w {path}")
+
+
+def _owners(uid: int) -> set[int]:
+    """Return the users who are trusted with the files of *uid*."""
+    if uid == _UNKNOWN_USER and _USERS.read_text().split() != ["0", "0", "4294967295"]:
+        return {0}  # in a user namespace, everybody whom it does not know has this number
+    return {0, uid}
+
+
+def _check_mount(device: int, owners: set[int], where: str) -> None:
+    """Refuse a file system (FUSE) that another user serves; see proc(5) and mount.fuse(8)."""
+    number = f"{os.major(device)}:{os.minor(device)}"
+    for line in _MOUNTS.read_text(errors="surrogateescape").splitlines():
+        mount, _, system = line.partition(" - ")
+        if mount.split()[2] != number or not system.startswith("fuse"):
+            continue
+        users = [int(option.removeprefix("user_id=")) for option in system.split()[2].split(",") if option.startswith("user_id=")]
+        if not owners.issuperset(users):
+            raise UntrustedFile(f"{where} is in a file system that uid {users[0]} serves, and neither root nor you")

@@ -1,8 +1,9 @@
 """
-The operator's commands around a swap: ``activated`` is told of it, ``healthy`` is asked about it.
+The operator's commands around a swap: ``activated`` runs after it, ``healthy`` checks the node after it.
 
-Both get the new generation's index on standard input. Neither can stop the engine: ``activated``'s failure is a warning, and
-``healthy`` has its time and no more; its whole process group ends with it.
+Both get the new generation's index on standard input, and run in the settings' folder, so that relative paths among their arguments
+are relative to the settings' file and not to wherever the caller is. Neither can stop the run: a failure of ``activated`` is a warning,
+and ``healthy`` is killed with its whole process group when its time is over.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from typing import IO
 from reconciler.core.state import Generation
 from reconciler.ports import Notice, Reporter
 
-_TOLD_SECONDS = 60.0
-#: How many characters of what a failing command said are passed on.
-_WORDS = 300
+_ACTIVATED_SECONDS = 60.0
+#: How many characters of a failing command's standard error are reported.
+_ERROR_CHARACTERS = 300
 
 
 class CommandHooks:
-    """The gate that asks the operator's commands; an empty command agrees to everything."""
+    """Runs the operator's commands; an empty command succeeds."""
 
     def __init__(
         self,
@@ -33,34 +34,39 @@ class CommandHooks:
         activated: tuple[str, ...],
         healthy: tuple[str, ...],
         healthy_seconds: float,
+        folder: Path,
         index: Callable[[Generation], Path],
         report: Reporter,
     ) -> None:
         self._activated = activated
         self._healthy = healthy
         self._healthy_seconds = healthy_seconds
+        self._folder = folder
         self._index = index
         self._report = report
 
     def activated(self, generation: Generation) -> None:
-        """Tell of a swap."""
+        """Run the command ``activated``; report a warning if it fails."""
         if self._activated:
-            failure = _run(self._activated, self._index(generation), _TOLD_SECONDS)
+            failure = self._run(self._activated, generation, _ACTIVATED_SECONDS)
             if failure:
                 self._report(Notice(level="warning", text=f"the activated hook {failure}"))
 
     def healthy(self, generation: Generation) -> str:
-        """Return why the node does not serve well; empty if it does, or if nobody is there to ask."""
-        return _run(self._healthy, self._index(generation), self._healthy_seconds) if self._healthy else ""
+        """Run the command ``healthy``; return why the node is not healthy, or an empty text if it is or no command is set."""
+        return self._run(self._healthy, generation, self._healthy_seconds) if self._healthy else ""
+
+    def _run(self, argv: tuple[str, ...], generation: Generation, seconds: float) -> str:
+        return _run(argv, self._index(generation), self._folder, seconds)
 
 
-def _run(argv: tuple[str, ...], index: Path, seconds: float) -> str:
-    """Run *argv* with *index* on standard input; return how it failed, or nothing."""
-    # What it says goes to a file and not through a pipe: what it leaves running may hold a pipe open, and would be waited for.
-    with tempfile.TemporaryFile() as said:
+def _run(argv: tuple[str, ...], index: Path, folder: Path, seconds: float) -> str:
+    """Run *argv* in *folder* with *index* on standard input; return how it failed, or an empty text."""
+    # Standard error goes to a file and not through a pipe: a process that the command leaves running may hold a pipe open for ever.
+    with tempfile.TemporaryFile() as errors:
         try:
-            with index.open("rb") as told:
-                child = subprocess.Popen(argv, stdin=told, stdout=subprocess.DEVNULL, stderr=said, start_new_session=True)
+            with index.open("rb") as given:
+                child = subprocess.Popen(argv, stdin=given, stdout=subprocess.DEVNULL, stderr=errors, cwd=folder, start_new_session=True)
         except OSError as error:
             return f"could not be started: {error}"
         try:
@@ -70,13 +76,14 @@ def _run(argv: tuple[str, ...], index: Path, seconds: float) -> str:
             return f"did not answer within {seconds:g} seconds"
         if child.returncode == 0:
             return ""
-        text = _last_words(said)
+        text = _end_of(errors)
         return f"exited with {child.returncode}{': ' + text if text else ''}"
 
 
-def _last_words(said: IO[bytes]) -> str:
-    said.seek(max(0, said.seek(0, os.SEEK_END) - 4 * _WORDS))
-    return said.read(4 * _WORDS).decode(errors="replace").strip()[-_WORDS:]
+def _end_of(file: IO[bytes]) -> str:
+    """Return the last characters of *file*."""
+    file.seek(max(0, file.seek(0, os.SEEK_END) - 4 * _ERROR_CHARACTERS))
+    return file.read(4 * _ERROR_CHARACTERS).decode(errors="replace").strip()[-_ERROR_CHARACTERS:]
 
 
 def _end_group(child: subprocess.Popen[bytes]) -> None:

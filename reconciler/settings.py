@@ -18,8 +18,9 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta, Struct, field
 
+from reconciler import files
 from reconciler.core import snapshot, units
-from reconciler.core.errors import SettingsError
+from reconciler.core.errors import SettingsError, UntrustedFile
 from reconciler.core.node import Policy
 
 Argv = tuple[str, ...]
@@ -159,6 +160,52 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         """Return *text* as a path, relative to the settings' folder."""
         return Path(self.base, Path(text).expanduser())
 
+    def command(self, argv: Argv) -> Argv:
+        """Return *argv* with its program relative to the settings' folder, unless it is a name that is looked for in PATH."""
+        return (str(self.path(argv[0])), *argv[1:]) if argv and "/" in argv[0] else argv
+
+    def check_trusted(self, uid: int) -> None:
+        """
+        Check that nobody but root and the user *uid* can change what these settings name: for settings that were found, not named.
+
+        Raises:
+            UntrustedFile: another user can; the message names the key and the file.
+            SettingsError: what a key names cannot be followed.
+        """
+        for key, path in self._files():
+            try:
+                files.check_trusted_path(path, uid)
+            except UntrustedFile as error:
+                raise UntrustedFile(f"{key}: {error.message}", hint=error.hint) from None
+            except OSError as error:
+                raise SettingsError(f"{key}: {path} cannot be read: {error.strerror}") from None
+
+    def _files(self) -> Iterator[tuple[str, Path]]:
+        """Yield every file and folder that these settings name, with the key that names it."""
+        network, download = self.network, self.download
+        named = [
+            ("[network] root", network.root), ("[network] snapshot", network.snapshot), ("[network] lockfile", network.lockfile),
+            ("[network] root_updates", network.root_updates), ("[download] ca_file", download.ca_file),
+            ("[download] netrc", download.netrc), ("[store] path", self.store.path), ("[store] archive", self.store.archive),
+        ]  # fmt: skip
+        yield from ((key, self.path(text)) for key, text in named if text and "://" not in text)
+        yield "the envelope beside [network] lockfile", self.envelope_path
+        commands = [
+            ("[hooks] activated", self.hooks.activated), ("[hooks] healthy", self.hooks.healthy),
+            ("[runtime.openai] argv", self.runtime.openai.argv),
+        ]  # fmt: skip
+        for key, argv in commands:
+            yield from ((key, path) for path in self._programs(argv))
+
+    def _programs(self, argv: Argv) -> Iterator[Path]:
+        """Yield what a command may run: its program, and each further word that can be a script, as in ``["sh", "tell.sh"]``."""
+        for word in self.command(argv)[:1]:
+            if "/" in word:
+                yield Path(word)
+        for word in argv[1:]:
+            if not word.startswith("/") or os.path.isfile(word):  # noqa: PTH113  no text is too long for it
+                yield Path(self.base, word)
+
     @property
     def store_path(self) -> Path:
         """The store's folder."""
@@ -177,8 +224,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def own(self, path: Path) -> str:
         """Return what of the node's own *path* is, to be written by nobody else; empty: nothing of it."""
         place = Path(os.path.realpath(path))
-        files = {"the lock": self.network.lockfile, "the trust root": self.network.root, "the snapshot": self.network.snapshot}
-        here = {what: self.path(text) for what, text in files.items() if "://" not in text}
+        named = {"the lock": self.network.lockfile, "the trust root": self.network.root, "the snapshot": self.network.snapshot}
+        here = {what: self.path(text) for what, text in named.items() if "://" not in text}
         here["the envelope beside the lock"] = self.envelope_path
         folders = {"in the store": self.store_path, "in cold storage": self.archive_path}
         found = [what for what, own in here.items() if place == Path(os.path.realpath(own))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 
 from reconciler.demo.server import Server, serving
 from tests.node import Node, tiny
+
+os.umask(0o022)  # with 002, the folders that tests make could be changed by a group, and the settings in them would be refused
 
 
 @pytest.fixture

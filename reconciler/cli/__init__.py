@@ -28,7 +28,8 @@ from reconciler.core.errors import ReconcileError, UsageError
 _SECTIONS = {
     "The node": {"init": "node", "lock": "node", "plan": "node", "apply": "node", "sync": "node", "agent": "agent", "status": "node"},
     "Housekeeping": {
-        "verify": "maintenance", "gc": "maintenance", "rollback": "maintenance", "history": "maintenance", "incidents": "maintenance", "retry": "maintenance",
+        "verify": "maintenance", "gc": "maintenance", "rollback": "maintenance", "history": "maintenance", "incidents": "maintenance",
+        "retry": "maintenance",
         "doctor": "agent",
     },
     "The network": {"trust": "maintenance", "key": "operator", "root": "operator", "snapshot": "operator"},

@@ -19,7 +19,8 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 import click
 import msgspec
 
-from reconciler.core.errors import LockMismatch, ReconcileError, SettingsError, StoreError, UsageError
+from reconciler import files
+from reconciler.core.errors import LockMismatch, ReconcileError, SettingsError, StoreError, UntrustedFile, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -48,19 +49,30 @@ class CommandContext:
         self._at_a_loss = False
 
     def settings(self) -> Settings:
-        """Return the settings that hold here; all defaults, relative to the working directory, where no file is found."""
+        """
+        Return the settings that hold here; all defaults, relative to the working directory, where no file is found.
+
+        Settings that the caller named (``--config``, ``$RECONCILE_CONFIG``) are used with all that they name. What is found by looking
+        in the working directory and above it is used only if nobody but root and the caller can change it, and what it names.
+
+        Raises:
+            SettingsError: they cannot be read, or are invalid.
+            UntrustedFile: they were found, and another user can change them or what they name.
+        """
         from reconciler import settings
 
-        path = find_config(self.config)
-        if path is None:
-            self._at_a_loss = True
-            return settings.Settings(base=str(Path.cwd()))
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            hint = "`reconcile init` writes one" if isinstance(error, FileNotFoundError) else _NOT_YOURS
-            raise SettingsError(f"{path} cannot be read: {error.strerror}", hint=hint) from None
-        return settings.decode(data, path.absolute().parent, str(path))
+        path = named_config(self.config)
+        if path is not None:
+            return settings.decode(_read(path, Path.read_bytes), path.absolute().parent, str(path))
+        path, uid = find_config(), os.geteuid()
+        with _naming_the_way_out(path):
+            if path is None:
+                self._at_a_loss = True
+                found = settings.Settings(base=str(Path.cwd()))
+            else:
+                found = settings.decode(_read(path, lambda path: files.read_trusted(path, uid)), path.parent, str(path))
+            found.check_trusted(uid)
+        return found
 
     def output(self, path: Path) -> None:
         """
@@ -71,7 +83,7 @@ class CommandContext:
         """
         from reconciler.settings import Settings
 
-        config = find_config(self.config)
+        config = named_config(self.config) or find_config()
         try:
             settings = self.settings()
         except SettingsError:  # of which the command tells; until then the defaults say what is the node's
@@ -106,7 +118,7 @@ class CommandContext:
 
     def failed(self, error: ReconcileError) -> None:
         """Tell of *error* where programs asked for JSON: after the events of a run, in place of the document of another command."""
-        if self._at_a_loss and isinstance(error, LockMismatch | SettingsError):
+        if self._at_a_loss and isinstance(error, LockMismatch | SettingsError) and not isinstance(error, UntrustedFile):
             error.hint += f"; no {CONFIG_NAME} is here or above: `reconcile init` writes one, and --config names another"
         if self.json_into:
             with contextlib.suppress(OSError), self.json_into.open("ab" if self._streamed else "wb") as file:
@@ -190,14 +202,35 @@ def encoded(value: object) -> str:
     return msgspec.json.format(msgspec.json.encode(value, order="deterministic"), indent=2).decode() + "\n"
 
 
-def find_config(given: Path | None) -> Path | None:
-    """Return the settings' file: the one given, the environment's, or the nearest above the working directory."""
-    if given is not None:
-        return given
-    if os.environ.get("RECONCILE_CONFIG"):
-        return Path(os.environ["RECONCILE_CONFIG"])
+def named_config(given: Path | None) -> Path | None:
+    """Return the settings' file that the caller names, on the command line or in the environment."""
+    from_environment = os.environ.get("RECONCILE_CONFIG")
+    return given or (Path(from_environment) if from_environment else None)
+
+
+def find_config() -> Path | None:
+    """Return the nearest settings' file in the working directory and the folders above it."""
     here = Path.cwd()
     return next((folder / CONFIG_NAME for folder in (here, *here.parents) if (folder / CONFIG_NAME).is_file()), None)
+
+
+def _read(path: Path, read: Callable[[Path], bytes]) -> bytes:
+    try:
+        return read(path)
+    except OSError as error:
+        hint = "`reconcile init` writes one" if isinstance(error, FileNotFoundError) else _NOT_YOURS
+        raise SettingsError(f"{path} cannot be read: {error.strerror}", hint=hint) from None
+
+
+@contextlib.contextmanager
+def _naming_the_way_out(found: Path | None) -> Iterator[None]:
+    """Add to the refusal of a file that was *found* how the caller can use it all the same."""
+    try:
+        yield
+    except UntrustedFile as error:
+        named = f"--config {found}" if found else f"--config FILE, with settings that `reconcile init` writes ({CONFIG_NAME})"
+        first = f"{error.hint}; or, if" if error.hint else "if"
+        raise UntrustedFile(error.message, hint=f"{first} you trust whoever can change these files, name the settings: {named}") from None
 
 
 def common(*, json: bool = True) -> Callable[[_F], _F]:

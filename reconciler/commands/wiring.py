@@ -120,9 +120,10 @@ def hooks(settings: Settings, layout: Layout, report: Reporter) -> CommandHooks:
     """Return what asks the operator's hooks."""
     hooks = settings.hooks
     return CommandHooks(
-        activated=hooks.activated,
-        healthy=hooks.healthy,
+        activated=settings.command(hooks.activated),
+        healthy=settings.command(hooks.healthy),
         healthy_seconds=units.seconds(hooks.healthy_timeout),
+        folder=Path(settings.base),
         index=lambda generation: layout.generations / str(generation.number) / "index.json",
         report=report,
     )

@@ -51,6 +51,12 @@ class SettingsError(ReconcileError):
     hint = "correct the key or the file that the message names"
 
 
+class UntrustedFile(SettingsError):
+    """A file that was found, and not named by the caller, may be changed by another user of the machine."""
+
+    name = "untrusted-file"
+
+
 class StalePlan(ReconcileError):
     """The saved plan was made for a lock, a store generation or a trust state that has changed since."""
 

@@ -28,10 +28,20 @@ def index(tmp_path: Path) -> Path:
 
 
 def hooks(index: Path, heard: EventLog, *, activated: str = "", healthy: str = "", seconds: float = 30.0) -> CommandHooks:
+    def python(code: str) -> tuple[str, ...]:
+        return (sys.executable, "-c", code) if code else ()
+
+    return commands_of(index, heard, activated=python(activated), healthy=python(healthy), seconds=seconds)
+
+
+def commands_of(
+    index: Path, heard: EventLog, *, activated: tuple[str, ...] = (), healthy: tuple[str, ...] = (), seconds: float = 30.0
+) -> CommandHooks:
     return CommandHooks(
-        activated=(sys.executable, "-c", activated) if activated else (),
-        healthy=(sys.executable, "-c", healthy) if healthy else (),
+        activated=activated,
+        healthy=healthy,
         healthy_seconds=seconds,
+        folder=index.parent,
         index=lambda _: index,
         report=heard,
     )
@@ -74,7 +84,7 @@ def test_an_unhealthy_node_says_why(index: Path) -> None:
 
 
 def test_a_command_that_is_not_there_is_not_healthy(index: Path) -> None:
-    commands = CommandHooks(activated=(), healthy=("/nowhere/at-all",), healthy_seconds=5, index=lambda _: index, report=EventLog())
+    commands = commands_of(index, EventLog(), healthy=("/nowhere/at-all",))
 
     assert commands.healthy(MADE).startswith("could not be started: ")
 
@@ -85,7 +95,7 @@ def test_an_index_that_is_gone_is_not_healthy(tmp_path: Path) -> None:
 
 def test_a_slow_command_ends_with_all_that_it_started(index: Path, tmp_path: Path) -> None:
     script = f"sleep 600 & echo $$ $! > {tmp_path}/pids; wait"
-    commands = CommandHooks(activated=(), healthy=("/bin/sh", "-c", script), healthy_seconds=3.0, index=lambda _: index, report=EventLog())
+    commands = commands_of(index, EventLog(), healthy=("/bin/sh", "-c", script), seconds=3.0)
 
     why = commands.healthy(MADE)
 
@@ -125,3 +135,17 @@ def test_a_command_inherits_no_descriptor(index: Path, tmp_path: Path) -> None:
         assert hooks(index, EventLog(), healthy=code).healthy(MADE) == ""
     finally:
         os.close(secret)
+
+
+def test_a_command_runs_in_the_settings_folder_and_not_where_the_caller_is(
+    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a script that the settings name by a relative path would be another user's, in a folder of that user."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    for folder, code in ((elsewhere, 1), (index.parent, 0)):
+        (folder / "script").write_text(f"#!/bin/sh\nexit {code}\n")
+        (folder / "script").chmod(0o755)
+
+    assert commands_of(index, EventLog(), healthy=("sh", "script")).healthy(MADE) == ""
