@@ -95,7 +95,7 @@ def snapshot_add(*, file: Path, model_id: str, sources: tuple[str, ...], max_siz
     A SOURCE that is a URL is also where nodes fetch it, https only, or http to this very machine. An archive that is a file is read as
     nodes read it, and refused if they would.
     """
-    from reconciler.fetch import http
+    from reconciler.fetch.sources import host_of, is_loopback_name
     from reconciler.publish import snapshots
 
     data = _read(file)
@@ -111,7 +111,7 @@ def snapshot_add(*, file: Path, model_id: str, sources: tuple[str, ...], max_siz
         document_io.note("it names no --url: nodes have it from the snapshot's --fallback, or from mirrors of their own")
     if given["unpack"] and members is None:
         document_io.note(f"whether nodes unpack an archive at an address was not looked at; from a file it is. Pack it so: {_PACK}")
-    if any(url.startswith("http://") and not http.is_loopback(urlsplit(url).hostname or "") for url in given["urls"]):
+    if any(url.startswith("http://") and not is_loopback_name(host_of(url)) for url in given["urls"]):
         document_io.note("nodes refuse plain http to another machine, unless they set [download] allow_http")
     if any("?" in url for artifact in model.artifacts for url in artifact.urls):
         document_io.note("a URL carries a query, and everybody reads snapshots: make sure that it is no secret and does not run out")

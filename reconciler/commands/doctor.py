@@ -24,13 +24,15 @@ from typing import Literal
 
 from msgspec import Struct
 
-from reconciler.commands import health_file, load_lock, reachability
+from reconciler.commands import health_file, load_lock
 from reconciler.commands import lock as lock_command
 from reconciler.commands.metrics_source import existing
 from reconciler.commands.options import Clock, wall_clock
 from reconciler.core import units
 from reconciler.core.errors import LockMismatch, ReconcileError
 from reconciler.core.lock import Lock
+from reconciler.fetch import http
+from reconciler.fetch.http import Endpoint
 from reconciler.settings import Settings
 from reconciler.store import generations, observe
 from reconciler.store.ledger import Ledger
@@ -343,23 +345,25 @@ def reachable(case: Case) -> Iterator[Finding]:
         yield Finding(name="network", level="ok", text="not looked at (--offline)")
         return
     first, hosts = _hosts(case)
-    for answer in reachability.check_reachable(hosts, case.settings, _REACH_SECONDS):
-        name = f"network {answer.host}"
+    download = case.settings.download
+    ca_file = case.settings.path(download.ca_file) if download.ca_file else None
+    for answer in http.check_reachable(hosts, ca_file, _REACH_SECONDS):
+        name = f"network {answer.endpoint}"
         if not answer.error:
             yield Finding(name=name, level="ok", text=f"answers, {answer.seconds * 1000:.0f} ms")
         else:
-            level: Level = "error" if answer.host in first else "warning"
+            level: Level = "error" if answer.endpoint in first else "warning"
             hint = "check DNS, firewall and proxy ([download] proxy, ca_file); other sources are tried in the meantime"
             yield Finding(name=name, level=level, text=answer.error, hint=hint)
     if not hosts:
         yield Finding(name="network", level="ok", text="no source is on the network")
 
 
-def _hosts(case: Case) -> tuple[list[reachability.Host], list[reachability.Host]]:
+def _hosts(case: Case) -> tuple[list[Endpoint], list[Endpoint]]:
     """Return those that a sync cannot do without, and all; behind a proxy, that alone."""
     download = case.settings.download
     if download.proxy:
-        proxy = reachability.host_of(download.proxy if "://" in download.proxy else f"http://{download.proxy}")
+        proxy = http.endpoint_of(download.proxy if "://" in download.proxy else f"http://{download.proxy}")
         return ([proxy], [proxy]) if proxy else ([], [])
     first = _known((case.settings.network.snapshot,))
     found = _lock(case)
@@ -367,8 +371,8 @@ def _hosts(case: Case) -> tuple[list[reachability.Host], list[reachability.Host]
     return first, list(dict.fromkeys([*first, *_known((*download.fallback, *sources))]))[:_MOST_HOSTS]
 
 
-def _known(urls: tuple[str, ...]) -> list[reachability.Host]:
-    return [host for host in map(reachability.host_of, urls) if host is not None]
+def _known(urls: tuple[str, ...]) -> list[Endpoint]:
+    return [endpoint for endpoint in map(http.endpoint_of, urls) if endpoint is not None]
 
 
 MACHINE: tuple[Check, ...] = (python, aria2c, sandbox)

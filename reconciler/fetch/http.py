@@ -1,34 +1,184 @@
 """
-Fetching a signed document: small, capped, and worth nothing until its signature was checked.
+HTTP: connections to checked addresses, and small signed documents over them.
 
-One request through the standard library, so that neither aria2 nor its client is loaded for it. Redirects are followed within the
-same rules as every other address: https, or http to this very machine. A body that ends early or drips in is a failure of the
-network, said as one, and never half a document.
+Rules that hold here:
+
+1. A name is looked up once, every address that it leads to is checked, and the connection goes to one of those: a name that leads
+   elsewhere at a second look-up gains nothing. With a proxy, the proxy looks names up.
+2. A document's redirects are followed here, at most five, each to an address that would be allowed by itself: https, or http to this very
+   machine. From a public address, none leads to a private one.
+3. Time is bounded as a whole: one deadline from the connection to the last header, and one for the body. Whoever drips bytes meets it.
+4. A body that ends early, is compressed, or is larger than the cap is a failure of the network, said as one, and never half a document.
+5. So is a page that stands where a document was asked for (``error_pages``). Whatever is meant as a document is judged by its signatures.
+
+``http.client`` is what this stands on. urllib3 2.8 was tried in its place: its timeouts count each read, so that a server which drips its
+headers holds a caller for ever (rule 3); between its look-up and its connection there is no place for a check, except a pool for each
+address (rule 1); its redirects, retries and decoding would be switched off (rules 2 and 4). requests and httpx stand on the same ground.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import http.client
 import ipaddress
 import math
 import re
+import socket
 import ssl
+import threading
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from http.client import HTTPException, HTTPMessage, HTTPResponse
-from typing import IO
-from urllib.parse import urlsplit
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from msgspec import Struct
 
-from reconciler.core import snapshot
 from reconciler.core.errors import FetchError, TooLarge, UsageError
+from reconciler.fetch import error_pages, sources
+from reconciler.fetch.sources import Refused, Rules
+
+_PORTS = {"https": 443, "http": 80}
+_REDIRECTS = 5
+#: Of a refusal's page, so much time is given to a quote.
+_PAGE_SECONDS = 5.0
+#: Connections that ``check_reachable`` makes at a time.
+_AT_ONCE = 16
+
+
+# -- connections -----------------------------------------------------------------------------------
+
+
+class Endpoint(Struct, frozen=True, kw_only=True):
+    """Where a connection leads."""
+
+    host: str
+    port: int
+    tls: bool
+
+    def __str__(self) -> str:
+        """Return host:port, as people write it."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def endpoint_of(url: str) -> Endpoint | None:
+    """Return where *url* leads, or None where it is no http URL."""
+    try:
+        parts = urlsplit(url)
+        port, host = parts.port, sources.host_of(url)
+    except ValueError:
+        return None
+    if parts.scheme not in _PORTS or not host:
+        return None
+    return Endpoint(host=host, port=port or _PORTS[parts.scheme], tls=parts.scheme == "https")
+
+
+class TlsContext:
+    """The TLS rules, made when the first https URL needs them: reading the system's authorities costs 20 ms."""
+
+    def __init__(self, ca_file: Path | str | None) -> None:
+        self._ca_file = ca_file or None
+        self._lock = threading.Lock()
+        self._context: ssl.SSLContext | None = None
+
+    def get(self) -> ssl.SSLContext:
+        """Return the one context."""
+        with self._lock:
+            if self._context is None:
+                self._context = ssl.create_default_context(cafile=self._ca_file)
+                self._context.minimum_version = ssl.TLSVersion.TLSv1_2
+        return self._context
+
+
+class Connection(http.client.HTTPConnection):
+    """A connection to *endpoint*: to one of its checked *addresses*, or through *proxy* (``http://[user:password@]host:port``)."""
+
+    def __init__(self, endpoint: Endpoint, *, tls: TlsContext, timeout: float, addresses: tuple[str, ...] = (), proxy: str = "") -> None:
+        parts = urlsplit(proxy)
+        super().__init__(parts.hostname or endpoint.host, (parts.port or 8080) if proxy else endpoint.port, timeout=timeout)
+        self.default_port = _PORTS["https" if endpoint.tls else "http"]
+        self.endpoint, self.proxied = endpoint, bool(proxy)
+        self._addresses, self._tls = addresses, tls
+        self._proxy_headers = _proxy_headers(proxy)
+        self.aborted = False
+        if proxy and endpoint.tls:
+            self.set_tunnel(endpoint.host, endpoint.port, headers=self._proxy_headers)
+
+    def connect(self) -> None:
+        """Connect, and greet with TLS where the endpoint asks for it."""
+        if self._addresses:
+            self.sock = _connect_to_any(self._addresses, self.port, self.timeout or 60.0)
+            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        else:
+            super().connect()  # to the proxy, and through it where a tunnel was set
+        if self.aborted:
+            raise TimeoutError
+        if self.endpoint.tls:
+            self.sock = self._tls.get().wrap_socket(self.sock, server_hostname=self.endpoint.host)
+
+    def get(self, url: str, headers: dict[str, str]) -> http.client.HTTPResponse:
+        """Ask for *url*, which leads to this endpoint; return the answer once its headers are in. What fails is closed."""
+        parts = urlsplit(url)
+        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        if self.proxied and not self.endpoint.tls:
+            target, headers = url, headers | self._proxy_headers
+        try:
+            self.request("GET", target, headers=headers)
+            return self.getresponse()
+        except BaseException:
+            self.close()
+            raise
+
+    def abort(self) -> None:
+        """End the connection from another thread: reads and writes that have begun fail there."""
+        self.aborted = True
+        if sock := self.sock:
+            with contextlib.suppress(OSError):
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)  # a TLS socket's own would take its state from under the thread that reads
+
+
+def _connect_to_any(addresses: tuple[str, ...], port: int, timeout: float) -> socket.socket:
+    """Connect to the first of *addresses* that answers; one that never does costs seconds and not the whole time."""
+    failure: OSError | None = None
+    for index, address in enumerate(addresses):
+        left = len(addresses) - index - 1
+        try:
+            return socket.create_connection((address, port), timeout=min(timeout, 10.0) if left else timeout)
+        except OSError as error:
+            failure = error
+    assert failure
+    raise failure
+
+
+def look_up(endpoint: Endpoint) -> tuple[str, ...]:
+    """Return the addresses that *endpoint* leads to; raises ``OSError`` where there is none."""
+    found = socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM)
+    return tuple(dict.fromkeys(str(entry[4][0]).partition("%")[0] for entry in found))
+
+
+def checked_addresses(rules: Rules, endpoint: Endpoint) -> tuple[str, ...]:
+    """Look *endpoint* up and check every address: one bad among good ones is what an attack on the look-up looks like."""
+    found = look_up(endpoint)
+    for address in found:
+        rules.check_address(endpoint.host, ipaddress.ip_address(address))
+    return found
+
+
+def _proxy_headers(proxy: str) -> dict[str, str]:
+    """Return the header with the proxy's credentials, where its URL has any."""
+    parts = urlsplit(proxy)
+    if parts.username is None:
+        return {}
+    pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+    return {"Proxy-Authorization": "Basic " + base64.b64encode(pair.encode()).decode()}
+
+
+# -- documents -------------------------------------------------------------------------------------
 
 
 class Document(Struct, frozen=True, kw_only=True):
-    """What a server sent: bytes, or the word that they are still the same."""
+    """What a server sent: bytes, or (None) that they are still those that *etag* names."""
 
     data: bytes | None
     etag: str = ""
@@ -53,17 +203,19 @@ def get(
     url: str, *, max_bytes: int, timeout_seconds: float, etag: str = "", proxy: str = "", ca_file: str = "", allow_http: bool = False
 ) -> Document:
     """
-    Return what *url* holds, or that it is what *etag* named.
+    Return the signed document at *url*, or that it is still what *etag* names.
 
     Raises:
-        FetchError: the address is not allowed, nobody answers, or the answer is no document.
+        FetchError: the address is not allowed, nobody answers, or a page stands where the document should.
         TooLarge: more than *max_bytes*; nothing of it was kept.
     """
     headers = {"Accept": "application/json, */*;q=0.1"} | ({"If-None-Match": etag} if etag else {})
     try:
         with opened(url, timeout_seconds=timeout_seconds, headers=headers, proxy=proxy, ca_file=ca_file, allow_http=allow_http) as answer:
-            parts = chunks(answer, url, max_bytes=max_bytes, within_seconds=timeout_seconds)
-            return Document(data=b"".join(parts), etag=answer.headers.get("ETag", "")[:256])
+            data = b"".join(chunks(answer, url, max_bytes=max_bytes, within_seconds=timeout_seconds))
+            if not error_pages.is_meant_as_envelope(data) and (page := error_pages.describe(answer.headers.get("Content-Type", ""), data)):
+                raise FetchError(f"{sources.redact(url)} answered with {page}")
+            return Document(data=data, etag=answer.headers.get("ETag", "")[:256])
     except _Unchanged:
         return Document(data=None, etag=etag)
 
@@ -74,36 +226,115 @@ class _Unchanged(Exception):
 
 @contextlib.contextmanager
 def opened(
-    url: str,
-    *,
-    timeout_seconds: float,
-    headers: dict[str, str] | None = None,
-    proxy: str = "",
-    ca_file: str = "",
-    allow_http: bool = False,
-) -> Iterator[HTTPResponse]:
+    url: str, *, timeout_seconds: float, headers: dict[str, str] | None = None, proxy: str = "", ca_file: str = "", allow_http: bool = False
+) -> Iterator[http.client.HTTPResponse]:
     """
-    Give the answer of *url*; its body is read with ``chunks`` inside.
+    Give the answer of *url*; its body is read with ``chunks`` inside. Without *proxy*, the environment's is used.
 
     Raises:
         FetchError: the address is not allowed, nobody answers, or the answer is a refusal.
     """
-    _check(url, allow_http=allow_http)
-    asked = urllib.request.Request(url, headers={"User-Agent": "reconcile"} | (headers or {}))  # noqa: S310  checked above
+    client = _Client(tls=TlsContext(ca_file), proxy=proxy, allow_http=allow_http, deadline=time.monotonic() + timeout_seconds)
+    sent = {"User-Agent": "reconcile", "Accept-Encoding": "identity"} | (headers or {})
     try:
-        with _opener(proxy, ca_file, allow_http=allow_http).open(asked, timeout=timeout_seconds) as answer:
+        connection, answer = client.follow(url, sent)
+        with contextlib.closing(connection), contextlib.closing(answer):
+            if answer.status == 304:
+                raise _Unchanged
+            if answer.status != 200:
+                raise _refusal(url, answer)
             yield answer
-    except urllib.error.HTTPError as error:
-        error.close()
-        if error.code == 304:
-            raise _Unchanged from None
-        raise FetchError(f"{_shown(url)} answered {error.code} {error.reason!a}") from None
-    except (OSError, HTTPException, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        raise FetchError(f"cannot fetch {_shown(url)}: {ascii(str(reason))[1:-1]}") from None
+    except Refused as error:
+        raise FetchError(f"cannot fetch {sources.redact(url)}: {error}") from None
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        reason = getattr(error, "verify_message", "") or getattr(error, "strerror", "") or str(error) or type(error).__name__
+        raise FetchError(f"cannot fetch {sources.redact(url)}: {sources.clean(reason)}") from None
 
 
-def chunks(answer: HTTPResponse, url: str, *, max_bytes: int, within_seconds: float = math.inf) -> Iterator[bytes]:
+class _Client(Struct, frozen=True, kw_only=True):
+    """How one document is asked for; *deadline* is a reading of the monotonic clock."""
+
+    tls: TlsContext
+    proxy: str
+    allow_http: bool
+    deadline: float
+
+    def follow(self, url: str, headers: dict[str, str]) -> tuple[Connection, http.client.HTTPResponse]:
+        """Return the connection and the answer to which *url* and its redirects lead."""
+        may_be_private = True  # the address itself is a person's, not a server's
+        for _ in range(_REDIRECTS + 1):
+            connection, is_private = self._connection(url)
+            if is_private and not may_be_private:
+                raise Refused(f"it redirects from a public address to {connection.endpoint}, a private one")
+            may_be_private = is_private
+            answer = self._ask(connection, url, headers)
+            if answer.status not in sources.REDIRECTS:
+                return connection, answer
+            answer.close()
+            connection.close()
+            url = sources.redirect_target(url, header_lists(answer))
+        raise Refused(f"it redirects more than {_REDIRECTS} times")
+
+    def _connection(self, url: str) -> tuple[Connection, bool]:
+        """Return a connection for *url*, not made yet, and whether it leads to a private address."""
+        rules = Rules(hosts=None, trusted=frozenset({sources.host_of(url)}), allow_http=self.allow_http)
+        rules.check(url)
+        endpoint = endpoint_of(url)
+        assert endpoint
+        proxy = _proxy_for(endpoint, self.proxy)
+        addresses = () if proxy else checked_addresses(rules, endpoint)
+        timeout = max(self.deadline - time.monotonic(), 0.001)
+        is_private = any(not sources.is_public(address) for address in addresses or (endpoint.host,))
+        return Connection(endpoint, tls=self.tls, timeout=timeout, addresses=addresses, proxy=proxy), is_private
+
+    def _ask(self, connection: Connection, url: str, headers: dict[str, str]) -> http.client.HTTPResponse:
+        timer = threading.Timer(max(self.deadline - time.monotonic(), 0.0), connection.abort)
+        timer.daemon = True
+        timer.start()
+        try:
+            answer = connection.get(url, headers)
+        finally:
+            timer.cancel()
+        if connection.aborted:
+            answer.close()
+            connection.close()
+            raise TimeoutError("it did not answer in time")  # headers that were cut off look like headers that ended
+        return answer
+
+
+def _proxy_for(endpoint: Endpoint, proxy: str) -> str:
+    """Return the proxy on the way to *endpoint*: *proxy*, else the environment's; none to this very machine."""
+    if sources.is_loopback_name(endpoint.host):
+        return ""
+    if proxy:
+        return proxy
+    from urllib import request
+
+    found = request.getproxies().get("https" if endpoint.tls else "http", "")
+    if not found or request.proxy_bypass(endpoint.host):
+        return ""
+    return found if "://" in found else f"http://{found}"
+
+
+def _refusal(url: str, answer: http.client.HTTPResponse) -> FetchError:
+    """Return what an *answer* that is no document means, with a quote from its page."""
+    page = b""
+    with contextlib.suppress(FetchError, TooLarge, OSError, http.client.HTTPException):
+        for chunk in chunks(answer, url, max_bytes=error_pages.MOST_BYTES, within_seconds=_PAGE_SECONDS):
+            page += chunk
+    said = error_pages.describe(answer.headers.get("Content-Type", ""), page) if page.strip() else ""
+    return FetchError(f"{sources.redact(url)} answered {answer.status} {sources.clean(answer.reason, 60)}{said and f', with {said}'}")
+
+
+def header_lists(answer: http.client.HTTPResponse) -> dict[str, list[str]]:
+    """Return the headers of *answer* by name in lower case; a header may come more than once."""
+    found: dict[str, list[str]] = {}
+    for name, value in answer.getheaders():
+        found.setdefault(name.lower(), []).append(value)
+    return found
+
+
+def chunks(answer: http.client.HTTPResponse, url: str, *, max_bytes: int, within_seconds: float = math.inf) -> Iterator[bytes]:
     """
     Yield the body of *answer* as it comes in. ``http.client`` ends silently where a connection is cut: here that is a failure.
 
@@ -111,64 +342,46 @@ def chunks(answer: HTTPResponse, url: str, *, max_bytes: int, within_seconds: fl
         FetchError: it ends before its length, is encoded, or takes longer than *within_seconds* in all.
         TooLarge: more than *max_bytes*.
     """
+    shown = sources.redact(url)
     if answer.headers.get("Content-Encoding", "identity").lower() != "identity":
-        raise FetchError(f"{_shown(url)} sends a compressed body, which nobody asked for")
+        raise FetchError(f"{shown} sends a compressed body, which nobody asked for")
     whole, ends, got = answer.length, time.monotonic() + within_seconds, 0
     while chunk := answer.read1(1 << 18):
         got += len(chunk)
         if got > max_bytes:
-            raise TooLarge(f"{_shown(url)} sends more than {max_bytes:,} bytes")
+            raise TooLarge(f"{shown} sends more than {max_bytes:,} bytes")
         if time.monotonic() > ends:
-            raise FetchError(f"{_shown(url)} has sent {got:,} bytes in {within_seconds:.0f} s and is not done")
+            raise FetchError(f"{shown} has sent {got:,} bytes in {within_seconds:.0f} s and is not done")
         yield chunk
     if whole is not None and got != whole:
-        raise FetchError(f"{_shown(url)} ended after {got:,} of {whole:,} bytes")
+        raise FetchError(f"{shown} ended after {got:,} of {whole:,} bytes")
 
 
-def _opener(proxy: str, ca_file: str, *, allow_http: bool) -> urllib.request.OpenerDirector:
-    context = ssl.create_default_context(cafile=ca_file or None)
-    proxies = urllib.request.ProxyHandler({"http": proxy, "https": proxy} if proxy else None)
-    return urllib.request.build_opener(proxies, urllib.request.HTTPSHandler(context=context), _Redirects(allow_http=allow_http))
+# -- reachability ----------------------------------------------------------------------------------
 
 
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows at most five redirects, each to an address that would be allowed by itself."""
+class Reachability(Struct, frozen=True, kw_only=True):
+    """What became of one connection: how long it took, and why it failed; *error* is empty where it was made."""
 
-    max_redirections = 5
-
-    def __init__(self, *, allow_http: bool) -> None:
-        self._allow_http = allow_http
-
-    def redirect_request(
-        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
-    ) -> urllib.request.Request | None:
-        """Return the next request, if its address is allowed."""
-        _check(newurl, allow_http=self._allow_http)
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
+    endpoint: Endpoint
+    seconds: float
+    error: str = ""
 
 
-def _check(url: str, *, allow_http: bool) -> None:
+def check_reachable(endpoints: Iterable[Endpoint], ca_file: Path | None, timeout_seconds: float) -> tuple[Reachability, ...]:
+    """Connect to each of *endpoints*, with TLS where it asks for it, several at a time; return the results in their order."""
+    tls = TlsContext(ca_file)
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
+        return tuple(threads.map(lambda endpoint: _check_one(endpoint, tls, timeout_seconds), endpoints))
+
+
+def _check_one(endpoint: Endpoint, tls: TlsContext, timeout_seconds: float) -> Reachability:
+    begun, error = time.monotonic(), ""
     try:
-        snapshot.check_url(url)
-    except ValueError as error:
-        raise FetchError(f"{_shown(url)}: {error}") from None
-    parts = urlsplit(url)
-    if parts.scheme == "http" and not allow_http and not is_loopback(parts.hostname or ""):
-        raise FetchError(f"{_shown(url)}: plain http is refused except to this machine", hint="use https")
-
-
-def is_loopback(host: str) -> bool:
-    """Say whether *host* is this machine, by its text alone: a name that a resolver answers for is not."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _shown(url: str) -> str:
-    """Return *url* for people and logs: without user, password and query, which may be secrets."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return "this address"
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"[:300]
+        with contextlib.closing(Connection(endpoint, tls=tls, timeout=timeout_seconds)) as connection:
+            connection.connect()
+    except ssl.SSLCertVerificationError as refused:
+        error = f"its certificate is refused: {refused.verify_message}"
+    except (OSError, UnicodeError) as failed:  # UnicodeError: a name that is none
+        error = str(getattr(failed, "strerror", None) or str(failed) or type(failed).__name__)
+    return Reachability(endpoint=endpoint, seconds=time.monotonic() - begun, error=error)

@@ -16,7 +16,6 @@ Rules that hold here:
 from __future__ import annotations
 
 import contextlib
-import http.client
 import os
 import queue
 import socket
@@ -25,15 +24,15 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from http.client import HTTPException, HTTPResponse, IncompleteRead
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from msgspec import Struct
 
 from reconciler.core import digest as digests
-from reconciler.fetch import hashing, sources
+from reconciler.fetch import hashing, http, sources
 from reconciler.fetch.credentials import Credentials
-from reconciler.fetch.http_connection import Connection, Tls, addresses, proxy_header
+from reconciler.fetch.http import Connection, Endpoint, TlsContext
 from reconciler.fetch.settings import FetchSettings
 from reconciler.fetch.sources import Failure, Refused, Rules
 
@@ -82,7 +81,7 @@ class Resolver:
         self._workers: list[_Worker] = []
         self._most_workers = min(16, 4 * settings.concurrent)
         self._unfinished = 0
-        self._tls = Tls(settings)
+        self._tls = TlsContext(settings.ca_file)
 
     @property
     def free_slots(self) -> int:
@@ -143,9 +142,9 @@ class Resolver:
 class _Worker:
     """One thread's connections and what it is about."""
 
-    def __init__(self, settings: FetchSettings, credentials: Credentials, tls: Tls) -> None:
+    def __init__(self, settings: FetchSettings, credentials: Credentials, tls: TlsContext) -> None:
         self._settings, self._credentials, self._tls = settings, credentials, tls
-        self._kept: dict[tuple[str, str, int], Connection] = {}
+        self._kept: dict[Endpoint, Connection] = {}
         self._current: Connection | None = None
         self.request: ProbeRequest | None = None
         self.deadline = 0.0
@@ -165,7 +164,7 @@ class _Worker:
             return Failure(text="its host's name leads to no address", permanent=False)
         except TimeoutError:
             return _TIMED_OUT
-        except (OSError, http.client.HTTPException, UnicodeError) as error:
+        except (OSError, HTTPException, UnicodeError) as error:
             return self._connection_failure(error)
         except Exception as error:  # noqa: BLE001  a bug here must not leave the request open for ever
             return Failure(text=f"unexpected: {type(error).__name__}", permanent=False)
@@ -174,12 +173,9 @@ class _Worker:
             self._current = None
 
     def abort(self) -> None:
-        """End the connection in use, from another thread: its reads and writes then fail there."""
-        connection = self._current
-        sock = connection.sock if connection else None
-        if sock:
-            with contextlib.suppress(OSError):
-                socket.socket.shutdown(sock, socket.SHUT_RDWR)  # a TLS socket's own would take its state from under the thread that reads
+        """End the connection in use, from another thread."""
+        if connection := self._current:
+            connection.abort()
 
     def close(self) -> None:
         """Close what is kept open."""
@@ -189,8 +185,8 @@ class _Worker:
     def _connection_failure(self, error: Exception) -> Failure:
         if time.monotonic() >= self.deadline:
             return _TIMED_OUT
-        if isinstance(error, http.client.HTTPException) and not isinstance(error, OSError):
-            cut_off = isinstance(error, http.client.IncompleteRead)
+        if isinstance(error, HTTPException) and not isinstance(error, OSError):
+            cut_off = isinstance(error, IncompleteRead)
             return Failure(text=f"its answer is no HTTP ({type(error).__name__})", permanent=not cut_off)
         reason = getattr(error, "strerror", None) or type(error).__name__
         return Failure(text=f"the connection failed: {sources.clean(str(reason))}", permanent=False)
@@ -200,9 +196,7 @@ class _Worker:
         for _ in range(self._settings.redirects + 1):
             request.rules.check(url)
             connection, response = self._exchange(request, url)
-            headers: dict[str, list[str]] = {}
-            for name, value in response.getheaders():
-                headers.setdefault(name.lower(), []).append(value)
+            headers = http.header_lists(response)
             try:
                 if response.status not in sources.REDIRECTS:
                     return self._interpret(request, url, response, headers)
@@ -211,7 +205,7 @@ class _Worker:
                 self._keep_alive(connection, response)
         raise Refused(f"it redirects more than {self._settings.redirects} times")
 
-    def _interpret(self, request: ProbeRequest, url: str, response: http.client.HTTPResponse, headers: dict[str, list[str]]) -> ProbeResult:
+    def _interpret(self, request: ProbeRequest, url: str, response: HTTPResponse, headers: dict[str, list[str]]) -> ProbeResult:
         if response.status not in {200, 206}:
             return sources.failure_of_status(response.status, headers, time.time())
         answer = sources.check_answer(response.status, headers, request.size)
@@ -219,7 +213,7 @@ class _Worker:
             return Resolved(url=url, ranges=answer.ranges, sized=answer.ranges or answer.body >= 0)
         return self._read_body(request, request.into, response)
 
-    def _read_body(self, request: ProbeRequest, into: Path, response: http.client.HTTPResponse) -> ProbeResult:
+    def _read_body(self, request: ProbeRequest, into: Path, response: HTTPResponse) -> ProbeResult:
         slowest = request.size / self._settings.min_rate_bytes if self._settings.min_rate_bytes else _MOST_SECONDS
         self.deadline = time.monotonic() + self._settings.slow_seconds + min(slowest, _MOST_SECONDS)
         data = response.read(request.size + 1)
@@ -236,68 +230,47 @@ class _Worker:
 
     # -- one request ----------------------------------------------------------------------------------
 
-    def _exchange(self, request: ProbeRequest, url: str) -> tuple[Connection, http.client.HTTPResponse]:
-        parts = urlsplit(url)
-        host, tls = sources.host_of(url), parts.scheme == "https"
-        endpoint = (parts.scheme, host, parts.port or (443 if tls else 80))
+    def _exchange(self, request: ProbeRequest, url: str) -> tuple[Connection, HTTPResponse]:
+        endpoint = http.endpoint_of(url)
+        assert endpoint
         headers = self._headers(request, url)
-        path = url if self._proxied(host) and not tls else (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         kept = self._kept.pop(endpoint, None)
         if kept:
-            with contextlib.suppress(OSError, http.client.HTTPException):  # the server closed it meanwhile: once more, on a new one
-                return kept, self._send(kept, path, headers)
-            kept.close()
+            with contextlib.suppress(OSError, HTTPException):  # the server closed it meanwhile: once more, on a new one
+                return kept, self._send(kept, url, headers)
             if time.monotonic() >= self.deadline:
                 raise TimeoutError
-        connection = self._connect(request.rules, endpoint)
-        return connection, self._send(connection, path, headers)
+        connection = self._connection(request.rules, endpoint)
+        return connection, self._send(connection, url, headers)
 
     def _headers(self, request: ProbeRequest, url: str) -> dict[str, str]:
         last = request.size - 1 if request.into else 0
         headers = {"User-Agent": _AGENT, "Accept": "*/*", "Accept-Encoding": "identity", "Range": f"bytes=0-{last}"}
         if credential := self._credentials.header(url):
             headers["Authorization"] = credential
-        if self._proxied(sources.host_of(url)) and urlsplit(url).scheme == "http":
-            headers |= proxy_header(self._settings.proxy)
         return headers
 
-    def _proxied(self, host: str) -> bool:
-        return bool(self._settings.proxy) and not sources.is_loopback_name(host)
-
-    def _send(self, connection: Connection, path: str, headers: dict[str, str]) -> http.client.HTTPResponse:
+    def _send(self, connection: Connection, url: str, headers: dict[str, str]) -> HTTPResponse:
         self._current = connection
-        try:
-            connection.request("GET", path, headers=headers)
-            response = connection.getresponse()
-        except BaseException:
-            connection.close()
-            raise
+        response = connection.get(url, headers)
         if time.monotonic() >= self.deadline:
+            response.close()
             connection.close()
             raise TimeoutError  # headers that were cut off look like headers that ended
         return response
 
-    def _connect(self, rules: Rules, endpoint: tuple[str, str, int]) -> Connection:
-        scheme, host, port = endpoint
-        tls = self._tls.context() if scheme == "https" else None
-        timeout = self._settings.timeout_seconds
-        if not self._proxied(host):
-            direct = Connection(host, port, tls=tls, addresses=addresses(rules, host, port), timeout=timeout)
-            direct.endpoint = endpoint
-            return direct
-        proxy = urlsplit(self._settings.proxy)
-        connection = Connection(proxy.hostname or "", proxy.port or 8080, tls=tls, addresses=(), timeout=timeout)
-        if tls:
-            connection.through(host, port, proxy_header(self._settings.proxy))
-        return connection
+    def _connection(self, rules: Rules, endpoint: Endpoint) -> Connection:
+        proxy = "" if sources.is_loopback_name(endpoint.host) else self._settings.proxy
+        addresses = () if proxy else http.checked_addresses(rules, endpoint)
+        return Connection(endpoint, tls=self._tls, timeout=self._settings.timeout_seconds, addresses=addresses, proxy=proxy)
 
-    def _keep_alive(self, connection: Connection, response: http.client.HTTPResponse) -> None:
+    def _keep_alive(self, connection: Connection, response: HTTPResponse) -> None:
         """Keep the connection for the next request, if what is left of the answer is short and the server agrees."""
         left = response.length
-        with contextlib.suppress(OSError, http.client.HTTPException):
+        with contextlib.suppress(OSError, HTTPException):
             if not response.isclosed() and left is not None and left <= DRAIN_BYTES:
                 response.read(DRAIN_BYTES)
-        if response.isclosed() and connection.sock and connection.endpoint and connection.endpoint not in self._kept:
+        if response.isclosed() and connection.sock and not connection.proxied and connection.endpoint not in self._kept:
             self._kept[connection.endpoint] = connection
         else:
             response.close()

@@ -64,9 +64,9 @@ class Refused(Exception):
 
 
 class Rules(Struct, frozen=True, kw_only=True):
-    """Which hosts may be asked, and which of them the operator named."""
+    """Which *hosts* may be asked (None: any), and which of them the operator named."""
 
-    hosts: frozenset[str]
+    hosts: frozenset[str] | None
     trusted: frozenset[str]
     allow_http: bool
 
@@ -84,7 +84,7 @@ class Rules(Struct, frozen=True, kw_only=True):
         host = host_of(url)
         if not host or "%" in host:
             raise Refused("the URL is refused: it names no plain host")
-        if host not in self.hosts:
+        if self.hosts is not None and host not in self.hosts:
             raise Refused(f"host {clean(host)} is not among the allowed hosts")
         if urlsplit(url).scheme == "http" and not self.allow_http and not is_loopback_name(host):
             raise Refused("plain http is refused; use https, or set allow_http")
@@ -105,7 +105,7 @@ class Rules(Struct, frozen=True, kw_only=True):
             raise Refused(f"host {clean(host)} leads to {real}, which is no host's address")
         if host in self.trusted or (real.is_loopback and is_loopback_name(host)):
             return
-        if not real.is_global or real.is_loopback or real.is_link_local:
+        if not is_public(real):
             raise Refused(f"host {clean(host)} leads to {real}, a private address; only allowed_hosts or fallback may name such a host")
 
 
@@ -228,6 +228,15 @@ def is_loopback_name(host: str) -> bool:
     """Whether *host* is literally this machine: ``localhost``, or a loopback address. ``127.1`` and ``0x7f000001`` are not."""
     literal = _literal(host)
     return host == "localhost" or (literal is not None and literal.is_loopback)
+
+
+def is_public(address: Address | str) -> bool:
+    """Whether *address* is one that anybody on the internet may have; of a text: whether it is no private address, nor this machine."""
+    if isinstance(address, str):
+        literal = _literal(address)
+        return address != "localhost" if literal is None else is_public(literal)
+    real = _embedded_ipv4(address)
+    return real.is_global and not (real.is_loopback or real.is_link_local or real.is_multicast or real.is_unspecified)
 
 
 def redact(url: str) -> str:

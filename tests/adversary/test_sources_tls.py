@@ -24,7 +24,7 @@ from reconciler.core.errors import SettingsError
 from reconciler.fetch import credentials
 from reconciler.fetch import resolver as fetch_resolver
 from reconciler.fetch.downloader import Aria2Fetcher
-from reconciler.fetch.http_connection import Connection, Tls
+from reconciler.fetch.http import Connection, Endpoint, TlsContext
 from reconciler.fetch.settings import FetchSettings
 from reconciler.fetch.sources import Failure, Rules
 from reconciler.ports import Fetched, FetchFailed, Want
@@ -271,8 +271,8 @@ def test_a_connection_is_cut_and_its_tls_state_stays_with_the_thread_that_reads(
     context, served = authority.server(), list[ssl.SSLSocket]()
     greeting = threading.Thread(target=lambda: served.append(context.wrap_socket(theirs, server_side=True)), daemon=True)
     greeting.start()
-    connection = Connection("127.0.0.1", 443, tls=None, addresses=(), timeout=1.0)
-    worker = fetch_resolver._Worker(FAST, credentials.Credentials({}), Tls(FAST))
+    connection = Connection(Endpoint(host="127.0.0.1", port=443, tls=True), tls=TlsContext(None), timeout=1.0)
+    worker = fetch_resolver._Worker(FAST, credentials.Credentials({}), TlsContext(None))
     with ssl.create_default_context(cafile=authority.file).wrap_socket(ours, server_hostname="127.0.0.1") as sock:
         greeting.join()
         connection.sock, worker._current = sock, connection

@@ -107,7 +107,7 @@ TESTS = {
     PASSAGE: _FETCH,
     RESOLVE: _FETCH,
     ARIA2: ("adversary/test_store_attacks",),
-    DOCUMENT: ("functional/test_trust_on_a_node", "functional/test_operator"),
+    DOCUMENT: ("adversary/test_fetch_documents", "functional/test_trust_on_a_node", "functional/test_operator"),
     CONFIRM: _ENGINE,
     BALLAST: ("unit/test_reserve", "crash/test_full_disk"),
     NETWORK: (*_ENGINE, "crash/test_full_disk"),
@@ -189,6 +189,9 @@ def _bytes() -> Iterator[Mutation]:
     yield once("hash in a scrub", VERIFY, "ok=done.found == name", "ok=True")
     yield never("size of a document", DOCUMENT, "got > max_bytes")
     yield never("end of a document", DOCUMENT, "whole is not None and got != whole")
+    yield never("redirect of a document into a private network", DOCUMENT, "is_private and not may_be_private")
+    yield never("address of a document", DOCUMENT, "self._addresses")
+    yield without("deadline of a document's headers", DOCUMENT, "timer.start()")
     yield once("one name of what is left", STAGING, " or seen.st_nlink != 1", "")
     yield once("size of what is left", STAGING, " or seen.st_size > size", "")
     yield once("plain file of what is left", STAGING, "not stat.S_ISREG(seen.st_mode) or seen.st_nlink", "seen.st_nlink")

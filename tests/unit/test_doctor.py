@@ -12,11 +12,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from reconciler.commands import doctor, load_lock, reachability
+from reconciler.commands import doctor, load_lock
 from reconciler.commands.doctor import Case, Finding
 from reconciler.commands.health_file import Health, path, write
 from reconciler.core.errors import SettingsError
 from reconciler.core.trust import TrustState
+from reconciler.fetch import http
 from reconciler.settings import Settings, decode
 from reconciler.store import trust_state
 from reconciler.store.ledger import Ledger
@@ -309,23 +310,23 @@ def test_behind_a_proxy_only_the_proxy_is_knocked_on(case: Case, listener: socke
 
 
 def test_a_host_that_speaks_no_tls_does_not_answer(case: Case, listener: socket.socket) -> None:
-    host = reachability.Host(name="127.0.0.1", port=listener.getsockname()[1], tls=True)
-    (answer,) = reachability.check_reachable([host], case.settings, 0.3)
+    host = http.Endpoint(host="127.0.0.1", port=listener.getsockname()[1], tls=True)
+    (answer,) = http.check_reachable([host], None, 0.3)
 
     assert answer.error
 
 
 @pytest.mark.parametrize("url", ["", "file:///etc/passwd", "https://", "ftp://x/", "https://x:99999/", "models/{hex}", "http://[::1"])
 def test_what_is_no_http_url_has_no_host(url: str) -> None:
-    assert reachability.host_of(url) is None
+    assert http.endpoint_of(url) is None
 
 
 def test_ports_follow_the_scheme() -> None:
-    assert str(reachability.host_of("https://models.example.org/x")) == "models.example.org:443"
-    assert str(reachability.host_of("http://[::1]/x")) == "[::1]:80"
+    assert str(http.endpoint_of("https://models.example.org/x")) == "models.example.org:443"
+    assert str(http.endpoint_of("http://[::1]/x")) == "[::1]:80"
 
 
 def test_a_name_that_is_none_is_an_answer_too(case: Case) -> None:
-    (answer,) = reachability.check_reachable([reachability.Host(name="x" * 64 + ".invalid", port=80, tls=False)], case.settings, 1.0)
+    (answer,) = http.check_reachable([http.Endpoint(host="x" * 64 + ".invalid", port=80, tls=False)], None, 1.0)
 
     assert answer.error
