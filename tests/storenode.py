@@ -75,7 +75,7 @@ class StoreNode(SnapshotAuthor):
     def run(self, wanted: Lock) -> run.Outcome:
         """Plan and apply as the engine does, without its trust: hold the store, raise the floor, observe, plan, execute."""
         atomic.make_folder(self.layout.root)
-        with writer_lock.hold(self.layout.writer), Ledger.writing(self.layout.ledger) as ledger:
+        with writer_lock.hold(self.layout.lock_file), Ledger.writing(self.layout.ledger) as ledger:
             trust_state.write(self.layout, ledger, TrustState(version=wanted.snapshot.version, digest=wanted.snapshot.digest))
             trust_state.keep_envelope(self.layout, wanted.snapshot.digest.encode())
             state = observe.node_state(self.layout, ledger)

@@ -131,7 +131,7 @@ def _logged(report: Reporter, ledger: Ledger, clock: Clock) -> Reporter:
     def both(event: Event) -> None:
         if isinstance(event, Incident):
             try:
-                ledger.incident(event, clock())
+                ledger.log_incident(event, clock())
             except ReconcileError as error:  # a full disk must not silence the run
                 report(Notice(level="warning", text=f"an incident could not be logged: {error.message}"))
         report(event)

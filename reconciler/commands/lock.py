@@ -77,9 +77,9 @@ def open_store(settings: Settings, *, timeout_seconds: float = 0.0) -> Iterator[
     layout = load_lock.store_layout(settings)
     atomic.make_folder(layout.root)
     with files.translate_errors(f"read the store {layout.root}"):
-        layout.check(shelves=True)
+        layout.check(fan_out=True)
     with (
-        writer_lock.hold(layout.writer, timeout_seconds=timeout_seconds),
+        writer_lock.hold(layout.lock_file, timeout_seconds=timeout_seconds),
         reserve.released_when_full(layout.space_reserve),
         Ledger.writing(layout.ledger) as ledger,
         report_bugs(layout, ledger),
@@ -100,7 +100,7 @@ def report_bugs(layout: Layout, ledger: Ledger) -> Iterator[None]:
         now = wall_clock()
         found = crash_report.internal_error(layout, error, {"command": " ".join(sys.argv[1:2])}, now)
         with contextlib.suppress(ReconcileError):
-            ledger.incident(Incident(kind=found.name, detail=found.message), now)
+            ledger.log_incident(Incident(kind=found.name, detail=found.message), now)
         raise found from error
 
 
@@ -110,7 +110,7 @@ def log_trust_errors(ledger: Ledger, now: datetime, source: str = "") -> Iterato
     try:
         yield
     except TrustError as error:
-        ledger.incident(Incident(kind=error.name, detail=error.message, source=source), now)
+        ledger.log_incident(Incident(kind=error.name, detail=error.message, source=source), now)
         raise
 
 

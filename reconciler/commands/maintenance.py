@@ -65,7 +65,7 @@ def rollback(
     layout = load_lock.store_layout(settings)
     with lock_command.open_store(settings, timeout_seconds=lock_timeout_seconds) as ledger:
         found = load_lock.load_verified_lock(settings)
-        current = generations.serving(layout)
+        current = generations.current_or_empty(layout)
         target = _target(layout, ledger, current.number, number)
         enabled = {model.id: model.recipe for model in found.lock.model if model.state == "enabled"}
         trees = {recipe: tree for recipe, (tree, _) in ledger.trees().items()}
@@ -91,7 +91,7 @@ def rollback(
         why = hooks.healthy(made) if comes else ""
         serving = _back(store, current) if why else made
         what = f"went back from {made.number}: not healthy: {why}" if why else f"rolled back from {current.number}"
-        ledger.changed(_change(current, serving, what, found.lock_digest, clock))
+        ledger.record_change(_change(current, serving, what, found.lock_digest, clock))
         ledger.set_running(running=state.unfinished)
         report(Swapped(generation=serving.number, what="rollback"))
         hooks.activated(serving)

@@ -206,10 +206,10 @@ def _torn(layout: Layout, ledger: Ledger) -> Iterator[Damage]:
 def _recorded(done: Checked, scene: _Scene) -> list[Damage]:
     if done.ok:
         seen = Verification(size=done.size, inode=done.inode, mtime_ns=done.mtime_ns, verified_at=scene.clock())
-        scene.ledger.verified(done.digest, seen)
+        scene.ledger.record_verified(done.digest, seen)
         return []
     # A size that no file has marks the blob as damaged until it is replaced: the file itself stays, to be looked at.
-    scene.ledger.verified(done.digest, Verification(size=-1, inode=0, mtime_ns=0, verified_at=scene.clock()))
+    scene.ledger.record_verified(done.digest, Verification(size=-1, inode=0, mtime_ns=0, verified_at=scene.clock()))
     return [_logged("blob", done, done.error or f"its bytes hash to {done.found}", scene)]
 
 
@@ -230,7 +230,7 @@ def _recorded_cold(done: Checked, scene: _Scene) -> list[Damage]:
 
 def _logged(kind: str, done: Checked, detail: str, scene: _Scene) -> Damage:
     incident = Incident(kind="blob-damaged", blob=done.digest, detail=detail)
-    scene.ledger.incident(incident, scene.clock())
+    scene.ledger.log_incident(incident, scene.clock())
     scene.report(incident)
     return Damage(kind=kind, name=done.digest, detail=detail)
 

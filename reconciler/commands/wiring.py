@@ -33,7 +33,7 @@ def ports(
     """Give the ports of a run; the caller holds the store."""
     layout = load_lock.store_layout(settings)
     report = _historian(report, ledger, found.lock_digest, actor, now)
-    lied = ledger.lied(now() - timedelta(seconds=source_history.MEMORY_SECONDS))
+    lied = ledger.lying_sources(now() - timedelta(seconds=source_history.MEMORY_SECONDS))
     own = found.lock.allow_node_fallback
     with hashing() as hash_file, contextlib.closing(fetcher(settings, layout, options, own_mirrors=own)) as fetching:
         blobs = Blobs(layout, ledger, hash_file, now)
@@ -134,7 +134,7 @@ def _historian(report: Reporter, ledger: Ledger, lock: str, actor: str, now: Clo
 
     def both(event: Event) -> None:
         if isinstance(event, Swapped):
-            ledger.changed(
+            ledger.record_change(
                 Change(
                     at=now(),
                     generation=event.generation,

@@ -110,7 +110,7 @@ def reserve(path: Path, size: int) -> None:
             os.close(fd)
 
 
-def settle(fd: int, mode: int) -> None:
+def sync_file(fd: int, mode: int) -> None:
     """Make the open file's bytes and *mode* survive a power cut, before it gets its name."""
     os.fchmod(fd, mode)
     os.fsync(fd)
@@ -166,7 +166,7 @@ def copy(old: Path, new: Path, mode: int = 0o444) -> None:
             try:
                 while chunk := os.read(source, _COPY):
                     _write_all(target, chunk)
-                settle(target, mode)
+                sync_file(target, mode)
             finally:
                 os.close(target)
         finally:

@@ -28,7 +28,7 @@ from reconciler.store.ledger import Ledger, Verification
 #: Returns the digest of the file at a path, with the given algorithm; raises ``OSError`` or ``ReconcileError`` if it cannot be read.
 Hash = Callable[[Path, str], str]
 #: Refusals that speak of this process and not of the file: no reason to believe it bad and fetch it again.
-_SAYS_NOTHING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR}
+_NOT_ABOUT_THE_FILE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR}
 
 
 class Blobs:
@@ -56,30 +56,30 @@ class Blobs:
                 fetched.device, fetched.inode, fetched.size, fetched.mtime_ns
             ):  # fmt: skip
                 raise HashMismatch(f"{fetched.path.name} is not the file that was hashed")
-            self._name(fd, fetched.path, fetched.digest)
+            self._move_to_digest(fd, fetched.path, fetched.digest)
         finally:
             os.close(fd)
 
-    def take(self, path: Path) -> tuple[str, int]:
+    def add_file(self, path: Path) -> tuple[str, int]:
         """Hash the plain file at *path*, give it its name, and return its digest and size; for the members of an archive."""
-        name = self._digest(path, "sha256")
+        name = self._hash_file(path, "sha256")
         fd = _open(path)
         try:
             if self._layout.blob(name).exists() and self.check(name):
                 return name, os.fstat(fd).st_size
-            self._name(fd, path, name)
+            self._move_to_digest(fd, path, name)
             return name, os.fstat(fd).st_size
         finally:
             os.close(fd)
 
-    def _name(self, fd: int, path: Path, name: str) -> None:
+    def _move_to_digest(self, fd: int, path: Path, name: str) -> None:
         target = self._layout.blob(name)
         atomic.make_folder(target.parent)
         with files.translate_errors(f"keep {name}"):
-            atomic.settle(fd, 0o444)
-        _make_way(target)
+            atomic.sync_file(fd, 0o444)
+        _delete_folder_at(target)
         atomic.rename(path, target)
-        self._remember(name, os.fstat(fd))
+        self._record(name, os.fstat(fd))
 
     def check(self, name: str) -> bool:
         """Hash the blob in full; return whether it is good. A bad one is no longer believed, and stays until it is replaced."""
@@ -92,13 +92,13 @@ class Blobs:
         except FileNotFoundError:
             good = False
         except OSError as error:
-            if error.errno in _SAYS_NOTHING:
+            if error.errno in _NOT_ABOUT_THE_FILE:
                 raise StoreError(f"cannot hash {name}: {error.strerror}") from error
             good = False
         except (StoreError, HashMismatch, BlobDamaged):
             good = False
         if good:
-            self._remember(name, before)
+            self._record(name, before)
         else:
             self._ledger.forget_blob(name)
         return good
@@ -117,7 +117,7 @@ class Blobs:
         """
         cold = self._layout.cold_blob(name)
         atomic.make_folder(cold.parent)
-        self._carry(self._layout.blob(name), cold, cold.with_name(f".{cold.name}.tmp"), name)
+        self._copy_verified(self._layout.blob(name), cold, cold.with_name(f".{cold.name}.tmp"), name)
         self.discard(name)
 
     def restore(self, name: str) -> None:
@@ -130,29 +130,29 @@ class Blobs:
         cold, target = self._layout.cold_blob(name), self._layout.blob(name)
         atomic.make_folder(target.parent)
         try:
-            self._carry(cold, target, self._layout.staging / f"thaw-{target.name}", name)
+            self._copy_verified(cold, target, self._layout.staging / f"thaw-{target.name}", name)
         except BlobDamaged:
             atomic.delete(cold)
             raise
-        self._remember(name, target.lstat())
+        self._record(name, target.lstat())
         atomic.delete(cold)
 
-    def _carry(self, source: Path, target: Path, temporary: Path, name: str) -> None:
+    def _copy_verified(self, source: Path, target: Path, temporary: Path, name: str) -> None:
         atomic.delete(temporary)
         atomic.copy(source, temporary)
-        if self._digest(temporary, digests.parse(name)[0]) != name:
+        if self._hash_file(temporary, digests.parse(name)[0]) != name:
             atomic.delete(temporary)
             raise BlobDamaged(f"the copy of {name} has other bytes")
-        _make_way(target)
+        _delete_folder_at(target)
         atomic.rename(temporary, target)
 
-    def _digest(self, path: Path, algorithm: str) -> str:
+    def _hash_file(self, path: Path, algorithm: str) -> str:
         with files.translate_errors(f"read {path.name}"):
             return self._hash(path, algorithm)
 
-    def _remember(self, name: str, seen: os.stat_result) -> None:
+    def _record(self, name: str, seen: os.stat_result) -> None:
         found = Verification(size=seen.st_size, inode=seen.st_ino, mtime_ns=seen.st_mtime_ns, verified_at=self._now())
-        self._ledger.verified(name, found)
+        self._ledger.record_verified(name, found)
 
 
 def set_aside(layout: Layout, name: str) -> None:
@@ -166,7 +166,7 @@ def set_aside(layout: Layout, name: str) -> None:
     atomic.rename(cold, cold.with_name(f".{cold.name}.damaged"))
 
 
-def _make_way(target: Path) -> None:
+def _delete_folder_at(target: Path) -> None:
     """Delete a folder that stands where a blob belongs: no rename of a file replaces it."""
     with files.translate_errors(f"look at {target.name}"):
         folder = target.is_dir() and not target.is_symlink()

@@ -41,7 +41,7 @@ class Generations:
 
     def current(self) -> Generation:
         """Return the active generation; a damaged one is as good as none."""
-        return serving(self._layout)
+        return current_or_empty(self._layout)
 
     def swap(self, entries: Mapping[str, ActiveModel]) -> Generation:
         """Make a generation of *entries* and let ``active`` lead to it; return it."""
@@ -49,17 +49,17 @@ class Generations:
         made = Generation(number=number, entries={model: entries[model] for model in sorted(entries)})
         with files.translate_errors(f"make generation {number}"):
             self._write(made)
-            self._lead_to(number)
+            self._point_active_to(number)
         return made
 
     def reactivate(self, number: int) -> Generation:
         """Let ``active`` lead to an earlier generation again; return it."""
         found = read(self._layout, number)
         with files.translate_errors(f"return to generation {number}"):
-            self._lead_to(number)
+            self._point_active_to(number)
         return found
 
-    def _lead_to(self, number: int) -> None:
+    def _point_active_to(self, number: int) -> None:
         active = self._layout.active
         if active.is_dir() and not active.is_symlink():  # a copy of the store that followed links made it; no rename replaces it
             aside = active.with_name("active.damaged")
@@ -123,7 +123,7 @@ class DamagedGeneration(StoreError):
     hint = "run `reconcile apply`: it makes a new one"
 
 
-def serving(layout: Layout) -> Generation:
+def current_or_empty(layout: Layout) -> Generation:
     """Return the active generation; the empty one where there is none yet, or where it is damaged."""
     try:
         return current(layout)
@@ -134,7 +134,7 @@ def serving(layout: Layout) -> Generation:
 def misdirected(layout: Layout, found: Generation) -> tuple[str, ...]:
     """Return the models of a generation whose link does not lead to their tree."""
     folder = f"{layout.generations}/{found.number}"
-    return tuple(model for model, entry in found.entries.items() if not _leads(f"{folder}/{entry.path}", target_of(layout, entry)))
+    return tuple(model for model, entry in found.entries.items() if not _links_to(f"{folder}/{entry.path}", target_of(layout, entry)))
 
 
 def unexpected_entries(layout: Layout, found: Generation) -> tuple[str, ...]:
@@ -145,15 +145,15 @@ def unexpected_entries(layout: Layout, found: Generation) -> tuple[str, ...]:
     if os.path.islink(folder):  # noqa: PTH114  text, as below
         return (".",)
     links = {entry.path for entry in found.entries.values()}
-    return tuple(sorted(_beside(folder, "", links, {"models", *(path.rpartition("/")[0] for path in links)})))
+    return tuple(sorted(_unexpected(folder, "", links, {"models", *(path.rpartition("/")[0] for path in links)})))
 
 
-def _beside(folder: str, prefix: str, links: set[str], folders: set[str]) -> Iterator[str]:
+def _unexpected(folder: str, prefix: str, links: set[str], folders: set[str]) -> Iterator[str]:
     try:
         with os.scandir(f"{folder}/{prefix}") as found:
             entries = list(found)
     except OSError as error:
-        if error.errno not in _GONE:  # a run that holds the store may delete it meanwhile
+        if error.errno not in _MISSING:  # a run that holds the store may delete it meanwhile
             raise
         return
     for entry in entries:
@@ -161,21 +161,21 @@ def _beside(folder: str, prefix: str, links: set[str], folders: set[str]) -> Ite
         if path in links:
             continue
         if path in folders and entry.is_dir(follow_symlinks=False):
-            yield from _beside(folder, f"{path}/", links, folders)
+            yield from _unexpected(folder, f"{path}/", links, folders)
         elif not (path == "index.json" and entry.is_file(follow_symlinks=False)):
             yield path
 
 
-def _leads(path: str, target: str) -> bool:
+def _links_to(path: str, target: str) -> bool:
     try:
         return os.readlink(path) == target  # noqa: PTH115  Path tidies what a link says; this is a comparison of bytes
     except OSError as error:
-        if error.errno not in {*_GONE, errno.EINVAL}:
+        if error.errno not in {*_MISSING, errno.EINVAL}:
             raise
         return False
 
 
-_GONE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP}
+_MISSING = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP}
 
 
 def read(layout: Layout, number: int) -> Generation:
@@ -190,7 +190,7 @@ def read(layout: Layout, number: int) -> Generation:
     try:
         index = msgspec.json.decode(atomic.read(path), type=Index)
     except OSError as error:
-        kind = DamagedGeneration if error.errno in _GONE else StoreError
+        kind = DamagedGeneration if error.errno in _MISSING else StoreError
         raise kind(f"active: generation {number} cannot be read: {error.strerror}") from None
     except msgspec.DecodeError as error:
         raise DamagedGeneration(f"active: the index of generation {number} is damaged: {error}") from None

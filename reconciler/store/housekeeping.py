@@ -53,14 +53,14 @@ class QuarantineRecord(Struct, frozen=True, kw_only=True):
     report: TestReport | None = None
 
 
-def _mark(model: str) -> str:
+def _model_suffix(model: str) -> str:
     """Return what the names of a model's records end in."""
     return digests.of(model.encode())[7:19]
 
 
 def quarantined(layout: Layout, model: str) -> Path | None:
     """Return the folder of the newest record of *model*'s failures, or None."""
-    return max(layout.quarantine.glob(f"*-{_mark(model)}"), default=None)
+    return max(layout.quarantine.glob(f"*-{_model_suffix(model)}"), default=None)
 
 
 class StoreHousekeeping:
@@ -90,7 +90,7 @@ class StoreHousekeeping:
     def quarantine(self, model: str, report: TestReport | None, detail: str, tree: str) -> None:
         """Keep what failed, linked and not copied, with a record of what was expected and found; the oldest go first."""
         now = self._now()
-        folder = self._layout.quarantine / f"{now:%Y%m%dT%H%M%S%f}-{_mark(model)}"
+        folder = self._layout.quarantine / f"{now:%Y%m%dT%H%M%S%f}-{_model_suffix(model)}"
         with contextlib.suppress(StoreError), files.translate_errors("keep what failed"):  # what cannot be kept for people stops no run
             atomic.make_folder(folder, 0o700)
             record = QuarantineRecord(model=model, at=now, detail=detail, tree=tree, report=report)
@@ -164,7 +164,7 @@ class StoreHousekeeping:
 
     def _expired_generations(self) -> list[int]:
         """Return generations past the bound, and those that hold what may not come back and stopped serving a grace ago."""
-        found, current = generations.numbers(self._layout), generations.serving(self._layout).number
+        found, current = generations.numbers(self._layout), generations.current_or_empty(self._layout).number
         kept = set(found[-self._policy.generations :])
         return [number for number in found if number != current and (number not in kept or self._is_expired(number, found))]
 
@@ -209,7 +209,7 @@ class StoreHousekeeping:
 
     def _trees_of(self, kept: list[Generation], archived: set[str]) -> set[str]:
         """Return the trees that generations need; an older one cannot come back with what is *archived*, whose tree has been given up."""
-        current = generations.serving(self._layout).number
+        current = generations.current_or_empty(self._layout).number
         found = [(held.number, model, entry) for held in kept for model, entry in held.entries.items()]
         return {entry.tree for number, model, entry in found if number == current or model not in archived}
 
@@ -243,8 +243,8 @@ class StoreHousekeeping:
         return Garbage(kind="generation", name=str(number), bytes=0, reason="past the number that is kept, or of models not listed")
 
     def _trees(self, roots: tuple[set[str], set[str]]) -> list[Garbage]:
-        shelves = [(algorithm.name, shelf) for algorithm in _folders(self._layout.trees) for shelf in _folders(algorithm)]
-        names = [f"{algorithm}:{path.name}" for algorithm, shelf in shelves for path in _folders(shelf)]
+        folder = [(algorithm.name, prefix) for algorithm in _folders(self._layout.trees) for prefix in _folders(algorithm)]
+        names = [f"{algorithm}:{path.name}" for algorithm, prefix in folder for path in _folders(prefix)]
         return [
             Garbage(kind="tree", name=name, bytes=0, reason="no listed model or kept generation is made of it")
             for name in sorted(names)
@@ -270,10 +270,10 @@ class StoreHousekeeping:
 
     def _aside(self) -> list[Garbage]:
         """Return damaged copies that were set aside long ago."""
-        shelves = self._layout.cold / "blobs"
+        folder = self._layout.cold / "blobs"
         return [
-            Garbage(kind="aside", name=str(path.relative_to(shelves)), bytes=seen.st_size, reason="damaged, and set aside for a week")
-            for path, seen in ((path, path.lstat()) for path in sorted(shelves.glob("*/*/.*.damaged")))
+            Garbage(kind="aside", name=str(path.relative_to(folder)), bytes=seen.st_size, reason="damaged, and set aside for a week")
+            for path, seen in ((path, path.lstat()) for path in sorted(folder.glob("*/*/.*.damaged")))
             if self._now().timestamp() - seen.st_ctime > ASIDE_SECONDS
         ]
 
@@ -302,8 +302,8 @@ def _identity(path: Path) -> tuple[int, int]:
 def _by_digest(folder: Path) -> Iterator[tuple[str, Path]]:
     """Yield what lies under *folder* by its digest."""
     for algorithm in _folders(folder):
-        for shelf in _folders(algorithm):
-            for path in shelf.iterdir():
+        for prefix in _folders(algorithm):
+            for path in prefix.iterdir():
                 if digests.is_digest(f"{algorithm.name}:{path.name}"):
                     yield f"{algorithm.name}:{path.name}", path
 

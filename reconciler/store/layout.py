@@ -67,7 +67,7 @@ class Layout(Struct, frozen=True):
         return self.root / "ledger.db"
 
     @property
-    def writer(self) -> Path:
+    def lock_file(self) -> Path:
         """The file whose lock the one writer holds. It is never deleted."""
         return self.root / ".lock"
 
@@ -78,28 +78,28 @@ class Layout(Struct, frozen=True):
 
     def blob(self, name: str) -> Path:
         """Return where the blob *name* lies."""
-        return _by_digest(self.blobs, name)
+        return _path(self.blobs, name)
 
     def cold_blob(self, name: str) -> Path:
         """Return where the blob *name* lies in cold storage."""
-        return _by_digest(self.cold / "blobs", name)
+        return _path(self.cold / "blobs", name)
 
     def tree(self, name: str) -> Path:
         """Return where the tree *name* lies."""
-        return _by_digest(self.trees, name)
+        return _path(self.trees, name)
 
     def tree_from_root(self, name: str) -> str:
         """Return the way from the store's root to the tree *name*."""
-        return _place("trees", name)
+        return _digest_path("trees", name)
 
     @property
     def used(self) -> bool:
         """Whether this store has ever accepted a snapshot."""
         return self.active.is_symlink() or self.blobs.exists() or (self.trust / "snapshots").exists()
 
-    def check(self, *, shelves: bool = False) -> None:
+    def check(self, *, fan_out: bool = False) -> None:
         """
-        Check that the own folders of the store, and of its cold storage, lie in them, and the *shelves* of blobs and trees too.
+        Check that the own folders of the store, and of its cold storage, lie in them, and the *fan_out* of blobs and trees too.
 
         A link in the place of one (a slip, a backup that was restored, another process) would have the engine write and delete what is
         not the store's. The two roots may be reached through links. Who swaps a link in after this check is the store's own user, and
@@ -112,8 +112,8 @@ class Layout(Struct, frozen=True):
         cold = f"{self.cold}/blobs"
         by_digest = [f"{kind}/{algorithm}" for kind in (self.blobs, self.trees, cold) for algorithm in digest.HEX_LENGTHS]
         found = [*(f"{self.root}/{name}" for name in own), cold, *by_digest]
-        if shelves:
-            found += [path for folder in by_digest for path in _inside(folder)]
+        if fan_out:
+            found += [path for folder in by_digest for path in _listed(folder)]
         for path in found:
             if os.path.islink(path):  # noqa: PTH114  text, as below
                 raise StoreError(
@@ -122,18 +122,18 @@ class Layout(Struct, frozen=True):
                 )
 
 
-def _inside(folder: str) -> list[str]:
+def _listed(folder: str) -> list[str]:
     try:
         return [f"{folder}/{name}" for name in os.listdir(folder)]  # noqa: PTH208  text, as everywhere where there are thousands
     except (FileNotFoundError, NotADirectoryError):
         return []
 
 
-def _by_digest(folder: Path, name: str) -> Path:
-    return Path(_place(str(folder), name))
+def _path(folder: Path, name: str) -> Path:
+    return Path(_digest_path(str(folder), name))
 
 
-def _place(folder: str, name: str) -> str:
+def _digest_path(folder: str, name: str) -> str:
     """Return the path as text: a plan asks for thousands, and a ``Path`` takes ten times as long."""
     try:
         algorithm, digits = digest.parse(name)

@@ -39,7 +39,7 @@ MAX_HISTORY = 2_000
 MAX_TEXT = 2_000
 #: The same incident within so many seconds is counted, not repeated.
 REPEAT_SECONDS = 24 * 3600
-_COUNTED = "incidents/"
+_INCIDENT_COUNTS = "incidents/"
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS facts (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
@@ -58,7 +58,7 @@ CREATE TABLE IF NOT EXISTS history (
 );
 """
 _VERSION = 1
-_WHAT = ("kind", "model", "blob", "source", "detail")
+_INCIDENT_FIELDS = ("kind", "model", "blob", "source", "detail")
 _T = TypeVar("_T")
 
 
@@ -110,7 +110,7 @@ class Ledger:
 
     def __init__(self, connection: sqlite3.Connection | None) -> None:
         self._connection = connection
-        self._guard = threading.RLock()
+        self._mutex = threading.RLock()
         #: Something is where a ledger should be, and is none: it reads as an empty one.
         self.damaged = False
 
@@ -124,7 +124,7 @@ class Ledger:
             connection = _open_readable(path, stack)
             try:
                 ledger = cls(connection)
-                ledger.damaged = connection is None and _is_something(path)
+                ledger.damaged = connection is None and _is_not_empty(path)
                 yield ledger
             finally:
                 if connection is not None:
@@ -144,17 +144,17 @@ class Ledger:
     def _opened(cls, path: Path) -> Ledger:
         with files.translate_errors(f"open {path}"):
             if (path.is_symlink() or path.exists()) and not stat.S_ISREG(path.lstat().st_mode):
-                return cls._begun_anew(path, "it is no plain file")
+                return cls._start_new(path, "it is no plain file")
             path.touch(0o644)  # SQLite syncs its name with that of its first journal
         try:
             return cls(_open_writable(path))
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.OperationalError):
-                raise _refused(error) from error
-            return cls._begun_anew(path, str(error))
+                raise _store_error(error) from error
+            return cls._start_new(path, str(error))
 
     @classmethod
-    def _begun_anew(cls, path: Path, error: str) -> Ledger:
+    def _start_new(cls, path: Path, error: str) -> Ledger:
         aside = path.with_name(f"{path.name}.damaged")
         atomic.delete(aside)
         atomic.delete(path.with_name(f"{path.name}-journal"))
@@ -162,9 +162,9 @@ class Ledger:
         try:
             ledger = cls(_open_writable(path))
         except sqlite3.DatabaseError as refused:
-            raise _refused(refused) from refused
+            raise _store_error(refused) from refused
         detail = f"the ledger was damaged ({error}); kept as {aside.name}"
-        ledger.incident(Incident(kind="crash-recovered", detail=detail), datetime.now(UTC))
+        ledger.log_incident(Incident(kind="crash-recovered", detail=detail), datetime.now(UTC))
         return ledger
 
     def close(self) -> None:
@@ -178,7 +178,7 @@ class Ledger:
     def fact(self, key: str, kind: type[_T]) -> _T | None:
         """Return the fact *key*, or None."""
         for (value,) in self._rows("SELECT value FROM facts WHERE key = ?", (key,)):
-            found: _T | None = _decoded(value, kind)
+            found: _T | None = _decode(value, kind)
             return found
         return None
 
@@ -202,11 +202,11 @@ class Ledger:
     def verifications(self) -> dict[str, Verification]:
         """Return what is known of each blob's bytes."""
         return {
-            name: Verification(size=size, inode=inode, mtime_ns=mtime_ns, verified_at=_instant(at))
+            name: Verification(size=size, inode=inode, mtime_ns=mtime_ns, verified_at=_parse_time(at))
             for name, size, inode, mtime_ns, at in self._rows("SELECT digest, size, inode, mtime_ns, verified_at FROM blobs")
         }
 
-    def verified(self, name: str, found: Verification) -> None:
+    def record_verified(self, name: str, found: Verification) -> None:
         """Remember that a blob was hashed and found good."""
         row = (name, found.size, found.inode, found.mtime_ns, units.rfc3339(found.verified_at))
         self._write("INSERT OR REPLACE INTO blobs VALUES (?, ?, ?, ?, ?)", row)
@@ -218,15 +218,15 @@ class Ledger:
     def trees(self) -> dict[str, tuple[str, tuple[Listing, ...]]]:
         """Return (tree, listing) by recipe."""
         rows = self._rows("SELECT recipe, tree, listing FROM trees")
-        found = ((recipe, tree, _decoded(listing, tuple[Listing, ...])) for recipe, tree, listing in rows)
+        found = ((recipe, tree, _decode(listing, tuple[Listing, ...])) for recipe, tree, listing in rows)
         return {recipe: (tree, listing) for recipe, tree, listing in found if listing is not None}
 
     def listing(self, recipe: str) -> tuple[Listing, ...]:
         """Return the files of the tree that *recipe* gave; none where that is not known."""
         rows = self._rows("SELECT listing FROM trees WHERE recipe = ?", (recipe,))
-        return (_decoded(rows[0][0], tuple[Listing, ...]) if rows else None) or ()
+        return (_decode(rows[0][0], tuple[Listing, ...]) if rows else None) or ()
 
-    def assembled(self, seen: TreeSeen, listing: tuple[Listing, ...]) -> None:
+    def record_tree(self, seen: TreeSeen, listing: tuple[Listing, ...]) -> None:
         """Remember which tree a recipe gave, and of what files it is made."""
         self._write("INSERT OR REPLACE INTO trees VALUES (?, ?, ?)", (seen.recipe, seen.digest, msgspec.json.encode(listing)))
 
@@ -238,7 +238,7 @@ class Ledger:
 
     def records(self) -> dict[str, Record]:
         """Return what is remembered of each model."""
-        found = (_decoded(value, Record) for (value,) in self._rows("SELECT record FROM models"))
+        found = (_decode(value, Record) for (value,) in self._rows("SELECT record FROM models"))
         return {record.id: record for record in found if record is not None}
 
     def put(self, record: Record) -> None:
@@ -253,7 +253,7 @@ class Ledger:
     def passed(self) -> dict[str, Passed]:
         """Return the last passed test of each model."""
         rows = self._rows("SELECT id, passed FROM models WHERE passed IS NOT NULL")
-        found = ((model, _decoded(value, Passed)) for model, value in rows)
+        found = ((model, _decode(value, Passed)) for model, value in rows)
         return {model: passed for model, passed in found if passed is not None}
 
     def tested(self, model: str, report: TestReport, passed: Passed | None, at: datetime) -> None:
@@ -266,17 +266,17 @@ class Ledger:
     def report(self, model: str) -> tuple[TestReport, datetime] | None:
         """Return the last report of *model*'s test job and when it was made, or None."""
         for report, at in self._rows("SELECT report, tested_at FROM models WHERE id = ? AND report IS NOT NULL", (model,)):
-            found = _decoded(report, TestReport)
-            return (found, _instant(at)) if found else None
+            found = _decode(report, TestReport)
+            return (found, _parse_time(at)) if found else None
         return None
 
     # -- incidents and history ---------------------------------------------------------------------
 
-    def incident(self, incident: Incident, at: datetime) -> None:
+    def log_incident(self, incident: Incident, at: datetime) -> None:
         """Log *incident*, bounded; the same one again within a day is counted."""
         key = tuple(printable(text, MAX_TEXT) for text in (incident.kind, incident.model, incident.blob, incident.source, incident.detail))
-        with self._guard:
-            counted = f"{_COUNTED}{incident.kind}"
+        with self._mutex:
+            counted = f"{_INCIDENT_COUNTS}{incident.kind}"
             self.set_fact(counted, (self.fact(counted, int) or 0) + 1)  # a counter must not fall when old lines go
             since = units.rfc3339(datetime.fromtimestamp(at.timestamp() - REPEAT_SECONDS, UTC))
             alike = "kind = ? AND model = ? AND blob = ? AND source = ? AND detail = ? AND last_at > ?"
@@ -294,11 +294,13 @@ class Ledger:
             "SELECT id, at, last_at, times, kind, model, blob, source, detail FROM incidents ORDER BY id DESC LIMIT ?", (limit,)
         )
         return tuple(
-            LoggedIncident(id=number, at=_instant(at), last_at=_instant(last), times=times, **dict(zip(_WHAT, what, strict=True)))
+            LoggedIncident(
+                id=number, at=_parse_time(at), last_at=_parse_time(last), times=times, **dict(zip(_INCIDENT_FIELDS, what, strict=True))
+            )
             for number, at, last, times, *what in reversed(rows)
         )
 
-    def lied(self, since: datetime) -> frozenset[tuple[str, str]]:
+    def lying_sources(self, since: datetime) -> frozenset[tuple[str, str]]:
         """Return the pairs of a blob and a source that gave other bytes for it, *since* an instant."""
         kinds = "kind IN ('hash-mismatch', 'size-mismatch') AND source != ''"
         rows = self._rows(f"SELECT DISTINCT blob, source FROM incidents WHERE {kinds} AND last_at >= ?", (units.rfc3339(since),))  # noqa: S608  the clause stands right above
@@ -306,16 +308,16 @@ class Ledger:
 
     def incident_totals(self) -> dict[str, int]:
         """Return how many incidents there ever were, by kind."""
-        rows = self._rows("SELECT key, value FROM facts WHERE key >= ? AND key < ?", (_COUNTED, f"{_COUNTED}\x7f"))
-        return {key.removeprefix(_COUNTED): _decoded(value, int) or 0 for key, value in rows}
+        rows = self._rows("SELECT key, value FROM facts WHERE key >= ? AND key < ?", (_INCIDENT_COUNTS, f"{_INCIDENT_COUNTS}\x7f"))
+        return {key.removeprefix(_INCIDENT_COUNTS): _decode(value, int) or 0 for key, value in rows}
 
-    def changed(self, change: Change) -> None:
+    def record_change(self, change: Change) -> None:
         """Log a swap, bounded."""
         row = (
             units.rfc3339(change.at), change.generation, change.actor, change.what, change.lock,
             msgspec.json.encode(change.added), msgspec.json.encode(change.removed),
         )  # fmt: skip
-        with self._guard:
+        with self._mutex:
             self._write("INSERT INTO history (at, generation, actor, what, lock, added, removed) VALUES (?,?,?,?,?,?,?)", row)
             self._write("DELETE FROM history WHERE id <= (SELECT max(id) FROM history) - ?", (MAX_HISTORY,))
 
@@ -324,13 +326,13 @@ class Ledger:
         rows = self._rows("SELECT at, generation, actor, what, lock, added, removed FROM history ORDER BY id DESC LIMIT ?", (limit,))
         return tuple(
             Change(
-                at=_instant(at),
+                at=_parse_time(at),
                 generation=number,
                 actor=actor,
                 what=what,
                 lock=lock,
-                added=_decoded(added, tuple[str, ...]) or (),
-                removed=_decoded(removed, tuple[str, ...]) or (),
+                added=_decode(added, tuple[str, ...]) or (),
+                removed=_decode(removed, tuple[str, ...]) or (),
             )
             for at, number, actor, what, lock, added, removed in reversed(rows)
         )
@@ -340,20 +342,20 @@ class Ledger:
     def _rows(self, query: str, values: Iterable[Any] = ()) -> list[tuple[Any, ...]]:
         if self._connection is None:
             return []
-        with self._guard:
+        with self._mutex:
             try:
                 return self._connection.execute(query, tuple(values)).fetchall()
             except sqlite3.DatabaseError as error:
-                raise _refused(error) from error
+                raise _store_error(error) from error
 
     def _write(self, statement: str, values: Iterable[Any]) -> None:
         if self._connection is None:
             raise StoreError("the ledger is not open for writing")
-        with self._guard:
+        with self._mutex:
             try:
                 self._connection.execute(statement, tuple(values))
             except sqlite3.DatabaseError as error:
-                raise _refused(error) from error
+                raise _store_error(error) from error
 
 
 def _open_writable(path: Path) -> sqlite3.Connection:
@@ -374,7 +376,7 @@ def _open_writable(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _is_something(path: Path) -> bool:
+def _is_not_empty(path: Path) -> bool:
     """Whether there is more at *path* than what a run left that was cut short at the ledger's beginning."""
     try:
         return path.lstat().st_size > 0
@@ -387,7 +389,7 @@ def _open_readable(path: Path, stack: contextlib.ExitStack) -> sqlite3.Connectio
         return None
     journal = path.with_name(f"{path.name}-journal")
     try:
-        return _checked(path)
+        return _open_checked(path)
     except sqlite3.DatabaseError:
         if not journal.exists():
             return None
@@ -398,11 +400,11 @@ def _open_readable(path: Path, stack: contextlib.ExitStack) -> sqlite3.Connectio
     with contextlib.suppress(OSError, sqlite3.DatabaseError):
         for part in (path, journal):
             shutil.copyfile(part, folder / part.name)
-        return _checked(folder / path.name, mode="rw")
+        return _open_checked(folder / path.name, mode="rw")
     return None
 
 
-def _checked(path: Path, mode: str = "ro") -> sqlite3.Connection:
+def _open_checked(path: Path, mode: str = "ro") -> sqlite3.Connection:
     quoted = str(path.absolute()).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
     connection = sqlite3.connect(f"file:{quoted}?mode={mode}", uri=True, isolation_level=None, timeout=10, check_same_thread=False)
     try:
@@ -414,7 +416,7 @@ def _checked(path: Path, mode: str = "ro") -> sqlite3.Connection:
     return connection
 
 
-def _refused(error: sqlite3.Error) -> StoreError:
+def _store_error(error: sqlite3.Error) -> StoreError:
     text = str(error)
     if "full" in text:
         return DiskFull(f"cannot write the ledger: {text}")
@@ -422,7 +424,7 @@ def _refused(error: sqlite3.Error) -> StoreError:
     return StoreError(f"the ledger refused: {text}", hint=hint)
 
 
-def _decoded(value: bytes, kind: Any) -> Any:
+def _decode(value: bytes, kind: Any) -> Any:
     """Return *value* as *kind*, or None: what is damaged is as good as forgotten."""
     try:
         return _decoder(kind).decode(value)
@@ -436,7 +438,7 @@ def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
     return msgspec.json.Decoder(kind)
 
 
-def _instant(text: str) -> datetime:
+def _parse_time(text: str) -> datetime:
     try:
         return datetime.fromisoformat(text)
     except ValueError:

@@ -34,15 +34,15 @@ def node_state(layout: Layout, ledger: Ledger) -> NodeState:
         if layout.root.exists() and not layout.root.is_dir():
             raise StoreError(f"the store {layout.root} is not a folder", hint="set [store] path to a folder, or move the file away")
         layout.check()
-        return _observed(layout, ledger)
+        return _observe(layout, ledger)
 
 
-def _observed(layout: Layout, ledger: Ledger) -> NodeState:
+def _observe(layout: Layout, ledger: Ledger) -> NodeState:
     active, drift = _active(layout)
-    planted = generations.unexpected_entries(layout, active)
-    broken = bool(drift or planted)
+    unexpected = generations.unexpected_entries(layout, active)
+    broken = bool(drift or unexpected)
     misdirected = generations.misdirected(layout, active)
-    drift = (*drift, *(f"active: {path!r} does not belong there" for path in planted))
+    drift = (*drift, *(f"active: {path!r} does not belong there" for path in unexpected))
     if ledger.damaged:
         drift = (*drift, "the ledger cannot be read: bytes are hashed and models are tested again")
     drift = (*drift, *(f"active: the link of {model} does not lead to its tree" for model in misdirected))
@@ -53,10 +53,10 @@ def _observed(layout: Layout, ledger: Ledger) -> NodeState:
     remembered = ledger.trees()
     trees = [_tree(layout, recipe, tree, listing, found) for recipe, (tree, listing) in remembered.items()]
     forgotten = {entry.tree for entry in active.entries.values()} - {tree for tree, _ in remembered.values()}
-    trees += [_relearned(layout, tree, found) for tree in sorted(forgotten)]
+    trees += [_tree_from_disk(layout, tree, found) for tree in sorted(forgotten)]
     lost = [f"blob {name} is gone" for name in sorted(known.keys() - found.keys())]
     damaged = [f"blob {name} is not the file that was verified" for name, seen in sorted(blobs.items()) if seen.damaged]
-    torn = [f"tree {seen.digest} is damaged" for seen in trees if seen.damaged]
+    damaged_trees = [f"tree {seen.digest} is damaged" for seen in trees if seen.damaged]
     return NodeState(
         active=active,
         blobs=blobs,
@@ -64,15 +64,15 @@ def _observed(layout: Layout, ledger: Ledger) -> NodeState:
         archived={name: _blob(seen, None) for name, seen in _scan(layout.cold / "blobs").items()},
         records=ledger.records(),
         passed=ledger.passed(),
-        drift=(*drift, *lost, *damaged, *torn),
+        drift=(*drift, *lost, *damaged, *damaged_trees),
         misdirected=misdirected,
         broken=broken,
         unfinished=unfinished,
-        heard=_heard(layout, ledger, active) if unfinished else None,
+        heard=_last_announced(layout, ledger, active) if unfinished else None,
     )
 
 
-def _heard(layout: Layout, ledger: Ledger, active: Generation) -> Generation | None:
+def _last_announced(layout: Layout, ledger: Ledger, active: Generation) -> Generation | None:
     """Return the last generation that is in the history, if that is not the active one: a swap is logged once it was asked about."""
     logged = ledger.history(1)
     number = logged[0].generation if logged else 0
@@ -96,10 +96,10 @@ def _scan(folder: Path) -> dict[str, os.stat_result]:
     """Return what lies under *folder*/<algorithm>/<2 hex>/<hex>, by digest."""
     found = {}
     for algorithm in digest.HEX_LENGTHS:
-        for shelf in _entries(folder / algorithm):
-            for entry in _entries(shelf.path):
+        for prefix in _entries(folder / algorithm):
+            for entry in _entries(prefix.path):
                 name = f"{algorithm}:{entry.name}"
-                if digest.is_digest(name) and entry.name.startswith(shelf.name):
+                if digest.is_digest(name) and entry.name.startswith(prefix.name):
                     try:
                         found[name] = entry.stat(follow_symlinks=False)
                     except FileNotFoundError:  # a run that holds the store deleted it meanwhile
@@ -130,11 +130,11 @@ def _tree(layout: Layout, recipe: str, name: str, listing: tuple[Listing, ...], 
         recipe=recipe,
         blobs=tuple(sorted({entry.digest for entry in listing})),
         bytes=sum(entry.size for entry in listing),
-        damaged=not _whole(f"{layout.root}/{layout.tree_from_root(name)}", listing, found),
+        damaged=not _is_intact(f"{layout.root}/{layout.tree_from_root(name)}", listing, found),
     )
 
 
-def _relearned(layout: Layout, name: str, found: dict[str, os.stat_result]) -> TreeSeen:
+def _tree_from_disk(layout: Layout, name: str, found: dict[str, os.stat_result]) -> TreeSeen:
     """
     Return an active tree that a lost ledger forgot, as its own links tell: what it is made of can be hashed before it serves on.
 
@@ -144,7 +144,7 @@ def _relearned(layout: Layout, name: str, found: dict[str, os.stat_result]) -> T
 
     names = {(blob.st_dev, blob.st_ino): digest for digest, blob in found.items()}
     folder, listing = layout.tree(name), list[Listing]()
-    for path in sorted(_names(str(folder), str(folder))):
+    for path in sorted(_paths(str(folder), str(folder))):
         try:
             seen = os.lstat(folder / path)
         except FileNotFoundError:  # a run that holds the store deleted it meanwhile
@@ -160,7 +160,7 @@ def _relearned(layout: Layout, name: str, found: dict[str, os.stat_result]) -> T
     )
 
 
-def _whole(folder: str, listing: tuple[Listing, ...], found: dict[str, os.stat_result]) -> bool:
+def _is_intact(folder: str, listing: tuple[Listing, ...], found: dict[str, os.stat_result]) -> bool:
     """Return whether *folder* has the very blobs that *listing* names, nothing else, and no link where it has a folder."""
     try:
         handle = os.open(folder, _FOLDER)  # by which a file costs half of what it costs by its long path
@@ -172,8 +172,8 @@ def _whole(folder: str, listing: tuple[Listing, ...], found: dict[str, os.stat_r
         if not all(_same_file(handle, entry, found) for entry in listing):
             return False
         paths = {entry.path for entry in listing}
-        above = set[str]().union(*(_above(path) for path in paths if "/" in path))
-        return _names(folder, handle) == paths | above if above else set(os.listdir(handle)) == paths  # noqa: PTH208  of a descriptor
+        above = set[str]().union(*(_parents(path) for path in paths if "/" in path))
+        return _paths(folder, handle) == paths | above if above else set(os.listdir(handle)) == paths  # noqa: PTH208  of a descriptor
     except FileNotFoundError:  # a run that holds the store deleted it meanwhile
         return False
     finally:
@@ -184,19 +184,19 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NO_FOLDER = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
 
 
-def _above(path: str) -> set[str]:
+def _parents(path: str) -> set[str]:
     """Return the folders that the relative *path* goes through."""
     parts = path.split("/")[:-1]
     return {"/".join(parts[: end + 1]) for end in range(len(parts))}
 
 
-def _names(folder: str, handle: int | str, prefix: str = "") -> set[str]:
+def _paths(folder: str, handle: int | str, prefix: str = "") -> set[str]:
     """Return the paths of everything in *folder*, which *handle* is, open or by name; a link is named and not followed."""
     found: set[str] = set()
     for entry in _entries(f"{folder}/{prefix}" if prefix else handle):
         found.add(prefix + entry.name)
         if entry.is_dir(follow_symlinks=False):
-            found |= _names(folder, handle, f"{prefix}{entry.name}/")
+            found |= _paths(folder, handle, f"{prefix}{entry.name}/")
     return found
 
 

@@ -56,12 +56,12 @@ class Trees:
             name = digest_of(listing)
             target = self._layout.tree(name)
             if target.is_dir() and not target.is_symlink():
-                self._mend(target, listing)
+                self._repair(target, listing)
             else:
                 self._make(target, listing)
         total = sum(entry.size for entry in listing)
         seen = TreeSeen(digest=name, recipe=recipe, blobs=tuple(sorted({entry.digest for entry in listing})), bytes=total)
-        self._ledger.assembled(seen, listing)
+        self._ledger.record_tree(seen, listing)
         return seen
 
     def remove(self, name: str) -> None:
@@ -75,7 +75,7 @@ class Trees:
         found: dict[str, Listing] = {}
         folded: set[str] = set()
         for artifact in artifacts:
-            for entry in self._members(artifact) if artifact.unpack else (self._whole(artifact),):
+            for entry in self._members(artifact) if artifact.unpack else (self._file(artifact),):
                 if entry.path.casefold() in folded:
                     raise UnpackRefused(f"two files of the model have the path {entry.path!r}")
                 folded.add(entry.path.casefold())
@@ -85,8 +85,8 @@ class Trees:
                 raise UnpackRefused(f"a part of the path {path!r} is both a file and a folder")
         return tuple(found[path] for path in sorted(found))
 
-    def _whole(self, artifact: LockedArtifact) -> Listing:
-        _check(artifact.path)
+    def _file(self, artifact: LockedArtifact) -> Listing:
+        _check_path(artifact.path)
         return Listing(path=artifact.path, digest=artifact.digest, size=self._layout.blob(artifact.digest).lstat().st_size)
 
     def _members(self, artifact: LockedArtifact) -> list[Listing]:
@@ -103,8 +103,8 @@ class Trees:
             atomic.delete(folder)
 
     def _member(self, folder: Path, path: str) -> Listing:
-        _check(path)
-        name, size = self._blobs.take(folder / path)
+        _check_path(path)
+        name, size = self._blobs.add_file(folder / path)
         return Listing(path=path, digest=name, size=size)
 
     def _make(self, target: Path, listing: tuple[Listing, ...]) -> None:
@@ -120,7 +120,7 @@ class Trees:
         finally:
             atomic.delete(folder)
 
-    def _mend(self, target: Path, listing: tuple[Listing, ...]) -> None:
+    def _repair(self, target: Path, listing: tuple[Listing, ...]) -> None:
         """Put back each file that is not its blob, one rename each: a reader sees the old file or the new one."""
         for entry in listing:
             if _through_link(target, entry.path) or not is_linked(target / entry.path, self._layout.blob(entry.digest)):
@@ -147,7 +147,7 @@ class Trees:
         atomic.link(self._layout.blob(entry.digest), path)
 
 
-def _check(path: str) -> None:
+def _check_path(path: str) -> None:
     """Refuse a path that leads out of a tree, or means different things to different readers."""
     try:
         snapshot.check_path(path)

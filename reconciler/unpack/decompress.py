@@ -1,9 +1,9 @@
 """
-Decompressors that cannot be made to eat the machine.
+Decompressors that cannot be made to use up memory.
 
 Rules that hold here:
 
-1. Bytes come out in pieces of at most ``PIECE`` bytes, whatever goes in; nothing is ever read whole.
+1. Bytes come out in pieces of at most ``CHUNK_BYTES`` bytes, whatever goes in; nothing is ever read whole.
 2. The memory that a stream may ask for is capped: xz and zstd let their header name any dictionary.
 3. One stream, and nothing after it. A second member or trailing bytes are what another reader would see and this one not.
 """
@@ -19,15 +19,15 @@ from typing import BinaryIO
 from reconciler.core.errors import UnpackRefused
 
 #: The most bytes that come out at once.
-PIECE = 1 << 20
+CHUNK_BYTES = 1 << 20
 #: The most memory that one decompressor may take: ``xz -9`` asks for 65 MiB, ``zstd --ultra -22`` for 128.
-MEMORY = 128 << 20
+MAX_MEMORY_BYTES = 128 << 20
 
-_READ = 64 << 10
+_READ_BYTES = 64 << 10
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
 
-def pieces(file: BinaryIO, kind: str) -> Iterator[bytes]:
+def chunks(file: BinaryIO, kind: str) -> Iterator[bytes]:
     """
     Yield what *file*, of a tar *kind*, decompresses to.
 
@@ -36,62 +36,62 @@ def pieces(file: BinaryIO, kind: str) -> Iterator[bytes]:
     """
     if kind not in _READERS:
         raise UnpackRefused(f"unknown kind of archive: {kind!r}")
-    with refusing(kind):
+    with refuse_malformed(kind):
         yield from _READERS[kind](file)
 
 
 @contextlib.contextmanager
-def refusing(what: str) -> Iterator[None]:
+def refuse_malformed(what: str) -> Iterator[None]:
     """Turn what a decompressor says of *what* into a refusal."""
     from zstandard import ZstdError  # half of all archives need it, and no other command does
 
     try:
         yield
     except (zlib.error, lzma.LZMAError, ZstdError) as error:
-        raise UnpackRefused(f"the {what} stream cannot be read within {MEMORY >> 20} MiB of memory: {error}") from None
+        raise UnpackRefused(f"the {what} stream cannot be read within {MAX_MEMORY_BYTES >> 20} MiB of memory: {error}") from None
 
 
-def deflated(file: BinaryIO, size: int) -> Iterator[bytes]:
+def inflate(file: BinaryIO, size: int) -> Iterator[bytes]:
     """Yield what the next *size* bytes of *file* inflate to: one raw deflate stream (RFC 1951) that ends exactly there."""
-    machine = zlib.decompressobj(wbits=-15)
+    decompressor = zlib.decompressobj(wbits=-15)
     left = size
-    while not machine.eof:
-        data = machine.unconsumed_tail
+    while not decompressor.eof:
+        data = decompressor.unconsumed_tail
         if not data:
-            data = file.read(min(left, _READ))
+            data = file.read(min(left, _READ_BYTES))
             left -= len(data)
-        out = machine.decompress(data, PIECE)
-        if not data and not out and not machine.eof:
+        out = decompressor.decompress(data, CHUNK_BYTES)
+        if not data and not out and not decompressor.eof:
             raise UnpackRefused("a deflate stream is cut short")
         yield out
-    if machine.unused_data or left:
+    if decompressor.unused_data or left:
         raise UnpackRefused("a deflate stream ends before its member does")
 
 
 def _plain(file: BinaryIO) -> Iterator[bytes]:
-    while data := file.read(PIECE):
+    while data := file.read(CHUNK_BYTES):
         yield data
 
 
 def _gzip(file: BinaryIO) -> Iterator[bytes]:
-    machine = zlib.decompressobj(wbits=31)
-    while not machine.eof:
-        data = machine.unconsumed_tail or file.read(_READ)
-        out = machine.decompress(data, PIECE)
-        if not data and not out and not machine.eof:
+    decompressor = zlib.decompressobj(wbits=31)
+    while not decompressor.eof:
+        data = decompressor.unconsumed_tail or file.read(_READ_BYTES)
+        out = decompressor.decompress(data, CHUNK_BYTES)
+        if not data and not out and not decompressor.eof:
             raise UnpackRefused("the gzip stream is cut short")
         yield out
-    _end(file, machine.unused_data)
+    _check_end(file, decompressor.unused_data)
 
 
 def _xz(file: BinaryIO) -> Iterator[bytes]:
-    machine = lzma.LZMADecompressor(format=lzma.FORMAT_XZ, memlimit=MEMORY)
-    while not machine.eof:
-        data = file.read(_READ) if machine.needs_input else b""
-        if machine.needs_input and not data:
+    decompressor = lzma.LZMADecompressor(format=lzma.FORMAT_XZ, memlimit=MAX_MEMORY_BYTES)
+    while not decompressor.eof:
+        data = file.read(_READ_BYTES) if decompressor.needs_input else b""
+        if decompressor.needs_input and not data:
             raise UnpackRefused("the xz stream is cut short")
-        yield machine.decompress(data, PIECE)
-    _end(file, machine.unused_data)
+        yield decompressor.decompress(data, CHUNK_BYTES)
+    _check_end(file, decompressor.unused_data)
 
 
 def _zst(file: BinaryIO) -> Iterator[bytes]:
@@ -108,14 +108,14 @@ def _zst(file: BinaryIO) -> Iterator[bytes]:
         raise UnpackRefused("not a zstd frame, or one that is skippable and so hides bytes")
     frame = zstandard.get_frame_parameters(head)
     length = zstandard.frame_header_size(head)
-    machine = zstandard.ZstdDecompressor(max_window_size=MEMORY).decompressobj()
-    yield machine.decompress(head[:length])
+    decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_MEMORY_BYTES).decompressobj()
+    yield decompressor.decompress(head[:length])
     file.seek(length)
     for data in _blocks(file, checksum=frame.has_checksum):
-        yield machine.decompress(data)
-    if not machine.eof:
+        yield decompressor.decompress(data)
+    if not decompressor.eof:
         raise UnpackRefused("the zstd frame is cut short")
-    _end(file, machine.unused_data)
+    _check_end(file, decompressor.unused_data)
 
 
 def _blocks(file: BinaryIO, *, checksum: bool) -> Iterator[bytes]:
@@ -133,7 +133,7 @@ def _blocks(file: BinaryIO, *, checksum: bool) -> Iterator[bytes]:
         yield head + data
 
 
-def _end(file: BinaryIO, unused: bytes) -> None:
+def _check_end(file: BinaryIO, unused: bytes) -> None:
     if unused or file.read(1):
         raise UnpackRefused("something follows the end of the compressed stream")
 

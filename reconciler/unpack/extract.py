@@ -51,7 +51,7 @@ class PlainUnpacker:
             UnpackRefused: it breaks a rule; what was written so far is the caller's to delete.
             StoreError: the disk refused, *archive* is no plain file or *into* is no empty folder.
         """
-        with files.translate_errors(f"unpack {archive}"), _opened(archive) as file, _empty(into) as folder:
+        with files.translate_errors(f"unpack {archive}"), _open_plain(archive) as file, _open_empty(into) as folder:
             length = os.fstat(file.fileno()).st_size
             members = rules.Members(self._limits, length)
             try:
@@ -73,7 +73,7 @@ def list_files(archive: Path, kind: str) -> tuple[str, ...]:
         UnpackRefused: every node would refuse it.
         StoreError: it cannot be read.
     """
-    with files.translate_errors(f"read {archive}"), _opened(archive) as file:
+    with files.translate_errors(f"read {archive}"), _open_plain(archive) as file:
         length = os.fstat(file.fileno()).st_size
         members = rules.Members(Limits(), length)
         for _, body in _entries(file, kind, length, members):
@@ -84,12 +84,12 @@ def list_files(archive: Path, kind: str) -> tuple[str, ...]:
 
 def _entries(file: BinaryIO, kind: str, length: int, members: rules.Members) -> Iterator[tuple[str, Iterator[bytes] | None]]:
     if kind != "zip":
-        return tar_reader.entries(decompress.pieces(file, kind), members)
+        return tar_reader.entries(decompress.chunks(file, kind), members)
     return zip_reader.entries(file, length, members)
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
+def _open_plain(path: Path) -> Iterator[BinaryIO]:
     """Open the plain file at *path*; without O_NONBLOCK a FIFO would hold us for ever."""
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(fd, "rb") as file:
@@ -99,7 +99,7 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
-def _empty(path: Path) -> Iterator[_Folder]:
+def _open_empty(path: Path) -> Iterator[_Folder]:
     fd = os.open(path, _FOLDER)
     try:
         with os.scandir(fd) as found:
@@ -120,13 +120,13 @@ class _Folder:
 
     def make(self, path: str) -> None:
         """Make the folder *path* and those above it, if it was not done before."""
-        with self._entered(path):
+        with self._open_folder(path):
             pass
 
     def write(self, path: str, body: Iterator[bytes]) -> None:
         """Make the file *path* of the bytes of *body*, and the folders above it."""
         above, _, name = path.rpartition("/")
-        with self._entered(above) as folder, _unique(path):
+        with self._open_folder(above) as folder, _refuse_existing(path):
             fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=folder)
         try:
             for piece in body:
@@ -138,14 +138,14 @@ class _Folder:
             os.close(fd)
 
     @contextlib.contextmanager
-    def _entered(self, path: str) -> Iterator[int]:
+    def _open_folder(self, path: str) -> Iterator[int]:
         """Walk down to the folder *path* one component at a time, since the system would follow a link in the middle of a path."""
         here = os.dup(self._fd)
         try:
-            for end in _ends(path):
+            for end in _component_ends(path):
                 name = path[:end].rpartition("/")[2]
                 if path[:end] not in self._made:
-                    with _unique(path[:end]):
+                    with _refuse_existing(path[:end]):
                         os.mkdir(name, 0o700, dir_fd=here)
                 below = os.open(name, _FOLDER, dir_fd=here)
                 os.close(here)
@@ -198,13 +198,13 @@ def _plain_files(fd: int, above: str) -> Iterator[str]:
                 raise UnpackRefused(f"the extractor left {rules.shown(path)}, which is no plain file or has another name elsewhere")
 
 
-def _ends(path: str) -> list[int]:
+def _component_ends(path: str) -> list[int]:
     """Return where each component of *path* ends."""
     return [at for at, character in enumerate(f"{path}/") if character == "/"] if path else []
 
 
 @contextlib.contextmanager
-def _unique(path: str) -> Iterator[None]:
+def _refuse_existing(path: str) -> Iterator[None]:
     """Whatever has the name already was made from another spelling of it."""
     try:
         yield

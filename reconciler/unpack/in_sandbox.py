@@ -24,16 +24,16 @@ _ANSWER_BYTES = 64 << 20
 _MEMORY_BYTES = 2 << 30
 _NAMES: dict[str, type[ReconcileError]] = {"unpack-refused": UnpackRefused, "store": StoreError, "disk-full": DiskFull}
 
-_Said = Annotated[str, Meta(max_length=4096)]
+_Text = Annotated[str, Meta(max_length=4096)]
 
 
 class _Failure(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     name: Literal["unpack-refused", "store", "disk-full", "usage"]
-    message: _Said
-    hint: _Said = ""
+    message: _Text
+    hint: _Text = ""
 
 
-class _Word(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class _Answer(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What an extractor may say: its members or its error; whatever else it says, all of it counts for nothing."""
 
     nonce: str
@@ -84,9 +84,9 @@ def _members(ended: ProcessResult) -> tuple[str, ...]:
     if ended.setup_failed:
         raise SandboxUnavailable(printable(ended.errors.strip()[-300:]))
     if ended.word is None:
-        raise _fault(ended)
+        raise _error_of(ended)
     try:
-        word = msgspec.convert(ended.word, _Word)
+        word = msgspec.convert(ended.word, _Answer)
     except msgspec.ValidationError as error:
         raise UnpackRefused(f"its extractor answered nonsense: {printable(str(error))}") from None
     if word.error:
@@ -97,7 +97,7 @@ def _members(ended: ProcessResult) -> tuple[str, ...]:
     return tuple(sorted(word.members))
 
 
-def _fault(ended: ProcessResult) -> ReconcileError:
+def _error_of(ended: ProcessResult) -> ReconcileError:
     """Say why there is no word: the archive is to blame, unless somebody else ended its extractor."""
     if ended.signal and ended.signal not in OWN_FAULT:
         return StoreError(f"the archive's extractor was killed by signal {ended.signal}, perhaps for want of memory")

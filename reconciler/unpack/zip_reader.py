@@ -82,7 +82,7 @@ def entries(file: BinaryIO, length: int, members: Members) -> Iterator[Entry]:
     for member in listed:
         if member.offset != at:
             raise UnpackRefused(f"member {archive_rules.shown(member.name)} does not begin where the one before it ends")
-        path = archive_rules.check(members, _decoded(member), "folder" if member.is_folder else "file", member.size)
+        path = archive_rules.check(members, _name(member), "folder" if member.is_folder else "file", member.size)
         described, wide, at = _check_local(file, member)
         body = _body(file, member, members)
         if member.is_folder:
@@ -146,7 +146,7 @@ def _central(file: BinaryIO, count: int, start: int, size: int) -> list[_Member]
         if signature != b"PK\x01\x02" or named > _NAME_BYTES:
             raise UnpackRefused("the zip's directory is malformed, or holds a name that is too long")
         name = _take(file, named)
-        whole, packed, offset = _widened(name, _take(file, extra), (whole, packed, offset))
+        whole, packed, offset = _resolve_zip64(name, _take(file, extra), (whole, packed, offset))
         _take(file, comment)
         if disk or needed & 0xFF > _NEWEST:
             raise UnpackRefused(f"member {archive_rules.shown(name)} needs a zip reader that knows more")
@@ -170,7 +170,7 @@ def _check_member(member: _Member, attributes: int) -> None:
         raise UnpackRefused(f"member {name} is not the plain file or folder that its name says: its attributes are {attributes:#x}")
 
 
-def _decoded(member: _Member) -> bytes:
+def _name(member: _Member) -> bytes:
     """Return the name as UTF-8; without the flag for it, it is in whatever code page the reader likes, unless it is ASCII."""
     if not member.flags & _UTF8 and not member.name.isascii():
         raise UnpackRefused(f"the name of member {archive_rules.shown(member.name)} does not say that it is UTF-8", hint=_HINT)
@@ -188,7 +188,7 @@ def _check_local(file: BinaryIO, member: _Member) -> tuple[bool, bool, int]:
         raise UnpackRefused(f"member {name} has another name, method or flags in its local header")
     data = _take(file, extra)
     wide = _ZIP64 in _extras(member.name, data)
-    size, packed = _widened(member.name, data, (size, packed))
+    size, packed = _resolve_zip64(member.name, data, (size, packed))
     described = bool(flags & _DESCRIBED)
     said = zip((crc, packed, size), (member.crc, member.packed, member.size), strict=True)
     if any(value != truth and not (described and value == 0) for value, truth in said):  # a packer that streams knows some of them
@@ -208,8 +208,8 @@ def _body(file: BinaryIO, member: _Member, members: Members) -> Iterator[bytes]:
     """Yield the member's bytes, from where the file stands, and check that they are what was announced."""
     crc = 0
     size = 0
-    with decompress.refusing("deflate"):
-        for piece in _stored(file, member.packed) if member.method == _STORED else decompress.deflated(file, member.packed):
+    with decompress.refuse_malformed("deflate"):
+        for piece in _stored(file, member.packed) if member.method == _STORED else decompress.inflate(file, member.packed):
             archive_rules.spend(members, len(piece))
             crc = zlib.crc32(piece, crc)
             size += len(piece)
@@ -223,12 +223,12 @@ def _body(file: BinaryIO, member: _Member, members: Members) -> Iterator[bytes]:
 
 def _stored(file: BinaryIO, size: int) -> Iterator[bytes]:
     while size:
-        piece = _take(file, min(size, decompress.PIECE))
+        piece = _take(file, min(size, decompress.CHUNK_BYTES))
         size -= len(piece)
         yield piece
 
 
-def _widened(name: bytes, extra: bytes, numbers: tuple[int, ...]) -> tuple[int, ...]:
+def _resolve_zip64(name: bytes, extra: bytes, numbers: tuple[int, ...]) -> tuple[int, ...]:
     """Return *numbers*, those that are full replaced by what zip64's extra field holds (APPNOTE 4.5.3)."""
     found = _extras(name, extra)
     full = [number == _FULL32 for number in numbers]

@@ -343,11 +343,11 @@ def test_a_want_of_memory_is_the_models_fault_where_there_was_plenty(words: str)
 
 
 @pytest.mark.parametrize("words", ["CUDA error: device busy", "ggml_cuda_init: failed: no CUDA-capable device is detected"])
-def test_a_device_that_fails_is_never_the_models_fault(words: str) -> None:
+def test_a_device_that_fails_is_never_the_models_error_of(words: str) -> None:
     assert judged(said(words), roomy=True).verdict == "unable"
 
 
-def test_a_program_that_cannot_be_loaded_in_the_sandbox_is_never_the_models_fault(mode: Mode) -> None:
+def test_a_program_that_cannot_be_loaded_in_the_sandbox_is_never_the_models_error_of(mode: Mode) -> None:
     """As with packages that lie where the sandbox does not look."""
     ended = choose._sandbox(mode).run(SandboxJob(module="tests.children.of_nobody", job={}, seconds=PATIENCE, read=(TOP / "tests",)))
     report = judged(ended)
@@ -355,16 +355,16 @@ def test_a_program_that_cannot_be_loaded_in_the_sandbox_is_never_the_models_faul
     assert report.reason.startswith("sandbox-unavailable: the sandbox could not be set up: ModuleNotFoundError")
 
 
-def test_a_sandbox_that_did_not_come_up_is_never_the_models_fault() -> None:
+def test_a_sandbox_that_did_not_come_up_is_never_the_models_error_of() -> None:
     for changes in ({}, {"timed_out": True}, {"signal": signal.SIGSEGV}, {"code": 0}):
         report = judged(said("bwrap: no such thing", confined=False, **changes))
         assert (report.verdict, report.reason) == ("unable", "sandbox-unavailable: bwrap: no such thing")
 
 
 def test_an_extractor_that_somebody_kills_says_nothing_about_the_archive() -> None:
-    assert isinstance(in_sandbox._fault(said("", signal=signal.SIGKILL, code=-9)), StoreError)
+    assert isinstance(in_sandbox._error_of(said("", signal=signal.SIGKILL, code=-9)), StoreError)
     for changes in ({"signal": signal.SIGSEGV}, {"timed_out": True}, {"code": 0}):
-        assert isinstance(in_sandbox._fault(said("", **changes)), UnpackRefused)
+        assert isinstance(in_sandbox._error_of(said("", **changes)), UnpackRefused)
 
 
 _ERROR = {"name": "disk-full", "message": "no room", "hint": "make room"}

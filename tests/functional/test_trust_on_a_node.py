@@ -178,7 +178,7 @@ def test_a_server_cannot_forge_a_line_in_the_log(node: Node) -> None:
     node.publish(node.item("a:v1", tiny("a")))
     evil = Incident(kind="source-failed", source="https://x/\x1b[2Jy", detail="404\nincident fine: \x1b[31mall is well\r")
     with lock.open_store(node.settings()) as ledger:
-        ledger.incident(evil, node.network.now)
+        ledger.log_incident(evil, node.network.now)
 
     shown = node.run("incidents").out
 

@@ -265,7 +265,7 @@ class Life(RuleBasedStateMachine):
     @invariant()
     def the_index_and_its_links_agree(self) -> None:
         if self.ran and self.node.layout.active.exists():
-            for model, entry in generations.serving(self.node.layout).entries.items():
+            for model, entry in generations.current_or_empty(self.node.layout).entries.items():
                 link = self.node.layout.active / entry.path
                 assert link.is_dir(), f"{model} leads nowhere"
 

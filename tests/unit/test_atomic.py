@@ -68,7 +68,7 @@ def test_a_blob_is_settled_before_its_name(tmp_path: Path, calls: list[str]) -> 
     (tmp_path / "f").touch()
     fd = os.open(tmp_path / "f", os.O_RDONLY)
     try:
-        atomic.settle(fd, 0o444)
+        atomic.sync_file(fd, 0o444)
     finally:
         os.close(fd)
 

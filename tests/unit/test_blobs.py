@@ -154,19 +154,19 @@ def test_a_blob_that_the_disk_does_not_give_is_bad(layout: Layout, ledger: Ledge
 
 
 def test_a_member_is_named_by_what_it_holds(layout: Layout, blobs: Blobs) -> None:
-    assert blobs.take(staged(layout)) == (NAME, len(DATA))
+    assert blobs.add_file(staged(layout)) == (NAME, len(DATA))
     assert layout.blob(NAME).read_bytes() == DATA
 
 
 def test_a_member_that_is_here_keeps_its_inode_and_one_that_rotted_is_replaced(layout: Layout, blobs: Blobs) -> None:
-    blobs.take(staged(layout))
+    blobs.add_file(staged(layout))
     before = layout.blob(NAME).stat().st_ino
-    blobs.take(staged(layout))
+    blobs.add_file(staged(layout))
     assert layout.blob(NAME).stat().st_ino == before
 
     layout.blob(NAME).chmod(0o644)
     layout.blob(NAME).write_bytes(b"rot" + DATA[3:])
-    blobs.take(staged(layout))
+    blobs.add_file(staged(layout))
 
     assert layout.blob(NAME).read_bytes() == DATA
 

@@ -40,8 +40,8 @@ def ledger(path: Path) -> Iterator[Ledger]:
 
 def test_the_same_incident_within_a_day_is_counted_and_not_repeated(ledger: Ledger) -> None:
     for minutes in range(0, 60, 5):
-        ledger.incident(INCIDENT, NOW + timedelta(minutes=minutes))
-    ledger.incident(Incident(kind="hash-mismatch", model="b:v1"), NOW)
+        ledger.log_incident(INCIDENT, NOW + timedelta(minutes=minutes))
+    ledger.log_incident(Incident(kind="hash-mismatch", model="b:v1"), NOW)
 
     first, second = ledger.incidents()
     assert (first.times, first.at, first.last_at) == (12, NOW, NOW + timedelta(minutes=55))
@@ -50,8 +50,8 @@ def test_the_same_incident_within_a_day_is_counted_and_not_repeated(ledger: Ledg
 
 
 def test_the_same_incident_after_a_day_is_told_again(ledger: Ledger) -> None:
-    ledger.incident(INCIDENT, NOW)
-    ledger.incident(INCIDENT, NOW + timedelta(hours=25))
+    ledger.log_incident(INCIDENT, NOW)
+    ledger.log_incident(INCIDENT, NOW + timedelta(hours=25))
 
     assert len(ledger.incidents()) == 2
 
@@ -60,8 +60,8 @@ def test_incidents_and_history_are_bounded_and_the_oldest_go(ledger: Ledger, mon
     monkeypatch.setattr(ledgers, "MAX_INCIDENTS", 10)
     monkeypatch.setattr(ledgers, "MAX_HISTORY", 10)
     for number in range(25):
-        ledger.incident(Incident(kind="source-failed", detail=str(number)), NOW)
-        ledger.changed(Change(at=NOW, generation=number, actor="apply", what="w", lock="l", added=("a",), removed=()))
+        ledger.log_incident(Incident(kind="source-failed", detail=str(number)), NOW)
+        ledger.record_change(Change(at=NOW, generation=number, actor="apply", what="w", lock="l", added=("a",), removed=()))
 
     assert [one.detail for one in ledger.incidents(99)] == [str(number) for number in range(15, 25)]
     assert [one.generation for one in ledger.history(99)] == list(range(15, 25))
@@ -71,14 +71,14 @@ def test_incidents_and_history_are_bounded_and_the_oldest_go(ledger: Ledger, mon
 
 @pytest.mark.parametrize("text", ["\x1b[31mred", "line\nforged", "a\rb", "\u202eevil", "\x00", "tab\t", "\u2028"])
 def test_no_servers_words_forge_a_line_or_a_colour(ledger: Ledger, text: str) -> None:
-    ledger.incident(Incident(kind="source-failed", detail=text), NOW)
+    ledger.log_incident(Incident(kind="source-failed", detail=text), NOW)
 
     (found,) = ledger.incidents()
     assert found.detail.isprintable()
 
 
 def test_a_long_text_is_cut(ledger: Ledger) -> None:
-    ledger.incident(Incident(kind="source-failed", detail="x" * 10_000), NOW)
+    ledger.log_incident(Incident(kind="source-failed", detail="x" * 10_000), NOW)
 
     (found,) = ledger.incidents()
     assert found.detail == "x" * ledgers.MAX_TEXT + "…"
@@ -92,8 +92,8 @@ def test_everything_is_there_after_a_restart(path: Path) -> None:
     listing = (Listing(path="m", digest="b", size=3),)
     verification = Verification(size=3, inode=2**63 - 1, mtime_ns=2**62, verified_at=NOW)
     with Ledger.writing(path) as writing:
-        writing.verified("b", verification)
-        writing.assembled(seen, listing)
+        writing.record_verified("b", verification)
+        writing.record_tree(seen, listing)
         writing.put(Record(id="a:v1", state="active"))
         writing.tested("a:v1", TestReport(verdict="bad", reason="no"), None, NOW)
         writing.set_fact("floor", TrustState(version=3))
@@ -107,8 +107,8 @@ def test_everything_is_there_after_a_restart(path: Path) -> None:
 
 
 def test_what_is_forgotten_is_gone(ledger: Ledger) -> None:
-    ledger.verified("b", Verification(size=3, inode=1, mtime_ns=1, verified_at=NOW))
-    ledger.assembled(TreeSeen(digest="t", recipe="r", blobs=(), bytes=0), ())
+    ledger.record_verified("b", Verification(size=3, inode=1, mtime_ns=1, verified_at=NOW))
+    ledger.record_tree(TreeSeen(digest="t", recipe="r", blobs=(), bytes=0), ())
     ledger.set_fact("key", 1)
 
     ledger.forget_blob("b")
@@ -129,8 +129,8 @@ def test_a_spoiled_row_is_as_good_as_forgotten(path: Path, spoil: str) -> None:
     with Ledger.writing(path) as writing:
         writing.put(Record(id="a:v1", state="active"))
         writing.tested("a:v1", TestReport(verdict="bad"), None, NOW)
-        writing.verified("b", Verification(size=3, inode=1, mtime_ns=1, verified_at=NOW))
-        writing.assembled(TreeSeen(digest="t", recipe="r", blobs=(), bytes=0), ())
+        writing.record_verified("b", Verification(size=3, inode=1, mtime_ns=1, verified_at=NOW))
+        writing.record_tree(TreeSeen(digest="t", recipe="r", blobs=(), bytes=0), ())
         writing.set_fact("floor", TrustState(version=3))
     connection = sqlite3.connect(path, isolation_level=None)
     connection.execute(spoil)

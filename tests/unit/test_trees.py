@@ -33,7 +33,7 @@ class Bench:
     def artifact(self, path: str, data: bytes, unpack: str | None = None) -> LockedArtifact:
         file = self.layout.staging / "data"
         file.write_bytes(data)
-        self.blobs.take(file)
+        self.blobs.add_file(file)
         return LockedArtifact(path=path, digest=name_of(data), unpack=unpack)  # type: ignore[arg-type]  # one of the kinds
 
     def staged(self) -> list[str]:
