@@ -26,12 +26,12 @@ from msgspec import Struct
 
 from reconciler import files
 from reconciler.core import units
-from reconciler.core.errors import DiskFull, StoreError
+from reconciler.core.errors import StoreError
 from reconciler.core.state import Passed, Record, TreeSeen
 from reconciler.core.text import printable
 from reconciler.core.trust import TrustState
 from reconciler.ports import Incident, TestReport
-from reconciler.store import atomic
+from reconciler.store import atomic, ledger_database
 
 MAX_INCIDENTS = 5_000
 MAX_HISTORY = 2_000
@@ -41,23 +41,6 @@ MAX_TEXT = 2_000
 REPEAT_SECONDS = 24 * 3600
 _INCIDENT_COUNTS = "incidents/"
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS facts (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS blobs (
-  digest TEXT PRIMARY KEY, size INTEGER NOT NULL, inode INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, verified_at TEXT NOT NULL
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS trees (recipe TEXT PRIMARY KEY, tree TEXT NOT NULL, listing BLOB NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS models (id TEXT PRIMARY KEY, record BLOB NOT NULL, passed BLOB, report BLOB, tested_at TEXT) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS incidents (
-  id INTEGER PRIMARY KEY, at TEXT NOT NULL, last_at TEXT NOT NULL, times INTEGER NOT NULL,
-  kind TEXT NOT NULL, model TEXT NOT NULL, blob TEXT NOT NULL, source TEXT NOT NULL, detail TEXT NOT NULL
-);
-CREATE TABLE IF NOT EXISTS history (
-  id INTEGER PRIMARY KEY, at TEXT NOT NULL, generation INTEGER NOT NULL, actor TEXT NOT NULL, what TEXT NOT NULL, lock TEXT NOT NULL,
-  added BLOB NOT NULL, removed BLOB NOT NULL
-);
-"""
-_VERSION = 1
 _INCIDENT_FIELDS = ("kind", "model", "blob", "source", "detail")
 _T = TypeVar("_T")
 
@@ -121,10 +104,10 @@ class Ledger:
     def reading(cls, path: Path) -> Iterator[Ledger]:
         """Open for reading, without a trace; a missing or damaged ledger reads as an empty one."""
         with contextlib.ExitStack() as stack:
-            connection = _open_readable(path, stack)
+            connection = ledger_database.open_readable(path, stack)
             try:
                 ledger = cls(connection)
-                ledger.damaged = connection is None and _is_not_empty(path)
+                ledger.damaged = connection is None and ledger_database.is_not_empty(path)
                 yield ledger
             finally:
                 if connection is not None:
@@ -147,10 +130,10 @@ class Ledger:
                 return cls._start_new(path, "it is no plain file")
             path.touch(0o644)  # SQLite syncs its name with that of its first journal
         try:
-            return cls(_open_writable(path))
+            return cls(ledger_database.open_writable(path))
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.OperationalError):
-                raise _store_error(error) from error
+                raise ledger_database.store_error(error) from error
             return cls._start_new(path, str(error))
 
     @classmethod
@@ -160,9 +143,9 @@ class Ledger:
         atomic.delete(path.with_name(f"{path.name}-journal"))
         atomic.rename(path, aside)
         try:
-            ledger = cls(_open_writable(path))
+            ledger = cls(ledger_database.open_writable(path))
         except sqlite3.DatabaseError as refused:
-            raise _store_error(refused) from refused
+            raise ledger_database.store_error(refused) from refused
         detail = f"the ledger was damaged ({error}); kept as {aside.name}"
         ledger.log_incident(Incident(kind="crash-recovered", detail=detail), datetime.now(UTC))
         return ledger
@@ -346,7 +329,7 @@ class Ledger:
             try:
                 return self._connection.execute(query, tuple(values)).fetchall()
             except sqlite3.DatabaseError as error:
-                raise _store_error(error) from error
+                raise ledger_database.store_error(error) from error
 
     def _write(self, statement: str, values: Iterable[Any]) -> None:
         if self._connection is None:
@@ -355,73 +338,7 @@ class Ledger:
             try:
                 self._connection.execute(statement, tuple(values))
             except sqlite3.DatabaseError as error:
-                raise _store_error(error) from error
-
-
-def _open_writable(path: Path) -> sqlite3.Connection:
-    # Autocommit: each statement is a transaction of its own, durable when it returns.
-    connection = sqlite3.connect(path, isolation_level=None, timeout=10, check_same_thread=False)
-    try:
-        connection.execute("PRAGMA journal_mode = DELETE")
-        connection.execute("PRAGMA synchronous = EXTRA")  # FULL leaves the journal's deletion unsynced: a commit could be undone
-        connection.executescript(_SCHEMA)
-        connection.execute(f"PRAGMA user_version = {_VERSION}")
-        sound = connection.execute("PRAGMA quick_check(1)").fetchone() == ("ok",)
-    except BaseException:
-        connection.close()
-        raise
-    if not sound:
-        connection.close()
-        raise sqlite3.DatabaseError("its check failed")
-    return connection
-
-
-def _is_not_empty(path: Path) -> bool:
-    """Whether there is more at *path* than what a run left that was cut short at the ledger's beginning."""
-    try:
-        return path.lstat().st_size > 0
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-
-
-def _open_readable(path: Path, stack: contextlib.ExitStack) -> sqlite3.Connection | None:
-    if not path.is_file():
-        return None
-    journal = path.with_name(f"{path.name}-journal")
-    try:
-        return _open_checked(path)
-    except sqlite3.DatabaseError:
-        if not journal.exists():
-            return None
-    import shutil  # as is tempfile, a hundredth of what a plan costs
-    import tempfile
-
-    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="reconcile-")))
-    with contextlib.suppress(OSError, sqlite3.DatabaseError):
-        for part in (path, journal):
-            shutil.copyfile(part, folder / part.name)
-        return _open_checked(folder / path.name, mode="rw")
-    return None
-
-
-def _open_checked(path: Path, mode: str = "ro") -> sqlite3.Connection:
-    quoted = str(path.absolute()).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
-    connection = sqlite3.connect(f"file:{quoted}?mode={mode}", uri=True, isolation_level=None, timeout=10, check_same_thread=False)
-    try:
-        for table in ("facts", "blobs", "trees", "models", "incidents", "history"):
-            connection.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchall()  # noqa: S608  the names stand right here
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-def _store_error(error: sqlite3.Error) -> StoreError:
-    text = str(error)
-    if "full" in text:
-        return DiskFull(f"cannot write the ledger: {text}")
-    hint = "" if isinstance(error, sqlite3.OperationalError) else "run `reconcile apply`: it puts a damaged ledger aside"
-    return StoreError(f"the ledger refused: {text}", hint=hint)
+                raise ledger_database.store_error(error) from error
 
 
 def _decode(value: bytes, kind: Any) -> Any:

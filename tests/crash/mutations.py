@@ -62,10 +62,10 @@ def without(what: str, file: str, statement: str) -> Mutation:
     return once(what, file, statement, "pass")
 
 
-DURABLE, BLOBS, TREES, MADE, LEDGER, OBSERVE, WRITER, KEEPER, FLOOR, LAYOUT, BALLAST = (
+DURABLE, BLOBS, TREES, MADE, LEDGER, DATABASE, OBSERVE, WRITER, KEEPER, FLOOR, LAYOUT, BALLAST = (
     f"reconciler/store/{name}.py"
     for name in (
-        "atomic", "blobs", "trees", "generations", "ledger", "observe", "writer_lock", "housekeeping", "trust_state", "layout", "reserve",
+        "atomic", "blobs", "trees", "generations", "ledger", "ledger_database", "observe", "writer_lock", "housekeeping", "trust_state", "layout", "reserve",
     )
 )  # fmt: skip
 TRUST, DSSE, LOCK, PLAN, GGUF, STRICT = (f"reconciler/core/{name}.py" for name in ("trust", "dsse", "lock", "plan", "gguf", "strict_json"))
@@ -89,6 +89,7 @@ TESTS = {
     TREES: ("unit/test_trees", "adversary/test_archive_leftovers", *_STORE, "adversary/test_store_attacks"),
     MADE: ("unit/test_generations", *_STORE, "adversary/test_store_attacks"),
     LEDGER: ("crash/test_ledger_syncs", "unit/test_ledger", *_STORE),
+    DATABASE: ("crash/test_ledger_syncs", "unit/test_ledger"),
     OBSERVE: ("unit/test_observe", *_STORE, "adversary/test_store_attacks", "laws/test_lifecycle_machine"),
     WRITER: ("unit/test_writer_lock",),
     KEEPER: ("unit/test_store_housekeeping",),
@@ -145,10 +146,10 @@ def _syncs() -> Iterator[Mutation]:
     yield from every("fsync of the folder", KEEPER, r"atomic.sync_folder\(.*\)", "pass")
     yield from every("sync of the generation", MADE, r"atomic.sync_tree\(\w+\)", "pass")
     yield without("sync in blobs._move_to_digest", BLOBS, "atomic.sync_file(fd, 0o444)")
-    yield once("durable ledger", LEDGER, "PRAGMA synchronous = EXTRA", "PRAGMA synchronous = OFF")
-    yield once("sync of the ledger's folder", LEDGER, "PRAGMA synchronous = EXTRA", "PRAGMA synchronous = FULL")
-    yield once("rollback journal of the ledger", LEDGER, "PRAGMA journal_mode = DELETE", "PRAGMA journal_mode = WAL")
-    yield once("journal of the ledger on the disk", LEDGER, "PRAGMA journal_mode = DELETE", "PRAGMA journal_mode = MEMORY")
+    yield once("durable ledger", DATABASE, "PRAGMA synchronous = EXTRA", "PRAGMA synchronous = OFF")
+    yield once("sync of the ledger's folder", DATABASE, "PRAGMA synchronous = EXTRA", "PRAGMA synchronous = FULL")
+    yield once("rollback journal of the ledger", DATABASE, "PRAGMA journal_mode = DELETE", "PRAGMA journal_mode = WAL")
+    yield once("journal of the ledger on the disk", DATABASE, "PRAGMA journal_mode = DELETE", "PRAGMA journal_mode = MEMORY")
 
 
 def _links() -> Iterator[Mutation]:
@@ -235,7 +236,7 @@ def _store() -> Iterator[Mutation]:
     yield once("link of a generation", MADE, "return os.readlink(path) == target", "return bool(os.readlink(path))")
     yield never("damage of a generation apart from a refusal", MADE, "error.errno not in {*_MISSING, errno.EINVAL}")
     yield once("where active leads", MADE, 'if target.parent != Path("generations") or', "if")
-    yield once("check of the ledger", LEDGER, 'fetchone() == ("ok",)', "fetchone() is not None")
+    yield once("check of the ledger", DATABASE, 'fetchone() == ("ok",)', "fetchone() is not None")
     yield without("the lock", FILES, "fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)")
     yield once("the lock of the store", WRITER, "taken = files.lock(fd, timeout_seconds)", "taken = True")
     yield never("the lock of the downloads", STAGING, "not files.lock(fd, _LOCK_SECONDS)")

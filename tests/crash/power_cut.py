@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from reconciler.store import ledger as ledgers
+from reconciler.store import ledger_database
 from tests.crash.scenario import KILLED, UNTOUCHED, Scene, child, effects_of_a_run, interrupted_run
 from tests.storenode import memory
 
@@ -159,11 +159,11 @@ def _careless(path: Path) -> sqlite3.Connection:
     return connection
 
 
-_open_writable = ledgers._open_writable
+_open_writable = ledger_database.open_writable
 WITHOUT: dict[str, Callable[[], contextlib.AbstractContextManager[object]]] = {
     "": contextlib.nullcontext,
     "fsync": lambda: mock.patch.object(os, "fsync", return_value=None),
-    "ledger": lambda: mock.patch.object(ledgers, "_open_writable", _careless),
+    "ledger": lambda: mock.patch.object(ledger_database, "open_writable", _careless),
 }
 
 

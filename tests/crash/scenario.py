@@ -22,7 +22,7 @@ from typing import Any, Self
 
 from reconciler.core.errors import ReconcileError
 from reconciler.core.lock import Lock
-from reconciler.store import ledger as ledgers
+from reconciler.store import ledger_database
 from tests.network import Network
 from tests.storenode import StoreNode
 from tests.twins.content import Files
@@ -103,14 +103,14 @@ class Effects:
         self._real = {name: getattr(os, name) for name in self._names}
         for name, real in self._real.items():
             setattr(os, name, self._counted(name, real))
-        self._connect = ledgers._open_writable
-        ledgers._open_writable = lambda path: _Connection(self._connect(path), self)  # type: ignore[assignment,return-value]
+        self._connect = ledger_database.open_writable
+        ledger_database.open_writable = lambda path: _Connection(self._connect(path), self)  # type: ignore[assignment,return-value]
         return self
 
     def __exit__(self, *_: object) -> None:
         for name, real in self._real.items():
             setattr(os, name, real)
-        ledgers._open_writable = self._connect
+        ledger_database.open_writable = self._connect
 
     def _counted(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def effect(*args: Any, **kwargs: Any) -> Any:

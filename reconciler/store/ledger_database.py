@@ -1,0 +1,116 @@
+"""
+The SQLite database of the ledger: its tables, and how it is opened for reading and for writing.
+
+Rules that hold here:
+
+1. The journal is a rollback journal and not WAL, because readers of a WAL write to its folder and a reader must leave no trace.
+2. Each statement is a transaction of its own and is durable when it returns: ``synchronous=EXTRA`` also syncs the deletion of the
+   journal, without which a power cut could undo a commit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from pathlib import Path
+
+from reconciler.core.errors import DiskFull, StoreError
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS facts (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS blobs (
+  digest TEXT PRIMARY KEY, size INTEGER NOT NULL, inode INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, verified_at TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS trees (recipe TEXT PRIMARY KEY, tree TEXT NOT NULL, listing BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS models (id TEXT PRIMARY KEY, record BLOB NOT NULL, passed BLOB, report BLOB, tested_at TEXT) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS incidents (
+  id INTEGER PRIMARY KEY, at TEXT NOT NULL, last_at TEXT NOT NULL, times INTEGER NOT NULL,
+  kind TEXT NOT NULL, model TEXT NOT NULL, blob TEXT NOT NULL, source TEXT NOT NULL, detail TEXT NOT NULL
+);
+CREATE TABLE IF NOT EXISTS history (
+  id INTEGER PRIMARY KEY, at TEXT NOT NULL, generation INTEGER NOT NULL, actor TEXT NOT NULL, what TEXT NOT NULL, lock TEXT NOT NULL,
+  added BLOB NOT NULL, removed BLOB NOT NULL
+);
+"""
+_SCHEMA_VERSION = 1
+
+
+def open_writable(path: Path) -> sqlite3.Connection:
+    """
+    Open the database at *path*, made if it is missing, and check it.
+
+    Raises:
+        sqlite3.OperationalError: the system refuses.
+        sqlite3.DatabaseError: it is damaged, or is no database.
+    """
+    # Autocommit: each statement is a transaction of its own, durable when it returns.
+    connection = sqlite3.connect(path, isolation_level=None, timeout=10, check_same_thread=False)
+    try:
+        connection.execute("PRAGMA journal_mode = DELETE")
+        connection.execute("PRAGMA synchronous = EXTRA")  # FULL leaves the journal's deletion unsynced: a commit could be undone
+        connection.executescript(SCHEMA)
+        connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
+        sound = connection.execute("PRAGMA quick_check(1)").fetchone() == ("ok",)
+    except BaseException:
+        connection.close()
+        raise
+    if not sound:
+        connection.close()
+        raise sqlite3.DatabaseError("its check failed")
+    return connection
+
+
+def is_not_empty(path: Path) -> bool:
+    """Whether there is more at *path* than a run leaves that was killed while it made the database."""
+    try:
+        return path.lstat().st_size > 0
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def open_readable(path: Path, stack: contextlib.ExitStack) -> sqlite3.Connection | None:
+    """
+    Open the database at *path* for reading, without a trace; return None where it is missing or damaged.
+
+    After a crash the journal beside it must be applied before anything is read, which only a writer may do. A reader then reads a copy
+    to which it was applied, in a folder that *stack* deletes.
+    """
+    if not path.is_file():
+        return None
+    journal = path.with_name(f"{path.name}-journal")
+    try:
+        return _open_checked(path)
+    except sqlite3.DatabaseError:
+        if not journal.exists():
+            return None
+    import shutil  # as is tempfile, a hundredth of what a plan costs
+    import tempfile
+
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="reconcile-")))
+    with contextlib.suppress(OSError, sqlite3.DatabaseError):
+        for part in (path, journal):
+            shutil.copyfile(part, folder / part.name)
+        return _open_checked(folder / path.name, mode="rw")
+    return None
+
+
+def _open_checked(path: Path, mode: str = "ro") -> sqlite3.Connection:
+    """Open an existing database, and read a row of each table; damage in the others is found by its writer."""
+    quoted = str(path.absolute()).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+    connection = sqlite3.connect(f"file:{quoted}?mode={mode}", uri=True, isolation_level=None, timeout=10, check_same_thread=False)
+    try:
+        for table in ("facts", "blobs", "trees", "models", "incidents", "history"):
+            connection.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchall()  # noqa: S608  the names stand right here
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def store_error(error: sqlite3.Error) -> StoreError:
+    """Return what the database refused as an error of the store."""
+    text = str(error)
+    if "full" in text:
+        return DiskFull(f"cannot write the ledger: {text}")
+    hint = "" if isinstance(error, sqlite3.OperationalError) else "run `reconcile apply`: it puts a damaged ledger aside"
+    return StoreError(f"the ledger refused: {text}", hint=hint)
