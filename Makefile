@@ -4,14 +4,31 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadgroup
+# Whatever starts no engine and no downloader: rules, properties, and each port's contract for its memory twin and its adapter.
+FAST := tests/unit tests/laws tests/contract
+ONE_REAL_PATH := tests/functional/test_main_job.py::test_a_model_is_downloaded_verified_tested_and_served
 
-.PHONY: demo test check fuzz crash bench gpu-check lock-requirements clean
+.PHONY: demo test test-fast test-pythons format check fuzz crash bench gpu-check lock-requirements clean
 
 demo: $(READY)
 	$(BIN)/reconcile demo
 
+# Everything, side by side: about five minutes on two cores.
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+# Under a minute: FAST and one real path from end to end. Left out are the tests marked slow, and the folders adversary, crash and functional.
+test-fast: $(READY)
+	RECONCILE_FUZZ=5000 $(PYTEST) -q -m "not slow" $(FAST) $(ONE_REAL_PATH)
+
+# FAST on each other supported Python that is installed here, without llama-cpp-python, which would be compiled anew for each.
+test-pythons: requirements.lock
+	@RECONCILE_FUZZ=5000 sh .ci/pythons.sh -q -n auto -m "not slow" $(FAST)
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
 
 # What CI runs beside the tests: types, style, the direction of imports, and that the committed lock is what its snapshot compiles to.
 check: $(READY)
@@ -21,6 +38,7 @@ check: $(READY)
 	$(BIN)/lint-imports
 	$(BIN)/reconcile lock --check
 
+# A million mutated envelopes; `make test` tries twenty thousand.
 fuzz: $(READY)
 	RECONCILE_FUZZ=1000000 $(BIN)/python -m pytest tests/laws/test_trust_laws.py -k mutat
 
@@ -46,4 +64,4 @@ lock-requirements: $(READY)
 	  --upgrade --quiet -o requirements.lock
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) $(VENV)-3.* .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

@@ -14,6 +14,11 @@ from tests.node import Node, tiny
 os.umask(0o022)  # with 002, the folders that tests make could be changed by a group, and the settings in them would be refused
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One worker more than cores: many tests wait for a disk or for a server that keeps them waiting."""
+    return len(os.sched_getaffinity(0)) + 1
+
+
 @pytest.fixture
 def server() -> Iterator[Server]:
     """A real HTTP server on this machine."""

@@ -156,23 +156,25 @@ def test_a_child_cannot_leave_a_process_behind(mode: Mode) -> None:
     assert ended.word["refused"] == "PermissionError"
 
 
-def test_a_servers_process_in_a_session_of_its_own_ends_with_the_namespace() -> None:
+def test_a_servers_process_in_a_session_of_its_own_ends_with_the_namespace(tmp_path: Path) -> None:
     working("bubblewrap")
-    before = _sandboxed_processes()
     ended = choose._sandbox("bubblewrap").run(
-        SandboxJob(module="tests.children.misbehave", job={"way": "fork"}, seconds=PATIENCE, read=(TOP / "tests",), server=True)
+        SandboxJob(
+            module="tests.children.misbehave", job={"way": "fork"}, seconds=PATIENCE, read=(TOP / "tests",), write=tmp_path, server=True
+        )
     )
     assert ended.word is not None
     assert ended.word["refused"] == ""
-    assert outliving(_sandboxed_processes() - before) == []
+    assert outliving(_sandboxed_processes(tmp_path)) == []
 
 
-def _sandboxed_processes() -> set[int]:
-    """Processes that run our bootstrap, whoever their parent is by now; other runs on this machine have theirs."""
+def _sandboxed_processes(folder: Path) -> set[int]:
+    """Processes that run our bootstrap and may write to *folder*, whoever their parent is by now; other tests have others."""
     found = set()
     for process in psutil.process_iter():
         try:
-            if confine.BOOTSTRAP in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE:
+            words = process.cmdline()
+            if confine.BOOTSTRAP in words and any(str(folder) in word for word in words) and process.status() != psutil.STATUS_ZOMBIE:
                 found.add(process.pid)
         except psutil.Error:
             continue

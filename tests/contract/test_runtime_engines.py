@@ -15,6 +15,8 @@ from tests import gguf_files as files
 from tests.demand import needs_bubblewrap
 from tests.jobs import make_tester
 
+pytestmark = pytest.mark.slow
+
 TEMPLATE = "{% for message in messages %}[{{ message['role'] }}] {{ message['content'] }}{% endfor %}[assistant] "
 SERVER = [sys.executable, "-m", "llama_cpp.server", "--model", "{model}", "--host", "127.0.0.1", "--port", "{port}", "--n_ctx", "256"]
 ENGINES = ("llama-cpp", "openai")

@@ -281,7 +281,7 @@ Life.TestCase.settings = settings(
     phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink],  # explaining takes minutes here
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
-TestLife = Life.TestCase
+TestLife = pytest.mark.slow(Life.TestCase)
 
 
 def test_what_a_member_of_another_models_archive_is_made_of_stays_when_a_model_goes_to_cold_storage(tmp_path: Path) -> None:

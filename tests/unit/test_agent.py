@@ -544,6 +544,7 @@ def test_no_blob_stays_unchecked_longer_than_asked(ages: list[float], steps: lis
 # -- staying
 
 
+@pytest.mark.slow
 def test_two_hundred_cycles_leave_nothing_behind(tmp_path: Path) -> None:
     outcomes: list[Did] = [0, 2, StoreBusy("busy"), StoreError("no disk"), Expired("over"), OSError(5, "broken"), 0, 0]
     world = World(tmp_path, outcomes * 25)

@@ -93,6 +93,7 @@ def test_an_index_that_is_gone_is_not_healthy(tmp_path: Path) -> None:
     assert hooks(tmp_path / "gone", EventLog(), healthy="pass").healthy(MADE).startswith("could not be started: ")
 
 
+@pytest.mark.slow
 def test_a_slow_command_ends_with_all_that_it_started(index: Path, tmp_path: Path) -> None:
     script = f"sleep 600 & echo $$ $! > {tmp_path}/pids; wait"
     commands = commands_of(index, EventLog(), healthy=("/bin/sh", "-c", script), seconds=3.0)
