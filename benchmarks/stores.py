@@ -12,8 +12,8 @@ from typing import Any
 import msgspec
 
 from reconciler import settings as settings_
-from reconciler.commands import load_lock, node_facts
 from reconciler.commands import lock as lock_command
+from reconciler.commands.context import NodeContext, from_settings, measure_node
 from reconciler.core import lock as locks
 from reconciler.core import plan as plans
 from reconciler.core.state import ActiveModel, Passed, Record
@@ -35,11 +35,9 @@ def full(folder: Path, models: int) -> settings_.Settings:
     (folder / "root.json").write_bytes(signed.root())
     (folder / "published.json").write_bytes(signed.snapshot(*(_model(signed, number) for number in range(models))))
     settings = settings_.decode((folder / "reconcile.toml").read_bytes(), folder)
-    now = datetime.now(UTC)
-    with lock_command.open_store(settings) as ledger:
-        heard = lock_command.fetch_snapshot(settings, "", now)
-        lock_command.accept_snapshot(settings, heard, ledger, now)
-    _fill(settings, heard.verified_lock.lock, now)
+    context = from_settings(settings)
+    fetched = lock_command.update_lock(context)
+    _fill(context, fetched.verified_lock.lock, datetime.now(UTC))
     return settings
 
 
@@ -56,8 +54,8 @@ def _bytes(number: int, part: int) -> bytes:
     return f"{number}/{part}".encode() * 8
 
 
-def _fill(settings: settings_.Settings, lock: locks.Lock, now: datetime) -> None:
-    layout, node = load_lock.store_layout(settings), node_facts.measure_node(settings)
+def _fill(context: NodeContext, lock: locks.Lock, now: datetime) -> None:
+    layout, node = context.layout, measure_node(context)
     contents = {f"sha256:{hashlib.sha256(data).hexdigest()}": data for n in range(len(lock.model)) for data in (_bytes(n, 0), _bytes(n, 1))}
     for name, data in contents.items():
         path = layout.blob(name)

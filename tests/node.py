@@ -22,6 +22,7 @@ from typing import Any
 from msgspec import Struct
 
 from reconciler import cli, settings
+from reconciler.commands.context import Clock, NodeContext, from_settings, wall_clock
 from reconciler.demo import models
 from reconciler.demo.server import Server
 from reconciler.ports import Event
@@ -112,9 +113,9 @@ class Node:
         """Return what is written of everything in quarantine."""
         return [json.loads(path.read_bytes()) for path in sorted((self.store / "quarantine").glob("*/record.json"))]
 
-    def settings(self) -> settings.Settings:
-        """Return the settings as the commands read them."""
-        return settings.decode((self.folder / "reconcile.toml").read_bytes(), self.folder)
+    def context(self, clock: Clock = wall_clock) -> NodeContext:
+        """Return the settings as the commands get them."""
+        return from_settings(settings.decode((self.folder / "reconcile.toml").read_bytes(), self.folder), clock=clock)
 
 
 def run(*arguments: str) -> Ran:

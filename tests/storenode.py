@@ -93,7 +93,7 @@ class StoreNode(SnapshotAuthor):
             hooks=self.hooks,
             fetcher=StagingFetcher(self.layout.staging, self.internet),
             tester=self.tester,
-            report=wiring._historian(self.heard, ledger, wanted.snapshot.digest, "apply", self.clock),
+            report=wiring.with_history(self.heard, ledger, wanted.snapshot.digest, "apply", self.clock),
             now=self.clock,
             tree_path=self.layout.tree,
             active_path=path_of,

@@ -49,8 +49,8 @@ def agent(
       reconcile agent --once --metrics-file /var/lib/node_exporter/reconcile.prom
     """
     from reconciler.agent.loop import Agent, AgentOptions
-    from reconciler.agent.signals import Wakeup
-    from reconciler.commands.options import Options
+    from reconciler.agent.service import Wakeup
+    from reconciler.commands.context import RunOptions
 
     if metrics_file is not None:
         shell.output(metrics_file)
@@ -58,17 +58,17 @@ def agent(
         interval_seconds=interval,
         metrics_file=metrics_file.absolute() if metrics_file else None,
         metrics_port=metrics_port,
-        run=Options(locked=locked, offline=offline),
+        run=RunOptions(locked=locked, offline=offline),
     )
     with shell.reporter() as report, Wakeup() as wakeup:
-        made = Agent(shell.settings, report, wakeup, options)
+        made = Agent(shell.node, report, wakeup, options)
         if not once:
             made.run()
             return 0
-        ended = made.once()
-    if ended.error is not None:
-        raise ended.error
-    return 3 if ended.outcome == "models-failed" else 0
+        result = made.once()
+    if result.error is not None:
+        raise result.error
+    return 3 if result.outcome == "models-failed" else 0
 
 
 @click.command()
@@ -87,7 +87,7 @@ def doctor(shell: CommandContext, *, offline: bool) -> int:
     """
     from reconciler.commands import doctor as examining
 
-    found = examining.examine(shell.settings, offline=offline)
+    found = examining.examine(shell.node, offline=offline)
 
     def show(to: Console) -> None:
         from rich.text import Text

@@ -25,6 +25,7 @@ from reconciler.core.errors import LockMismatch, ReconcileError, SettingsError, 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from reconciler.commands.context import NodeContext
     from reconciler.ports import Event, Reporter
     from reconciler.report.events_json import JsonLines
     from reconciler.report.terminal import Lines
@@ -73,6 +74,12 @@ class CommandContext:
                 found = settings.decode(_read(path, lambda path: files.read_trusted(path, uid)), path.parent, str(path))
             found.check_trusted(uid)
         return found
+
+    def node(self) -> NodeContext:
+        """Return the settings that hold here as values, for the functions of ``commands``."""
+        from reconciler.commands import context
+
+        return context.from_settings(self.settings())
 
     def output(self, path: Path) -> None:
         """
@@ -152,7 +159,7 @@ class CommandContext:
                     raise into.failure
 
     def _events(self, stream: IO[str]) -> JsonLines:
-        from reconciler.commands.options import wall_clock
+        from reconciler.commands.context import wall_clock
         from reconciler.report import events_json
 
         return events_json.JsonLines(stream, wall_clock)

@@ -67,7 +67,7 @@ JSON = click.option("--json", "as_json", is_flag=True, help="JSON on standard ou
 
 def now() -> datetime:
     """Return the instant."""
-    from reconciler.commands.options import wall_clock
+    from reconciler.commands.context import wall_clock
 
     return wall_clock()
 

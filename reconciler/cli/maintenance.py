@@ -38,15 +38,15 @@ def verify(shell: CommandContext, *, repair: bool, sample: float, limit: int, lo
 
     from reconciler.commands import apply
     from reconciler.commands import verify as verifying
-    from reconciler.commands.options import Options
+    from reconciler.commands.context import RunOptions
     from reconciler.core import units
 
-    settings = shell.settings()
+    node = shell.node()
     with shell.reporter(stream=False) as report:
-        found = verifying.verify(settings, report, sample=sample, rate=limit, progress=True, lock_timeout_seconds=lock_timeout)
+        found = verifying.verify(node, report, sample=sample, rate=limit, progress=True, lock_timeout_seconds=lock_timeout)
         if found.damage and repair:
-            outcome = apply.apply(settings, report, Options(lock_timeout_seconds=lock_timeout), actor="verify --repair")
-            again = verifying.verify(settings, report, lock_timeout_seconds=lock_timeout)
+            outcome = apply.apply(node, report, RunOptions(lock_timeout_seconds=lock_timeout), actor="verify --repair")
+            again = verifying.verify(node, report, lock_timeout_seconds=lock_timeout)
             found = msgspec.structs.replace(found, repaired=not again.damage and not outcome.failed)
 
     def show(to: Console) -> None:
@@ -75,8 +75,8 @@ def gc(shell: CommandContext, *, dry_run: bool, at_most: int | None, lock_timeou
     from reconciler.commands import maintenance
     from reconciler.core import units
 
-    settings = shell.settings()
-    gone = maintenance.garbage(settings) if dry_run else maintenance.gc(settings, at_most=at_most, lock_timeout_seconds=lock_timeout)
+    node = shell.node()
+    gone = maintenance.garbage(node) if dry_run else maintenance.gc(node, at_most=at_most, lock_timeout_seconds=lock_timeout)
     total = sum(one.bytes for one in gone)
 
     def show(to: Console) -> None:
@@ -111,7 +111,7 @@ def rollback(shell: CommandContext, *, number: int | None, lock_timeout: float) 
     from reconciler.commands import maintenance
 
     with shell.reporter(stream=False) as report:
-        made = maintenance.rollback(shell.settings(), report, number, lock_timeout_seconds=lock_timeout)
+        made = maintenance.rollback(shell.node(), report, number, lock_timeout_seconds=lock_timeout)
     shell.document(
         {"schema": 1, "generation": made.number, "models": sorted(made.entries)},
         lambda to: to.print(f"generation {made.number} is active: {', '.join(sorted(made.entries)) or 'no model'}", markup=False),
@@ -129,7 +129,7 @@ def history(shell: CommandContext, *, count: int) -> None:
     from reconciler.commands import status
     from reconciler.core import units
 
-    changes = status.history(shell.settings(), count)
+    changes = status.history(shell.node(), count)
 
     def show(to: Console) -> None:
         for one in changes:
@@ -153,7 +153,7 @@ def incidents(shell: CommandContext, *, count: int, lines: bool) -> None:
     from reconciler.core import units
     from reconciler.report.text import short
 
-    found = status.incidents(shell.settings(), count)
+    found = status.incidents(shell.node(), count)
     if lines:
         for one in found:
             click.echo(msgspec.json.encode(one).decode())
@@ -178,7 +178,7 @@ def retry(shell: CommandContext, *, model: str, lock_timeout: float) -> None:
     """Forget that MODEL failed: the next apply begins with it anew."""
     from reconciler.commands import maintenance
 
-    maintenance.retry(shell.settings(), model, lock_timeout_seconds=lock_timeout)
+    maintenance.retry(shell.node(), model, lock_timeout_seconds=lock_timeout)
     shell.document({"schema": 1, "model": model}, lambda to: to.print(f"{model} begins anew with the next apply", markup=False))
 
 
@@ -191,11 +191,11 @@ def trust() -> None:
 @common()
 def trust_show(shell: CommandContext) -> None:
     """Show the trusted root, its keys and thresholds, and the newest snapshot ever accepted."""
-    from reconciler.commands import load_lock, lock
+    from reconciler.commands import node_trust
     from reconciler.core import units
 
-    settings = shell.settings()
-    root, trust_state = load_lock.trusted_root(settings), lock.read_trust_state(settings)
+    node = shell.node()
+    root, trust_state = node_trust.trusted_root(node), node_trust.read_trust_state(node)
 
     def show(to: Console) -> None:
         to.print(f"network {root.network}, root {root.version}, good until {units.rfc3339(root.expires_at)}", markup=False)
@@ -224,11 +224,12 @@ def trust_update(shell: CommandContext, *, sources: tuple[str, ...], lock_timeou
     \b
       reconcile trust update 2.root.json 3.root.json
     """
-    from reconciler.commands import lock
+    from reconciler.commands import node_trust
+    from reconciler.commands.context import hold_store
 
-    settings = shell.settings()
-    with lock.open_store(settings, timeout_seconds=lock_timeout) as ledger:
-        root = lock.apply_roots(settings, sources, ledger)
+    node = shell.node()
+    with hold_store(node, timeout_seconds=lock_timeout) as ledger:
+        root = node_trust.apply_roots(node, sources, ledger)
     shell.document(
         {"schema": 1, "network": root.network, "version": root.version},
         lambda to: to.print(f"root {root.version} of {root.network} is trusted now", markup=False),
@@ -245,14 +246,13 @@ def trust_init(shell: CommandContext, *, yes: bool) -> None:
     For a store whose record was lost. Make sure first that the lock is the network's current one: an older one would be accepted.
     """
     from reconciler.commands import init
-    from reconciler.commands.options import wall_clock
 
-    settings = shell.settings()
-    for line in init.describe_anchor(settings):
+    node = shell.node()
+    for line in init.describe_anchor(node):
         shell.people.print(line, markup=False)
     if not yes:
         shell.insist("Is this the network's root, and models.lock its current one?")
-    made = init.reset_trust_state(settings, wall_clock())
+    made = init.reset_trust_state(node)
     shell.document(made, lambda to: to.print(f"the record begins at snapshot {made.version}", markup=False))
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from reconciler.apply.run import Outcome
-    from reconciler.commands.options import Options
+    from reconciler.commands.context import RunOptions
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 LOCK_TIMEOUT = click.option("--lock-timeout", type=Seconds(), default=0.0, metavar="TIME", help="Wait so long for another run, as in 30s.")
@@ -25,12 +25,12 @@ OFFLINE = click.option("--offline", is_flag=True, help="Touch no network at all.
 YES = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 
 
-def _options(**given: object) -> Options:
+def _options(**given: object) -> RunOptions:
     import msgspec
 
-    from reconciler.commands.options import Options
+    from reconciler.commands.context import RunOptions
 
-    return msgspec.convert(given, Options, strict=True)
+    return msgspec.convert(given, RunOptions, strict=True)
 
 
 @click.command()
@@ -69,18 +69,16 @@ def lock(shell: CommandContext, *, source: str, check: bool, lock_timeout: float
       reconcile lock
       reconcile lock --check      in CI: is the committed lock what the snapshot compiles to?
     """
-    from reconciler.commands import apply as apply_command
     from reconciler.commands import lock as lock_command
-    from reconciler.commands.options import wall_clock
     from reconciler.core import units
 
-    settings = shell.settings()
+    node = shell.node()
     if check:
-        same = lock_command.is_lock_current(settings, source, wall_clock())
+        same = lock_command.is_lock_current(node, source)
         shell.document({"changes": not same}, lambda to: to.print("models.lock is up to date" if same else "models.lock would change"))
         return 0 if same else 2
-    heard = apply_command.update_lock(settings, source, patience_seconds=lock_timeout)
-    found, changes = heard.verified_lock, heard.changes
+    fetched = lock_command.update_lock(node, source, lock_timeout_seconds=lock_timeout)
+    found, changes = fetched.verified_lock, fetched.changes
     header = found.lock.snapshot
     network_name, count = found.lock.network, len(found.lock.model)
     held = f"snapshot {header.version} of {network_name}, {units.count(count, 'model')}"
@@ -121,7 +119,7 @@ def plan(
 
     if out is not None:
         shell.output(out)
-    made = apply_command.preview(shell.settings(), _options(only=only, excluded=excluded, locked=locked, offline=offline)).plan
+    made = apply_command.preview(shell.node(), _options(only=only, excluded=excluded, locked=locked, offline=offline)).plan
     if out is not None:
         shell.save(out, plans.encode(made))
 
@@ -167,17 +165,17 @@ def apply(
     from reconciler.core import plan as plans
     from reconciler.report import terminal
 
-    settings = shell.settings()
+    node = shell.node()
     options = _options(only=only, excluded=excluded, locked=locked, offline=offline, lock_timeout_seconds=lock_timeout)
     saved = plans.decode(planfile.read_bytes()) if planfile else None
     if saved is None and not yes:
-        made = apply_command.preview(settings, options).plan
+        made = apply_command.preview(node, options).plan
         if made.changes and not shell.quiet:
             terminal.plan(shell.people, made)
         if made.changes and shell.has_person:
             shell.ask("Carry this out?")
     with shell.reporter() as report:
-        return _code(apply_command.apply(settings, report, options, saved=saved))
+        return _code(apply_command.apply(node, report, options, saved=saved))
 
 
 def _code(outcome: Outcome) -> int:
@@ -206,7 +204,7 @@ def sync(
 
     options = _options(only=only, excluded=excluded, locked=locked, offline=offline, lock_timeout_seconds=lock_timeout)
     with shell.reporter() as report:
-        return _code(apply_command.sync(shell.settings(), report, options))
+        return _code(apply_command.sync(shell.node(), report, options))
 
 
 @click.command()
@@ -224,8 +222,8 @@ def status(shell: CommandContext, *, model: str | None) -> None:
     from reconciler.commands import status as status_command
     from reconciler.core import units
 
-    settings = shell.settings()
-    found = status_command.status(settings, model or "")
+    node = shell.node()
+    found = status_command.status(node, model or "")
     again = f"with the next sync{', at ' + units.rfc3339(found.next_sync_at) if found.next_sync_at else ''}"
 
     def show(to: Console) -> None:
@@ -238,7 +236,7 @@ def status(shell: CommandContext, *, model: str | None) -> None:
             to.print(f"warning: nothing new is installed: {plain(found.refused)}", style="bold yellow", markup=False)
         terminal.models(to, found.models)
         if model:
-            terminal.explained(to, found.models[0], settings.store_path, again)
+            terminal.explained(to, found.models[0], node.layout.root, again)
         elif any(one.state in {"failed", "pending"} for one in found.models):
             to.print(f"failed and pending models are tried again {again}", markup=False)
         for drifted in found.drift:

@@ -1,7 +1,8 @@
 """
-The composition root: settings in, ports wired, one function for each thing that a person can ask for.
+One function for each thing that a person can ask of a node, and the values and adapters that they need.
 
-``confirm`` turns files into a lock that may be acted on, ``network`` hears snapshots and roots, ``wiring`` joins adapters to ports,
-``run`` is plan, apply and sync, ``look`` is what reads, ``upkeep`` what tidies, ``agent`` what repeats, ``doctor`` what examines.
-Only this package knows adapters; each is imported when it is used, so that a plan loads no downloader and no engine.
+``context`` turns settings into values and holds the store; ``documents`` reads signed documents; ``node_trust`` is what the node trusts;
+``lock`` fetches a snapshot and writes ``models.lock``; ``load_lock`` verifies the committed lock; ``wiring`` connects adapters to ports;
+``apply`` is plan, apply and sync; ``status`` reads; ``verify`` hashes; ``maintenance`` is gc, rollback and retry; ``doctor`` checks.
+Only this package and ``agent`` know adapters; each is imported when it is used, so that a plan loads no downloader and no engine.
 """

@@ -1,8 +1,12 @@
 """
 Plan, apply, sync: the main job.
 
-A plan holds nothing and leaves no trace. An apply holds the store, confirms the lock again, raises the floor, makes its own plan
-under the hold, and carries that out: what a person saw before is compared, never trusted.
+Rules that hold here:
+
+1. A plan does not hold the store and leaves no trace.
+2. An apply holds the store, verifies the lock again, advances the trust state, makes its own plan and carries that out.
+   A plan that was made before is compared with it, never trusted.
+3. A snapshot that cannot be fetched is a warning: the last accepted lock is applied.
 """
 
 from __future__ import annotations
@@ -13,10 +17,10 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec import Struct
 
-from reconciler.commands import load_lock, node_facts
+from reconciler.commands import load_lock, node_trust
 from reconciler.commands import lock as lock_command
+from reconciler.commands.context import Clock, NodeContext, RunOptions, hold_store, measure_node
 from reconciler.commands.load_lock import VerifiedLock
-from reconciler.commands.options import Clock, Options, wall_clock
 from reconciler.core import plan as plans
 from reconciler.core.errors import FetchError, ReconcileError, RuntimeMissing, UsageError
 from reconciler.core.lock import Lock
@@ -24,14 +28,13 @@ from reconciler.core.node import NodeFacts, Policy
 from reconciler.core.plan import Plan
 from reconciler.core.state import NodeState
 from reconciler.ports import Event, Incident, Notice, Reporter
-from reconciler.settings import Settings
 from reconciler.store import observe, trust_state
 from reconciler.store.ledger import Ledger
 
 if TYPE_CHECKING:
     from reconciler.apply.run import Outcome
 
-_OPTIONS = Options()
+_OPTIONS = RunOptions()
 
 
 class Preview(Struct, frozen=True, kw_only=True):
@@ -44,7 +47,7 @@ class Preview(Struct, frozen=True, kw_only=True):
     policy: Policy
 
 
-def preview(settings: Settings, options: Options = _OPTIONS, *, clock: Clock = wall_clock) -> Preview:
+def preview(context: NodeContext, options: RunOptions = _OPTIONS) -> Preview:
     """
     Return what ``apply`` would do now. Changes nothing.
 
@@ -52,24 +55,24 @@ def preview(settings: Settings, options: Options = _OPTIONS, *, clock: Clock = w
         TrustError: the lock may not be acted on now.
         StoreError: the store cannot be read.
     """
-    now = clock()
-    found = load_lock.load_verified_lock(settings)
-    layout = load_lock.store_layout(settings)
+    now, layout = context.clock(), context.layout
+    found = load_lock.load_verified_lock(context)
     with Ledger.reading(layout.ledger) as ledger:
-        found.check_fresh(trust_state.read(layout, ledger), now)
+        found.check_fresh(trust_state.read(layout, ledger), now=now, limits=context.limits)
         state = observe.node_state(layout, ledger)
-    return _preview(settings, options, found, state, now)
+    return _preview(context, options, found, state, now)
 
 
-def _preview(settings: Settings, options: Options, found: VerifiedLock, state: NodeState, now: datetime) -> Preview:
-    _refuse_strangers(options, {*(model.id for model in found.lock.model), *state.records, *state.active.entries})
-    node, policy = node_facts.measure_node(settings), _policy(settings, options)
+def _preview(context: NodeContext, options: RunOptions, found: VerifiedLock, state: NodeState, now: datetime) -> Preview:
+    _refuse_unknown_models(options, {*(model.id for model in found.lock.model), *state.records, *state.active.entries})
+    node = measure_node(context)
+    policy = msgspec.structs.replace(context.policy, only=options.only, excluded=options.excluded)
     made = plans.diff(found.lock, found.lock_digest, state, node, policy, now=now)
     return Preview(plan=made, verified_lock=found, state=state, node=node, policy=policy)
 
 
-def _refuse_strangers(options: Options, known: set[str]) -> None:
-    """Refuse a model id on the command line that nobody knows: a typo would be a silent success."""
+def _refuse_unknown_models(options: RunOptions, known: set[str]) -> None:
+    """Refuse a model id on the command line that is not among *known*: a typing error would be a silent success."""
     for model in (*options.only, *options.excluded):
         if model not in known:
             import difflib
@@ -78,21 +81,11 @@ def _refuse_strangers(options: Options, known: set[str]) -> None:
             raise UsageError(f"there is no model {model!r}", hint=f"did you mean {near[0]!r}?" if near else "`reconcile status` lists them")
 
 
-def _policy(settings: Settings, options: Options) -> Policy:
-    return msgspec.structs.replace(settings.policy, only=options.only, excluded=options.excluded)
-
-
 def apply(
-    settings: Settings,
-    report: Reporter,
-    options: Options = _OPTIONS,
-    *,
-    saved: Plan | None = None,
-    actor: str = "apply",
-    clock: Clock = wall_clock,
+    context: NodeContext, report: Reporter, options: RunOptions = _OPTIONS, *, saved: Plan | None = None, actor: str = "apply"
 ) -> Outcome:
     """
-    Carry out what the lock asks for, and return how it ended.
+    Carry out what the lock asks for, and return the outcome. *actor* is what the history names as its cause.
 
     Raises:
         TrustError: the lock may not be acted on now; what is active stays active.
@@ -102,31 +95,32 @@ def apply(
     from reconciler.apply import run as applying
     from reconciler.commands import wiring  # the downloader and the engines come with it, and a plan needs neither
 
-    with lock_command.open_store(settings, timeout_seconds=options.lock_timeout_seconds) as ledger:
-        now = clock()
-        report = _logged(report, ledger, clock)
-        found = _raised(settings, ledger, now)
-        layout = load_lock.store_layout(settings)
+    with hold_store(context, timeout_seconds=options.lock_timeout_seconds) as ledger:
+        now = context.clock()
+        report = _with_incidents_logged(report, ledger, context.clock)
+        found = _accept_lock(context, ledger, now)
         if saved is not None and saved.lock == found.lock_digest:  # it is carried out as it was asked for
             options = msgspec.structs.replace(options, excluded=(*options.excluded, *plans.excluded_models(saved)))
-        seen = _preview(settings, options, found, observe.node_state(layout, ledger), now)
+        seen = _preview(context, options, found, observe.node_state(context.layout, ledger), now)
         if saved is not None:
             plans.check_fresh(saved, seen.plan)
         _refuse_without_runtime(seen.plan, found.lock, seen.node)
-        with wiring.ports(settings, options, found, ledger, report, actor, clock) as ports:
+        with wiring.ports(context, options, found, ledger, report, actor) as ports:
             return applying.execute(seen.plan, found.lock, seen.state, seen.node, seen.policy, ports)
 
 
-def _raised(settings: Settings, ledger: Ledger, now: datetime) -> VerifiedLock:
-    with lock_command.log_trust_errors(ledger, now):
-        found = load_lock.load_verified_lock(settings)
-        lock_command.record_accepted(settings, found, ledger, now)
-    load_lock.cache_verified_lock(settings, found)
+def _accept_lock(context: NodeContext, ledger: Ledger, now: datetime) -> VerifiedLock:
+    """Return the committed lock, verified, and recorded as the newest accepted one before anything is done with it."""
+    with node_trust.refusals_logged(ledger, now):
+        files = load_lock.read_files(context)
+        found = load_lock.verify_files(context, files)
+        node_trust.record_accepted(context, found.verified, found.root, ledger, now)
+    load_lock.cache_verified_lock(context, files, found)
     return found
 
 
-def _logged(report: Reporter, ledger: Ledger, clock: Clock) -> Reporter:
-    """Return a reporter that also keeps incidents."""
+def _with_incidents_logged(report: Reporter, ledger: Ledger, clock: Clock) -> Reporter:
+    """Return a reporter that also writes incidents to the ledger."""
 
     def both(event: Event) -> None:
         if isinstance(event, Incident):
@@ -140,45 +134,26 @@ def _logged(report: Reporter, ledger: Ledger, clock: Clock) -> Reporter:
 
 
 def _refuse_without_runtime(made: Plan, lock: Lock, node: NodeFacts) -> None:
-    """Refuse a run that could install nothing at all for want of an engine: one missing extra, not a hundred unfit models."""
+    """Refuse a run that can install nothing at all because no engine is installed: one error, not one for each of a hundred models."""
     wanted = {model.runtime.engine for model in lock.model if model.state == "enabled"}
     if wanted and not wanted & node.engines.keys() and all(change.op in {"reject", "keep"} for change in made.models):
         names = ", ".join(sorted(wanted))
-        raise RuntimeMissing(f"no engine is installed that the network's models need: {names}")
+        raise RuntimeMissing(f"none of the engines that the snapshot's models need is installed: {names}")
 
 
-def sync(settings: Settings, report: Reporter, options: Options = _OPTIONS, *, actor: str = "sync", clock: Clock = wall_clock) -> Outcome:
+def sync(context: NodeContext, report: Reporter, options: RunOptions = _OPTIONS, *, actor: str = "sync") -> Outcome:
     """
-    Hear the network, then apply. A network that does not answer is a warning: the last known lock is applied.
+    Fetch the latest snapshot, then apply it.
 
     Raises:
-        TrustError: what the network's address holds is not its word, or the last known lock may not be acted on.
+        TrustError: the document at the snapshot's address is not one that the network signed, or the last lock may not be acted on.
         and whatever ``apply`` raises.
     """
     if not (options.locked or options.offline):
         try:
-            update_lock(settings, clock=clock, patience_seconds=options.lock_timeout_seconds)
+            lock_command.update_lock(context, lock_timeout_seconds=options.lock_timeout_seconds)
         except FetchError as error:
-            if not lock_command.has_usable_lock(settings):
+            if not load_lock.has_verified_lock(context):
                 raise
             report(Notice(level="warning", text=f"the network does not answer ({error.message}); the last known lock stays"))
-    return apply(settings, report, options, actor=actor, clock=clock)
-
-
-def update_lock(
-    settings: Settings, source: str = "", *, clock: Clock = wall_clock, patience_seconds: float = 0.0
-) -> lock_command.FetchedSnapshot:
-    """
-    Hear the snapshot at *source*, or at the settings' place, and make it the node's own.
-
-    Raises:
-        FetchError: nobody answers; what was accepted before stays.
-        TrustError: what is there is not the network's word.
-    """
-    now = clock()
-    with lock_command.open_store(settings, timeout_seconds=patience_seconds) as ledger:
-        lock_command.fetch_newer_roots(settings, ledger)
-        with lock_command.log_trust_errors(ledger, now, source or settings.network.snapshot):
-            heard = lock_command.fetch_snapshot(settings, source, now)
-        lock_command.accept_snapshot(settings, heard, ledger, now)
-    return heard
+    return apply(context, report, options, actor=actor)

@@ -1,18 +1,18 @@
-"""``init``: settings written, the network's root pinned; ``trust init``: a lost floor begun anew, by a person's word."""
+"""``init`` writes the settings and pins the network's root; ``trust init`` starts a new trust state after a person's consent."""
 
 from __future__ import annotations
 
-from datetime import datetime
 from pathlib import Path
 
 from msgspec import Struct, structs
 
 from reconciler import settings as settings_of
-from reconciler.commands import load_lock, lock
+from reconciler.commands import documents, load_lock
+from reconciler.commands.context import NodeContext, hold_store
 from reconciler.core import dsse, trust, units
 from reconciler.core.errors import SettingsError, TrustStateLost, UsageError
+from reconciler.core.node import Limits
 from reconciler.core.trust import TrustRoot, TrustState
-from reconciler.settings import Settings
 from reconciler.store import atomic, trust_state
 
 _TEMPLATE = """\
@@ -74,10 +74,10 @@ def init(here: Path, *, root_file: Path | None, fingerprint: str, snapshot: str,
 
 def _pin(here: Path, root_file: Path, fingerprint: str) -> tuple[TrustRoot, str]:
     try:
-        envelope = load_lock.read_capped(root_file)
+        envelope = documents.read_capped(root_file, Limits().root_bytes)
     except OSError as error:
         raise SettingsError(f"{root_file} cannot be read: {error.strerror}") from None
-    with load_lock.naming_document(str(root_file), load_lock.BAD_ROOT_HINT):
+    with documents.named(str(root_file), documents.BAD_ROOT_HINT):
         root = trust.pin(envelope, fingerprint)
     if (here / "root.json").absolute() != root_file.absolute():
         atomic.write(here / "root.json", envelope)
@@ -90,10 +90,14 @@ def _quoted(text: str) -> str:
     return tomli_w.dumps({"x": text}).removeprefix("x = ").strip()
 
 
-def describe_anchor(settings: Settings) -> tuple[str, str]:
-    """Return what a record would begin at, as sentences for the person who says that it may: the root, and the lock."""
-    found = load_lock.load_verified_lock(settings)
-    pinned = trust.fingerprint_of(dsse.payload_of(dsse.decode(load_lock.read_pinned_root(settings))))
+# -- trust init ------------------------------------------------------------------------------------
+
+
+def describe_anchor(context: NodeContext) -> tuple[str, str]:
+    """Return what a new trust state would start at, as sentences for the person who decides: the root, and the lock."""
+    files = load_lock.read_files(context)
+    found = load_lock.verify_files(context, files)
+    pinned = trust.fingerprint_of(dsse.payload_of(dsse.decode(files.roots.pinned)))
     at = found.lock.snapshot
     return (
         f"root {found.root.version} of {found.root.network}; fingerprint of the pinned one: {pinned}",
@@ -101,25 +105,26 @@ def describe_anchor(settings: Settings) -> tuple[str, str]:
     )
 
 
-def reset_trust_state(settings: Settings, now: datetime) -> TrustState:
+def reset_trust_state(context: NodeContext) -> TrustState:
     """
-    Reset the record of the newest snapshot to the one in the current lock; a person vouches that nobody replays an old one.
+    Start a new trust state at the committed lock, and return it; a person says that nobody replays an old snapshot.
 
-    Where the record is whole it stays, except for a time of issue that lies in the future (a snapshot was signed so, and accepted while
-    the clock was ahead): that is forgotten, and the version is not.
+    Where the old trust state is whole it stays, except for a time of issue that lies in the future (a snapshot was signed so, and accepted
+    while the clock was ahead): that is forgotten, and the version is not.
 
     Raises:
-        TrustError: the lock is not what the network signed, or older than the record says.
+        TrustError: the lock is not one that the network signed, or older than the trust state says.
     """
-    found = load_lock.load_verified_lock(settings)
-    with lock.open_store(settings) as ledger:
+    found = load_lock.load_verified_lock(context)
+    with hold_store(context) as ledger:
+        now = context.clock()
         try:
-            known = lock.read_trust_state(settings)
+            known = trust_state.read(context.layout, ledger)
             if known.issued_at and known.issued_at > now:
                 known = structs.replace(known, issued_at=None)
         except TrustStateLost:
             known = TrustState()
-        found.check_fresh(known, now)
+        found.check_fresh(known, now=now, limits=context.limits)
         made = trust.advance_state(known, found.verified)
-        trust_state.write(load_lock.store_layout(settings), ledger, made)
+        trust_state.write(context.layout, ledger, made)
     return made

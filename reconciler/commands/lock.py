@@ -1,43 +1,36 @@
 """
-Hearing the network: a snapshot or a root is fetched or read, verified, and made the node's own.
+``lock``: from the network's signed snapshot to ``models.lock``.
 
-Rules that hold here:
+The order is that of a client of The Update Framework (specification, section 5), and of the functions below:
 
-1. The floor is written before anything that a snapshot causes; then the envelope, then the lock.
-2. A network that does not answer changes nothing: the last known lock stays, and the caller says so.
+1. Newer roots are fetched and applied, one version at a time.
+2. The envelope is fetched, up to its cap.
+3. Its signatures, network, version and times are checked.
+4. The snapshot is compiled to a lock.
+5. The trust state is advanced, durably; then the envelope and the lock are written.
+
+Whatever fails before step 5 changes nothing: the last accepted lock stays in use.
 """
 
 from __future__ import annotations
 
-import contextlib
-import sys
-from collections.abc import Iterator
 from datetime import datetime
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from reconciler import files
-from reconciler.commands import load_lock
-from reconciler.commands.load_lock import LIMITS, VerifiedLock
-from reconciler.commands.options import wall_clock
-from reconciler.core import digest, trust, units
+from reconciler.commands import documents, load_lock, node_trust
+from reconciler.commands.context import NodeContext, hold_store
+from reconciler.commands.load_lock import LockFiles, VerifiedLock
+from reconciler.core import digest, trust
 from reconciler.core import lock as locks
-from reconciler.core.errors import FetchError, ReconcileError, SettingsError, TrustError
-from reconciler.core.trust import TrustState
-from reconciler.ports import Incident
-from reconciler.settings import Settings
-from reconciler.store import atomic, reserve, trust_state, writer_lock
-from reconciler.store.layout import Layout
+from reconciler.core.errors import FetchError
+from reconciler.core.trust import TrustRoot
+from reconciler.store import atomic, trust_state
 from reconciler.store.ledger import Ledger
-
-if TYPE_CHECKING:
-    from reconciler.fetch.http import Document
 
 
 class Etag(Struct, frozen=True, kw_only=True):
-    """The name that a server gave to a document."""
+    """The name that a server gave to a document (RFC 9110, 8.8.3)."""
 
     url: str
     etag: str
@@ -46,230 +39,115 @@ class Etag(Struct, frozen=True, kw_only=True):
 
 
 class FetchedSnapshot(Struct, frozen=True, kw_only=True):
-    """A snapshot that was accepted, with the lock that it compiles to."""
+    """A snapshot that was fetched and verified, with the lock that it compiles to."""
 
     verified_lock: VerifiedLock
     envelope: bytes
     #: The lock's bytes.
     data: bytes
-    #: Whether the lock on disk is another.
+    #: Whether the lock or the envelope on disk differs.
     changes: bool
     #: What the server calls this very document, to be asked only for another.
     etag: Etag | None = None
 
 
-def read_trust_state(settings: Settings) -> TrustState:
-    """Return the store's floor, without a trace; raises FloorLost."""
-    layout = load_lock.store_layout(settings)
-    with Ledger.reading(layout.ledger) as ledger:
-        return trust_state.read(layout, ledger)
-
-
-@contextlib.contextmanager
-def open_store(settings: Settings, *, timeout_seconds: float = 0.0) -> Iterator[Ledger]:
+def update_lock(context: NodeContext, source: str = "", *, lock_timeout_seconds: float = 0.0) -> FetchedSnapshot:
     """
-    Hold the store, made if it is missing, and open its ledger for writing.
+    Fetch the snapshot at *source*, a URL or path, else at the settings' place, and write it as the node's lock.
 
     Raises:
-        InternalError: a bug ended what was done with it; there is a report, and an incident.
-        StoreBusy, StoreError: as their names say.
+        FetchError: nothing answers; what was accepted before stays.
+        TrustError: the document is not a snapshot that the network signed, or may not be used now.
     """
-    layout = load_lock.store_layout(settings)
-    atomic.make_folder(layout.root)
-    with files.translate_errors(f"read the store {layout.root}"):
-        layout.check(fan_out=True)
-    with (
-        writer_lock.hold(layout.lock_file, timeout_seconds=timeout_seconds),
-        reserve.released_when_full(layout.space_reserve),
-        Ledger.writing(layout.ledger) as ledger,
-        report_bugs(layout, ledger),
-    ):
-        yield ledger
+    now = context.clock()
+    with hold_store(context, timeout_seconds=lock_timeout_seconds) as ledger:
+        root = node_trust.fetch_newer_roots(context, ledger)
+        with node_trust.refusals_logged(ledger, now, source or context.snapshot):
+            fetched = fetch_snapshot(context, source, root, ledger, now)
+        accept_snapshot(context, fetched, ledger, now)
+    return fetched
 
 
-@contextlib.contextmanager
-def report_bugs(layout: Layout, ledger: Ledger) -> Iterator[None]:
-    """Turn an exception that nobody raised on purpose into an ``InternalError`` with a report and an incident."""
-    try:
-        yield
-    except (ReconcileError, OSError):
-        raise
-    except Exception as error:
-        from reconciler.store import crash_report  # with all that describes a traceback, which nothing else needs
-
-        now = wall_clock()
-        found = crash_report.internal_error(layout, error, {"command": " ".join(sys.argv[1:2])}, now)
-        with contextlib.suppress(ReconcileError):
-            ledger.log_incident(Incident(kind=found.name, detail=found.message), now)
-        raise found from error
+def preview_lock(context: NodeContext, source: str = "") -> FetchedSnapshot:
+    """Return the snapshot that ``update_lock`` would accept, newer roots aside. Changes nothing; raises as ``update_lock``."""
+    root = node_trust.trusted_root(context)
+    with Ledger.reading(context.layout.ledger) as ledger:
+        return fetch_snapshot(context, source, root, ledger, context.clock())
 
 
-@contextlib.contextmanager
-def log_trust_errors(ledger: Ledger, now: datetime, source: str = "") -> Iterator[None]:
-    """Log as an incident what is not the network's word, and let the refusal pass."""
-    try:
-        yield
-    except TrustError as error:
-        ledger.log_incident(Incident(kind=error.name, detail=error.message, source=source), now)
-        raise
-
-
-def fetch_snapshot(settings: Settings, source: str, now: datetime) -> FetchedSnapshot:
+def is_lock_current(context: NodeContext, source: str = "") -> bool:
     """
-    Return the snapshot at *source*, a URL or path; an empty one is the settings'. Changes nothing.
+    Return whether the lock on disk is what the snapshot at *source* compiles to. Changes nothing.
 
     Raises:
-        FetchError: nobody answers.
-        TrustError: it is not the network's word, not now, or not any more.
+        LockMismatch: the lock was edited, or has no envelope.
+        TrustError, FetchError: as ``update_lock``.
     """
-    envelope, etag = _heard(settings, source)
-    trusted = load_lock.trusted_root(settings)
-    with load_lock.naming_document(source or settings.network.snapshot):
-        verified = trust.verify(envelope, trusted, now=now, trust_state=read_trust_state(settings), limits=LIMITS)
+    if context.lock_path.exists():
+        load_lock.load_verified_lock(context)
+    return not preview_lock(context, source).changes
+
+
+def fetch_snapshot(context: NodeContext, source: str, root: TrustRoot, ledger: Ledger, now: datetime) -> FetchedSnapshot:
+    """Return the verified snapshot at *source*, else at the settings' place, with its lock. Changes nothing; raises as ``update_lock``."""
+    place = source or context.snapshot
+    envelope, etag = _fetch_envelope(context, source, ledger)
+    with documents.named(place):
+        accepted = trust_state.read(context.layout, ledger)
+        verified = trust.verify(envelope, root, now=now, trust_state=accepted, limits=context.limits)
     lock = locks.compile(verified)
     data = locks.encode(lock)
-    found = load_lock.verified_lock(lock, locks.digest_of(data), verified, trusted)
-    return FetchedSnapshot(verified_lock=found, envelope=envelope, data=data, changes=not _on_disk(settings, data, envelope), etag=etag)
+    return FetchedSnapshot(
+        verified_lock=load_lock.verified_lock(lock, data, verified, root),
+        envelope=envelope,
+        data=data,
+        changes=not _is_on_disk(context, data, envelope),
+        etag=etag,
+    )
 
 
-def _on_disk(settings: Settings, data: bytes, envelope: bytes) -> bool:
-    try:
-        kept = settings.path(settings.network.lockfile).read_bytes(), load_lock.envelope_path(settings).read_bytes()
-    except OSError:
-        return False
-    return kept == (data, envelope)
+def _fetch_envelope(context: NodeContext, source: str, ledger: Ledger) -> tuple[bytes, Etag | None]:
+    """Return the envelope at *source* with its ETag; where the server still has the one beside the lock, that one."""
+    place = source or context.snapshot
+    hint = documents.NO_FILE_HINT if source else "name its URL or file as [network] snapshot in the settings"
+    known = _known_envelope(context, place, ledger)
+    etag = known[1].etag if known else ""
+    fetched = documents.fetch(place, context.download, cap=context.limits.envelope_bytes, etag=etag, hint=hint)
+    if fetched.data is not None:
+        return fetched.data, Etag(url=place, etag=fetched.etag, envelope=digest.of(fetched.data)) if fetched.etag else None
+    if known is None:
+        raise FetchError(f"{place} says that nothing changed, and was not asked")
+    return known
 
 
-def _heard(settings: Settings, source: str) -> tuple[bytes, Etag | None]:
-    """Return the envelope at *source*; where the server says that it is the one that we have, that one."""
-    place = source or settings.network.snapshot
-    known = _known(settings, place)
-    fetched = _read(settings, place, from_settings=not source, etag=known[1].etag if known else "")
-    if fetched.data is None:
-        if known is None:
-            raise FetchError(f"{place} says that nothing changed, and was not asked")
-        return known
-    etag = Etag(url=place, etag=fetched.etag, envelope=digest.of(fetched.data)) if fetched.etag else None
-    return fetched.data, etag
-
-
-def _known(settings: Settings, url: str) -> tuple[bytes, Etag] | None:
-    """Return the envelope that came from *url* last, if it still lies beside the lock, with its name."""
-    with Ledger.reading(load_lock.store_layout(settings).ledger) as ledger:
-        etag = ledger.fact("etag", Etag)
+def _known_envelope(context: NodeContext, url: str, ledger: Ledger) -> tuple[bytes, Etag] | None:
+    """Return the envelope that came from *url* last, if it still lies beside the lock, with its ETag."""
+    etag = ledger.fact("etag", Etag)
     if etag is None or etag.url != url:
         return None
     try:
-        envelope = load_lock.read_capped(load_lock.envelope_path(settings))
+        envelope = documents.read_capped(context.envelope_path, context.limits.envelope_bytes)
     except OSError:
         return None
     return (envelope, etag) if digest.of(envelope) == etag.envelope else None
 
 
-def _read(settings: Settings, source: str, *, from_settings: bool, cap: int = LIMITS.envelope_bytes, etag: str = "") -> Document:
-    from reconciler.fetch import http  # TLS comes with it, and a plan needs none
-
-    if http.is_url(source):
-        download = settings.download
-        try:
-            return http.get(
-                source,
-                max_bytes=cap,
-                timeout_seconds=units.seconds(download.timeout),
-                etag=etag,
-                proxy=download.proxy,
-                ca_file=str(settings.path(download.ca_file)) if download.ca_file else "",
-                allow_http=download.allow_http,
-            )
-        except FetchError as error:
-            raise FetchError(error.message, hint="look at the address and at the network; what was accepted before stays") from None
-    path = settings.path(source) if from_settings else Path(source)
+def _is_on_disk(context: NodeContext, data: bytes, envelope: bytes) -> bool:
     try:
-        with path.open("rb") as file:
-            return http.Document(data=file.read(cap + 1))
-    except OSError as error:
-        where = "name its URL or file as [network] snapshot in the settings" if from_settings else "give the signed document's URL or file"
-        raise SettingsError(f"{path} cannot be read: {error.strerror}", hint=where) from None
-
-
-def accept_snapshot(settings: Settings, heard: FetchedSnapshot, ledger: Ledger, now: datetime) -> None:
-    """Make what was heard the node's own: floor first, then envelope and lock. The caller holds the store."""
-    layout = load_lock.store_layout(settings)
-    record_accepted(settings, heard.verified_lock, ledger, now)
-    trust_state.keep_envelope(layout, heard.envelope)
-    if heard.changes:
-        atomic.write(load_lock.envelope_path(settings), heard.envelope)
-        atomic.write(settings.path(settings.network.lockfile), heard.data)
-    ledger.set_fact("etag", heard.etag)
-    load_lock.cache_verified_lock(settings, heard.verified_lock)
-
-
-def record_accepted(settings: Settings, found: VerifiedLock, ledger: Ledger, now: datetime) -> None:
-    """
-    Check *found* against the time and the trust state, and record it there, durably, before anything that it causes.
-
-    Raises:
-        TrustError: it may not be acted on.
-    """
-    layout = load_lock.store_layout(settings)
-    before = trust_state.read(layout, ledger)
-    found.check_fresh(before, now)
-    after = trust.advance_state(before, found.verified)
-    if trust_state.in_file(layout) != after or ledger.trust_state() != after:
-        trust_state.write(layout, ledger, after)
-
-
-def apply_roots(settings: Settings, sources: tuple[str, ...], ledger: Ledger) -> trust.TrustRoot:
-    """
-    Walk the roots at *sources*, each kept before the next is looked at; return the one that is trusted then.
-
-    Raises:
-        TrustError: one does not follow from the one before it.
-    """
-    layout, trusted = load_lock.store_layout(settings), load_lock.trusted_root(settings)
-    del ledger  # proof that the caller holds the store
-    found = []
-    for source in sources:
-        envelope = _read(settings, source, from_settings=False, cap=LIMITS.root_bytes).data or b""
-        with load_lock.naming_document(source):
-            found.append((trust.root_version(envelope), source, envelope))
-    for version, source, envelope in sorted(found):
-        if version > trusted.version:
-            with load_lock.naming_document(source):
-                trusted = trust.advance(trusted, envelope, limits=LIMITS)
-            trust_state.keep_root(layout, trusted.version, envelope)
-    return trusted
-
-
-def fetch_newer_roots(settings: Settings, ledger: Ledger) -> trust.TrustRoot:
-    """Look for newer roots where the settings say, one version at a time, until there is none."""
-    trusted = load_lock.trusted_root(settings)
-    template = settings.network.root_updates
-    for _ in range(LIMITS.root_rotations if template else 0):
-        try:
-            trusted = apply_roots(settings, (template.replace("{version}", str(trusted.version + 1)),), ledger)
-        except (FetchError, SettingsError):
-            break
-    return trusted
-
-
-def is_lock_current(settings: Settings, source: str, now: datetime) -> bool:
-    """
-    Say whether the lock on disk is what the snapshot at *source* compiles to. Changes nothing.
-
-    Raises:
-        LockMismatch: the lock was edited, or has no envelope.
-        TrustError: the snapshot is not the network's word.
-    """
-    if settings.path(settings.network.lockfile).exists():
-        load_lock.load_verified_lock(settings)
-    return not fetch_snapshot(settings, source, now).changes
-
-
-def has_usable_lock(settings: Settings) -> bool:
-    """Say whether there is a lock that stays while the network does not answer."""
-    try:
-        load_lock.load_verified_lock(settings)
-    except ReconcileError:
+        lock = documents.read_capped(context.lock_path, len(data))
+        return lock == data and documents.read_capped(context.envelope_path, len(envelope)) == envelope
+    except OSError:
         return False
-    return True
+
+
+def accept_snapshot(context: NodeContext, fetched: FetchedSnapshot, ledger: Ledger, now: datetime) -> None:
+    """Record *fetched* as the newest accepted snapshot, then write its envelope and its lock. The caller holds the store."""
+    found = fetched.verified_lock
+    node_trust.record_accepted(context, found.verified, found.root, ledger, now)
+    trust_state.keep_envelope(context.layout, fetched.envelope)
+    if fetched.changes:
+        atomic.write(context.envelope_path, fetched.envelope)
+        atomic.write(context.lock_path, fetched.data)
+    ledger.set_fact("etag", fetched.etag)
+    files = LockFiles(lock=fetched.data, envelope=fetched.envelope, roots=node_trust.read_roots(context))
+    load_lock.cache_verified_lock(context, files, found)

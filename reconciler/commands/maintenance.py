@@ -1,18 +1,18 @@
-"""What tidies: gc, rollback, retry."""
+"""Commands that tidy: gc, rollback, retry. Each holds the store."""
 
 from __future__ import annotations
 
 import contextlib
+from datetime import datetime
 
 import msgspec
 
 from reconciler.commands import load_lock, wiring
-from reconciler.commands import lock as lock_command
-from reconciler.commands.options import Clock, wall_clock
+from reconciler.commands.context import NodeContext, hold_store
 from reconciler.core.errors import StoreError, UsageError
+from reconciler.core.lock import Lock
 from reconciler.core.state import Generation, NodeState
 from reconciler.ports import Reporter, Swapped
-from reconciler.settings import Settings
 from reconciler.store import generations, observe
 from reconciler.store.housekeeping import Garbage, StoreHousekeeping
 from reconciler.store.layout import Layout
@@ -21,26 +21,23 @@ from reconciler.store.ledger import Change, Ledger
 # -- gc --------------------------------------------------------------------------------------------
 
 
-def garbage(settings: Settings, *, clock: Clock = wall_clock) -> tuple[Garbage, ...]:
+def garbage(context: NodeContext) -> tuple[Garbage, ...]:
     """Return what ``gc`` would delete, and why. Changes nothing."""
-    found, layout = load_lock.load_verified_lock(settings), load_lock.store_layout(settings)
-    with Ledger.reading(layout.ledger) as ledger:
-        return StoreHousekeeping(layout, ledger, found.lock, settings.policy, clock).garbage()
+    found = load_lock.load_verified_lock(context)
+    with Ledger.reading(context.layout.ledger) as ledger:
+        return StoreHousekeeping(context.layout, ledger, found.lock, context.policy, context.clock).garbage()
 
 
-def gc(
-    settings: Settings, *, at_most: int | None = None, lock_timeout_seconds: float = 0.0, clock: Clock = wall_clock
-) -> tuple[Garbage, ...]:
+def gc(context: NodeContext, *, at_most: int | None = None, lock_timeout_seconds: float = 0.0) -> tuple[Garbage, ...]:
     """
-    Delete what nobody needs, at most about *at_most* bytes of it; return what went.
+    Delete files that nothing needs, at most about *at_most* bytes of them; return what was deleted.
 
     Raises:
         StoreBusy, StoreError, TrustError: as their names say.
     """
-    layout = load_lock.store_layout(settings)
-    with lock_command.open_store(settings, timeout_seconds=lock_timeout_seconds) as ledger:
-        found = load_lock.load_verified_lock(settings)
-        housekeeping = StoreHousekeeping(layout, ledger, found.lock, settings.policy, clock)
+    with hold_store(context, timeout_seconds=lock_timeout_seconds) as ledger:
+        found = load_lock.load_verified_lock(context)
+        housekeeping = StoreHousekeeping(context.layout, ledger, found.lock, context.policy, context.clock)
         before = housekeeping.garbage()
         housekeeping.free(before, at_most=at_most)
         left = {(one.kind, one.name) for one in housekeeping.garbage()}
@@ -50,76 +47,79 @@ def gc(
 # -- rollback --------------------------------------------------------------------------------------
 
 
-def rollback(
-    settings: Settings, report: Reporter, number: int | None = None, *, lock_timeout_seconds: float = 0.0, clock: Clock = wall_clock
-) -> Generation:
+def rollback(context: NodeContext, report: Reporter, number: int | None = None, *, lock_timeout_seconds: float = 0.0) -> Generation:
     """
     Return to generation *number*, or to the one that served before the active one.
 
     Raises:
         UsageError: there is no such generation.
-        StoreError: it holds a model that the current snapshot does not list as enabled: what the network took away stays away; or
-            one whose bytes are not known to be good; or the operator's command says that the node is not healthy with it, and what
-            served before serves again.
+        StoreError: it holds a model that the current snapshot does not list as enabled, or one whose bytes are not verified; or the
+            healthy hook fails with it, and the generation that served before serves again.
     """
-    layout = load_lock.store_layout(settings)
-    with lock_command.open_store(settings, timeout_seconds=lock_timeout_seconds) as ledger:
-        found = load_lock.load_verified_lock(settings)
-        current = generations.current_or_empty(layout)
-        target = _target(layout, ledger, current.number, number)
-        enabled = {model.id: model.recipe for model in found.lock.model if model.state == "enabled"}
-        trees = {recipe: tree for recipe, (tree, _) in ledger.trees().items()}
-        strange = [model for model, entry in target.entries.items() if trees.get(enabled.get(model, "")) != entry.tree]
-        if strange:
-            raise StoreError(
-                f"generation {target.number} holds what the current snapshot does not list: {', '.join(sorted(strange))}",
-                hint="`reconcile history` shows the others",
-            )
+    layout = context.layout
+    with hold_store(context, timeout_seconds=lock_timeout_seconds) as ledger:
+        found = load_lock.load_verified_lock(context)
+        before = generations.current_or_empty(layout)
+        target = _rollback_target(layout, ledger, before.number, number)
+        _refuse_unlisted(target, found.lock, ledger)
         state = observe.node_state(layout, ledger)
-        doubtful = target.entries.keys() - _whole(state, target)
-        if doubtful:
-            raise StoreError(
-                f"generation {target.number} holds bytes that are not known to be good: {', '.join(sorted(doubtful))}",
-                hint="`reconcile verify` hashes them",
-            )
+        _refuse_unverified(target, state)
         store = generations.Generations(layout)
         touched = generations.misdirected(layout, target) or generations.unexpected_entries(layout, target)
-        ledger.set_running(running=True)  # cut short from here on, the next run asks and logs what is not asked and logged
+        ledger.set_running(running=True)  # a rollback that is cut short from here on is finished by the next run: hooks and history
         made = store.swap(target.entries) if touched else store.reactivate(target.number)
-        hooks = wiring.hooks(settings, layout, report)
-        comes = any(current.tree_of(model) != entry.tree for model, entry in made.entries.items())
-        why = hooks.healthy(made) if comes else ""
-        serving = _back(store, current) if why else made
-        what = f"went back from {made.number}: not healthy: {why}" if why else f"rolled back from {current.number}"
-        ledger.record_change(_change(current, serving, what, found.lock_digest, clock))
+        hooks = wiring.hooks(context, report)
+        brings_models = any(before.tree_of(model) != entry.tree for model, entry in made.entries.items())
+        unhealthy = hooks.healthy(made) if brings_models else ""
+        serving = _reactivate(store, before) if unhealthy else made
+        what = f"went back from {made.number}: not healthy: {unhealthy}" if unhealthy else f"rolled back from {before.number}"
+        ledger.record_change(_change(before, serving, what, found.lock_digest, context.clock()))
         ledger.set_running(running=state.unfinished)
         report(Swapped(generation=serving.number, what="rollback"))
         hooks.activated(serving)
-    if why:
+    if unhealthy:
         raise StoreError(
-            f"the node is not healthy with generation {made.number}: {why}",
+            f"the node is not healthy with generation {made.number}: {unhealthy}",
             hint=f"generation {serving.number} serves; `reconcile history` shows the others",
         )
     return made
 
 
-def _back(store: generations.Generations, before: Generation) -> Generation:
-    """Let what served before serve again; nothing, where that was not whole."""
+def _refuse_unlisted(target: Generation, lock: Lock, ledger: Ledger) -> None:
+    """Refuse a generation with a model that the current snapshot does not list as enabled, in these very bytes."""
+    recipes = {model.id: model.recipe for model in lock.model if model.state == "enabled"}
+    trees = {recipe: tree for recipe, (tree, _) in ledger.trees().items()}
+    unlisted = [model for model, entry in target.entries.items() if trees.get(recipes.get(model, "")) != entry.tree]
+    if unlisted:
+        raise StoreError(
+            f"generation {target.number} holds what the current snapshot does not list: {', '.join(sorted(unlisted))}",
+            hint="`reconcile history` shows the others",
+        )
+
+
+def _refuse_unverified(target: Generation, state: NodeState) -> None:
+    """Refuse a generation with a model whose files are not all there and verified as they are now."""
+    good = {name for name, seen in state.blobs.items() if seen.verified_at is not None and not seen.damaged}
+    trees = {tree.digest for tree in state.trees.values() if not tree.damaged and good.issuperset(tree.blobs)}
+    unverified = [model for model, entry in target.entries.items() if entry.tree not in trees]
+    if unverified:
+        raise StoreError(
+            f"generation {target.number} holds bytes that are not known to be good: {', '.join(sorted(unverified))}",
+            hint="`reconcile verify` hashes them",
+        )
+
+
+def _reactivate(store: generations.Generations, before: Generation) -> Generation:
+    """Activate *before* again, or an empty set where it was damaged and has no number."""
     return store.reactivate(before.number) if before.number else store.swap({})
 
 
-def _whole(state: NodeState, target: Generation) -> set[str]:
-    """Return the models of *target* whose files are there and were hashed as they are now."""
-    good = {name for name, seen in state.blobs.items() if seen.verified_at is not None and not seen.damaged}
-    trees = {tree.digest for tree in state.trees.values() if not tree.damaged and good.issuperset(tree.blobs)}
-    return {model for model, entry in target.entries.items() if entry.tree in trees}
-
-
-def _target(layout: Layout, ledger: Ledger, current: int, number: int | None) -> Generation:
+def _rollback_target(layout: Layout, ledger: Ledger, current: int, number: int | None) -> Generation:
     """
-    Return generation *number*; without one, the newest whole one before *current*, or of all where what is active is damaged.
+    Return generation *number*; without one, the newest readable one before *current*, or of all where the active one is damaged.
 
-    What the history does not know never served: the node was not healthy with it. A ledger that was lost knows none, and bars none.
+    A generation that the history does not list never served: the node was not healthy with it. Where the ledger was lost, the history
+    lists none, and every generation may be returned to.
     """
     found = generations.numbers(layout)
     if number is not None and number not in found:
@@ -135,9 +135,9 @@ def _target(layout: Layout, ledger: Ledger, current: int, number: int | None) ->
     raise UsageError("there is no earlier generation", hint="`reconcile history` shows them")
 
 
-def _change(before: Generation, after: Generation, what: str, lock: str, clock: Clock) -> Change:
+def _change(before: Generation, after: Generation, what: str, lock: str, at: datetime) -> Change:
     return Change(
-        at=clock(),
+        at=at,
         generation=after.number,
         actor="rollback",
         what=what,
@@ -150,14 +150,14 @@ def _change(before: Generation, after: Generation, what: str, lock: str, clock: 
 # -- retry -----------------------------------------------------------------------------------------
 
 
-def retry(settings: Settings, model: str, *, lock_timeout_seconds: float = 0.0) -> None:
+def retry(context: NodeContext, model: str, *, lock_timeout_seconds: float = 0.0) -> None:
     """
-    Forget that *model* failed, so that the next apply begins with it anew.
+    Clear *model*'s failure record, so that the next apply retries it immediately.
 
     Raises:
         UsageError: there is no such model, or it did not fail.
     """
-    with lock_command.open_store(settings, timeout_seconds=lock_timeout_seconds) as ledger:
+    with hold_store(context, timeout_seconds=lock_timeout_seconds) as ledger:
         record = ledger.records().get(model)
         if record is None or record.state != "failed":
             failed = sorted(one.id for one in ledger.records().values() if one.state == "failed")

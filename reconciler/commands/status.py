@@ -1,23 +1,47 @@
-"""What reads: status, incidents, history. Nothing here changes anything, and all of it works while a run holds the store."""
+"""
+Commands that only read: status, incidents, history, the agent's health, and the figures for metrics.
+
+Rules that hold here:
+
+1. Nothing here changes anything, and all of it works while a run holds the store.
+2. Each figure for metrics is found out for itself: a lock that is refused takes the models' figures away and leaves the disk's.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from datetime import datetime
+import shutil
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal, TypeVar
 
+import msgspec
 from msgspec import UNSET, Struct, UnsetType, structs
 
-from reconciler.commands import health_file, load_lock, node_facts
-from reconciler.commands import lock as lock_command
-from reconciler.commands.options import Clock, wall_clock
+from reconciler.commands import load_lock, node_trust
+from reconciler.commands.context import NodeContext, existing_folder, measure_node
 from reconciler.core import plan as plans
-from reconciler.core.errors import ReconcileError, StoreError, UsageError
+from reconciler.core.errors import (
+    BlobDamaged,
+    DiskFull,
+    FetchError,
+    HashMismatch,
+    InternalError,
+    ReconcileError,
+    SandboxUnavailable,
+    SizeMismatch,
+    SmokeFailed,
+    StoreError,
+    TrustError,
+    UnpackRefused,
+    UsageError,
+)
 from reconciler.core.node import NodeFacts
 from reconciler.core.plan import ModelChange
 from reconciler.core.state import ModelState, NodeState
 from reconciler.ports import TestReport
-from reconciler.settings import Settings
+from reconciler.report.metrics import Figures, ModelFigures, NetworkFigures, StoreFigures
 from reconciler.store import housekeeping, observe
 from reconciler.store.generations import path_of
 from reconciler.store.layout import Layout
@@ -71,25 +95,25 @@ class Status(Struct, frozen=True, kw_only=True):
     next_sync_at: datetime | None = None
 
 
-def status(settings: Settings, model: str = "", *, clock: Clock = wall_clock) -> Status:
+def status(context: NodeContext, model: str = "") -> Status:
     """
     Return the states of all models, or of *model* alone, with the report of its last test.
 
     Raises:
-        TrustError: the lock is not the network's word; a lock that has merely expired is shown, and said to be.
+        TrustError: the lock is not one that the network signed; an expired one is shown, with why it is refused.
         UsageError: there is no such model.
     """
-    now, layout = clock(), load_lock.store_layout(settings)
-    found = load_lock.load_verified_lock(settings)
-    node = node_facts.measure_node(settings)
+    now, layout = context.clock(), context.layout
+    found = load_lock.load_verified_lock(context)
+    node = measure_node(context)
     with Ledger.reading(layout.ledger) as ledger:
         state = observe.node_state(layout, ledger)
-        made = plans.diff(found.lock, found.lock_digest, state, node, settings.policy, now=now)
+        made = plans.diff(found.lock, found.lock_digest, state, node, context.policy, now=now)
         shown = [change for change in made.models if not model or change.id == model]
         if model and not shown:
             raise UsageError(f"there is no model {model!r}", hint=f"there are: {', '.join(c.id for c in made.models) or 'none'}")
         models = tuple(_model(change, found, state) for change in shown)
-        models = tuple(_explained(one, layout, ledger, named=bool(model)) for one in models)
+        models = tuple(_with_details(one, layout, ledger, named=bool(model)) for one in models)
     return Status(
         network=found.lock.network,
         snapshot=SnapshotStatus(
@@ -100,27 +124,28 @@ def status(settings: Settings, model: str = "", *, clock: Clock = wall_clock) ->
         active_digest=state.active.digest,
         node=node,
         models=models,
-        refused=_refused(settings, found, now),
+        refused=_refusal(context, found, now),
         drift=made.drift,
-        next_sync_at=_next_sync(settings, now),
+        next_sync_at=_next_sync(layout, now),
     )
 
 
-def _refused(settings: Settings, found: load_lock.VerifiedLock, now: datetime) -> str | None:
+def _refusal(context: NodeContext, found: load_lock.VerifiedLock, now: datetime) -> str | None:
     try:
-        refusal = found.refusal(lock_command.read_trust_state(settings), now)
+        refusal = found.refusal(node_trust.read_trust_state(context), now=now, limits=context.limits)
     except ReconcileError as error:
         refusal = error
     return f"{refusal.name}: {refusal.message}" if refusal else None
 
 
-def _next_sync(settings: Settings, now: datetime) -> datetime | None:
-    said = health_file.read(settings)
-    waits = said is not None and said.phase == "waiting" and said.next_at is not None and said.next_at >= now
-    return said.next_at if said and waits else None
+def _next_sync(layout: Layout, now: datetime) -> datetime | None:
+    health = read_health(layout)
+    if health is None or health.phase != "waiting" or health.next_at is None or health.next_at < now:
+        return None
+    return health.next_at
 
 
-def _explained(one: ModelStatus, layout: Layout, ledger: Ledger, *, named: bool) -> ModelStatus:
+def _with_details(one: ModelStatus, layout: Layout, ledger: Ledger, *, named: bool) -> ModelStatus:
     """Return *one* with where its failure was recorded, and, if it was asked for by name, with its last test job."""
     if one.state == "failed" and (folder := housekeeping.quarantined(layout, one.id)):
         one = structs.replace(one, quarantine=str(folder.relative_to(layout.root)))
@@ -150,40 +175,157 @@ def _model(change: ModelChange, found: load_lock.VerifiedLock, state: NodeState)
 
 
 def _reason(change: ModelChange, remembered: str) -> str:
-    """Return why a model is as it is: what the last run said of it, unless something has to be done about it now."""
+    """Return why a model is in its state: the last run's reason, unless the plan changes something about it now."""
     settled = change.op == "keep" and not change.reason.startswith("not-listed")
-    told = remembered and not (change.changes and remembered.startswith("up-to-date"))
-    return remembered if told and (settled or change.from_ in {"failed", "pending"}) else change.reason
+    known = remembered and not (change.changes and remembered.startswith("up-to-date"))
+    return remembered if known and (settled or change.from_ in {"failed", "pending"}) else change.reason
 
 
-def incidents(settings: Settings, limit: int = 100) -> tuple[LoggedIncident, ...]:
+def incidents(context: NodeContext, limit: int = 100) -> tuple[LoggedIncident, ...]:
     """
     Return the newest incidents, the oldest of them first.
 
     Raises:
-        StoreError: the ledger is damaged, and nobody knows.
+        StoreError: the ledger is damaged.
     """
-    with _remembering(settings) as ledger:
+    with _readable_ledger(context.layout.ledger) as ledger:
         return ledger.incidents(limit)
 
 
-def history(settings: Settings, limit: int = 100) -> tuple[Change, ...]:
+def history(context: NodeContext, limit: int = 100) -> tuple[Change, ...]:
     """
     Return the newest swaps, the oldest of them first.
 
     Raises:
-        StoreError: the ledger is damaged, and nobody knows.
+        StoreError: the ledger is damaged.
     """
-    with _remembering(settings) as ledger:
+    with _readable_ledger(context.layout.ledger) as ledger:
         return ledger.history(limit)
 
 
 @contextlib.contextmanager
-def _remembering(settings: Settings) -> Iterator[Ledger]:
-    path = load_lock.store_layout(settings).ledger
+def _readable_ledger(path: Path) -> Iterator[Ledger]:
     with Ledger.reading(path) as ledger:
         if ledger.damaged:
             raise StoreError(
                 f"{path} cannot be read: what happened is not known", hint=f"the next `reconcile apply` keeps it as {path.name}.damaged"
             )
         yield ledger
+
+
+# -- the agent's health ----------------------------------------------------------------------------
+
+CycleOutcome = Literal["done", "models-failed", "busy", "refused", "error"]
+Phase = Literal["working", "waiting", "stopped"]
+
+
+class Health(Struct, frozen=True, kw_only=True):
+    """``<store>/health.json``: the agent's state, for programs that watch it. The agent writes it before and after each cycle."""
+
+    schema: int = 1
+    phase: Phase
+    #: How the last cycle ended; null before the first one has.
+    outcome: CycleOutcome | None = None
+    message: str = ""
+    started_at: datetime
+    ended_at: datetime | None = None
+    seconds: float = 0.0
+    succeeded_at: datetime | None = None
+    #: When the next cycle begins; null while one goes on, and once the agent stopped.
+    next_at: datetime | None = None
+    #: Cycles in a row that failed.
+    failures: int = 0
+    #: How many cycles ended how, over restarts.
+    totals: dict[str, int] = {}
+
+
+def health_path(layout: Layout) -> Path:
+    """Return the path of ``health.json``."""
+    return layout.root / "health.json"
+
+
+def read_health(layout: Layout) -> Health | None:
+    """Return what the last agent wrote, or None where nothing is there or it cannot be read."""
+    try:
+        return msgspec.json.decode(health_path(layout).read_bytes(), type=Health)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+# -- metrics ---------------------------------------------------------------------------------------
+
+#: Every kind of incident, so that each has its series before its first one: Prometheus sees no increase in a series that begins at 1.
+INCIDENT_KINDS = (
+    *(error.name for error in TrustError.__subclasses__()),
+    *(error.name for error in (FetchError, HashMismatch, SizeMismatch, UnpackRefused)),
+    *(error.name for error in (SmokeFailed, SandboxUnavailable, BlobDamaged, DiskFull, InternalError)),
+    "incompatible", "removed-unlisted", "crash-recovered",
+)  # fmt: skip
+
+_T = TypeVar("_T")
+_NEVER = datetime.fromtimestamp(0, UTC)
+
+
+def figures(context: NodeContext) -> Figures:
+    """Return all figures but the agent's own; what cannot be found out is left out."""
+    found = _known(lambda: status(context))
+    with Ledger.reading(context.layout.ledger) as ledger:
+        return Figures(
+            models=tuple(_model_figures(model, ledger.report(model.id)) for model in found.models) if found else None,
+            network=_known(lambda: _network_figures(context, found)) if found else None,
+            store=_known(lambda: _store_figures(context, ledger)),
+            incidents=dict.fromkeys(INCIDENT_KINDS, 0) | (_known(ledger.incident_totals) or {}),
+        )
+
+
+def _known(find: Callable[[], _T]) -> _T | None:
+    try:
+        return find()
+    except (ReconcileError, OSError):
+        return None
+
+
+def _model_figures(model: ModelStatus, tested: tuple[TestReport, datetime] | None) -> ModelFigures:
+    report, at = tested or (None, None)
+    ran = report is not None and report.verdict == "passed"
+    return ModelFigures(
+        id=model.id,
+        state=model.state,
+        bytes=model.bytes,
+        attempts=model.attempts,
+        since=model.since,
+        tested_at=at,
+        load_seconds=report.load_seconds if report and ran else None,
+        run_seconds=report.run_seconds if report and ran else None,
+        tokens_per_second=report.tokens_per_second if report and ran and report.tokens else None,
+    )
+
+
+def _network_figures(context: NodeContext, found: Status) -> NetworkFigures:
+    root, trust_state = node_trust.trusted_root(context), _known(lambda: node_trust.read_trust_state(context))
+    return NetworkFigures(
+        network=found.network,
+        lock=found.lock,
+        snapshot_version=found.snapshot.version,
+        snapshot_expires_at=found.snapshot.expires_at,
+        root_version=root.version,
+        root_expires_at=root.expires_at,
+        floor_version=trust_state.version if trust_state else None,
+        refused=(found.refused or "").partition(":")[0],
+    )
+
+
+def _store_figures(context: NodeContext, ledger: Ledger) -> StoreFigures:
+    state = observe.node_state(context.layout, ledger)
+    blobs = state.blobs.values()
+    return StoreFigures(
+        generation=state.active.number,
+        blobs=len(state.blobs),
+        blob_bytes=sum(blob.size for blob in blobs),
+        archived_bytes=sum(blob.size for blob in state.archived.values()),
+        damaged_blobs=sum(blob.damaged for blob in blobs),
+        drift=len(state.drift),
+        disk_free_bytes=shutil.disk_usage(existing_folder(context.layout.root)).free,
+        disk_reserve_bytes=context.policy.reserve_bytes,
+        oldest_verified_at=min((blob.verified_at or _NEVER for blob in blobs), default=None),
+    )

@@ -1,8 +1,8 @@
 """
-Hashing what the store and cold storage hold, all of it or a share, and remembering what was found. Never asks the network.
+Hashes the files of the store and of cold storage, all or a share, and records the result. It never asks the network.
 
-What is damaged loses its standing at once: a blob is marked, so that the next plan says ``repair``; a copy in cold storage is set aside,
-so that nobody counts on it.
+Damage is recorded at once: a blob is marked, so that the next plan says ``repair``; a copy in cold storage is set aside, so that
+nothing is restored from it.
 """
 
 from __future__ import annotations
@@ -17,13 +17,12 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from reconciler.commands import load_lock, lock
-from reconciler.commands.options import Clock, wall_clock
+from reconciler.commands import load_lock, node_trust
+from reconciler.commands.context import Clock, NodeContext, hold_store
 from reconciler.core.errors import StoreError
 from reconciler.core.state import NodeState
 from reconciler.fetch.hashing import Checked, Hashers
 from reconciler.ports import Event, HashProgress, Incident, Notice, Reporter
-from reconciler.settings import Settings
 from reconciler.store import blobs, generations, observe
 from reconciler.store.layout import Layout
 from reconciler.store.ledger import Ledger, Verification
@@ -31,7 +30,7 @@ from reconciler.store.trees import files_of, is_linked
 
 
 class Damage(Struct, frozen=True, kw_only=True):
-    """Something in the store that is not what it was."""
+    """Something in the store that is missing, or is not what its name says."""
 
     kind: str
     name: str
@@ -39,7 +38,7 @@ class Damage(Struct, frozen=True, kw_only=True):
 
 
 class Verified(Struct, frozen=True, kw_only=True):
-    """What a scrub found."""
+    """What was hashed, and the damage that was found."""
 
     schema: int = 1
     checked: int
@@ -49,7 +48,7 @@ class Verified(Struct, frozen=True, kw_only=True):
 
 
 class _File(Struct, frozen=True):
-    """A file that has a digest's name, and when it was hashed last, in seconds since the epoch; never is minus infinity."""
+    """A file that is named by its digest. *hashed_at*: seconds since the epoch; minus infinity: never."""
 
     name: str
     size: int
@@ -58,8 +57,8 @@ class _File(Struct, frozen=True):
     cold: bool
 
 
-class _Scene(Struct, frozen=True):
-    """A store that is held, and who hears of it."""
+class _Store(Struct, frozen=True):
+    """The store that is held, and where findings are reported."""
 
     layout: Layout
     ledger: Ledger
@@ -72,7 +71,7 @@ _COLD = "cold"
 
 
 def verify(
-    settings: Settings,
+    context: NodeContext,
     report: Reporter,
     *,
     sample: float = 1.0,
@@ -80,73 +79,76 @@ def verify(
     workers: int | None = None,
     progress: bool = False,
     lock_timeout_seconds: float = 0.0,
-    clock: Clock = wall_clock,
 ) -> Verified:
     """
-    Hash the store, or a *sample* of it, the longest unchecked first. *rate* is bytes a second, 0: no limit.
+    Hash the files of the store, or a *sample* of them (0 to 1), those not hashed for longest first.
 
-    With *progress* it is reported how far it is.
+    *rate* is in bytes a second, 0: no limit. With *progress*, the progress is reported.
 
     Raises:
-        TrustError: there is a lock, and it is not the network's word; one that has merely expired is.
+        TrustError: there is a lock, and it is not one that the network signed; an expired one is accepted.
         StoreBusy, StoreError: as their names say.
     """
-    layout = load_lock.store_layout(settings)
-    with lock.open_store(settings, timeout_seconds=lock_timeout_seconds) as ledger:
-        if settings.path(settings.network.lockfile).exists():
-            with lock.log_trust_errors(ledger, clock()):
-                load_lock.load_verified_lock(settings)
-        else:
-            report(Notice(level="warning", text="there is no lock: what the store holds is compared with the names of its blobs alone"))
+    layout = context.layout
+    with hold_store(context, timeout_seconds=lock_timeout_seconds) as ledger:
+        _check_lock(context, ledger, report)
         state = observe.node_state(layout, ledger)
-        damage = [*_lost(layout, ledger, state), *_torn(layout, ledger), *_misled(layout, state)]
+        damage = [*_missing(layout, ledger, state), *_damaged_trees(layout, ledger), *_damaged_active(layout, state)]
         chosen = _chosen(_files(layout, ledger, state), sample)
-        scene = _Scene(layout, ledger, report, clock)
-        tally = _Tally(report if progress else _unheard, sum(file.size for file in chosen))
-        with contextlib.closing(Hashers(workers)) as hashers, contextlib.closing(tally):
-            for cold, recorded in ((False, _recorded), (True, _recorded_cold)):
+        store = _Store(layout, ledger, report, context.clock)
+        tracker = _Progress(report if progress else _ignore, sum(file.size for file in chosen))
+        with contextlib.closing(Hashers(workers)) as hashers, contextlib.closing(tracker):
+            for cold, record in ((False, _record), (True, _record_cold)):
                 files = [(file.name, file.size, file.path) for file in chosen if file.cold == cold]
-                for done in hashers.check_many(files, tally.moved, rate):
-                    tally.ended(done.digest, done.size)
-                    damage += recorded(done, scene)
-        _forget(scene, state)
+                for done in hashers.check_many(files, tracker.hashed, rate):
+                    tracker.finished(done.digest, done.size)
+                    damage += record(done, store)
+        _forget_removed(store, state)
     return Verified(checked=len(chosen), bytes=sum(file.size for file in chosen), damage=tuple(damage))
 
 
-def _unheard(_event: Event) -> None:
-    """Nobody asked for progress."""
+def _check_lock(context: NodeContext, ledger: Ledger, report: Reporter) -> None:
+    if not context.lock_path.exists():
+        report(Notice(level="warning", text="there is no lock: the store's files are only compared with the names of its blobs"))
+        return
+    with node_trust.refusals_logged(ledger, context.clock()):
+        load_lock.load_verified_lock(context)
 
 
-class _Tally:
-    """Reports how many bytes of *total* are hashed."""
+def _ignore(_event: Event) -> None:
+    """Report nothing: no progress was asked for."""
+
+
+class _Progress:
+    """Reports how many of *total* bytes are hashed."""
 
     def __init__(self, report: Reporter, total: int) -> None:
         self._report, self._total = report, total
-        self._ended = 0
+        self._finished = 0
         self._open: dict[str, int] = {}
 
-    def moved(self, name: str, hashed: int, _size: int) -> None:
-        """Hear how far one file is."""
-        self._open[name] = hashed
-        self._tell(self._ended + sum(self._open.values()))
+    def hashed(self, name: str, done: int, _size: int) -> None:
+        """Count *done* bytes of the file *name*, which is being hashed."""
+        self._open[name] = done
+        self._send(self._finished + sum(self._open.values()))
 
-    def ended(self, name: str, size: int) -> None:
-        """Hear that one file is done."""
+    def finished(self, name: str, size: int) -> None:
+        """Count the file *name* as a whole."""
         self._open.pop(name, None)
-        self._ended += size
-        self._tell(self._ended + sum(self._open.values()))
+        self._finished += size
+        self._send(self._finished + sum(self._open.values()))
 
     def close(self) -> None:
-        """Say that it is over, whatever was counted."""
-        self._tell(self._total)
+        """Report the total: files that shrank or vanished meanwhile count as done."""
+        self._send(self._total)
 
-    def _tell(self, done: int) -> None:
+    def _send(self, done: int) -> None:
         self._report(HashProgress(done=min(done, self._total), total=self._total))
 
 
-def ages(settings: Settings, now: datetime) -> list[float]:
-    """Return for each file that ``verify`` may look at the seconds since it was hashed; infinitely many where it never was."""
-    layout = load_lock.store_layout(settings)
+def ages(context: NodeContext) -> list[float]:
+    """Return for each file that ``verify`` may hash the seconds since it was hashed; infinity where it never was."""
+    now, layout = context.clock(), context.layout
     with Ledger.reading(layout.ledger) as ledger:
         return [now.timestamp() - file.hashed_at for file in _files(layout, ledger, observe.node_state(layout, ledger))]
 
@@ -171,15 +173,15 @@ def _chosen(files: list[_File], sample: float) -> list[_File]:
     return files[: max(1, round(len(files) * sample))] if files else []
 
 
-def _misled(layout: Layout, state: NodeState) -> Iterator[Damage]:
+def _damaged_active(layout: Layout, state: NodeState) -> Iterator[Damage]:
     """Yield what is wrong with ``active``."""
     gone = ["it is gone"] if not os.path.lexists(layout.active) and generations.numbers(layout) else []
     for text in (*gone, *(text for text in state.drift if "active" in text)):
         yield Damage(kind="active", name="active", detail=text)
 
 
-def _lost(layout: Layout, ledger: Ledger, state: NodeState) -> Iterator[Damage]:
-    """Yield what was here, or what the active links lead to, and is gone."""
+def _missing(layout: Layout, ledger: Ledger, state: NodeState) -> Iterator[Damage]:
+    """Yield blobs and trees that the ledger knows, or that active links lead to, and that are gone."""
     for name in sorted(ledger.verifications().keys() - state.blobs.keys()):
         yield Damage(kind="blob", name=name, detail="it is gone")
     known = {tree for tree, _ in ledger.trees().values()}
@@ -188,7 +190,7 @@ def _lost(layout: Layout, ledger: Ledger, state: NodeState) -> Iterator[Damage]:
             yield Damage(kind="tree", name=tree, detail="it is gone")
 
 
-def _torn(layout: Layout, ledger: Ledger) -> Iterator[Damage]:
+def _damaged_trees(layout: Layout, ledger: Ledger) -> Iterator[Damage]:
     for tree, listing in dict(ledger.trees().values()).items():
         folder = layout.tree(tree)
         if not folder.is_dir():
@@ -203,41 +205,41 @@ def _torn(layout: Layout, ledger: Ledger) -> Iterator[Damage]:
 # -- what was found --------------------------------------------------------------------------------
 
 
-def _recorded(done: Checked, scene: _Scene) -> list[Damage]:
+def _record(done: Checked, store: _Store) -> list[Damage]:
     if done.ok:
-        seen = Verification(size=done.size, inode=done.inode, mtime_ns=done.mtime_ns, verified_at=scene.clock())
-        scene.ledger.record_verified(done.digest, seen)
+        seen = Verification(size=done.size, inode=done.inode, mtime_ns=done.mtime_ns, verified_at=store.clock())
+        store.ledger.record_verified(done.digest, seen)
         return []
     # A size that no file has marks the blob as damaged until it is replaced: the file itself stays, to be looked at.
-    scene.ledger.record_verified(done.digest, Verification(size=-1, inode=0, mtime_ns=0, verified_at=scene.clock()))
-    return [_logged("blob", done, done.error or f"its bytes hash to {done.found}", scene)]
+    store.ledger.record_verified(done.digest, Verification(size=-1, inode=0, mtime_ns=0, verified_at=store.clock()))
+    return [_logged("blob", done, done.error or f"its bytes hash to {done.found}", store)]
 
 
-def _recorded_cold(done: Checked, scene: _Scene) -> list[Damage]:
+def _record_cold(done: Checked, store: _Store) -> list[Damage]:
     if done.ok:
-        known = scene.ledger.fact(_COLD, dict[str, datetime]) or {}
-        scene.ledger.set_fact(_COLD, known | {done.digest: scene.clock()})
+        known = store.ledger.fact(_COLD, dict[str, datetime]) or {}
+        store.ledger.set_fact(_COLD, known | {done.digest: store.clock()})
         return []
-    if not done.found:  # a process without means, or a disk that is away, says nothing about the bytes
-        return [_logged("cold", done, f"its copy in cold storage cannot be read, and stays: {done.error}", scene)]
+    if not done.found:  # a process without memory, or a disk that is away, says nothing about the bytes
+        return [_logged("cold", done, f"its copy in cold storage cannot be read, and stays: {done.error}", store)]
     try:
-        blobs.set_aside(scene.layout, done.digest)
+        blobs.set_aside(store.layout, done.digest)
         after = "it is set aside, and downloaded if the network lists it again"
     except StoreError as error:
         after = f"it stays: {error.message}"
-    return [_logged("cold", done, f"its copy in cold storage hashes to {done.found}; {after}", scene)]
+    return [_logged("cold", done, f"its copy in cold storage hashes to {done.found}; {after}", store)]
 
 
-def _logged(kind: str, done: Checked, detail: str, scene: _Scene) -> Damage:
+def _logged(kind: str, done: Checked, detail: str, store: _Store) -> Damage:
     incident = Incident(kind="blob-damaged", blob=done.digest, detail=detail)
-    scene.ledger.log_incident(incident, scene.clock())
-    scene.report(incident)
+    store.ledger.log_incident(incident, store.clock())
+    store.report(incident)
     return Damage(kind=kind, name=done.digest, detail=detail)
 
 
-def _forget(scene: _Scene, state: NodeState) -> None:
-    """Forget when copies were hashed that have left cold storage."""
-    known = scene.ledger.fact(_COLD, dict[str, datetime]) or {}
+def _forget_removed(store: _Store, state: NodeState) -> None:
+    """Forget the times of copies that have left cold storage."""
+    known = store.ledger.fact(_COLD, dict[str, datetime]) or {}
     left = {name: at for name, at in known.items() if name in state.archived}
     if left != known:
-        scene.ledger.set_fact(_COLD, left)
+        store.ledger.set_fact(_COLD, left)

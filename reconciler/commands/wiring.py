@@ -1,4 +1,4 @@
-"""Adapters joined to ports. Whatever is started here is ended here, in the opposite order."""
+"""Connects adapters to the ports of a run. Whatever is started here is ended here, in the opposite order."""
 
 from __future__ import annotations
 
@@ -8,44 +8,40 @@ from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
-from reconciler.commands import load_lock, source_history
+import msgspec
+
+from reconciler.commands import source_history
+from reconciler.commands.context import Clock, NodeContext, RunOptions
 from reconciler.commands.load_lock import VerifiedLock
-from reconciler.commands.options import Clock, Options
-from reconciler.core import units
 from reconciler.fetch.downloader import Aria2Fetcher, OfflineFetcher
 from reconciler.fetch.hashing import Hashers
-from reconciler.fetch.settings import FetchSettings
 from reconciler.hooks import CommandHooks
 from reconciler.ports import Event, Fetcher, Ports, Reporter, Swapped, Tester, Unpacker
-from reconciler.settings import Settings
 from reconciler.store.blobs import Blobs
 from reconciler.store.generations import Generations, path_of
 from reconciler.store.housekeeping import StoreHousekeeping
-from reconciler.store.layout import Layout
 from reconciler.store.ledger import Change, Ledger
 from reconciler.store.trees import Trees
 
 
 @contextlib.contextmanager
-def ports(
-    settings: Settings, options: Options, found: VerifiedLock, ledger: Ledger, report: Reporter, actor: str, now: Clock
-) -> Iterator[Ports]:
+def ports(context: NodeContext, options: RunOptions, found: VerifiedLock, ledger: Ledger, report: Reporter, actor: str) -> Iterator[Ports]:
     """Give the ports of a run; the caller holds the store."""
-    layout = load_lock.store_layout(settings)
-    report = _historian(report, ledger, found.lock_digest, actor, now)
+    layout, now = context.layout, context.clock
+    report = with_history(report, ledger, found.lock_digest, actor, now)
     lied = ledger.lying_sources(now() - timedelta(seconds=source_history.MEMORY_SECONDS))
     own = found.lock.allow_node_fallback
-    with hashing() as hash_file, contextlib.closing(fetcher(settings, layout, options, own_mirrors=own)) as fetching:
+    with hashing() as hash_file, contextlib.closing(fetcher(context, options, own_mirrors=own)) as fetching:
         blobs = Blobs(layout, ledger, hash_file, now)
         yield Ports(
             blobs=blobs,
-            trees=Trees(layout, ledger, blobs, unpacker(settings)),
+            trees=Trees(layout, ledger, blobs, unpacker(context)),
             generations=Generations(layout),
             ledger=ledger,
-            housekeeping=StoreHousekeeping(layout, ledger, found.lock, settings.policy, now),
-            hooks=hooks(settings, layout, report),
+            housekeeping=StoreHousekeeping(layout, ledger, found.lock, context.policy, now),
+            hooks=hooks(context, report),
             fetcher=source_history.FetcherWithHistory(fetching, lied) if lied else fetching,
-            tester=tester(settings),
+            tester=tester(context),
             report=report,
             now=now,
             tree_path=layout.tree,
@@ -53,7 +49,7 @@ def ports(
         )
 
 
-class _HashFile:
+class _FileHasher:
     """Hashing for the store's one writer, from any of its threads, one file at a time."""
 
     def __init__(self, hashers: Hashers) -> None:
@@ -66,71 +62,50 @@ class _HashFile:
 
 
 @contextlib.contextmanager
-def hashing() -> Iterator[_HashFile]:
+def hashing() -> Iterator[_FileHasher]:
     """Give a function that hashes a file in a process of its own."""
     with contextlib.closing(Hashers(1)) as hashers:
-        yield _HashFile(hashers)
+        yield _FileHasher(hashers)
 
 
-def fetcher(settings: Settings, layout: Layout, options: Options, *, own_mirrors: bool) -> Fetcher:
-    """Return what fetches blobs, from the node's *own_mirrors* too where the network allows it; offline, what says that it may not."""
+def fetcher(context: NodeContext, options: RunOptions, *, own_mirrors: bool) -> Fetcher:
+    """Return what fetches blobs, from the node's *own_mirrors* too where the snapshot allows it; offline, what refuses to."""
     if options.offline:
         return OfflineFetcher()
-    return Aria2Fetcher(layout.staging, fetch_settings(settings, own_mirrors=own_mirrors))
+    download = context.download if own_mirrors else msgspec.structs.replace(context.download, fallback=())
+    return Aria2Fetcher(context.layout.staging, download)
 
 
-def fetch_settings(settings: Settings, *, own_mirrors: bool) -> FetchSettings:
-    """Return the download settings in plain units."""
-    download = settings.download
-    return FetchSettings(
-        fallback=download.fallback if own_mirrors else (),
-        allowed_hosts=download.allowed_hosts,
-        allow_http=download.allow_http,
-        connections=download.connections,
-        concurrent=download.concurrent,
-        limit_bytes=units.size(download.limit),
-        min_rate_bytes=units.size(download.min_rate),
-        timeout_seconds=units.seconds(download.timeout),
-        proxy=download.proxy,
-        ca_file=settings.path(download.ca_file) if download.ca_file else None,
-        netrc=settings.path(download.netrc) if download.netrc else None,
-    )
-
-
-def tester(settings: Settings) -> Tester:
+def tester(context: NodeContext) -> Tester:
     """Return what runs test jobs."""
     from reconciler.runtime.smoke_test import SandboxedTester
 
     return SandboxedTester(
-        settings.store_path / "cache",
-        sandbox=settings.smoke.sandbox,
-        timeout_seconds=units.seconds(settings.smoke.timeout),
-        runtimes=settings.runtime,
+        context.layout.root / "cache", sandbox=context.sandbox, timeout_seconds=context.test_seconds, runtimes=context.runtimes
     )
 
 
-def unpacker(settings: Settings) -> Unpacker:
-    """Return what takes archives apart."""
+def unpacker(context: NodeContext) -> Unpacker:
+    """Return what unpacks archives."""
     from reconciler.unpack.in_sandbox import SandboxedUnpacker
 
-    return SandboxedUnpacker(settings.store_path / "cache", settings.smoke.sandbox)
+    return SandboxedUnpacker(context.layout.root / "cache", context.sandbox)
 
 
-def hooks(settings: Settings, layout: Layout, report: Reporter) -> CommandHooks:
-    """Return what asks the operator's hooks."""
-    hooks = settings.hooks
+def hooks(context: NodeContext, report: Reporter) -> CommandHooks:
+    """Return what runs the operator's hooks."""
     return CommandHooks(
-        activated=settings.command(hooks.activated),
-        healthy=settings.command(hooks.healthy),
-        healthy_seconds=units.seconds(hooks.healthy_timeout),
-        folder=Path(settings.base),
-        index=lambda generation: layout.generations / str(generation.number) / "index.json",
+        activated=context.activated_hook,
+        healthy=context.healthy_hook,
+        healthy_seconds=context.healthy_seconds,
+        folder=context.folder,
+        index=lambda generation: context.layout.generations / str(generation.number) / "index.json",
         report=report,
     )
 
 
-def _historian(report: Reporter, ledger: Ledger, lock: str, actor: str, now: Clock) -> Reporter:
-    """Return a reporter that also keeps every swap."""
+def with_history(report: Reporter, ledger: Ledger, lock: str, actor: str, now: Clock) -> Reporter:
+    """Return a reporter that also writes every swap to the history."""
 
     def both(event: Event) -> None:
         if isinstance(event, Swapped):

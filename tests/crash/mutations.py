@@ -65,15 +65,16 @@ def without(what: str, file: str, statement: str) -> Mutation:
 DURABLE, BLOBS, TREES, MADE, LEDGER, DATABASE, OBSERVE, WRITER, KEEPER, FLOOR, LAYOUT, BALLAST = (
     f"reconciler/store/{name}.py"
     for name in (
-        "atomic", "blobs", "trees", "generations", "ledger", "ledger_database", "observe", "writer_lock", "housekeeping", "trust_state", "layout", "reserve",
+        "atomic", "blobs", "trees", "generations", "ledger", "ledger_database", "observe", "writer_lock",
+        "housekeeping", "trust_state", "layout", "reserve",
     )
 )  # fmt: skip
 TRUST, DSSE, LOCK, PLAN, GGUF, STRICT = (f"reconciler/core/{name}.py" for name in ("trust", "dsse", "lock", "plan", "gguf", "strict_json"))
 STAGING, HASHER, PASSAGE, VERIFY, RESOLVE, ARIA2, DOCUMENT = (
     f"reconciler/fetch/{name}.py" for name in ("staging", "hash_worker", "transfer", "hashing", "resolver", "aria2_daemon", "http")
 )
-CONFIRM, NETWORK, RUN, SETUP, UPKEEP, SCRUB = (
-    f"reconciler/commands/{name}.py" for name in ("load_lock", "lock", "apply", "init", "maintenance", "verify")
+CONFIRM, NETWORK, RUN, SETUP, UPKEEP, SCRUB, CONTEXT, NODE_TRUST = (
+    f"reconciler/commands/{name}.py" for name in ("load_lock", "lock", "apply", "init", "maintenance", "verify", "context", "node_trust")
 )
 FILES, UNPACK, ATTEND = ("reconciler/files.py", "reconciler/unpack/extract.py", "reconciler/sandbox/supervision.py")
 
@@ -111,7 +112,9 @@ TESTS = {
     DOCUMENT: ("adversary/test_fetch_documents", "functional/test_trust_on_a_node", "functional/test_operator"),
     CONFIRM: _ENGINE,
     BALLAST: ("unit/test_reserve", "crash/test_full_disk"),
-    NETWORK: (*_ENGINE, "crash/test_full_disk"),
+    NETWORK: _ENGINE,
+    CONTEXT: (*_ENGINE, "crash/test_full_disk"),
+    NODE_TRUST: _ENGINE,
     UPKEEP: ("functional/test_rollback",),
     SCRUB: ("functional/test_cold_storage",),
     RUN: _ENGINE,
@@ -169,7 +172,7 @@ def _links() -> Iterator[Mutation]:
     yield never("a link where the index of a generation is one's own", MADE, "os.path.islink(folder)")
     yield never("links among a store's own folders", LAYOUT, "os.path.islink(path)")
     yield once("links among a store's fan-out folders", LAYOUT, "if fan_out:", "if False:")
-    yield without("own folders before a run", NETWORK, "layout.check(fan_out=True)")
+    yield without("own folders before a run", CONTEXT, "layout.check(fan_out=True)")
     yield without("own folders before a plan", OBSERVE, "layout.check()")
     yield once("links on the way into a tree", TREES, "if _through_link(target, entry.path) or not", "if not")
     yield once("links where a tree is made", TREES, "target.is_dir() and not target.is_symlink()", "target.is_dir()")
@@ -251,19 +254,19 @@ def _serving() -> Iterator[Mutation]:
     yield once("an older copy that was forgotten", OBSERVE, "[_tree_from_disk(layout, tree, found) for tree in sorted(forgotten)]", "[]")
     yield once("the name of a tree that was forgotten", OBSERVE, "digest_of(tuple(listing)) != name", "False")
     yield once("the tree of an archived model", KEEPER, "number == current or model not in archived", "True")
-    yield never("a rollback to what is not listed", UPKEEP, "strange")
-    yield never("a rollback to bytes in doubt", UPKEEP, "doubtful")
+    yield never("a rollback to what is not listed", UPKEEP, "unlisted")
+    yield never("a rollback to bytes in doubt", UPKEEP, "unverified")
     yield once("a rollback to a generation that was touched", UPKEEP, "store.swap(target.entries) if touched else ", "")
-    yield once("a rollback that the node is not healthy with", UPKEEP, "hooks.healthy(made) if comes", '"" if comes')
+    yield once("a rollback that the node is not healthy with", UPKEEP, "hooks.healthy(made) if brings_models", '"" if brings_models')
     yield once("a rollback that was cut short", UPKEEP, "ledger.set_running(running=True)", "pass")
     yield once("a run that was cut short before a rollback", UPKEEP, "running=state.unfinished", "running=False")
     yield once("a rollback to what never served", UPKEEP, " or (served and one > min(served) and one not in served)", "")
     yield never("a cold copy that is away for now", SCRUB, "not done.found")
-    yield without("a cold copy that rotted", SCRUB, "blobs.set_aside(scene.layout, done.digest)")
+    yield without("a cold copy that rotted", SCRUB, "blobs.set_aside(store.layout, done.digest)")
     yield never("letting go of the ballast", BALLAST, "_free(path) < BYTES")
     yield once("room beside the ballast", BALLAST, " and _free(path) >= 4 * BYTES", "")
     yield once("ballast that is all holes", BALLAST, "st_blocks * 512", "st_size")
-    yield once("ballast before a run", NETWORK, "reserve.released_when_full(layout.space_reserve)", "contextlib.nullcontext()")
+    yield once("ballast before a run", CONTEXT, "reserve.released_when_full(layout.space_reserve)", "contextlib.nullcontext()")
 
 
 def _network() -> Iterator[Mutation]:
@@ -315,17 +318,18 @@ def _network() -> Iterator[Mutation]:
     yield without("one reading of a document", STRICT, "_refuse_ambiguity(data)")
     yield never("a member twice in a document", STRICT, "len(found) != len(pairs)")
     yield once("a lock that differs", LOCK, "if data == expected:", "if True:")
-    yield without("a lock that is not its envelope's", CONFIRM, "locks.check(data, lock)")
+    yield without("a lock that is not its envelope's", CONFIRM, "locks.check(files.lock, lock)")
     for part in ("fingerprint", "pinned root", "roots", "lock", "envelope"):
         yield once(f"what is remembered as confirmed: {part}", CONFIRM, *_CONFIRMED[part])
     yield once("the envelope that a server calls unchanged", NETWORK, "if digest.of(envelope) == etag.envelope else None", "")
-    heard = "envelope, trusted, now=now, trust_state=read_trust_state(settings), limits=LIMITS)"
-    yield once(
-        "time and trust state of what is heard", NETWORK, f"trust.verify({heard}", "trust.open_snapshot(envelope, trusted, limits=LIMITS)"
-    )
-    yield without("time and trust state before a run", NETWORK, "found.check_fresh(before, now)")
-    yield without("time and trust state before a plan", RUN, "found.check_fresh(trust_state.read(layout, ledger), now)")
-    yield without("time and trust state before it begins anew", SETUP, "found.check_fresh(known, now)")
+    fetched = "envelope, root, now=now, trust_state=accepted, limits=context.limits)"
+    opened = "trust.open_snapshot(envelope, root, limits=context.limits)"
+    yield once("time and trust state of what is fetched", NETWORK, f"trust.verify({fetched}", opened)
+    fresh = "now=now, limits=context.limits)"
+    recorded = "trust.check_fresh(verified, root, now=now, trust_state=before, limits=context.limits)"
+    yield without("time and trust state before a run", NODE_TRUST, recorded)
+    yield without("time and trust state before a plan", RUN, f"found.check_fresh(trust_state.read(layout, ledger), {fresh}")
+    yield without("time and trust state before it begins anew", SETUP, f"found.check_fresh(known, {fresh}")
     yield once("the higher trust state", FLOOR, "max(found, key=lambda one: one.order)", "found[0]")
     yield never("a lost trust state", FLOOR, "used")
     yield once("an empty trust state", FLOOR, "return found if found.version else None", "return found")
@@ -337,11 +341,11 @@ def _network() -> Iterator[Mutation]:
 
 _SIGNED = "signed_payload(envelope, ROOT_TYPE, {0}, {0}.roles.root, limits=limits)"
 _CONFIRMED = {
-    "fingerprint": ("settings.network.root_fingerprint.encode(),\n", ""),
-    "pinned root": ("        read_pinned_root(settings),\n", ""),
-    "roots": ("        *trust_state.roots(layout),\n", ""),
-    "lock": ("roots(layout),\n        data,\n", "roots(layout),\n"),
-    "envelope": ("        envelope,\n    )\n    for part", "    )\n    for part"),
+    "fingerprint": ("(version, fingerprint, roots", "(version, roots"),
+    "pinned root": ("fingerprint, roots.pinned, *", "fingerprint, *"),
+    "roots": (" *roots.newer,", ""),
+    "lock": (" files.lock, files.envelope):", " files.envelope):"),
+    "envelope": ("files.lock, files.envelope):", "files.lock):"),
 }
 _UNSIGNED = "payload = _unverified_payload(envelope, limits)"
 

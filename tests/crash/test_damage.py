@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from reconciler.commands import verify
+from reconciler.commands.context import from_settings
 from reconciler.core.errors import StoreError, TrustStateLost
 from reconciler.core.lock import Lock
 from reconciler.settings import Settings, StoreSettings
@@ -46,7 +47,7 @@ def lock(node: StoreNode) -> Lock:
 def scrub(node: StoreNode) -> list[str]:
     """Return the kinds of damage that ``verify`` finds."""
     settings = Settings(store=StoreSettings(path=str(node.layout.root), archive=str(node.layout.cold)))
-    return [damage.kind for damage in verify.verify(settings, EventLog(), workers=1).damage]
+    return [damage.kind for damage in verify.verify(from_settings(settings), EventLog(), workers=1).damage]
 
 
 # -- ways to spoil a file

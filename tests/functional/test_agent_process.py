@@ -22,7 +22,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from reconciler.agent.loop import Agent, AgentOptions
-from reconciler.settings import Settings
+from reconciler.commands.context import NodeContext
 from reconciler.store import writer_lock
 from tests.hostile_server import HostileServer, honest
 from tests.node import Node, tiny
@@ -350,8 +350,8 @@ class Marks:
             files = sum(1 for _ in self.node.folder.rglob("*"))
             self.seen.append((resident(), len(list(Path("/proc/self/fd").iterdir())), files))
 
-    def load(self) -> Settings:
-        return self.node.settings()
+    def load(self) -> NodeContext:
+        return self.node.context()
 
     def run(self) -> dict[str, int]:
         options = AgentOptions(metrics_file=self.node.folder / "m.prom")

@@ -20,7 +20,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from reconciler.cli import cli
-from reconciler.commands import metrics_source
+from reconciler.commands import status
 from reconciler.core import errors
 from reconciler.report import metrics
 from tests.unit.test_metrics import FULL
@@ -300,7 +300,7 @@ def test_every_metric_that_is_asked_for_is_exported(expression: str) -> None:
 
 
 def test_every_value_that_is_asked_for_can_occur() -> None:
-    can = {"state": set(metrics.STATES), "kind": set(metrics_source.KINDS)}
+    can = {"state": set(metrics.STATES), "kind": set(status.INCIDENT_KINDS)}
     for expression in expressions():
         for label, values in re.findall(r'\b(state|kind)=~?"([^"]*)"', expression):
             assert set(values.split("|")) <= can[label], expression
@@ -310,8 +310,8 @@ def test_every_kind_of_incident_that_the_program_names_is_counted_from_zero() ->
     text = "\n".join(path.read_text() for path in (TOP / "reconciler").rglob("*.py"))
     named = set(re.findall(r'Incident\(\s*kind="([a-z-]+)"', text)) | {error.name for error in errors.TrustError.__subclasses__()}
 
-    assert named <= set(metrics_source.KINDS)
-    assert len(set(metrics_source.KINDS)) == len(metrics_source.KINDS)
+    assert named <= set(status.INCIDENT_KINDS)
+    assert len(set(status.INCIDENT_KINDS)) == len(status.INCIDENT_KINDS)
 
 
 def test_the_dashboard_is_one() -> None:
@@ -358,7 +358,7 @@ def test_the_manual_names_every_command_of_a_node_and_every_metric() -> None:
     assert all(cli.get_command(click.Context(cli), name.split()[0]) for name in inline)
     for name in exported():
         assert name in MANUAL, name
-    for kind in metrics_source.KINDS:
+    for kind in status.INCIDENT_KINDS:
         known = f"`{kind}`" in MANUAL
         assert known or kind == "bad-root-chain", kind
 

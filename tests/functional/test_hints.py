@@ -18,9 +18,9 @@ import pytest
 from msgspec.structs import replace
 
 from reconciler import cli
+from reconciler.agent import service
 from reconciler.commands import apply as engine
-from reconciler.commands import health_file, load_lock
-from reconciler.commands.health_file import Health
+from reconciler.commands.status import Health
 from reconciler.core.errors import NotYetValid
 from reconciler.store import trust_state
 from reconciler.store.ledger import Ledger
@@ -213,7 +213,7 @@ def test_a_document_that_does_not_hold_is_named(used: Node) -> None:
             for command in commands:
                 ran = run(*command.split(), "--config", str(used.folder / "reconcile.toml"))
                 assert ran.code == 4, (name, command, ran)
-                assert f"]: {name}: " in ran.err
+                assert f"]: {used.folder / name}: " in ran.err
         (used.folder / name).write_bytes(good)
 
 
@@ -273,7 +273,7 @@ def test_init_says_what_is_still_missing(alone: Path) -> None:
 
 def test_a_clock_that_was_ahead_for_one_run_locks_nobody_out(used: Node) -> None:
     ahead = datetime.now(UTC) + timedelta(days=20)
-    engine.sync(used.settings(), lambda _: None, clock=lambda: ahead)
+    engine.sync(used.context(lambda: ahead), lambda _: None)
 
     for command in (["plan"], ["apply", "--yes"], ["sync"], ["lock"]):
         assert used.run(*command).code == 0
@@ -285,7 +285,7 @@ def test_a_clock_that_was_ahead_for_one_run_locks_nobody_out(used: Node) -> None
 def test_a_clock_that_is_behind_is_named_with_what_to_do(used: Node) -> None:
     behind = datetime.fromtimestamp(0, UTC)
     with pytest.raises(NotYetValid) as refused:
-        engine.sync(used.settings(), lambda _: None, clock=lambda: behind)
+        engine.sync(used.context(lambda: behind), lambda _: None)
     assert "the clock says 1970-01-01T00:00:00Z" in refused.value.message
     assert "the clock is behind" in refused.value.message
     assert "timedatectl" in refused.value.hint
@@ -293,7 +293,7 @@ def test_a_clock_that_is_behind_is_named_with_what_to_do(used: Node) -> None:
 
 def test_trust_init_forgets_a_time_of_issue_in_the_future_and_no_version(used: Node) -> None:
     """A way out for a clock must be none for a replay."""
-    layout = load_lock.store_layout(used.settings())
+    layout = used.context().layout
     with Ledger.writing(layout.ledger) as ledger:
         known = trust_state.read(layout, ledger)
         trust_state.write(layout, ledger, replace(known, issued_at=datetime.now(UTC) + timedelta(days=200)))
@@ -376,7 +376,7 @@ def test_a_failed_model_says_what_happened_where_it_lies_and_when_it_is_tried_ag
 
 
 def test_programs_read_of_a_failed_model_where_it_lies_and_of_an_agent_when_it_is_tried_again(failing: Node) -> None:
-    settings = failing.settings()
+    layout = failing.context().layout
     found = failing.run("status", "--json").json
     good, bad = found["models"]
     assert good["quarantine"] is None
@@ -385,10 +385,10 @@ def test_programs_read_of_a_failed_model_where_it_lies_and_of_an_agent_when_it_i
     assert found["next_sync_at"] is None
     now = datetime.now(UTC)
     for away, shown in ((timedelta(minutes=4), True), (-timedelta(hours=1), False)):  # an agent that died promises nothing
-        health_file.write(settings, Health(phase="waiting", started_at=now, next_at=now + away))
+        service.write_health(layout, Health(phase="waiting", started_at=now, next_at=now + away))
         found = failing.run("status", "--json").json
         assert (found["next_sync_at"] is not None) == shown
-    health_file.write(settings, Health(phase="waiting", started_at=now, next_at=now + timedelta(minutes=4)))
+    service.write_health(layout, Health(phase="waiting", started_at=now, next_at=now + timedelta(minutes=4)))
     assert f"next try: with the next sync, at {now + timedelta(minutes=4):%Y-%m-%dT%H:%M}" in failing.run("status", "wrong:v1").out
 
 

@@ -56,9 +56,9 @@ def test_gc_frees_what_an_unlisted_model_left_once_its_grace_is_over(used: Node)
     assert used.run("apply").code == 0
     later = datetime.now(UTC) + timedelta(hours=25)
 
-    assert maintenance.gc(used.settings(), clock=lambda: datetime.now(UTC) + timedelta(hours=23)) == ()
-    assert [one.kind for one in maintenance.garbage(used.settings(), clock=lambda: later)] == ["tree", "blob"]
-    maintenance.gc(used.settings(), clock=lambda: later)
+    assert maintenance.gc(used.context(lambda: datetime.now(UTC) + timedelta(hours=23))) == ()
+    assert [one.kind for one in maintenance.garbage(used.context(lambda: later))] == ["tree", "blob"]
+    maintenance.gc(used.context(lambda: later))
 
     assert len(used.blobs()) == 1
 
@@ -76,8 +76,8 @@ def test_gc_keeps_what_grace_and_kept_generations_and_the_lock_need(used: Node) 
     assert used.run("gc", "--json").json["bytes"] == 0
     assert used.blobs() == before
     later = datetime.now(UTC) + timedelta(hours=25)
-    apply.apply(used.settings(), deaf, clock=lambda: later)
-    maintenance.gc(used.settings(), clock=lambda: later)
+    apply.apply(used.context(lambda: later), deaf)
+    maintenance.gc(used.context(lambda: later))
 
     kept = {path.name for path in used.blobs()}
     assert kept == {hashlib.sha256(tiny(seed)).hexdigest() for seed in ("anew", "c")}
@@ -110,7 +110,7 @@ def test_partial_downloads_go_by_age_and_only_what_nobody_continues(used: Node) 
     assert [(item["kind"], item["name"]) for item in items] == [("partial", strange.name)]
     assert wanted.exists()
     old = datetime.now(UTC) + timedelta(days=8)
-    assert [one.name for one in maintenance.garbage(used.settings(), clock=lambda: old) if one.kind == "partial"] == [wanted.name]
+    assert [one.name for one in maintenance.garbage(used.context(lambda: old)) if one.kind == "partial"] == [wanted.name]
 
 
 # -- verify ----------------------------------------------------------------------------------------
@@ -206,7 +206,7 @@ def test_a_lost_ledger_is_hashed_and_tested_again_and_nothing_is_fetched(used: N
 def test_verify_says_how_far_it_is(used: Node) -> None:
     heard = EventLog()
 
-    verify.verify(used.settings(), heard, progress=True)
+    verify.verify(used.context(), heard, progress=True)
 
     told = [(one.done, one.total) for one in heard.of(HashProgress)]
     assert told[-1] == (len(tiny("a")), len(tiny("a")))

@@ -78,9 +78,9 @@ def test_an_unlisted_model_is_back_for_free_within_its_grace_and_gone_after_it(u
 
     used.publish(other)
     assert used.run("apply").code == 0
-    apply.apply(used.settings(), deaf, clock=lambda: datetime.now(UTC) + timedelta(hours=23))
+    apply.apply(used.context(lambda: datetime.now(UTC) + timedelta(hours=23)), deaf)
     assert len(used.blobs()) == 2
-    apply.apply(used.settings(), deaf, clock=lambda: datetime.now(UTC) + timedelta(hours=25))
+    apply.apply(used.context(lambda: datetime.now(UTC) + timedelta(hours=25)), deaf)
 
     assert [path.name for path in used.blobs()] == [hashlib.sha256(tiny("b")).hexdigest()]
 
@@ -335,15 +335,15 @@ def test_a_test_grows_old(node: Node) -> None:
     node.publish(node.item("a:v1", tiny("a")), retest_after="7d")
     assert node.run("apply").code == 0
     later = datetime.now(UTC) + timedelta(days=7, minutes=1)
-    settings = node.settings()
+    then = node.context(lambda: later)
 
-    assert not apply.preview(settings, clock=lambda: later - timedelta(minutes=2)).plan.changes
-    due = apply.preview(settings, clock=lambda: later).plan.models[0]
-    apply.apply(settings, deaf, clock=lambda: later)
+    assert not apply.preview(node.context(lambda: later - timedelta(minutes=2))).plan.changes
+    due = apply.preview(then).plan.models[0]
+    apply.apply(then, deaf)
 
     assert (due.op, due.reason.partition(":")[0]) == ("retest", "retest-due")
-    assert not apply.preview(settings, clock=lambda: later).plan.changes
-    assert [model.state for model in status.status(settings, clock=lambda: later).models] == ["active"]
+    assert not apply.preview(then).plan.changes
+    assert [model.state for model in status.status(then).models] == ["active"]
 
 
 def test_a_failed_retest_takes_the_model_away_in_one_swap(used: Node) -> None:

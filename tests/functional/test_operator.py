@@ -16,7 +16,7 @@ from typing import Any, Literal
 import pytest
 
 from reconciler.cli import run
-from reconciler.commands.options import wall_clock
+from reconciler.commands.context import wall_clock
 from reconciler.core import dsse, trust
 from reconciler.core.errors import BadSignature, ReconcileError
 from reconciler.demo import models

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from reconciler.commands import load_lock
 from reconciler.store.ledger import Ledger
 from tests.node import Node, flip, tiny
 
@@ -168,7 +167,7 @@ def test_a_rollback_that_was_killed_while_it_asked_is_asked_about_by_the_next_ru
 def test_rollback_takes_no_unfinished_run_for_finished(used: Node) -> None:
     """What a killed run left is still the next run's to clear."""
     two_generations(used)
-    with Ledger.writing(load_lock.store_layout(used.settings()).ledger) as ledger:
+    with Ledger.writing(used.context().layout.ledger) as ledger:
         ledger.set_running(running=True)
 
     assert used.run("rollback").code == 0

@@ -13,8 +13,9 @@ from typing import Any
 import click
 import pytest
 
-from reconciler.commands import apply, lock
+from reconciler.commands import apply, node_trust
 from reconciler.commands import status as status_command
+from reconciler.commands.context import hold_store
 from reconciler.core.errors import Expired, NotYetValid, TrustError, TrustStateLost
 from tests import network as networks
 from tests.node import Node, deaf, tiny, traces
@@ -79,13 +80,13 @@ def test_freeze_leaves_what_serves_and_installs_nothing(used: Node) -> None:
     before = traces(used.store, ledger=False)
 
     with pytest.raises(Expired):
-        apply.preview(used.settings(), clock=lambda: later)
+        apply.preview(used.context(lambda: later))
     with pytest.raises(Expired):
-        apply.apply(used.settings(), deaf, clock=lambda: later)
+        apply.apply(used.context(lambda: later), deaf)
     with pytest.raises(Expired):
-        apply.sync(used.settings(), deaf, clock=lambda: later)
+        apply.sync(used.context(lambda: later), deaf)
 
-    status = status_command.status(used.settings(), clock=lambda: later)
+    status = status_command.status(used.context(lambda: later))
     assert status.refused is not None
     assert status.refused.startswith("expired: ")
     assert [model.state for model in status.models] == ["active"]
@@ -93,21 +94,21 @@ def test_freeze_leaves_what_serves_and_installs_nothing(used: Node) -> None:
     after = traces(used.store, ledger=False)
     before.pop("."), after.pop(".")
     assert after == before
-    kinds = [incident.kind for incident in status_command.incidents(used.settings())]
+    kinds = [incident.kind for incident in status_command.incidents(used.context())]
     assert kinds.count("expired") == 2  # once from each place; the same again is counted
 
 
 def test_expiry_is_refused_at_the_very_instant(used: Node) -> None:
     end = used.network.now + timedelta(days=30)
     with pytest.raises(Expired):
-        apply.preview(used.settings(), clock=lambda: end)
-    assert not apply.preview(used.settings(), clock=lambda: end - timedelta(seconds=1)).plan.changes
+        apply.preview(used.context(lambda: end))
+    assert not apply.preview(used.context(lambda: end - timedelta(seconds=1))).plan.changes
 
 
 def test_a_clock_before_the_accepted_snapshot_is_refused(used: Node) -> None:
     earlier = used.network.now - timedelta(hours=1)
     with pytest.raises(NotYetValid, match="the clock is behind"):
-        apply.preview(used.settings(), clock=lambda: earlier)
+        apply.preview(used.context(lambda: earlier))
     assert serves(used)
 
 
@@ -177,7 +178,7 @@ def test_a_server_cannot_forge_a_line_in_the_log(node: Node) -> None:
 
     node.publish(node.item("a:v1", tiny("a")))
     evil = Incident(kind="source-failed", source="https://x/\x1b[2Jy", detail="404\nincident fine: \x1b[31mall is well\r")
-    with lock.open_store(node.settings()) as ledger:
+    with hold_store(node.context()) as ledger:
         ledger.log_incident(evil, node.network.now)
 
     shown = node.run("incidents").out
@@ -196,8 +197,8 @@ def test_roots_are_walked_on_sync_and_a_crash_between_is_a_resume(used: Node) ->
     text = (used.folder / "reconcile.toml").read_text()
     template = f'root_updates = "{roots}/{{version}}.json"\n'
     (used.folder / "reconcile.toml").write_text(text.replace("[network]\n", f"[network]\n{template}"))
-    with lock.open_store(used.settings()) as ledger:
-        lock.apply_roots(used.settings(), (str(roots / "2.json"),), ledger)  # and then the power goes
+    with hold_store(used.context()) as ledger:
+        node_trust.apply_roots(used.context(), (str(roots / "2.json"),), ledger)  # and then the power goes
 
     used.network.now += timedelta(seconds=1)
     (used.folder / "published.json").write_bytes(used.network.snapshot(used.item("a:v1", tiny("a"))))

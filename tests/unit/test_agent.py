@@ -20,10 +20,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reconciler.agent import loop, scrub, signals, systemd
+from reconciler.agent import cycle, loop, service
 from reconciler.agent.loop import Agent, AgentOptions
-from reconciler.commands import health_file
-from reconciler.commands.options import Options
+from reconciler.commands import status
+from reconciler.commands.context import NodeContext, RunOptions, from_settings
 from reconciler.core.errors import Expired, SettingsError, StoreBusy, StoreError
 from reconciler.ports import Event, Notice, Reporter
 from reconciler.report.metrics import Figures
@@ -49,14 +49,14 @@ class World:
         self.events: list[Event] = []
         self.scrubbed: list[int] = []
         self.damage = 0
-        self.synced: list[Settings] = []
+        self.synced: list[NodeContext] = []
         self._stop = self._reload = False
         self.during_wait: Callable[[int], None] = lambda _: None
 
     # what the agent is given
 
-    def load(self) -> Settings:
-        return decode(self.text.encode(), self.folder)
+    def load(self) -> NodeContext:
+        return from_settings(decode(self.text.encode(), self.folder), clock=self.clock)
 
     def clock(self) -> datetime:
         return START + timedelta(seconds=self.now)
@@ -78,8 +78,8 @@ class World:
         self.now += seconds
         self.during_wait(len(self.waits))
 
-    def sync(self, settings: Settings, report: Reporter, options: Options) -> int:
-        self.synced.append(settings)
+    def sync(self, context: NodeContext, report: Reporter, options: RunOptions) -> int:
+        self.synced.append(context)
         self.now += 2
         if not self.did:  # the agent should have waited, and stopped
             self._stop = True
@@ -91,11 +91,11 @@ class World:
             raise did.with_traceback(None)  # one exception raised again keeps every frame that it passed
         return did() if callable(did) else did
 
-    def scrub(self, settings: Settings, report: Reporter, options: Options, delay_seconds: float) -> int:
+    def scrub(self, context: NodeContext, report: Reporter, options: RunOptions, delay_seconds: float) -> int:
         self.scrubbed.append(len(self.synced))
         return self.damage
 
-    def measure(self, settings: Settings) -> Figures:
+    def measure(self, context: NodeContext) -> Figures:
         return Figures(incidents={"hash-mismatch": 3})
 
     # what the test does
@@ -114,13 +114,13 @@ class World:
 
     def agent(self, jitter: float = 0.0, **options: object) -> Agent:
         return Agent(
-            self.load, self.events.append, self, msgspec.convert(options, AgentOptions), work=self, clock=self.clock, timer=self.timer,
+            self.load, self.events.append, self, msgspec.convert(options, AgentOptions), steps=self, timer=self.timer,
             jitter=lambda most: most * jitter,
         )  # fmt: skip
 
     @property
-    def health(self) -> health_file.Health:
-        found = health_file.read(self.load())
+    def health(self) -> status.Health:
+        found = status.read_health(self.load().layout)
         assert found is not None
         return found
 
@@ -203,7 +203,7 @@ def test_once_is_one_cycle_and_keeps_its_error(tmp_path: Path) -> None:
 
 def test_the_health_file_says_what_was_and_what_comes(tmp_path: Path) -> None:
     world = World(tmp_path, [0, StoreError("no disk"), 0])
-    seen: list[health_file.Health] = []
+    seen: list[status.Health] = []
     world.during_wait = lambda _: seen.append(world.health)
     world.agent().run()
 
@@ -239,7 +239,7 @@ def test_counts_go_on_over_a_restart(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("data", [b"", b"{", b'{"schema": 1}', b"\xff" * 10])
 def test_a_damaged_health_file_is_begun_anew(tmp_path: Path, data: bytes) -> None:
-    path = health_file.path(Settings(base=str(tmp_path)))
+    path = status.health_path(from_settings(Settings(base=str(tmp_path))).layout)
     path.parent.mkdir()
     path.write_bytes(data)
     world = World(tmp_path, [0])
@@ -317,7 +317,7 @@ def test_a_stop_while_a_cycle_goes_on_runs_every_finally(tmp_path: Path) -> None
 
     def stopped() -> int:
         try:
-            raise signals.Stopped(0)
+            raise service.Stopped(0)
         finally:
             let_go.append("the store")
 
@@ -353,12 +353,12 @@ def test_a_long_interval_is_no_silence(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def wakeup() -> Iterator[signals.Wakeup]:
-    with signals.Wakeup() as made:
+def wakeup() -> Iterator[service.Wakeup]:
+    with service.Wakeup() as made:
         yield made
 
 
-def test_a_signal_before_the_wait_is_not_lost(wakeup: signals.Wakeup) -> None:
+def test_a_signal_before_the_wait_is_not_lost(wakeup: service.Wakeup) -> None:
     os.kill(os.getpid(), signal.SIGHUP)
     wakeup.wait(600)
 
@@ -367,7 +367,7 @@ def test_a_signal_before_the_wait_is_not_lost(wakeup: signals.Wakeup) -> None:
     assert not wakeup.reloads()
 
 
-def test_a_signal_ends_a_wait_at_once(wakeup: signals.Wakeup) -> None:
+def test_a_signal_ends_a_wait_at_once(wakeup: service.Wakeup) -> None:
     ringer = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGHUP))
     ringer.start()
     wakeup.wait(600)
@@ -377,27 +377,27 @@ def test_a_signal_ends_a_wait_at_once(wakeup: signals.Wakeup) -> None:
     assert not wakeup.stops()
 
 
-def killed_while_waiting(wakeup: signals.Wakeup, number: signal.Signals) -> None:
+def killed_while_waiting(wakeup: service.Wakeup, number: signal.Signals) -> None:
     os.kill(os.getpid(), number)
     wakeup.wait(600)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stop_is_raised_wherever_the_main_thread_is(wakeup: signals.Wakeup, number: signal.Signals) -> None:
-    with pytest.raises(signals.Stopped) as ended:
+def test_a_stop_is_raised_wherever_the_main_thread_is(wakeup: service.Wakeup, number: signal.Signals) -> None:
+    with pytest.raises(service.Stopped) as ended:
         killed_while_waiting(wakeup, number)
 
     assert ended.value.code == 0
     assert wakeup.stops()
 
 
-def test_a_second_sigterm_does_not_break_what_the_first_lets_go(wakeup: signals.Wakeup) -> None:
-    with pytest.raises(signals.Stopped):
+def test_a_second_sigterm_does_not_break_what_the_first_lets_go(wakeup: service.Wakeup) -> None:
+    with pytest.raises(service.Stopped):
         killed_while_waiting(wakeup, signal.SIGTERM)
     os.kill(os.getpid(), signal.SIGTERM)
     wakeup.wait(600)
 
-    with pytest.raises(signals.Stopped):
+    with pytest.raises(service.Stopped):
         killed_while_waiting(wakeup, signal.SIGINT)
 
 
@@ -405,7 +405,7 @@ def test_the_bell_gives_every_signal_back() -> None:
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     before = [signal.getsignal(number) for number in numbers]
     descriptors = descriptors_open()
-    with signals.Wakeup():
+    with service.Wakeup():
         assert [signal.getsignal(number) for number in numbers] != before
 
     assert [signal.getsignal(number) for number in numbers] == before
@@ -454,14 +454,14 @@ def test_systemd_hears_ready_reloading_and_stopping(tmp_path: Path, monkeypatch:
 def test_a_manager_that_does_not_listen_is_nothing(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", address)
 
-    assert systemd.notify("READY=1") is False
+    assert service.notify("READY=1") is False
 
 
 def test_the_watchdog_is_fed_while_the_agent_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WATCHDOG_USEC", "20000")
     monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()))
-    watchdog = systemd.Watchdog(60.0)
-    with manager(monkeypatch, str(tmp_path / "notify")) as ear, watchdog.given():
+    watchdog = service.Watchdog(60.0)
+    with manager(monkeypatch, str(tmp_path / "notify")) as ear, watchdog.running():
         assert [ear.recv(100), ear.recv(100)] == [b"WATCHDOG=1"] * 2
 
     assert not [thread for thread in threading.enumerate() if thread.name == "watchdog"]
@@ -469,7 +469,7 @@ def test_the_watchdog_is_fed_while_the_agent_lives(tmp_path: Path, monkeypatch: 
 
 def test_a_main_thread_that_hangs_is_not_covered_for() -> None:
     now = [0.0]
-    watchdog = systemd.Watchdog(60.0, lambda: now[0])
+    watchdog = service.Watchdog(60.0, lambda: now[0])
 
     def alive_at(instant: float) -> bool:
         now[0] = instant
@@ -485,7 +485,7 @@ def test_the_watchdog_of_another_process_is_not_ours(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("WATCHDOG_USEC", usec)
     monkeypatch.setenv("WATCHDOG_PID", pid)
 
-    assert systemd.watchdog_seconds() == expected
+    assert service.watchdog_seconds() == expected
 
 
 def test_the_jitter_is_the_same_on_every_start_of_a_host() -> None:
@@ -501,15 +501,15 @@ def test_the_jitter_is_the_same_on_every_start_of_a_host() -> None:
 
 
 def test_a_fresh_store_is_not_hashed_again_at_once() -> None:
-    assert scrub.due([], 100.0) == 0
-    assert scrub.due([0.0] * 50, 100.0) == 0
+    assert cycle.due([], 100.0) == 0
+    assert cycle.due([0.0] * 50, 100.0) == 0
 
 
 def test_blobs_that_came_together_are_hashed_one_after_the_other() -> None:
     ages, hashed = [0.0] * 10, []
     for _ in range(100):
         ages = [age + 1.0 for age in ages]
-        count = scrub.due(ages, 100.0)
+        count = cycle.due(ages, 100.0)
         ages = sorted(ages)[: len(ages) - count] + [0.0] * count
         hashed.append(count)
 
@@ -518,12 +518,12 @@ def test_blobs_that_came_together_are_hashed_one_after_the_other() -> None:
 
 
 def test_a_single_blob_is_hashed_when_it_comes_of_age() -> None:
-    assert [scrub.due([age], 100.0) for age in (0.0, 1.0, 99.0, 100.0)] == [0, 0, 0, 1]
+    assert [cycle.due([age], 100.0) for age in (0.0, 1.0, 99.0, 100.0)] == [0, 0, 0, 1]
 
 
 def test_what_was_never_hashed_is_due_at_once() -> None:
-    assert scrub.due([float("inf"), 1.0, 2.0], 100.0) == 1
-    assert scrub.due([1.0, 2.0], 0.0) == 2
+    assert cycle.due([float("inf"), 1.0, 2.0], 100.0) == 1
+    assert cycle.due([1.0, 2.0], 0.0) == 2
 
 
 @settings(max_examples=60, deadline=None)
@@ -534,7 +534,7 @@ def test_what_was_never_hashed_is_due_at_once() -> None:
 )
 def test_no_blob_stays_unchecked_longer_than_asked(ages: list[float], steps: list[float], within: float) -> None:
     for step in steps:
-        count = scrub.due(ages, within)
+        count = cycle.due(ages, within)
         ages = sorted(ages)[: len(ages) - count] + [0.0] * count
         assert max(ages) < within
         ages = [age + step for age in ages]
@@ -568,4 +568,4 @@ def test_two_hundred_cycles_leave_nothing_behind(tmp_path: Path) -> None:
     assert (descriptors_later, files_later) == (descriptors, files)
     assert memory_later - memory < 64 * 1024
     assert sum(world.health.totals.values()) == 200
-    assert json.loads(health_file.path(world.load()).read_bytes())["schema"] == 1
+    assert json.loads(status.health_path(world.load().layout).read_bytes())["schema"] == 1

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from reconciler import __version__
-from reconciler.commands import load_lock, lock
+from reconciler.commands.context import from_settings, hold_store
 from reconciler.core.errors import InternalError, StoreError
 from reconciler.settings import Settings
 from reconciler.store import crash_report
@@ -182,15 +182,14 @@ def test_a_link_in_the_place_of_its_folder_is_not_followed(layout: Layout, tmp_p
 
 
 def test_a_bug_while_the_store_is_held_is_an_incident_with_a_report(tmp_path: Path) -> None:
-    settings = Settings(base=str(tmp_path))
+    node = from_settings(Settings(base=str(tmp_path)))
 
-    with pytest.raises(InternalError) as found, lock.open_store(settings):
+    with pytest.raises(InternalError) as found, hold_store(node):
         raise KeyError("a bug")
 
-    layout = load_lock.store_layout(settings)
-    (path,) = layout.reports.iterdir()
+    (path,) = node.layout.reports.iterdir()
     assert "KeyError: 'a bug'" in path.read_text()
-    with Ledger.reading(layout.ledger) as ledger:
+    with Ledger.reading(node.layout.ledger) as ledger:
         (incident,) = ledger.incidents()
     assert (incident.kind, incident.model, incident.detail) == ("internal-error", "", found.value.message)
 
@@ -199,10 +198,10 @@ def test_a_bug_while_the_store_is_held_is_an_incident_with_a_report(tmp_path: Pa
     "error", [StoreError("the disk refused"), OSError(28, "No space left on device"), KeyboardInterrupt(), SystemExit(143)]
 )
 def test_what_is_no_bug_passes_as_it_is(tmp_path: Path, error: BaseException) -> None:
-    settings = Settings(base=str(tmp_path))
+    node = from_settings(Settings(base=str(tmp_path)))
 
-    with pytest.raises(type(error)) as found, lock.open_store(settings):
+    with pytest.raises(type(error)) as found, hold_store(node):
         raise error
 
     assert found.value is error
-    assert not load_lock.store_layout(settings).reports.exists()
+    assert not node.layout.reports.exists()

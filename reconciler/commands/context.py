@@ -1,0 +1,204 @@
+"""
+What a command knows of its node before it begins: the settings as values, the clock, the machine's facts; and the store, held.
+
+Rules that hold here:
+
+1. Settings become values once, by ``from_settings``: every path is resolved, every amount is in the unit that its name tells.
+   Commands take the ``NodeContext`` or parts of it, never ``Settings``.
+2. The clock is read once a run wherever an instant decides.
+3. One run holds the store for writing at a time; readers need no lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from msgspec import Struct
+
+from reconciler import files
+from reconciler.core import units
+from reconciler.core.errors import ReconcileError
+from reconciler.core.node import Limits, NodeFacts, Policy
+from reconciler.fetch.settings import FetchSettings
+from reconciler.settings import Runtimes, Settings
+from reconciler.store.layout import Layout
+
+if TYPE_CHECKING:
+    from reconciler.store.ledger import Ledger
+
+Clock = Callable[[], datetime]
+
+
+def wall_clock() -> datetime:
+    """Return the current instant."""
+    return datetime.now(UTC)
+
+
+class NodeContext(Struct, frozen=True, kw_only=True):
+    """One node's settings as values."""
+
+    #: The folder of the settings file.
+    folder: Path
+    #: URL, or absolute path, of the network's signed snapshot.
+    snapshot: str
+    #: The pinned trust root, and its fingerprint if the operator was told it.
+    root_path: Path
+    root_fingerprint: str
+    #: URL or path template with ``{version}`` of newer roots; empty: none are looked for.
+    root_updates: str
+    #: ``models.lock``, and the signed envelope beside it.
+    lock_path: Path
+    envelope_path: Path
+    layout: Layout
+    policy: Policy
+    limits: Limits
+    download: FetchSettings
+    sandbox: Literal["auto", "bubblewrap", "landlock"]
+    #: The longest time that a test job may take.
+    test_seconds: float
+    runtimes: Runtimes
+    #: Commands (argv) that are run after a swap; empty: none.
+    activated_hook: tuple[str, ...]
+    healthy_hook: tuple[str, ...]
+    healthy_seconds: float
+    #: Time between the agent's cycles, and the most that is added to it at random.
+    interval_seconds: float
+    jitter_seconds: float
+    clock: Clock
+
+
+def from_settings(settings: Settings, *, clock: Clock = wall_clock) -> NodeContext:
+    """Return the values of *settings*."""
+    network = settings.network
+    return NodeContext(
+        folder=Path(settings.base),
+        snapshot=_source(settings, network.snapshot),
+        root_path=settings.path(network.root),
+        root_fingerprint=network.root_fingerprint,
+        root_updates=_source(settings, network.root_updates),
+        lock_path=settings.path(network.lockfile),
+        envelope_path=settings.envelope_path,
+        layout=Layout(settings.store_path, settings.archive_path),
+        policy=settings.policy,
+        limits=Limits(),
+        download=_download(settings),
+        sandbox=settings.smoke.sandbox,
+        test_seconds=units.seconds(settings.smoke.timeout),
+        runtimes=settings.runtime,
+        activated_hook=settings.command(settings.hooks.activated),
+        healthy_hook=settings.command(settings.hooks.healthy),
+        healthy_seconds=units.seconds(settings.hooks.healthy_timeout),
+        interval_seconds=units.seconds(settings.agent.interval),
+        jitter_seconds=units.seconds(settings.agent.jitter),
+        clock=clock,
+    )
+
+
+def _source(settings: Settings, text: str) -> str:
+    """Return *text*, a URL or path, with the path made absolute; nothing stays nothing."""
+    return text if "://" in text or not text else str(settings.path(text))
+
+
+def _download(settings: Settings) -> FetchSettings:
+    chosen = settings.download
+    return FetchSettings(
+        fallback=chosen.fallback,
+        allowed_hosts=chosen.allowed_hosts,
+        allow_http=chosen.allow_http,
+        connections=chosen.connections,
+        concurrent=chosen.concurrent,
+        limit_bytes=units.size(chosen.limit),
+        min_rate_bytes=units.size(chosen.min_rate),
+        timeout_seconds=units.seconds(chosen.timeout),
+        proxy=chosen.proxy,
+        ca_file=settings.path(chosen.ca_file) if chosen.ca_file else None,
+        netrc=settings.path(chosen.netrc) if chosen.netrc else None,
+    )
+
+
+class RunOptions(Struct, frozen=True, kw_only=True):
+    """What the command line says about one run."""
+
+    #: Model ids: only these, and none of those.
+    only: tuple[str, ...] = ()
+    excluded: tuple[str, ...] = ()
+    #: The lock must be what the snapshot compiles to; a new one is never fetched.
+    locked: bool = False
+    #: No network at all.
+    offline: bool = False
+    #: How long to wait for another run to let the store go.
+    lock_timeout_seconds: float = 0.0
+
+
+def measure_node(context: NodeContext) -> NodeFacts:
+    """Return the facts of this machine; a missing driver or engine is a fact, not an error."""
+    from reconciler.runtime import devices, engines
+
+    gpus = devices.gpus()
+    disk = os.statvfs(existing_folder(context.layout.root))
+    return NodeFacts(
+        gpus=gpus,
+        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        disk_total_bytes=disk.f_blocks * disk.f_frsize,
+        disk_free_bytes=disk.f_bavail * disk.f_frsize,
+        engines=engines.installed(context.runtimes),
+        device=devices.device_label(gpus),
+    )
+
+
+def existing_folder(path: Path) -> Path:
+    """Return *path*, or the nearest folder above it that exists."""
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+@contextlib.contextmanager
+def hold_store(context: NodeContext, *, timeout_seconds: float = 0.0) -> Iterator[Ledger]:
+    """
+    Hold the store as its one writer, made if it is missing, and give its ledger, open for writing.
+
+    Raises:
+        InternalError: a bug ended what was done with it; there is a report, and an incident.
+        StoreBusy: another run still holds it after *timeout_seconds*.
+        StoreError: it cannot be read or written.
+    """
+    from reconciler.store import atomic, reserve, writer_lock
+    from reconciler.store.ledger import Ledger
+
+    layout = context.layout
+    atomic.make_folder(layout.root)
+    with files.translate_errors(f"read the store {layout.root}"):
+        layout.check(fan_out=True)
+    with (
+        writer_lock.hold(layout.lock_file, timeout_seconds=timeout_seconds),
+        reserve.released_when_full(layout.space_reserve),
+        Ledger.writing(layout.ledger) as ledger,
+        bugs_reported(context, ledger),
+    ):
+        yield ledger
+
+
+@contextlib.contextmanager
+def bugs_reported(context: NodeContext, ledger: Ledger | None = None) -> Iterator[None]:
+    """Raise an exception that nobody raised on purpose as an ``InternalError``, with a report and, where the store is held, an incident."""
+    try:
+        yield
+    except (ReconcileError, OSError):
+        raise
+    except Exception as error:
+        from reconciler.ports import Incident
+        from reconciler.store import crash_report  # with all that describes a traceback, which nothing else needs
+
+        now = wall_clock()
+        found = crash_report.internal_error(context.layout, error, {"command": " ".join(sys.argv[1:2])}, now)
+        if ledger is not None:
+            with contextlib.suppress(ReconcileError):
+                ledger.log_incident(Incident(kind=found.name, detail=found.message), now)
+        raise found from error

@@ -1,0 +1,78 @@
+"""
+Signed documents, from files and addresses: read up to a cap before anything is parsed, and named in each refusal.
+
+There are several documents, each made by somebody else, so a refusal says which one it is about.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from reconciler.core.errors import BadEnvelope, BadSignature, FetchError, SettingsError, TooLarge, WrongNetwork
+from reconciler.fetch.settings import FetchSettings
+
+if TYPE_CHECKING:
+    from reconciler.fetch.http import Document
+
+BAD_ROOT_HINT = "get root.json anew from the network's operator; `reconcile root inspect FILE` shows who signed it"
+NOT_READABLE_HINT = "let the user who runs reconcile read it: it must be a plain file"
+NO_FILE_HINT = "give the signed document's URL or file"
+
+
+@contextlib.contextmanager
+def named(place: str, hint: str = "") -> Iterator[None]:
+    """Put *place*, the document that is read, in front of a refusal's message, and give the refusal a *hint* of its own."""
+    try:
+        yield
+    except (BadEnvelope, BadSignature, TooLarge, WrongNetwork) as error:
+        raise type(error)(f"{place}: {error.message}", hint=hint or error.hint) from None
+
+
+def read_capped(path: Path, cap: int) -> bytes:
+    """Return the file's bytes, at most one more than *cap*, so that whoever checks the size refuses it; raises OSError."""
+    with open(path, "rb", opener=_nonblocking) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "not a plain file")
+        return file.read(cap + 1)
+
+
+def _nonblocking(path: str, flags: int) -> int:
+    """Open without waiting: opening a FIFO in a checkout would wait for ever."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def fetch(source: str, download: FetchSettings, *, cap: int, etag: str = "", hint: str = NO_FILE_HINT) -> Document:
+    """
+    Return the document at *source*, a URL or path; for a URL, nothing where the server still has what *etag* names.
+
+    Raises:
+        FetchError: nothing answers, or not with a document.
+        SettingsError: the file cannot be read; *hint* says what to do.
+        TooLarge: the server sends more than *cap* bytes.
+    """
+    from reconciler.fetch import http  # TLS comes with it, and a plan needs none
+
+    if not http.is_url(source):
+        try:
+            with Path(source).open("rb") as file:
+                return http.Document(data=file.read(cap + 1))
+        except OSError as error:
+            raise SettingsError(f"{source} cannot be read: {error.strerror}", hint=hint) from None
+    try:
+        return http.get(
+            source,
+            max_bytes=cap,
+            timeout_seconds=download.timeout_seconds,
+            etag=etag,
+            proxy=download.proxy,
+            ca_file=str(download.ca_file or ""),
+            allow_http=download.allow_http,
+        )
+    except FetchError as error:
+        raise FetchError(error.message, hint="look at the address and at the network; what was accepted before stays") from None
