@@ -1,27 +1,41 @@
 """
 Engines by name: which are installed, in what version, and which child program tests a model with each.
 
-An engine is an entry point of the group ``reconciler.runtimes``: a class with the methods of ``Engine``. None of them is loaded to
-be asked for its version.
+An engine is an entry point of the group ``reconciler.runtimes``: a class with the methods of ``Engine``.
+
+Rules that hold here:
+
+1. No engine is loaded to learn its version: that is the work of the child that tests a model.
+2. Installed packages are found by the names of their folders. ``importlib.metadata`` knows them too, and takes longer to load than a
+   plan takes to make: it imports a parser of e-mail. Names and files follow PEP 376, PEP 503 and PEP 427.
+3. A server's child may read what the absolute paths of its command name: of the program the folder that it is installed in (the parent
+   of ``bin``), of every other argument just that path.
 """
 
 from __future__ import annotations
 
+import os
+import re
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from reconciler.runtime import installed_packages
+from reconciler.core import units
 from reconciler.settings import Runtimes
 
+#: Entry points of engines.
 GROUP = "reconciler.runtimes"
+#: Version of a server for which the settings give none.
+UNKNOWN_VERSION = "0"
 
 
 class Engine(Protocol):
-    """One way to load a model and run a test job on it."""
+    """One way to load a model and run a test job on it. *runtimes* is the settings' table ``[runtime]``."""
 
-    #: As snapshots name it.
+    #: The name that snapshots use.
     name: str
-    #: Whether its child starts a program and talks to it over a loopback of its own.
+    #: Whether its child starts a program and talks to it over a loopback interface of its own.
     server: bool
 
     def version(self, runtimes: Runtimes) -> str | None:
@@ -33,7 +47,7 @@ class Engine(Protocol):
         ...
 
     def options(self, runtimes: Runtimes) -> dict[str, Any]:
-        """Return what the settings say about this engine, for the child."""
+        """Return this engine's settings, for the child."""
         ...
 
     def folders(self, runtimes: Runtimes) -> tuple[Path, ...]:
@@ -41,16 +55,84 @@ class Engine(Protocol):
         ...
 
 
+class LlamaCpp:
+    """Tests GGUF models with llama.cpp, through the package ``llama-cpp-python``."""
+
+    name = "llama-cpp"
+    server = False
+
+    def version(self, runtimes: Runtimes) -> str | None:
+        """Return the package's version, without loading it."""
+        del runtimes
+        return package_version("llama-cpp-python")
+
+    def module(self) -> str:
+        """Return the child's module."""
+        return "reconciler.runtime.llama_cpp_worker"
+
+    def options(self, runtimes: Runtimes) -> dict[str, Any]:
+        """Return the number of layers on the GPU and of threads."""
+        chosen = runtimes.llama_cpp
+        return {"gpu_layers": chosen.gpu_layers, "threads": chosen.threads}
+
+    def folders(self, runtimes: Runtimes) -> tuple[Path, ...]:
+        """Return nothing: it is among our own packages."""
+        del runtimes
+        return ()
+
+
+class OpenAI:
+    """
+    Tests models through a server with the OpenAI API, which the child starts inside the sandbox.
+
+        [runtime.openai]
+        argv = ["/opt/llama/bin/llama-server", "-m", "{model}", "--port", "{port}"]
+        version = "1.0"
+
+    ``{model}`` and ``{port}`` are filled in; the server must listen on 127.0.0.1.
+    """
+
+    name = "openai"
+    server = True
+
+    def version(self, runtimes: Runtimes) -> str | None:
+        """Return the version that the settings give; None where no server is set."""
+        chosen = runtimes.openai
+        return (chosen.version or UNKNOWN_VERSION) if chosen.argv else None
+
+    def module(self) -> str:
+        """Return the child's module."""
+        return "reconciler.runtime.openai_worker"
+
+    def options(self, runtimes: Runtimes) -> dict[str, Any]:
+        """Return the server's command, and within how many seconds it must answer."""
+        chosen = runtimes.openai
+        return {"argv": list(chosen.argv), "ready_seconds": units.seconds(chosen.ready_timeout)}
+
+    def folders(self, runtimes: Runtimes) -> tuple[Path, ...]:
+        """Return the program's folder, both where its path points and where that resolves to, and every other path in the command."""
+        named = [Path(argument) for argument in runtimes.openai.argv if argument.startswith("/") and "{" not in argument]
+        program, others = named[:1], named[1:]
+        found = [_install_folder(path) for one in program for path in (one, one.resolve())] + others
+        return tuple(dict.fromkeys(path for path in found if path.exists() and not _is_system_path(path)))
+
+
+def _install_folder(program: Path) -> Path:
+    return program.parents[1] if program.parent.name == "bin" else program
+
+
+def _is_system_path(path: Path) -> bool:
+    """Whether *path* is readable in the sandbox anyway; the root itself is never given."""
+    return path == Path("/") or path.is_relative_to("/usr")
+
+
 def known() -> dict[str, Engine]:
-    """Return every engine that is known here, by name; the built-in ones also in a checkout that was never installed."""
-    from reconciler.runtime.llama_cpp import LlamaCpp
-    from reconciler.runtime.openai import OpenAI
-
+    """Return every known engine by name; the built-in ones also in a checkout that was never installed."""
     found: dict[str, Engine] = {"llama-cpp": LlamaCpp(), "openai": OpenAI()}
-    return found if found.keys() >= set(installed_packages.declared(GROUP)) else _others() | found
+    return found if found.keys() >= set(_entry_point_names(GROUP)) else _from_other_packages() | found
 
 
-def _others() -> dict[str, Engine]:
+def _from_other_packages() -> dict[str, Engine]:
     import importlib.metadata
 
     return {entry.name: entry.load()() for entry in importlib.metadata.entry_points(group=GROUP)}
@@ -60,3 +142,42 @@ def installed(runtimes: Runtimes) -> dict[str, str]:
     """Return the installed engines' versions by name."""
     versions = {name: engine.version(runtimes) for name, engine in known().items()}
     return {name: version for name, version in versions.items() if version is not None}
+
+
+# -- installed packages ----------------------------------------------------------------------------
+
+
+def package_version(name: str) -> str | None:
+    """Return the version of the installed package *name*, or None; the first on Python's path counts."""
+    wanted = _normalized(name)
+    for folder in _metadata_folders():
+        found, _, rest = folder.name.removesuffix(".dist-info").partition("-")
+        if _normalized(found) == wanted and rest:
+            return rest
+    return None
+
+
+def _entry_point_names(group: str) -> Iterator[str]:
+    """Yield the names of the entry points of *group* that installed packages declare."""
+    for folder in _metadata_folders():
+        try:
+            text = Path(folder.path, "entry_points.txt").read_text(encoding="utf-8")
+        except OSError:  # most declare nothing
+            continue
+        if f"[{group}]" in text:
+            section = text.partition(f"[{group}]")[2].partition("\n[")[0]
+            yield from (line.partition("=")[0].strip() for line in section.splitlines() if "=" in line)
+
+
+def _metadata_folders() -> Iterator[os.DirEntry[str]]:
+    for place in sys.path:
+        try:
+            with os.scandir(place or ".") as entries:
+                found = [entry for entry in entries if entry.name.endswith(".dist-info")]
+        except OSError:  # an archive, or gone
+            continue
+        yield from found
+
+
+def _normalized(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()

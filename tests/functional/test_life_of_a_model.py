@@ -16,7 +16,7 @@ import pytest
 from reconciler.commands import apply, source_history, status
 from reconciler.demo.server import Server
 from reconciler.ports import Fetched, FetchFailed, Want
-from reconciler.runtime import devices, installed_packages
+from reconciler.runtime import devices, engines
 from tests.network import Document
 from tests.node import Node, Ran, deaf, flip, tiny
 from tests.twins.content import name_of
@@ -316,7 +316,7 @@ def test_a_change_of_what_a_test_stands_for_calls_for_another(
 ) -> None:
     server.files.clear()
     if what == "runtime":
-        monkeypatch.setattr(installed_packages, "version", lambda name: "0.3.99")
+        monkeypatch.setattr(engines, "package_version", lambda name: "0.3.99")
     elif what == "device":
         monkeypatch.setattr(devices, "device_label", lambda found: "1 x another")
     else:

@@ -15,7 +15,7 @@ from reconciler import settings
 from reconciler.core.errors import SettingsError
 from reconciler.ports import TestReport
 from reconciler.runtime import engines
-from reconciler.runtime.openai import OpenAI
+from reconciler.runtime.engines import OpenAI
 from reconciler.sandbox import choose
 from tests import jobs
 from tests.demand import working
