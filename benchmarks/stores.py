@@ -14,8 +14,8 @@ import msgspec
 from reconciler import settings as settings_
 from reconciler.commands import lock as lock_command
 from reconciler.commands.context import NodeContext, from_settings, measure_node
+from reconciler.core import lifecycle
 from reconciler.core import lock as locks
-from reconciler.core import plan as plans
 from reconciler.core.state import ActiveModel, Passed, Record
 from reconciler.store import generations
 from reconciler.store.layout import Layout
@@ -74,7 +74,7 @@ def _fill(context: NodeContext, lock: locks.Lock, now: datetime) -> None:
         rows[0].append((model.recipe, tree, msgspec.json.encode(listing)))
         engine = model.runtime.engine
         passed = Passed(
-            tree=tree, smoke=plans.smoke_digest(model), engine=engine, engine_version=node.engines[engine], device=node.device, at=now
+            tree=tree, smoke=lifecycle.smoke_digest(model), engine=engine, engine_version=node.engines[engine], device=node.device, at=now
         )
         record = Record(id=model.id, state="active", recipe=model.recipe, blobs=model.blobs, reason="up-to-date: nothing to do")
         rows[1].append((model.id, msgspec.json.encode(record), msgspec.json.encode(passed)))

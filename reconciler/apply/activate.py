@@ -1,85 +1,118 @@
 """
-Step 6: the active set, and its one door.
+The active set. Every change of what serves is one swap of the whole set (``swap``); nothing else touches generations.
 
-Every change of what serves is one swap of the whole set. Where something was added, the operator's command is asked about it; where
-the node is not healthy with it, what served before is swapped in again.
+Where a swap adds a model, the operator's ``healthy`` hook is asked about it; where the node is not healthy with it, what served before is
+swapped in again. Then the ``activated`` hook is told.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
+from msgspec import structs
+
+from reconciler.apply import records
+from reconciler.apply.run_state import RunState
+from reconciler.core.errors import SmokeFailed
+from reconciler.core.plan import OLDER_COPY_DAMAGED
 from reconciler.core.state import ActiveModel, Generation
 from reconciler.ports import Incident, Ports, Swapped
 
-#: Why a set is swapped in though the models that serve stay the same.
-NOT_WHOLE = "what was active was not whole"
+_NOT_WHOLE = "what was active was not whole"
 
 
-class ActiveSet:
-    """The models that serve, by id."""
+def stop(run: RunState, ports: Ports) -> RunState:
+    """Take out of service, in one swap, what may not serve; record what the snapshot disabled or no longer lists."""
+    stops = [change for change in run.plan.active if change.op == "stop"]
+    for change in stops:
+        if change.reason == OLDER_COPY_DAMAGED:
+            ports.report(Incident(kind="blob-damaged", model=change.id, detail=change.reason.partition(": ")[2]))
+    damaged = all(change.reason.startswith("damaged") for change in stops)
+    what = _NOT_WHOLE if not stops else "damaged" if damaged else "removed or disabled by the snapshot"
+    # What only needs its link again comes back in one swap: a reader whose paths still work must not meet a smaller set before.
+    rebuild = bool(run.observed.misdirected) or not run.planned("enable")
+    run, _ = swap(run, ports, {}, [change.id for change in stops], what, rebuild=rebuild)
+    for disabled in run.planned("disable"):
+        run = records.settle(run, ports, disabled.id, "inactive", disabled.reason)
+    for removed in run.planned("remove"):
+        run = run if removed.id in run.models else records.unlist(run, ports, removed.id, removed.reason)
+    return run
 
-    def __init__(self, active: Generation, ports: Ports, *, broken: bool = False) -> None:
-        self._ports = ports
-        self._broken = broken
-        self.entries = dict(active.entries)
 
-    def mend(self) -> None:
-        """Leave no reader with a set that is not whole."""
-        if self._broken:
-            self.swap({}, (), NOT_WHOLE, anew=True)
+def announce(run: RunState, ports: Ports) -> RunState:
+    """
+    Ask the hooks about what an interrupted run swapped in without asking.
 
-    def swap(
-        self, added: dict[str, ActiveModel], gone: Collection[str], what: str, *, succeeded: Collection[str] = (), anew: bool = False
-    ) -> str:
-        """
-        Swap in the set with *added* and without *gone* and *succeeded*; return why the node was not healthy with it, or nothing.
+    If the node is not healthy with it, what it took the place of serves again, and so do the models that it replaced.
+    """
+    announced = run.observed.announced
+    if announced is None:
+        return run
+    added = {model for model, entry in run.serving.items() if announced.tree_of(model) != entry.tree}
+    current = ports.generations.current()
+    why = ports.hooks.healthy(current) if added else ""
+    if not why:
+        removed = announced.entries.keys() - run.serving.keys()
+        _tell(ports, current, added, removed, "swapped in by a run that was interrupted")
+        return run
+    replaced = {change.id for change in run.planned("archive")}
+    returning = {model: entry for model, entry in announced.entries.items() if model in added | replaced}
+    kept = {model: entry for model, entry in run.serving.items() if model not in added}
+    return unhealthy(_go_back(run, ports, Generation(entries=kept | returning), current, set(), why), ports, added, why)
 
-        Then what *succeeded* names serves on: it left only for what was added. The same set is swapped in only if it must be made *anew*.
-        """
-        left = {*gone, *succeeded}
-        following = {model: entry for model, entry in (self.entries | added).items() if model not in left}
-        if following == self.entries and not anew:
-            return ""
-        before = self._ports.generations.current()
-        made = self._ports.generations.swap(following)
-        self._broken = False
-        why = self._ports.hooks.healthy(made) if added else ""
-        if why:
-            self._go_back(before, made, set(gone), why)
-            return why
-        self._announce(made, tuple(sorted(added)), tuple(sorted(left & self.entries.keys())), what)
-        self.entries = following
-        return ""
 
-    def catch_up(self, heard: Generation, succeeded: Collection[str]) -> tuple[set[str], str]:
-        """
-        Ask about what was swapped in since *heard*, where a run was cut short before it asked.
+def rebuild(run: RunState, ports: Ports) -> RunState:
+    """Leave no reader with an active set that differs from its index."""
+    return swap(run, ports, {}, (), _NOT_WHOLE, rebuild=True)[0]
 
-        Return the models that were added, and why the node is not healthy with them, or nothing. If it is not, what they took the place of
-        serves again, and what *succeeded* names.
-        """
-        added = {model for model, entry in self.entries.items() if heard.tree_of(model) != entry.tree}
-        current = self._ports.generations.current()
-        why = self._ports.hooks.healthy(current) if added else ""
-        if why:
-            returning = {model: entry for model, entry in heard.entries.items() if model in added or model in succeeded}
-            kept = {model: entry for model, entry in self.entries.items() if model not in added}
-            self._go_back(Generation(entries=kept | returning), current, set(), why)
-        else:
-            removed = heard.entries.keys() - self.entries.keys()
-            self._announce(current, tuple(sorted(added)), tuple(sorted(removed)), "swapped in by a run that was cut short")
-        return added, why
 
-    def _go_back(self, before: Generation, made: Generation, gone: set[str], why: str) -> None:
-        """Return to what served before; what may not serve any more stays out of it."""
-        self._ports.report(Incident(kind="smoke-failed", detail=f"generation {made.number} is not healthy: {why}"))
-        rest = {model: entry for model, entry in before.entries.items() if model not in gone}
-        whole = before.number and rest == before.entries
-        back = self._ports.generations.reactivate(before.number) if whole else self._ports.generations.swap(rest)
-        self._announce(back, (), (), f"went back: not healthy: {why}")
-        self.entries = dict(back.entries)
+def swap(
+    run: RunState,
+    ports: Ports,
+    added: dict[str, ActiveModel],
+    gone: Collection[str],
+    what: str,
+    *,
+    replaced: Collection[str] = (),
+    rebuild: bool = False,
+) -> tuple[RunState, str]:
+    """
+    Swap in the set with *added* and without *gone* and *replaced*; return why the node is not healthy with it, or an empty text.
 
-    def _announce(self, made: Generation, added: tuple[str, ...], removed: tuple[str, ...], what: str) -> None:
-        self._ports.report(Swapped(generation=made.number, added=added, removed=removed, what=what))
-        self._ports.hooks.activated(made)
+    Where it is not healthy, what *replaced* names serves on: it left only for what was added. The same set is swapped in again only to
+    *rebuild* an active generation that is not whole.
+    """
+    left = {*gone, *replaced}
+    following = {model: entry for model, entry in (run.serving | added).items() if model not in left}
+    if following == run.serving and not (rebuild and run.rebuild):
+        return run, ""
+    before = ports.generations.current()
+    made = ports.generations.swap(following)
+    run = structs.replace(run, rebuild=False)
+    why = ports.hooks.healthy(made) if added else ""
+    if why:
+        return _go_back(run, ports, before, made, set(gone), why), why
+    _tell(ports, made, added, left & run.serving.keys(), what)
+    return structs.replace(run, serving=following), ""
+
+
+def unhealthy(run: RunState, ports: Ports, added: Iterable[str], why: str) -> RunState:
+    """Record that the node was not healthy with the models that were *added*."""
+    for model in sorted(added):
+        run = records.fail(run.with_fate(model, "failed"), ports, model, SmokeFailed(f"the node was not healthy with it: {why}"))
+    return run
+
+
+def _go_back(run: RunState, ports: Ports, before: Generation, made: Generation, gone: set[str], why: str) -> RunState:
+    """Return to what served before; what may not serve any more stays out of it."""
+    ports.report(Incident(kind="smoke-failed", detail=f"generation {made.number} is not healthy: {why}"))
+    rest = {model: entry for model, entry in before.entries.items() if model not in gone}
+    unchanged = before.number and rest == before.entries
+    back = ports.generations.reactivate(before.number) if unchanged else ports.generations.swap(rest)
+    _tell(ports, back, (), (), f"went back: not healthy: {why}")
+    return structs.replace(run, serving=dict(back.entries))
+
+
+def _tell(ports: Ports, made: Generation, added: Iterable[str], removed: Iterable[str], what: str) -> None:
+    ports.report(Swapped(generation=made.number, added=tuple(sorted(added)), removed=tuple(sorted(removed)), what=what))
+    ports.hooks.activated(made)

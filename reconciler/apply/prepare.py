@@ -1,27 +1,28 @@
 """
-Steps 4 and 5: blobs are brought, and each model whose blobs are all there is made and tested, while the others are still on their way.
+Blobs are fetched, restored or hashed; each model whose blobs are all there is assembled and tested while the others are on their way.
 
 Rules that hold here:
 
 1. Nothing here touches generations or records: what became of a model is handed on as a value.
 2. Every model of the work ends, once: with a tree and a report, or with an error. A bug on one model's path is that model's error.
+3. Two threads work: one moves bytes, one assembles and tests, so that one test job at a time has the GPU. Their results are messages.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from msgspec import Struct
 
+from reconciler.apply.run_state import RunState
+from reconciler.core import lifecycle
 from reconciler.core import plan as plans
 from reconciler.core.errors import BlobDamaged, ReconcileError, SandboxUnavailable, StoreError
-from reconciler.core.lock import Lock, LockedModel
-from reconciler.core.node import Policy
-from reconciler.core.plan import Plan
-from reconciler.core.state import NodeState, TreeSeen
+from reconciler.core.lock import LockedModel
+from reconciler.core.state import TreeSeen
 from reconciler.ports import BlobReady, Fetched, FetchFailed, Incident, ModelPhase, Ports, TestJob, TestReport, Want
 
 
@@ -34,6 +35,13 @@ class Prepared(Struct, frozen=True, kw_only=True):
     error: ReconcileError | None = None
 
 
+class Batch(Struct, frozen=True, kw_only=True):
+    """Models that ended together, and the blobs that were found damaged until then."""
+
+    prepared: list[Prepared]
+    damaged: frozenset[str] = frozenset()
+
+
 class BlobResult(Struct, frozen=True, kw_only=True):
     """A blob that is there now; or why not."""
 
@@ -42,32 +50,34 @@ class BlobResult(Struct, frozen=True, kw_only=True):
 
 
 class Preparation:
-    """What *plan* brings to the node, and the models that are made of it."""
+    """The blobs of a run's plan, and the models that are made of them."""
 
-    def __init__(self, plan: Plan, lock: Lock, state: NodeState, policy: Policy, ports: Ports) -> None:
-        self._plan, self._lock, self._state, self._policy, self._ports = plan, lock, state, policy, ports
-        self._ops = {change.id: change.op for change in plan.models}
+    def __init__(self, run: RunState, ports: Ports) -> None:
+        self._run, self._ports = run, ports
         self._messages: queue.Queue[BlobResult | Prepared] = queue.Queue()
         self._stop = threading.Event()
         #: Blobs that were on the disk, and whose bytes are not what they were.
-        self.lost: set[str] = set()
+        self._damaged: set[str] = set()
+        #: Reports of this run's test jobs, by what they depend on.
+        self._reports: dict[tuple[str, str, str], TestReport] = {}
 
-    def linked(self, work: list[LockedModel]) -> list[Prepared]:
-        """Return those of *work* that only need their link again, which is no reason to wait for anything."""
-        return [self._prepared(model) for model in work if self._ops[model.id] == "enable" and not self._needed(model)]
+    def linked(self, work: Iterable[LockedModel]) -> list[Prepared]:
+        """Return those of *work* for which no blob must be fetched, restored or hashed, prepared at once."""
+        return [self._prepared(model) for model in work if not self._needed(model)]
 
-    def batches(self, work: list[LockedModel]) -> Generator[list[Prepared], None, None]:
-        """Bring what *work* is made of; yield its models as they end, together where they end together. Close it, whatever happens."""
+    def batches(self, work: list[LockedModel]) -> Generator[Batch, None, None]:
+        """Prepare *work*; yield its models as they end, together where they end together. Close it, whatever happens."""
         waiting = {model.id: self._needed(model) for model in work}
         for name, model_id in sorted((name, model_id) for model_id, names in waiting.items() for name in names):
             self._ports.report(ModelPhase(model=model_id, phase="fetching", detail=name))
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="test") as tests:
-            bringing = threading.Thread(target=self._bring, name="bring", daemon=True)
-            bringing.start()
+            blobs = threading.Thread(target=self._move_blobs, name="blobs", daemon=True)
+            blobs.start()
             try:
                 for model in [model for model in work if not waiting[model.id]]:
                     tests.submit(self._prepare, model)
-                yield from self._ended(work, waiting, tests)
+                for ready in self._ended(work, waiting, tests):
+                    yield Batch(prepared=ready, damaged=frozenset(self._damaged))
             except BaseException:
                 self._ports.fetcher.close()  # a transfer may take hours, a test job minutes, and nobody waits for them any more
                 self._ports.tester.close()
@@ -75,21 +85,21 @@ class Preparation:
             finally:
                 self._stop.set()
                 tests.shutdown(wait=True, cancel_futures=True)
-                bringing.join()
+                blobs.join()
 
     def _needed(self, model: LockedModel) -> set[str]:
-        """Return the digests that must be brought before *model*'s tree can be made."""
-        tree = self._state.trees.get(model.recipe)
+        """Return the digests that must be there before *model*'s tree can be made."""
+        tree = self._run.observed.trees.get(model.recipe)
         own = {*model.blobs, *(tree.blobs if tree else ())}
-        return own & {change.digest for change in self._plan.blobs}
+        return own & {change.digest for change in self._run.plan.blobs}
 
-    def _bring(self) -> None:
-        """Bring every blob of the plan, in a thread of its own; each one's end is a message."""
+    def _move_blobs(self) -> None:
+        """Fetch, restore or hash every blob of the plan, in a thread of its own; each one's end is a message."""
         try:
-            missing = [change.digest for change in self._plan.blobs if change.op == "fetch"]
-            local = [change for change in self._plan.blobs if change.op != "fetch"]
+            missing = [change.digest for change in self._run.plan.blobs if change.op == "fetch"]
+            local = [change for change in self._run.plan.blobs if change.op != "fetch"]
             with ThreadPoolExecutor(max_workers=1, thread_name_prefix="hash") as hashing:
-                checked = [(change.digest, hashing.submit(self._have, change.digest, change.op)) for change in local]
+                checked = [(change.digest, hashing.submit(self._check_local, change.digest, change.op)) for change in local]
                 self._fetch(missing)
                 damaged = [name for name, good in checked if not good.result()]
             self._fetch(damaged)
@@ -98,8 +108,8 @@ class Preparation:
         except Exception as error:  # noqa: BLE001  a bug here must not leave the run waiting for ever
             self._fail_rest(StoreError(f"unexpected: {type(error).__name__}: {error}"))
 
-    def _have(self, name: str, op: str) -> bool:
-        """Thaw or hash a blob that the node has; say whether it is good."""
+    def _check_local(self, name: str, op: str) -> bool:
+        """Restore or hash a blob that the node has; return whether it is good."""
         try:
             good = self._ports.blobs.check(name) if op == "check" else self._restored(name)
         except ReconcileError as error:
@@ -109,7 +119,7 @@ class Preparation:
             self._messages.put(BlobResult(digest=name))
         else:
             if op == "check":
-                self.lost.add(name)
+                self._damaged.add(name)
             self._ports.report(Incident(kind="blob-damaged", blob=name, detail="its bytes are not what they were"))
         return good
 
@@ -121,10 +131,10 @@ class Preparation:
         return True
 
     def _fetch(self, names: list[str]) -> None:
-        unknown = [name for name in names if name not in self._lock.blob]
+        unknown = [name for name in names if name not in self._run.lock.blob]
         for name in unknown:  # a member of an archive: unpacking makes it again
             self._messages.put(BlobResult(digest=name))
-        wants = [self._want(name) for name in names if name in self._lock.blob]
+        wants = [self._want(name) for name in names if name in self._run.lock.blob]
         if not wants or self._stop.is_set():
             return
         outcomes = self._ports.fetcher.fetch(wants, self._ports.report)
@@ -135,8 +145,8 @@ class Preparation:
                 return
 
     def _want(self, name: str) -> Want:
-        blob = self._lock.blob[name]
-        own = self._policy.fallback if self._lock.allow_node_fallback else ()
+        blob = self._run.lock.blob[name]
+        own = self._run.policy.fallback if self._run.lock.allow_node_fallback else ()
         return Want(digest=name, size=blob.size, sources=(*blob.sources, *plans.expand_templates(own, name)))
 
     def _adopted(self, outcome: Fetched | FetchFailed) -> BlobResult:
@@ -150,7 +160,7 @@ class Preparation:
         return BlobResult(digest=outcome.digest)
 
     def _fail_rest(self, error: ReconcileError) -> None:
-        for change in self._plan.blobs:
+        for change in self._run.plan.blobs:
             self._messages.put(BlobResult(digest=change.digest, error=error))
 
     # -- 5: trees and tests ------------------------------------------------------------------------
@@ -199,21 +209,30 @@ class Preparation:
         except Exception as error:  # noqa: BLE001  a bug in one model's path must not leave the run waiting for ever
             return Prepared(model=model, error=StoreError(f"unexpected: {type(error).__name__}: {error}"))
 
-    def _stands(self, model: LockedModel) -> bool:
-        """Say whether the tree of *model* is there and made of what it was: an archive is not unpacked again for a test."""
-        tree = self._state.trees.get(model.recipe)
-        replaced = {change.digest for change in self._plan.blobs if change.op != "check"} | self.lost
-        return tree is not None and not tree.damaged and self._ops[model.id] != "repair" and not replaced & set(tree.blobs)
+    def _is_standing(self, model: LockedModel) -> bool:
+        """Return whether the tree of *model* is there and its blobs are what they were: no archive is unpacked again for a test."""
+        tree = self._run.observed.trees.get(model.recipe)
+        replaced = {change.digest for change in self._run.plan.blobs if change.op != "check"} | self._damaged
+        return tree is not None and not tree.damaged and self._run.changes[model.id].op != "repair" and not replaced & set(tree.blobs)
 
     def _made(self, model: LockedModel) -> Prepared:
         report = self._ports.report
-        standing = self._stands(model)
+        standing = self._is_standing(model)
         if not standing and any(artifact.unpack for artifact in model.artifact):
             report(ModelPhase(model=model.id, phase="unpacking"))
         tree = self._ports.trees.assemble(model.recipe, model.artifact, model.entrypoint, standing=standing)
-        if model.state != "enabled" or self._ops[model.id] == "enable":
+        if model.state != "enabled" or self._run.changes[model.id].op == "enable":
             return Prepared(model=model, tree=tree)
-        report(ModelPhase(model=model.id, phase="testing"))
+        return Prepared(model=model, tree=tree, report=self._tested(model, tree))
+
+    def _tested(self, model: LockedModel, tree: TreeSeen) -> TestReport:
+        """Run the test job of *model*, unless this run has the report of the same job on the same tree: only the id differs."""
+        key = (tree.digest, lifecycle.smoke_digest(model), model.runtime.engine)
+        known = self._reports.get(key)
+        if known is not None:
+            self._ports.report(ModelPhase(model=model.id, phase="tested", detail="the same content passed the same test in this run"))
+            return known
+        self._ports.report(ModelPhase(model=model.id, phase="testing"))
         tested = self._ports.tester.test(
             TestJob(
                 model=model.id,
@@ -225,8 +244,11 @@ class Preparation:
                 memory=model.memory,
             )
         )
-        report(ModelPhase(model=model.id, phase="tested", detail=tested.reason or f"{tested.tokens} tokens on {tested.device}"))
-        return Prepared(model=model, tree=tree, report=tested)
+        if tested.verdict == "passed":
+            self._reports[key] = tested
+        detail = tested.reason or f"{tested.tokens} tokens on {tested.device}"
+        self._ports.report(ModelPhase(model=model.id, phase="tested", detail=detail))
+        return tested
 
 
 def _all_waiting(messages: queue.Queue[BlobResult | Prepared]) -> Iterator[BlobResult | Prepared]:

@@ -1,65 +1,82 @@
-"""What is remembered of models: the state in which a run leaves each, and why."""
+"""What is remembered of models: the state in which a run leaves each, and why. Only the thread that carries out the plan writes it."""
 
 from __future__ import annotations
 
 from msgspec import structs
 
+from reconciler.apply.run_state import RunState
 from reconciler.core.errors import ReconcileError
-from reconciler.core.lock import Lock
 from reconciler.core.state import ModelState, Record
-from reconciler.ports import ModelDone, Ports
+from reconciler.ports import Incident, ModelDone, Ports
 
 
-class Records:
-    """The records of a node's models. Only the thread that carries out the plan writes them."""
+def settle(run: RunState, ports: Ports, model: str, state: ModelState, reason: str, *, attempts: int = 0, last_error: str = "") -> RunState:
+    """Record and report the *state* in which this run leaves *model*."""
+    known, listed = run.records.get(model), run.models.get(model)
+    same = known is not None and known.state == state
+    record = Record(
+        id=model,
+        state=state,
+        recipe=listed.recipe if listed else known.recipe if known else "",
+        blobs=listed.blobs if listed else known.blobs if known else (),
+        reason=reason,
+        attempts=attempts,
+        last_error=last_error,
+        since=known.since if known and same else ports.now(),
+    )
+    run = run if record == known else _put(run, ports, record)
+    ports.report(ModelDone(model=model, state=state, reason=reason))
+    return run
 
-    def __init__(self, known: dict[str, Record], lock: Lock, ports: Ports) -> None:
-        self._known = dict(known)
-        self._lock = lock
-        self._models = {model.id: model for model in lock.model}
-        self._ports = ports
 
-    def get(self, model: str) -> Record | None:
-        """Return what is remembered of *model*."""
-        return self._known.get(model)
+def fail(run: RunState, ports: Ports, model: str, error: ReconcileError) -> RunState:
+    """Record and report that *model*, which is listed, failed, and how often it has."""
+    known = run.records.get(model)
+    attempts = known.attempts + 1 if known and known.recipe == run.models[model].recipe else 1
+    text = f"{error.name}: {error.message}"
+    return settle(run, ports, model, "failed", f"failed-before: {text}", attempts=attempts, last_error=text)
 
-    def settle(self, model: str, state: ModelState, reason: str, *, attempts: int = 0, last_error: str = "") -> None:
-        """Remember and report the state in which this run leaves *model*."""
-        known, listed = self._known.get(model), self._models.get(model)
-        same = known is not None and known.state == state
-        record = Record(
-            id=model,
-            state=state,
-            recipe=listed.recipe if listed else known.recipe if known else "",
-            blobs=listed.blobs if listed else known.blobs if known else (),
-            reason=reason,
-            attempts=attempts,
-            last_error=last_error,
-            since=known.since if known and same else self._ports.now(),
-        )
-        if record != known:
-            self._put(record)
-        self._ports.report(ModelDone(model=model, state=state, reason=reason))
 
-    def fail(self, model: str, error: ReconcileError) -> None:
-        """Remember and report that *model*, which is listed, failed, and how often it has."""
-        known = self._known.get(model)
-        attempts = known.attempts + 1 if known and known.recipe == self._models[model].recipe else 1
-        text = f"{error.name}: {error.message}"
-        self.settle(model, "failed", f"failed-before: {text}", attempts=attempts, last_error=text)
+def reject(run: RunState, ports: Ports) -> RunState:
+    """Record the models that this node cannot run; each is an incident once."""
+    for change in run.planned("reject"):
+        known = run.records.get(change.id)
+        if known is None or known.reason != change.reason:
+            ports.report(Incident(kind="incompatible", model=change.id, detail=change.reason.partition(": ")[2]))
+        run = settle(run, ports, change.id, change.to, change.reason)
+    return run
 
-    def unlist(self, model: str, reason: str) -> None:
-        """Remember since when *model* is not listed."""
-        known = self._known.get(model) or Record(id=model, state="inactive")
-        self._put(structs.replace(known, state="inactive", reason=reason, unlisted_since=self._ports.now()))
-        self._ports.report(ModelDone(model=model, state="inactive", reason=reason))
 
-    def forget(self, model: str, reason: str) -> None:
-        """Remember nothing of *model*."""
-        self._ports.ledger.forget(model)
-        self._known.pop(model, None)
-        self._ports.report(ModelDone(model=model, state="absent", reason=reason))
+def unlist(run: RunState, ports: Ports, model: str, reason: str) -> RunState:
+    """Record since when *model* is not listed; the incident is logged once."""
+    known = run.records.get(model)
+    if known is not None and known.unlisted_since is not None:
+        return run
+    ports.report(Incident(kind="removed-unlisted", model=model, detail=reason))
+    known = known or Record(id=model, state="inactive")
+    run = _put(run, ports, structs.replace(known, state="inactive", reason=reason, unlisted_since=ports.now()))
+    ports.report(ModelDone(model=model, state="inactive", reason=reason))
+    return run
 
-    def _put(self, record: Record) -> None:
-        self._known[record.id] = record
-        self._ports.ledger.put(record)
+
+def forget(run: RunState, ports: Ports, model: str, reason: str) -> RunState:
+    """Remember nothing of *model*."""
+    ports.ledger.forget(model)
+    ports.report(ModelDone(model=model, state="absent", reason=reason))
+    return structs.replace(run, records={known: record for known, record in run.records.items() if known != model})
+
+
+def correct(run: RunState, ports: Ports) -> RunState:
+    """Make the records of models that need nothing agree with what was observed: a run may end between an effect and its record."""
+    for change in run.planned("keep"):
+        listed, known = run.models.get(change.id), run.records.get(change.id)
+        if listed is None or known is None or change.id in run.fates or change.reason.startswith("excluded"):
+            continue
+        if known.state != change.from_ or (known.recipe != listed.recipe and change.from_ != "absent"):
+            run = settle(run, ports, change.id, change.from_, change.reason)
+    return run
+
+
+def _put(run: RunState, ports: Ports, record: Record) -> RunState:
+    ports.ledger.put(record)
+    return structs.replace(run, records={**run.records, record.id: record})

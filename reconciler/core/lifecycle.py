@@ -1,19 +1,28 @@
 """
-The life of a model: from what is observed and what is wanted to what is done.
+The state machine of a model: from what is observed and what is wanted to what is done.
 
 Rules that hold here:
 
 1. The table is total: every pair has an answer, and a test counts them.
-2. It decides, nothing else does: ``plan`` finds out which row and column a model is in, ``apply`` does what the cell says.
+2. Nothing else decides: ``classify`` finds the row of a model, ``plan`` the column, and ``apply`` does what the cell says.
 
-The states are the network's (pending, active, inactive, failed, archived) and ``absent``. Rows tell apart what a state alone does
+The states are those of the specification (pending, active, inactive, failed, archived) and ``absent``. Rows tell apart what a state alone does
 not: an active model whose listed content is another (``outdated``), whose test is no longer good (``due``), or a copy that is not
 intact (``damaged``).
 """
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
 from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+from reconciler.core import digest, units
+from reconciler.core.lock import Lock, LockedModel
+from reconciler.core.node import NodeFacts, Policy
+from reconciler.core.state import ActiveModel, BlobSeen, ModelState, NodeState, Passed, TreeSeen
 
 Observed = Literal["absent", "pending", "active", "outdated", "due", "damaged", "inactive", "failed", "archived"]
 Desired = Literal["enabled", "disabled", "archived", "unlisted", "incompatible"]
@@ -69,3 +78,173 @@ def decide(observed: Observed, desired: Desired) -> Op:
 def reason(word: str, detail: str = "") -> str:
     """Return a reason: a word of the closed list, and more for people."""
     return f"{word}: {detail or REASONS[word]}"
+
+
+# -- which row a model is in -----------------------------------------------------------------------
+
+
+class PlanInput(Struct, frozen=True, kw_only=True):
+    """What a plan is computed from."""
+
+    lock: Lock
+    state: NodeState
+    node: NodeFacts
+    policy: Policy
+    now: datetime
+    #: The newest pass for each (tree, test job): a pass counts for what was tested, under whatever id.
+    passes: dict[tuple[str, str], Passed] = {}
+
+
+def classify(model: LockedModel, given: PlanInput) -> tuple[Observed, str]:
+    """Return the row of the table that *model* is in, with the word of why."""
+    state = given.state
+    tree = state.trees.get(model.recipe)
+    active = state.active.tree_of(model.id)
+    record = state.records.get(model.id)
+    recorded = record.state if record is not None and record.recipe == model.recipe else None
+    if active is not None and (tree is None or tree.digest != active):
+        return _served_otherwise(recorded, known=record is not None)
+    if tree is not None and _is_damaged(model, tree, given):
+        forgotten = model.state == "archived" and active is None and record is None  # it was removed; a kept generation holds its tree
+        return ("absent", "not-installed") if forgotten else ("damaged", "damaged")
+    if recorded == "failed" and (active is None or model.state != "disabled"):  # a run that was cut short let it serve: that ends first
+        return "failed", "failed-before"
+    if tree is None or (recorded == "archived" and active is None):  # a tree that is there then is another model's with the same files
+        return _without_tree(model, given, recorded)
+    retest = _retest_reason(model, given)
+    if active is not None:
+        retest = retest or _index_change(model, tree, state.active.entries[model.id])
+        return ("due", retest) if retest else ("active", "up-to-date")
+    settled = recorded == "inactive" and model.state != "enabled"  # nobody is served by it: its test can wait until it is enabled
+    return ("pending", retest) if retest and not settled else ("inactive", "up-to-date")
+
+
+def _served_otherwise(recorded: ModelState | None, *, known: bool) -> tuple[Observed, str]:
+    """Return the row of a model that is active with another tree than the listed one, or whose listed tree is gone."""
+    if recorded == "failed":
+        return "outdated", "failed-before"
+    if recorded == "active":
+        return "damaged", "damaged"
+    if recorded is not None:  # its new content is here and could not be tested yet
+        return "outdated", "not-tested"
+    return "outdated", "content-changed" if known else "unverified"
+
+
+def _is_damaged(model: LockedModel, tree: TreeSeen, given: PlanInput) -> bool:
+    """
+    Return whether a copy is not intact.
+
+    On its way to cold storage a copy comes apart: its blobs move one by one, then its tree goes. What has arrived is not lost.
+    """
+    state = given.state
+    if model.state == "archived" and model.id not in state.active.entries:
+        return any(_damaged(name, state.blobs) and _damaged(name, state.archived) for name in model.blobs)
+    return tree.damaged or any(_damaged(name, state.blobs) for name in (*tree.blobs, *model.blobs))
+
+
+def _index_change(model: LockedModel, tree: TreeSeen, entry: ActiveModel) -> str:
+    """Return why the index must be written anew for an active model: the snapshot says other things of it, or the file was changed."""
+    described = (entry.tasks, entry.runtime, entry.entrypoint, entry.bytes)
+    return "" if described == (model.tasks, model.runtime, model.entrypoint, tree.bytes) else "index-changed"
+
+
+def _without_tree(model: LockedModel, given: PlanInput, recorded: ModelState | None) -> tuple[Observed, str]:
+    needed, state = model.blobs, given.state
+    cold = recorded == "archived" or any(name in state.archived for name in needed)
+    if cold and all(name in state.archived or name in state.blobs for name in needed):
+        if model.state == "archived" and _is_partly_archived(model, given):
+            return "inactive", "up-to-date"
+        return "archived", "listed-again"
+    if model.state == "disabled" and not any(_damaged(name, state.blobs) for name in needed):  # the ledger was lost, or others share it all
+        return ("inactive", "up-to-date") if recorded == "inactive" else ("pending", "not-tested")
+    return "absent", "not-installed"
+
+
+def _is_partly_archived(model: LockedModel, given: PlanInput) -> bool:
+    """Return whether a blob of an archived model never reached cold storage, and nobody else holds it back any more."""
+    state = given.state
+    here = {name for name in model.blobs if name in state.blobs and name not in state.archived}
+    return bool(here) and not here <= blobs_still_needed(given.lock, state.trees, state.active.entries)
+
+
+def blobs_still_needed(lock: Lock, trees: dict[str, TreeSeen], active: dict[str, ActiveModel]) -> set[str]:
+    """Return the blobs that no archived model takes along: what others are made of, members of archives too, and what serves."""
+    others = [model for model in lock.model if model.state != "archived"]
+    listed = {model.id for model in lock.model}  # what is not listed has stopped serving before anything moves
+    recipes, serving = {model.recipe for model in others}, {entry.tree for entry in active.values() if entry.id in listed}
+    found = {name for tree in trees.values() if tree.recipe in recipes or tree.digest in serving for name in tree.blobs}
+    return found.union(*(model.blobs for model in others))
+
+
+def _damaged(name: str, blobs: dict[str, BlobSeen]) -> bool:
+    seen = blobs.get(name)
+    return seen is None or seen.damaged
+
+
+def _retest_reason(model: LockedModel, given: PlanInput) -> str:
+    """Return why *model*, whose tree is there, must be tested again; empty if its last test is still good."""
+    state = given.state
+    tree = state.trees[model.recipe]
+    seen = [state.blobs.get(name) for name in (*tree.blobs, *model.blobs)]  # archives too
+    if any(blob is None or blob.verified_at is None for blob in seen):
+        return "unverified"
+    passed = state.passed.get(model.id)
+    found = "not-tested" if passed is None or passed.tree != tree.digest else _outdated_pass(passed, model, given)
+    return found if found and same_content_pass(model, tree.digest, given) is None else ""
+
+
+def same_content_pass(model: LockedModel, tree: str, given: PlanInput) -> Passed | None:
+    """Return a pass that is still good, of the same *tree* with the same test job as *model*'s, or None; its model may have another id."""
+    passed = given.passes.get((tree, smoke_digest(model)))
+    return passed if passed is not None and not _outdated_pass(passed, model, given) else None
+
+
+def newest_passes(state: NodeState) -> dict[tuple[str, str], Passed]:
+    """Return the newest passed test of each (tree, test job)."""
+    return {(passed.tree, passed.smoke): passed for passed in sorted(state.passed.values(), key=lambda passed: passed.at)}
+
+
+def _outdated_pass(passed: Passed, model: LockedModel, given: PlanInput) -> str:
+    node = given.node
+    if passed.smoke != smoke_digest(model):
+        return "test-changed"
+    if (passed.engine, passed.engine_version) != (model.runtime.engine, node.engines.get(model.runtime.engine)):
+        return "runtime-changed"
+    if passed.device != node.device:
+        return "device-changed"
+    after = given.lock.retest_after
+    if after and given.now >= passed.at + timedelta(seconds=units.seconds(after)):
+        return "retest-due"
+    return ""
+
+
+def smoke_digest(model: LockedModel) -> str:
+    """Return the digest of *model*'s test job and of what it may ask of the device: another one calls for a new test."""
+    return digest.of(msgspec.json.encode((model.smoke, model.entrypoint, model.gpu_memory)))
+
+
+def incompatible(model: LockedModel, node: NodeFacts) -> str:
+    """Return why *node* cannot run *model*, and by how much; empty if it can."""
+    version = node.engines.get(model.runtime.engine)
+    if version is None:
+        extra = f"; pip install 'reconciler[{model.runtime.engine}]'" if model.runtime.engine == "llama-cpp" else ""
+        return f"engine {model.runtime.engine} is not installed{extra}"
+    if model.runtime.version and not _satisfies(version, model.runtime.version):
+        return f"engine {model.runtime.engine} is {version}, needs {model.runtime.version}"
+    if model.gpu_memory > node.gpu_bytes:
+        return f"needs {units.human_size(model.gpu_memory)} of GPU memory, the largest GPU has {units.human_size(node.gpu_bytes)}"
+    if model.memory > node.memory_bytes:
+        return f"needs {units.human_size(model.memory)} of memory, this node has {units.human_size(node.memory_bytes)}"
+    return ""
+
+
+_SATISFIED: dict[tuple[str, str], bool] = {}
+
+
+def _satisfies(version: str, specifier: str) -> bool:
+    """Remember answers: a thousand models ask about one version and a few specifiers."""
+    if (version, specifier) not in _SATISFIED:
+        from packaging.specifiers import SpecifierSet
+
+        _SATISFIED[version, specifier] = SpecifierSet(specifier).contains(version, prereleases=True)
+    return _SATISFIED[version, specifier]

@@ -10,6 +10,7 @@ Rules that hold here:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Literal
 
@@ -21,7 +22,7 @@ from reconciler.core.errors import StalePlan
 from reconciler.core.lifecycle import Desired, Observed, Op
 from reconciler.core.lock import Lock, LockedModel
 from reconciler.core.node import NodeFacts, Policy
-from reconciler.core.state import ActiveModel, BlobSeen, ModelState, NodeState, Passed, TreeSeen
+from reconciler.core.state import ModelState, NodeState
 
 BlobOp = Literal["fetch", "check", "restore"]
 
@@ -51,6 +52,19 @@ class BlobChange(Struct, frozen=True, kw_only=True):
     bytes: int
 
 
+class ActiveChange(Struct, frozen=True, kw_only=True):
+    """
+    What is done with the set that serves before anything is fetched.
+
+    ``stop``: *id* leaves it. ``announce``: an interrupted run swapped it without asking the operator's hooks. ``rebuild``: its folder
+    differs from its index and is written anew.
+    """
+
+    op: Literal["stop", "announce", "rebuild"]
+    reason: str
+    id: str = ""
+
+
 class Disk(Struct, frozen=True, kw_only=True):
     """Space in bytes: what the plan needs, what is free, and what stays free whatever happens."""
 
@@ -77,38 +91,32 @@ class Plan(Struct, frozen=True, kw_only=True):
     disk: Disk
     models: tuple[ModelChange, ...]
     blobs: tuple[BlobChange, ...]
+    #: What is done with the active set itself, in this order, before the models.
+    active: tuple[ActiveChange, ...] = ()
     drift: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
-
-
-class PlanInput(Struct, frozen=True, kw_only=True):
-    """What a plan is computed from."""
-
-    lock: Lock
-    state: NodeState
-    node: NodeFacts
-    policy: Policy
-    now: datetime
 
 
 def diff(lock: Lock, lock_digest: str, state: NodeState, node: NodeFacts, policy: Policy, *, now: datetime) -> Plan:
     """Return the plan that takes *state* to *lock* on *node* under *policy*, at *now*."""
     blobs: dict[str, BlobChange] = {}
-    scene = PlanInput(lock=lock, state=state, node=node, policy=policy, now=now)
-    listed = [_listed(model, scene, blobs) for model in lock.model]
+    given = lifecycle.PlanInput(lock=lock, state=state, node=node, policy=policy, now=now, passes=lifecycle.newest_passes(state))
+    listed = [_listed(model, given, blobs) for model in lock.model]
     _doubt_kept_copies(listed, state, blobs)
     models = tuple(sorted([*listed, *_unlisted(lock, state, policy, now)], key=lambda change: change.id))
     disk = Disk(needed=_disk_bytes(lock, models, blobs, state), free=node.disk_free_bytes, reserve=policy.reserve_bytes)
+    active = tuple(_active_changes(models, lock, state))
     ordered = tuple(sorted(blobs.values(), key=lambda change: change.digest))
     return Plan(
         lock=lock_digest,
         generation=state.active.number,
         snapshot=lock.snapshot.digest,
-        changes=any(change.changes for change in models) or state.unfinished or state.broken or bool(state.misdirected),
+        changes=any(change.changes for change in models) or state.unfinished or bool(active),
         summary=_summary(models, ordered, disk),
         disk=disk,
         models=models,
         blobs=ordered,
+        active=active,
         drift=state.drift,
         warnings=_warnings(models, state, disk),
     )
@@ -153,162 +161,29 @@ def check_fresh(saved: Plan, current: Plan) -> None:
 # -- listed models ---------------------------------------------------------------------------------
 
 
-def _listed(model: LockedModel, scene: PlanInput, blobs: dict[str, BlobChange]) -> ModelChange:
-    misfit = incompatible(model, scene.node)
+def _listed(model: LockedModel, given: lifecycle.PlanInput, blobs: dict[str, BlobChange]) -> ModelChange:
+    misfit = lifecycle.incompatible(model, given.node)
     desired: Desired = "incompatible" if model.state == "enabled" and misfit else model.state
-    observed, why = observe(model, scene)
+    observed, why = lifecycle.classify(model, given)
     op = lifecycle.decide(observed, desired)
-    before = _state_of(model.id, observed, scene.state)
-    if op != "keep" and _left_out(model.id, scene.policy):
+    before = _state_of(model.id, observed, given.state)
+    if op != "keep" and _left_out(model.id, given.policy):
         if before != "active" or model.state == "enabled":
             return ModelChange(id=model.id, op="keep", from_=before, to=before, reason=lifecycle.reason("excluded"))
         op = "disable" if op == "repair" else op  # what the network takes away stops all the same; no work is done on it
-    wanted = op in {"install", "repair", "retest", "enable", "restore"}
+    wanted = op in WORK
     return ModelChange(
         id=model.id,
         op=op,
         from_=before,
         to=_goal(op, model, before),
         reason=_why(op, desired, why, misfit),
-        download_bytes=_add_blobs(model, scene, blobs, distrusted=observed == "failed") if wanted else 0,
+        download_bytes=_add_blobs(model, given, blobs, distrusted=observed == "failed") if wanted else 0,
     )
 
 
 def _left_out(model: str, policy: Policy) -> bool:
     return model in policy.excluded or bool(policy.only and model not in policy.only)
-
-
-def observe(model: LockedModel, scene: PlanInput) -> tuple[Observed, str]:
-    """Return the row of the table that *model* is in, with the word of why."""
-    state = scene.state
-    tree = state.trees.get(model.recipe)
-    active = state.active.tree_of(model.id)
-    record = state.records.get(model.id)
-    said = record.state if record is not None and record.recipe == model.recipe else None
-    if active is not None and (tree is None or tree.digest != active):
-        return _without_its_tree(said, known=record is not None)
-    if tree is not None and _is_damaged(model, tree, scene):
-        forgotten = model.state == "archived" and active is None and record is None  # it was removed; a kept generation holds its tree
-        return ("absent", "not-installed") if forgotten else ("damaged", "damaged")
-    if said == "failed" and (active is None or model.state != "disabled"):  # a run that was cut short let it serve: that ends first
-        return "failed", "failed-before"
-    if tree is None or (said == "archived" and active is None):  # a tree that is there then is another model's with the same files
-        return _without_tree(model, scene, said)
-    doubt = _doubt(model, scene)
-    if active is not None:
-        doubt = doubt or _misdescribed(model, tree, state.active.entries[model.id])
-        return ("due", doubt) if doubt else ("active", "up-to-date")
-    settled = said == "inactive" and model.state != "enabled"  # nobody is served by it: its test can wait until it is enabled
-    return ("pending", doubt) if doubt and not settled else ("inactive", "up-to-date")
-
-
-def _without_its_tree(said: ModelState | None, *, known: bool) -> tuple[Observed, str]:
-    """Return the row of a model that is active with another tree than the listed one, or whose listed tree is gone."""
-    if said == "failed":
-        return "outdated", "failed-before"
-    if said == "active":
-        return "damaged", "damaged"
-    if said is not None:  # its new content is here and could not be tested yet
-        return "outdated", "not-tested"
-    return "outdated", "content-changed" if known else "unverified"
-
-
-def _is_damaged(model: LockedModel, tree: TreeSeen, scene: PlanInput) -> bool:
-    """
-    Return whether a copy is not intact.
-
-    On its way to cold storage a copy comes apart: its blobs move one by one, then its tree goes. What has arrived is not lost.
-    """
-    state = scene.state
-    if model.state == "archived" and model.id not in state.active.entries:
-        return any(_damaged(name, state.blobs) and _damaged(name, state.archived) for name in model.blobs)
-    return tree.damaged or any(_damaged(name, state.blobs) for name in (*tree.blobs, *model.blobs))
-
-
-def _misdescribed(model: LockedModel, tree: TreeSeen, entry: ActiveModel) -> str:
-    """Return why the index must be written anew for an active model: the snapshot says other things of it, or the file was changed."""
-    said = (entry.tasks, entry.runtime, entry.entrypoint, entry.bytes)
-    return "" if said == (model.tasks, model.runtime, model.entrypoint, tree.bytes) else "index-changed"
-
-
-def _without_tree(model: LockedModel, scene: PlanInput, said: ModelState | None) -> tuple[Observed, str]:
-    needed, state = model.blobs, scene.state
-    cold = said == "archived" or any(name in state.archived for name in needed)
-    if cold and all(name in state.archived or name in state.blobs for name in needed):
-        if model.state == "archived" and _left_behind(model, scene):
-            return "inactive", "up-to-date"
-        return "archived", "listed-again"
-    if model.state == "disabled" and not any(_damaged(name, state.blobs) for name in needed):  # the ledger was lost, or others share it all
-        return ("inactive", "up-to-date") if said == "inactive" else ("pending", "not-tested")
-    return "absent", "not-installed"
-
-
-def _left_behind(model: LockedModel, scene: PlanInput) -> bool:
-    """Return whether a blob of an archived model never reached cold storage, and nobody else holds it back any more."""
-    state = scene.state
-    here = {name for name in model.blobs if name in state.blobs and name not in state.archived}
-    return bool(here) and not here <= blobs_still_needed(scene.lock, state.trees, state.active.entries)
-
-
-def blobs_still_needed(lock: Lock, trees: dict[str, TreeSeen], active: dict[str, ActiveModel]) -> set[str]:
-    """Return the blobs that no archived model takes along: what others are made of, members of archives too, and what serves."""
-    others = [model for model in lock.model if model.state != "archived"]
-    listed = {model.id for model in lock.model}  # what is not listed has stopped serving before anything moves
-    recipes, serving = {model.recipe for model in others}, {entry.tree for entry in active.values() if entry.id in listed}
-    found = {name for tree in trees.values() if tree.recipe in recipes or tree.digest in serving for name in tree.blobs}
-    return found.union(*(model.blobs for model in others))
-
-
-def _damaged(name: str, blobs: dict[str, BlobSeen]) -> bool:
-    seen = blobs.get(name)
-    return seen is None or seen.damaged
-
-
-def _doubt(model: LockedModel, scene: PlanInput) -> str:
-    """Return why *model*, whose tree is there, must be tested again; empty if its last test is still good."""
-    state = scene.state
-    tree = state.trees[model.recipe]
-    seen = [state.blobs.get(name) for name in (*tree.blobs, *model.blobs)]  # archives too
-    if any(blob is None or blob.verified_at is None for blob in seen):
-        return "unverified"
-    passed = state.passed.get(model.id)
-    if passed is None or passed.tree != tree.digest:
-        return "not-tested"
-    return _stale(passed, model, scene)
-
-
-def _stale(passed: Passed, model: LockedModel, scene: PlanInput) -> str:
-    node = scene.node
-    if passed.smoke != smoke_digest(model):
-        return "test-changed"
-    if (passed.engine, passed.engine_version) != (model.runtime.engine, node.engines.get(model.runtime.engine)):
-        return "runtime-changed"
-    if passed.device != node.device:
-        return "device-changed"
-    after = scene.lock.retest_after
-    if after and scene.now >= passed.at + timedelta(seconds=units.seconds(after)):
-        return "retest-due"
-    return ""
-
-
-def smoke_digest(model: LockedModel) -> str:
-    """Return the digest of *model*'s test job and of what it may ask of the device: another one calls for a new test."""
-    return digest.of(msgspec.json.encode((model.smoke, model.entrypoint, model.gpu_memory)))
-
-
-def incompatible(model: LockedModel, node: NodeFacts) -> str:
-    """Return why *node* cannot run *model*, and by how much; empty if it can."""
-    version = node.engines.get(model.runtime.engine)
-    if version is None:
-        extra = f"; pip install 'reconciler[{model.runtime.engine}]'" if model.runtime.engine == "llama-cpp" else ""
-        return f"engine {model.runtime.engine} is not installed{extra}"
-    if model.runtime.version and not _satisfies(version, model.runtime.version):
-        return f"engine {model.runtime.engine} is {version}, needs {model.runtime.version}"
-    if model.gpu_memory > node.gpu_bytes:
-        return f"needs {units.human_size(model.gpu_memory)} of GPU memory, the largest GPU has {units.human_size(node.gpu_bytes)}"
-    if model.memory > node.memory_bytes:
-        return f"needs {units.human_size(model.memory)} of memory, this node has {units.human_size(node.memory_bytes)}"
-    return ""
 
 
 def expand_templates(templates: tuple[str, ...], name: str) -> tuple[str, ...]:
@@ -317,25 +192,13 @@ def expand_templates(templates: tuple[str, ...], name: str) -> tuple[str, ...]:
     return tuple(snapshot.expand(template, algorithm, digits) for template in templates)
 
 
-_SATISFIED: dict[tuple[str, str], bool] = {}
-
-
-def _satisfies(version: str, specifier: str) -> bool:
-    """Remember answers: a thousand models ask about one version and a few specifiers."""
-    if (version, specifier) not in _SATISFIED:
-        from packaging.specifiers import SpecifierSet
-
-        _SATISFIED[version, specifier] = SpecifierSet(specifier).contains(version, prereleases=True)
-    return _SATISFIED[version, specifier]
-
-
-def _add_blobs(model: LockedModel, scene: PlanInput, blobs: dict[str, BlobChange], *, distrusted: bool) -> int:
+def _add_blobs(model: LockedModel, given: lifecycle.PlanInput, blobs: dict[str, BlobChange], *, distrusted: bool) -> int:
     """
     Add what becomes of a model's blobs to *blobs*, and return how many bytes are fetched for it.
 
     The blobs of a model that failed are *distrusted*, and hashed again whatever is remembered of them.
     """
-    lock, state = scene.lock, scene.state
+    lock, state = given.lock, given.state
     tree = state.trees.get(model.recipe)
     fetched = 0
     for name in {*model.blobs, *(tree.blobs if tree else ())}:
@@ -428,6 +291,45 @@ def _leaving(model: str, state: NodeState, policy: Policy, now: datetime) -> Mod
         reason = f"not-listed: its bytes go after {units.rfc3339(gone)}"
         return ModelChange(id=model, op="keep", from_=before, to=before, reason=reason)
     return ModelChange(id=model, op="remove", from_=before, to="absent", reason="not-listed: its grace is over, its bytes go")
+
+
+# -- the active set --------------------------------------------------------------------------------
+
+#: Operations that fetch, make or test something.
+WORK: frozenset[Op] = frozenset({"install", "repair", "retest", "enable", "restore"})
+OLDER_COPY_DAMAGED = "damaged: its older copy is damaged and is not served any more"
+
+
+def _active_changes(models: tuple[ModelChange, ...], lock: Lock, state: NodeState) -> Iterator[ActiveChange]:
+    listed, changes = {model.id: model for model in lock.model}, {change.id: change for change in models}
+    for model in sorted(state.active.entries):
+        why = _stop_reason(changes[model], listed.get(model), state)
+        if why:
+            yield ActiveChange(op="stop", id=model, reason=why)
+    if state.announced is not None:
+        yield ActiveChange(op="announce", reason="unannounced: swapped in by a run that was interrupted")
+    if state.active_damaged or state.misdirected:
+        yield ActiveChange(op="rebuild", reason="damaged: what is active differs from its index")
+
+
+def _stop_reason(change: ModelChange, listed: LockedModel | None, state: NodeState) -> str:
+    """Return why an active model stops serving at once, whatever else is done with it; empty if it serves on."""
+    taken = change.op in {"remove", "disable", "reject"} or (change.op in WORK and listed is not None and listed.state == "disabled")
+    if taken or listed is None:
+        return change.reason if taken else ""
+    entry = state.active.entries[change.id]
+    own = state.trees.get(listed.recipe)
+    if own is not None and own.digest == entry.tree:  # what the snapshot lists is mended in its place
+        return ""
+    if change.id in state.misdirected:
+        return "damaged: its link does not lead to its tree"
+    return OLDER_COPY_DAMAGED if change.op == "install" and _is_older_copy_damaged(entry.tree, state) else ""
+
+
+def _is_older_copy_damaged(tree: str, state: NodeState) -> bool:
+    seen = [one for one in state.trees.values() if one.digest == tree]
+    blobs = [state.blobs.get(name) for one in seen for name in one.blobs]
+    return any(one.damaged for one in seen) or any(blob is None or blob.damaged for blob in blobs)
 
 
 # -- the whole -------------------------------------------------------------------------------------

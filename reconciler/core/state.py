@@ -111,11 +111,11 @@ class NodeState(Struct, frozen=True, kw_only=True):
     passed: dict[str, Passed] = {}
     #: Ways in which the store differs from what the last run left.
     drift: tuple[str, ...] = ()
-    #: Active models whose link in the active generation does not lead to their tree: it is made anew before anything else.
+    #: Active models whose link in the active generation does not lead to their tree.
     misdirected: tuple[str, ...] = ()
-    #: ``active`` leads to no whole generation, or to one with more in it than its index says: a new one is made before anything else.
-    broken: bool = False
-    #: A run was cut short; the next one finishes it.
+    #: ``active`` leads to no complete generation, or to one that holds more than its index says.
+    active_damaged: bool = False
+    #: A run was interrupted; the next one finishes it.
     unfinished: bool = False
-    #: The generation that the operator's commands heard of last, where such a run ended before they heard of the active one.
-    heard: Generation | None = None
+    #: The last generation that the operator's hooks were told of, where an interrupted run swapped in another one after it.
+    announced: Generation | None = None

@@ -40,7 +40,7 @@ def node_state(layout: Layout, ledger: Ledger) -> NodeState:
 def _observe(layout: Layout, ledger: Ledger) -> NodeState:
     active, drift = _active(layout)
     unexpected = generations.unexpected_entries(layout, active)
-    broken = bool(drift or unexpected)
+    active_damaged = bool(drift or unexpected)
     misdirected = generations.misdirected(layout, active)
     drift = (*drift, *(f"active: {path!r} does not belong there" for path in unexpected))
     if ledger.damaged:
@@ -66,9 +66,9 @@ def _observe(layout: Layout, ledger: Ledger) -> NodeState:
         passed=ledger.passed(),
         drift=(*drift, *lost, *damaged, *damaged_trees),
         misdirected=misdirected,
-        broken=broken,
+        active_damaged=active_damaged,
         unfinished=unfinished,
-        heard=_last_announced(layout, ledger, active) if unfinished else None,
+        announced=_last_announced(layout, ledger, active) if unfinished else None,
     )
 
 

@@ -69,7 +69,9 @@ DURABLE, BLOBS, TREES, MADE, LEDGER, DATABASE, OBSERVE, WRITER, KEEPER, FLOOR, L
         "housekeeping", "trust_state", "layout", "reserve",
     )
 )  # fmt: skip
-TRUST, DSSE, LOCK, PLAN, GGUF, STRICT = (f"reconciler/core/{name}.py" for name in ("trust", "dsse", "lock", "plan", "gguf", "strict_json"))
+TRUST, DSSE, LOCK, PLAN, LIFECYCLE, GGUF, STRICT = (
+    f"reconciler/core/{name}.py" for name in ("trust", "dsse", "lock", "plan", "lifecycle", "gguf", "strict_json")
+)
 STAGING, HASHER, PASSAGE, VERIFY, RESOLVE, ARIA2, DOCUMENT = (
     f"reconciler/fetch/{name}.py" for name in ("staging", "hash_worker", "transfer", "hashing", "resolver", "aria2_daemon", "http")
 )
@@ -102,6 +104,7 @@ TESTS = {
     STRICT: ("unit/test_trust", "adversary/test_trust_attacks"),
     LOCK: ("unit/test_lock",),
     PLAN: ("unit/test_apply", "laws/test_plan_laws", "adversary/test_store_attacks"),
+    LIFECYCLE: ("unit/test_apply", "laws/test_plan_laws", "adversary/test_store_attacks"),
     GGUF: ("unit/test_gguf_header",),
     STAGING: _LEFT,
     HASHER: ("adversary/test_verify_faults",),
@@ -217,8 +220,8 @@ def _bytes() -> Iterator[Mutation]:
     yield once("identity of a tree's file in a plan", OBSERVE, "(seen.st_dev, seen.st_ino) == (blob.st_dev, blob.st_ino)", "True")
     yield once("names in a tree", OBSERVE, "set(os.listdir(handle)) == paths ", "True ")
     yield once("names in a tree with folders", OBSERVE, "_paths(folder, handle) == paths | above", "True")
-    yield once("hash before what is unverified serves", PLAN, "blob is None or blob.verified_at is None for", "False for")
-    yield once("test of the very tree", PLAN, "passed is None or passed.tree != tree.digest", "passed is None")
+    yield once("hash before what is unverified serves", LIFECYCLE, "blob is None or blob.verified_at is None for", "False for")
+    yield once("test of the very tree", LIFECYCLE, "passed is None or passed.tree != tree.digest", "passed is None")
 
 
 def _store() -> Iterator[Mutation]:
@@ -249,7 +252,7 @@ def _store() -> Iterator[Mutation]:
 
 def _serving() -> Iterator[Mutation]:
     """What stops serving or goes although something stands in its way, and what never serves again."""
-    yield once("an end to what failed and serves", PLAN, '(active is None or model.state != "disabled")', "True")
+    yield once("an end to what failed and serves", LIFECYCLE, '(active is None or model.state != "disabled")', "True")
     yield never("an end to what is left out", PLAN, 'before != "active" or model.state == "enabled"')
     yield once("an older copy that was forgotten", OBSERVE, "[_tree_from_disk(layout, tree, found) for tree in sorted(forgotten)]", "[]")
     yield once("the name of a tree that was forgotten", OBSERVE, "digest_of(tuple(listing)) != name", "False")

@@ -53,7 +53,7 @@ def states(draw: st.DrawFn, lock: Lock) -> NodeState:
     """A store in any state, also in those that no run leaves."""
     recipes = sorted({model.recipe for model in lock.model} | {"elsewhere"})
     blobs = st.dictionaries(st.sampled_from(NAMES), seen)
-    smokes = st.sampled_from([plan.smoke_digest(model) for model in lock.model] or [""])
+    smokes = st.sampled_from([lifecycle.smoke_digest(model) for model in lock.model] or [""])
     active = draw(st.dictionaries(st.sampled_from(IDS), st.sampled_from(TREES)))
     trees = st.builds(
         TreeSeen, digest=st.sampled_from(TREES), recipe=st.just(""), blobs=st.lists(st.sampled_from(NAMES), max_size=2).map(tuple),
@@ -89,7 +89,7 @@ def _settled(model: LockedModel, said: ModelState, lock: Lock, state: NodeState,
     names = model.blobs
     tree = TreeSeen(digest=TREES[0], recipe=model.recipe, blobs=names, bytes=3)
     passed = Passed(
-        tree=TREES[0], smoke=plan.smoke_digest(model), engine="llama-cpp", engine_version="0.3.36", device="cpu", at=NOW
+        tree=TREES[0], smoke=lifecycle.smoke_digest(model), engine="llama-cpp", engine_version="0.3.36", device="cpu", at=NOW
     )  # fmt: skip
     others = {name: entry for name, entry in state.active.entries.items() if name != model.id}
     result: NodeState = changed(
@@ -210,10 +210,10 @@ def test_the_drawn_states_reach_every_row_and_column() -> None:
     @settings(max_examples=150, deadline=None, derandomize=True, database=None)
     def draw(scene: tuple[Lock, NodeState]) -> None:
         lock, state = scene
-        drawn = plan.PlanInput(lock=lock, state=state, node=FACTS, policy=Policy(), now=NOW)
+        drawn = lifecycle.PlanInput(lock=lock, state=state, node=FACTS, policy=Policy(), now=NOW)
         for model in lock.model:
-            misfit = plan.incompatible(model, FACTS)
-            reached.add((plan.observe(model, drawn)[0], "incompatible" if misfit and model.state == "enabled" else model.state))
+            misfit = lifecycle.incompatible(model, FACTS)
+            reached.add((lifecycle.classify(model, drawn)[0], "incompatible" if misfit and model.state == "enabled" else model.state))
 
     draw()
 

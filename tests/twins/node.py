@@ -118,7 +118,7 @@ class MemoryNode(SnapshotAuthor):
             records=dict(self.ledger.records),
             passed=dict(self.ledger.passes),
             unfinished=self.ledger.running,
-            heard=self._heard() if self.ledger.running else None,
+            announced=self._announced() if self.ledger.running else None,
         )
 
     def _relearned(self) -> dict[str, TreeSeen]:
@@ -126,7 +126,7 @@ class MemoryNode(SnapshotAuthor):
         forgotten = {entry.tree for entry in self.generations.active.entries.values()} - {tree.digest for tree in self.trees.seen.values()}
         return {tree: self.trees.relearned(tree) for tree in forgotten}
 
-    def _heard(self) -> Generation | None:
+    def _announced(self) -> Generation | None:
         swaps = [event for event in self.heard.events if isinstance(event, Swapped)]
         number = swaps[-1].generation if swaps else 0
         return None if number == self.generations.active.number else self.generations.made.get(number, Generation())

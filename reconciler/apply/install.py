@@ -1,0 +1,170 @@
+"""
+From prepared models to models that serve: each batch is judged, recorded and activated by one swap.
+
+Rules that hold here:
+
+1. A failed model never takes another with it, and an older copy that is approved outlives a newer one that fails.
+2. A copy serves on only while nothing bad is known of its own bytes and its own test (``_must_leave``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from datetime import datetime
+
+from msgspec import structs
+
+from reconciler.apply import activate, records, retire
+from reconciler.apply.prepare import Batch, Preparation, Prepared
+from reconciler.apply.run_state import Fate, RunState
+from reconciler.core import lifecycle
+from reconciler.core.errors import BlobDamaged, FetchError, HashMismatch, SizeMismatch, SmokeFailed, StoreError
+from reconciler.core.lock import LockedModel
+from reconciler.core.plan import WORK
+from reconciler.core.state import ActiveModel, ModelState, Passed, TreeSeen
+from reconciler.ports import Incident, Notice, Ports, TestReport
+
+
+def relink(run: RunState, ports: Ports) -> RunState:
+    """Activate, in one swap, the models that need only their link again: they wait for no download and for no room."""
+    work = [run.models[change.id] for change in run.planned("enable")]
+    linked = Preparation(run, ports).linked(work)
+    return _conclude(run, ports, Batch(prepared=linked)) if linked else run
+
+
+def install(run: RunState, ports: Ports) -> RunState:
+    """Prepare the models that need work, and activate each as soon as it is ready."""
+    work = [run.models[change.id] for change in run.planned(*WORK) if change.id not in run.fates]
+    if not work:
+        return run
+    with contextlib.closing(Preparation(run, ports).batches(work)) as batches:
+        for batch in batches:
+            run = _conclude(run, ports, batch)
+    return _stop_damaged(run, ports)
+
+
+def _conclude(run: RunState, ports: Ports, batch: Batch) -> RunState:
+    ready = batch.prepared
+    trees = {one.model.recipe: one.tree for one in ready if one.tree}
+    made = run.made | {tree.digest for tree in trees.values()}
+    run = structs.replace(run, trees=run.trees | trees, made=made, damaged=run.damaged | batch.damaged)
+    passed = [one for one in ready if _record_test(run, ports, one)]
+    for one in ready:
+        run = run.with_fate(one.model.id, "passed") if one in passed else _give_up(run, ports, one)
+    added = {one.model.id: _entry(ports, one.model, one.tree) for one in passed if one.model.state == "enabled" and one.tree}
+    gone = [one.model.id for one in ready if one.model.id in run.serving and _must_leave(run, one)]
+    what = "installed or tested" if added else "failed its repair or its test"
+    run, why = activate.swap(run, ports, added, gone, what, replaced=retire.replaced_by(run, added))
+    if why:
+        run = activate.unhealthy(run, ports, added, why)
+    for one in passed:
+        if not (why and one.model.id in added):
+            state: ModelState = "active" if one.model.state == "enabled" else "inactive"
+            run = records.settle(run, ports, one.model.id, state, lifecycle.reason("up-to-date"))
+    return run
+
+
+def _record_test(run: RunState, ports: Ports, one: Prepared) -> bool:
+    """Record a test's report; return whether the model may serve, or rest, now."""
+    if one.error is not None or one.tree is None:
+        return False
+    if one.report is None:
+        _copy_pass(run, ports, one.model, one.tree)
+        return True
+    at = ports.now()
+    passed = _passed(run, one.model, one.tree, one.report, at) if one.report.verdict == "passed" else None
+    if one.report.verdict != "unable":
+        ports.ledger.tested(one.model.id, one.report, passed, at)
+    return passed is not None
+
+
+def _copy_pass(run: RunState, ports: Ports, model: LockedModel, tree: TreeSeen) -> None:
+    """Record for *model*, which runs no test, the pass of the same content and test job under another id."""
+    passed = lifecycle.newest_passes(run.observed).get((tree.digest, lifecycle.smoke_digest(model)))
+    own = run.observed.passed.get(model.id)
+    if passed is None or (own is not None and (own.tree, own.smoke) == (passed.tree, passed.smoke)):
+        return
+    report = TestReport(verdict="passed", device=passed.device, engine=passed.engine, engine_version=passed.engine_version)
+    ports.ledger.tested(model.id, report, passed, passed.at)
+
+
+def _passed(run: RunState, model: LockedModel, tree: TreeSeen, report: TestReport, at: datetime) -> Passed:
+    engine = model.runtime.engine
+    return Passed(
+        tree=tree.digest,
+        smoke=lifecycle.smoke_digest(model),
+        engine=engine,
+        engine_version=run.node.engines.get(engine, report.engine_version),
+        device=run.node.device,
+        at=at,
+    )
+
+
+def _entry(ports: Ports, model: LockedModel, tree: TreeSeen) -> ActiveModel:
+    return ActiveModel(
+        id=model.id,
+        tasks=model.tasks,
+        runtime=model.runtime,
+        path=ports.active_path(model.id),
+        entrypoint=model.entrypoint,
+        bytes=tree.bytes,
+        tree=tree.digest,
+    )
+
+
+# -- what did not pass -----------------------------------------------------------------------------
+
+
+def _give_up(run: RunState, ports: Ports, one: Prepared) -> RunState:
+    """Record why a model did not pass: this node could not test it, its disk refused, or the model is at fault."""
+    model = one.model
+    if one.report is not None and one.report.verdict == "unable":
+        return _leave_untested(run, ports, one, one.report.reason)
+    fate: Fate = "refused" if isinstance(one.error, StoreError) and not isinstance(one.error, BlobDamaged) else "failed"
+    run = run.with_fate(model.id, fate)
+    if one.error is not None and _serves_listed(run, one) and not _must_leave(run, one):
+        ports.report(Notice(level="warning", text=f"{model.id} could not be tested: {one.error.message}"))
+        return records.settle(run, ports, model.id, "active", f"not-tested: {one.error.name}: {one.error.message}")
+    error = one.error or SmokeFailed(one.report.reason if one.report else "it has no tree")
+    if not isinstance(error, FetchError):
+        kind = error.name if error.name in {"smoke-failed", "unpack-refused", "disk-full", "blob-damaged"} else "smoke-failed"
+        ports.report(Incident(kind=kind, model=model.id, detail=error.message))
+    if not isinstance(error, FetchError) or isinstance(error, HashMismatch | SizeMismatch):  # of wrong bytes only the record is kept
+        ports.housekeeping.quarantine(model.id, one.report, error.message, one.tree.digest if one.tree else "")
+    return records.fail(run, ports, model.id, error)
+
+
+def _leave_untested(run: RunState, ports: Ports, one: Prepared, why: str) -> RunState:
+    if why.startswith("sandbox-unavailable"):
+        ports.report(Incident(kind="sandbox-unavailable", model=one.model.id, detail=why))
+    state: ModelState = "active" if _serves_listed(run, one) else "pending"
+    return records.settle(run.with_fate(one.model.id, "untested"), ports, one.model.id, state, f"not-tested: {why}")
+
+
+def _serves_listed(run: RunState, one: Prepared) -> bool:
+    """Return whether a model is active with the very content that the snapshot lists."""
+    entry, tree = run.serving.get(one.model.id), one.tree or run.observed.trees.get(one.model.recipe)
+    return entry is not None and tree is not None and tree.digest == entry.tree
+
+
+def _must_leave(run: RunState, one: Prepared) -> bool:
+    """Return whether a model that did not pass stops serving: its own bytes are bad, or its own test failed."""
+    model = one.model
+    fate = run.fates.get(model.id)
+    if fate not in {"failed", "refused"}:
+        return False
+    if run.changes[model.id].op == "repair":
+        return True
+    damaged = bool(run.damaged & set(model.blobs))
+    if one.tree is None and model.recipe not in run.observed.trees:  # which content serves was forgotten with the ledger
+        return damaged
+    return _serves_listed(run, one) and (damaged or fate == "failed")
+
+
+def _stop_damaged(run: RunState, ports: Ports) -> RunState:
+    """Take out of service the older copies in which a check of this run found a damaged blob, and which it did not mend."""
+    damaged = {tree.digest for tree in run.trees.values() if run.damaged & set(tree.blobs)} - run.made
+    gone = [model for model, entry in run.serving.items() if entry.tree in damaged]
+    for model in gone:
+        ports.report(Incident(kind="blob-damaged", model=model, detail="its older copy is damaged and is not served any more"))
+    return activate.swap(run, ports, {}, gone, "damaged")[0]
