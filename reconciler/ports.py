@@ -19,7 +19,7 @@ from typing import Literal, Protocol
 
 from msgspec import Struct
 
-from reconciler.core.errors import ReconcileError
+from reconciler.core.errors import InternalError, ReconcileError
 from reconciler.core.lock import LockedArtifact
 from reconciler.core.snapshot import Runtime, Smoke
 from reconciler.core.state import ActiveModel, Generation, Passed, Record, TreeSeen
@@ -257,7 +257,11 @@ class Housekeeping(Protocol):
         ...
 
     def collect_garbage(self) -> None:
-        """Delete what no listed model, kept generation or grace needs."""
+        """Delete what no listed model, kept generation or grace period needs."""
+        ...
+
+    def report_bug(self, error: Exception, model: str) -> InternalError:
+        """Write a report of an exception that nobody raised on purpose, and return the error that tells of it; MUST raise nothing."""
         ...
 
 

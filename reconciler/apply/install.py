@@ -18,11 +18,11 @@ from reconciler.apply import activate, records, retire
 from reconciler.apply.prepare import Batch, Preparation, Prepared
 from reconciler.apply.run_state import Fate, RunState
 from reconciler.core import lifecycle
-from reconciler.core.errors import BlobDamaged, FetchError, HashMismatch, SizeMismatch, SmokeFailed, StoreError
+from reconciler.core.errors import BlobDamaged, FetchError, HashMismatch, InternalError, SizeMismatch, SmokeFailed, StoreError
 from reconciler.core.lock import LockedModel
 from reconciler.core.plan import WORK
 from reconciler.core.state import ActiveModel, ModelState, Passed, TreeSeen
-from reconciler.ports import Incident, Notice, Ports, TestReport
+from reconciler.ports import Incident, ModelDone, Notice, Ports, TestReport
 
 
 def relink(run: RunState, ports: Ports) -> RunState:
@@ -120,6 +120,8 @@ def _give_up(run: RunState, ports: Ports, one: Prepared) -> RunState:
     model = one.model
     if one.report is not None and one.report.verdict == "unable":
         return _leave_untested(run, ports, one, one.report.reason)
+    if isinstance(one.error, InternalError):
+        return _leave_as_it_was(run, ports, one.model, one.error)
     fate: Fate = "refused" if isinstance(one.error, StoreError) and not isinstance(one.error, BlobDamaged) else "failed"
     run = run.with_fate(model.id, fate)
     if one.error is not None and _serves_listed(run, one) and not _must_leave(run, one):
@@ -139,6 +141,13 @@ def _leave_untested(run: RunState, ports: Ports, one: Prepared, why: str) -> Run
         ports.report(Incident(kind="sandbox-unavailable", model=one.model.id, detail=why))
     state: ModelState = "active" if _serves_listed(run, one) else "pending"
     return records.settle(run.with_fate(one.model.id, "untested"), ports, one.model.id, state, f"not-tested: {why}")
+
+
+def _leave_as_it_was(run: RunState, ports: Ports, model: LockedModel, error: InternalError) -> RunState:
+    """Blame no model for a bug of this program: its record stays, and the next run plans for it what this one did."""
+    ports.report(Incident(kind=error.name, model=model.id, detail=error.message))
+    ports.report(ModelDone(model=model.id, state=run.changes[model.id].from_, reason=f"{error.name}: {error.message}"))
+    return run.with_fate(model.id, "internal-error")
 
 
 def _serves_listed(run: RunState, one: Prepared) -> bool:

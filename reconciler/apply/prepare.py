@@ -4,7 +4,7 @@ Blobs are fetched, restored or hashed; each model whose blobs are all there is a
 Rules that hold here:
 
 1. Nothing here touches generations or records: what became of a model is handed on as a value.
-2. Every model of the work ends, once: with a tree and a report, or with an error. A bug on one model's path is that model's error.
+2. Every model of the work ends, once: with a tree and a report, or with an error. A bug of this program is an ``InternalError``.
 3. Two threads work: one moves bytes, one assembles and tests, so that one test job at a time has the GPU. Their results are messages.
 """
 
@@ -20,7 +20,7 @@ from msgspec import Struct
 from reconciler.apply.run_state import RunState
 from reconciler.core import lifecycle
 from reconciler.core import plan as plans
-from reconciler.core.errors import BlobDamaged, ReconcileError, SandboxUnavailable, StoreError
+from reconciler.core.errors import BlobDamaged, ReconcileError, SandboxUnavailable
 from reconciler.core.lock import LockedModel
 from reconciler.core.state import TreeSeen
 from reconciler.ports import BlobReady, Fetched, FetchFailed, Incident, ModelPhase, Ports, TestJob, TestReport, Want
@@ -106,7 +106,7 @@ class Preparation:
         except ReconcileError as error:
             self._fail_rest(error)
         except Exception as error:  # noqa: BLE001  a bug here must not leave the run waiting for ever
-            self._fail_rest(StoreError(f"unexpected: {type(error).__name__}: {error}"))
+            self._fail_rest(self._ports.housekeeping.report_bug(error, ""))
 
     def _check_local(self, name: str, op: str) -> bool:
         """Restore or hash a blob that the node has; return whether it is good."""
@@ -207,7 +207,7 @@ class Preparation:
         except ReconcileError as error:
             return Prepared(model=model, error=error)
         except Exception as error:  # noqa: BLE001  a bug in one model's path must not leave the run waiting for ever
-            return Prepared(model=model, error=StoreError(f"unexpected: {type(error).__name__}: {error}"))
+            return Prepared(model=model, error=self._ports.housekeeping.report_bug(error, model.id))
 
     def _is_standing(self, model: LockedModel) -> bool:
         """Return whether the tree of *model* is there and its blobs are what they were: no archive is unpacked again for a test."""

@@ -46,6 +46,8 @@ class Outcome(Struct, frozen=True, kw_only=True):
     active: tuple[str, ...]
     failed: tuple[str, ...]
     untested: tuple[str, ...]
+    #: Models that a bug of this program met; they are as they were.
+    internal_errors: tuple[str, ...] = ()
     changed: bool
 
 
@@ -136,6 +138,7 @@ def _outcome(run: RunState, ports: Ports) -> Outcome:
         active=active,
         failed=failed,
         untested=run.ended("untested"),
+        internal_errors=run.ended("internal-error"),
         changed=changed,
     )
 

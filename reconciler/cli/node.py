@@ -179,7 +179,7 @@ def apply(
 
 
 def _code(outcome: Outcome) -> int:
-    return 3 if outcome.failed else 0
+    return 1 if outcome.internal_errors else 3 if outcome.failed else 0
 
 
 @click.command()

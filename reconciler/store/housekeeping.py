@@ -18,12 +18,12 @@ from msgspec import Struct
 
 from reconciler import files
 from reconciler.core import digest as digests
-from reconciler.core.errors import StoreError
+from reconciler.core.errors import InternalError, StoreError
 from reconciler.core.lock import Lock
 from reconciler.core.node import Policy
 from reconciler.core.state import Generation, Record
 from reconciler.ports import TestReport
-from reconciler.store import atomic, generations
+from reconciler.store import atomic, crash_report, generations
 from reconciler.store.layout import Layout
 from reconciler.store.ledger import Ledger
 from reconciler.store.trees import files_of
@@ -98,6 +98,10 @@ class StoreHousekeeping:
             if tree:
                 self._keep_files(self._layout.tree(tree), folder)
             self._bound_quarantine()
+
+    def report_bug(self, error: Exception, model: str) -> InternalError:
+        """Write a report of *error*, which met *model*, and return the error that tells of it; raises nothing."""
+        return crash_report.internal_error(self._layout, error, {"command": "apply", "model": model}, self._now())
 
     def _keep_files(self, tree: Path, folder: Path) -> None:
         for index, path in enumerate(sorted(path for path in tree.rglob("*") if path.is_file() and not path.is_symlink())):

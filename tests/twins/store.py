@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from reconciler.core import digest
-from reconciler.core.errors import BlobDamaged, HashMismatch, StoreError, UnpackRefused
+from reconciler.core.errors import BlobDamaged, HashMismatch, InternalError, StoreError, UnpackRefused
 from reconciler.core.lock import LockedArtifact
 from reconciler.core.state import ActiveModel, Generation, Passed, Record, TreeSeen
 from reconciler.ports import Fetched, TestReport
@@ -185,3 +185,6 @@ class MemoryHousekeeping:
 
     def collect_garbage(self) -> None:
         self.swept += 1
+
+    def report_bug(self, error: Exception, model: str) -> InternalError:
+        return InternalError(f"{type(error).__name__}: {error}")

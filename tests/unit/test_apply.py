@@ -63,15 +63,13 @@ def test_a_blob_that_two_models_share_is_fetched_once(node: MemoryNode) -> None:
     assert set(node.active()) == {"a:v1", "b:v1"}
 
 
-@pytest.mark.parametrize("trouble", ["no source", "bad test", "crashing test", "bad archive", "no entrypoint"])
+@pytest.mark.parametrize("trouble", ["no source", "bad test", "bad archive", "no entrypoint"])
 def test_a_failed_model_never_takes_another_with_it(node: MemoryNode, trouble: str) -> None:
     bad = node.item("b:v1", B)
     if trouble == "no source":
         node.internet.pages.clear()
     elif trouble == "bad test":
         node.tester.verdicts["b:v1"] = ("bad", "it says nothing")
-    elif trouble == "crashing test":
-        node.tester.crashes.add("b:v1")
     elif trouble == "bad archive":
         bad = node.item("b:v1", B | {"box": b"no tar"})
         bad["artifacts"][1]["unpack"] = "tar"
@@ -87,6 +85,86 @@ def test_a_failed_model_never_takes_another_with_it(node: MemoryNode, trouble: s
     assert (record.state, record.attempts) == ("failed", 1)
     assert record.last_error
     assert record.reason.startswith("failed-before: ")
+
+
+def test_a_bug_of_this_program_is_blamed_on_no_model(node: MemoryNode) -> None:
+    lock = node.lock(node.item("a:v1", A), node.item("b:v1", B), node.item("c:v1", C))
+    node.tester.crashes.add("b:v1")
+
+    outcome = node.run(lock)
+
+    assert (outcome.internal_errors, outcome.failed, outcome.untested) == (("b:v1",), (), ())
+    assert set(node.active()) == {"a:v1", "c:v1"}
+    assert "b:v1" not in node.ledger.records
+    assert node.housekeeping.quarantined == []
+    assert node.heard.kinds() == ["internal-error"]
+    node.tester.crashes.clear()
+    node.run(lock)
+    assert set(node.active()) == {"a:v1", "b:v1", "c:v1"}
+
+
+def test_a_bug_while_blobs_are_moved_leaves_every_model_as_it_was(node: MemoryNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(StagingFetcher, "fetch", broken)
+
+    outcome = node.run(node.lock(node.item("a:v1", A), node.item("b:v1", B)))
+
+    assert (outcome.internal_errors, outcome.failed) == (("a:v1", "b:v1"), ())
+    assert node.ledger.records == {}
+
+
+# -- one test for one content ----------------------------------------------------------------------
+
+
+def test_the_same_content_and_test_under_many_ids_is_tested_once(node: MemoryNode) -> None:
+    lock = node.lock(*(node.item(f"m{number}:v1", A) for number in range(40)))
+
+    node.run(lock)
+
+    assert len(node.active()) == 40
+    assert len(node.tester.jobs) == 1
+    assert not node.plan(lock).changes
+
+
+def test_a_pass_counts_for_an_id_that_is_listed_later(node: MemoryNode) -> None:
+    node.run(node.lock(node.item("a:v1", A)))
+    lock = node.lock(node.item("a:v1", A), node.item("b:v1", A))
+    assert node.ops(lock) == {"b:v1": "enable"}
+
+    node.run(lock)
+    alone = node.lock(node.item("b:v1", A))
+    node.run(alone)
+
+    assert node.active() == {"b:v1": A}
+    assert node.tester.jobs == ["a:v1"]
+    assert not node.plan(alone).changes  # the pass is its own now: it does not go with the id that it came from
+
+
+@pytest.mark.parametrize("other", ["test", "engine", "device", "tree"])
+def test_a_pass_counts_for_nothing_that_it_does_not_depend_on(node: MemoryNode, other: str) -> None:
+    node.run(node.lock(node.item("a:v1", A)))
+    second = node.item("b:v1", B if other == "tree" else A)
+    if other == "test":
+        second["smoke"] = {"prompt": "Other", "max_tokens": 4, "timeout": "60s"}
+    if other == "engine":
+        node.facts = changed(node.facts, engines={"llama-cpp": "0.3.99"})
+    if other == "device":
+        node.facts = changed(node.facts, device="another GPU")
+
+    node.run(node.lock(node.item("a:v1", A), second))
+
+    assert "b:v1" in node.tester.jobs or len(node.tester.jobs) == 2
+    assert set(node.active()) == {"a:v1", "b:v1"}
+
+
+def test_a_content_that_fails_its_test_fails_under_every_id(node: MemoryNode) -> None:
+    node.tester.verdicts = {"a:v1": ("bad", "no"), "b:v1": ("bad", "no")}
+
+    outcome = node.run(node.lock(node.item("a:v1", A), node.item("b:v1", A)))
+
+    assert outcome.failed == ("a:v1", "b:v1")
 
 
 def test_a_failed_model_is_tried_again_and_its_attempts_are_counted(node: MemoryNode) -> None:
