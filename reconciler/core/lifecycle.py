@@ -7,8 +7,8 @@ Rules that hold here:
 2. Nothing else decides: ``classify`` finds the row of a model, ``plan`` the column, and ``apply`` does what the cell says.
 
 The states are those of the specification (pending, active, inactive, failed, archived) and ``absent``. Rows tell apart what a state
-alone does not: an active model whose listed content is another (``outdated``), whose test is no longer good (``due``), or a copy that is not
-intact (``damaged``).
+alone does not: an active model whose listed content is another (``outdated``), whose test is no longer good (``due``), or a copy that
+is damaged (``damaged``).
 """
 
 from __future__ import annotations
