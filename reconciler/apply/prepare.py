@@ -66,7 +66,11 @@ class Preparation:
         return [self._prepared(model) for model in work if not self._needed(model)]
 
     def batches(self, work: list[LockedModel]) -> Generator[Batch, None, None]:
-        """Prepare *work*; yield its models as they end, together where they end together. Close it, whatever happens."""
+        """
+        Prepare *work*; yield its models as they end, together where they end together. Close it, whatever happens.
+
+        The last batch has no models: it tells which blobs were found damaged in all.
+        """
         waiting = {model.id: self._needed(model) for model in work}
         for name, model_id in sorted((name, model_id) for model_id, names in waiting.items() for name in names):
             self._ports.report(ModelPhase(model=model_id, phase="fetching", detail=name))
@@ -86,6 +90,7 @@ class Preparation:
                 self._stop.set()
                 tests.shutdown(wait=True, cancel_futures=True)
                 blobs.join()
+        yield Batch(prepared=[], damaged=frozenset(self._damaged))  # of copies that no model of the work waited for
 
     def _needed(self, model: LockedModel) -> set[str]:
         """Return the digests that must be there before *model*'s tree can be made."""

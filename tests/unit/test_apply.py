@@ -784,7 +784,7 @@ def _refuse(_entries: object) -> None:
     raise OSError("the disk says no")
 
 
-def test_a_fetcher_that_raises_fails_what_waits_and_ends(node: MemoryNode, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fetcher_that_raises_ends_what_waits_and_fails_no_model(node: MemoryNode, monkeypatch: pytest.MonkeyPatch) -> None:
     class Broken(StagingFetcher):
         def fetch(self, wants, report):  # type: ignore[no-untyped-def]
             yield next(super().fetch(wants, report))
@@ -794,7 +794,7 @@ def test_a_fetcher_that_raises_fails_what_waits_and_ends(node: MemoryNode, monke
 
     outcome = node.run(node.lock(node.item("a:v1", A), node.item("b:v1", B)))
 
-    assert len(outcome.failed) == 1
+    assert (len(outcome.internal_errors), outcome.failed) == (1, ())
     assert len(node.active()) == 1
 
 
