@@ -31,9 +31,9 @@ from reconciler.core.errors import DiskFull, StoreError, UntrustedFile
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _LOCK_RETRY_SECONDS = 0.05
 _FULL = {errno.ENOSPC, errno.EDQUOT}
-_IN_THE_WAY = "something else lies in its place: move it away, and run again"
+_IN_THE_WAY = "something else is in its place: move it away, and run again"
 _NOT_YOURS = "run as the user whom the store belongs to (`ls -l`)"
-#: What to do about what the system says.
+#: What to do about an error of the system.
 _HINTS = {
     errno.EISDIR: _IN_THE_WAY, errno.ENOTDIR: _IN_THE_WAY, errno.EEXIST: _IN_THE_WAY, errno.ELOOP: _IN_THE_WAY,
     errno.EACCES: _NOT_YOURS, errno.EPERM: _NOT_YOURS,
@@ -51,7 +51,7 @@ _UNKNOWN_USER = 65534
 
 @contextlib.contextmanager
 def translate_errors(what: str) -> Iterator[None]:
-    """Turn what the system refuses into a ``StoreError`` that says *what* was tried."""
+    """Raise an ``OSError`` as a ``StoreError`` that says *what* was tried, why it failed, and what to do."""
     try:
         yield
     except OSError as error:
@@ -100,17 +100,17 @@ def _delete_folder(path: Path) -> None:
     """
     Delete the folder *path* with all that is in it, however deep.
 
-    Not ``shutil.rmtree``: it recurses and holds a descriptor a level, so a thousand folders in one another, which cost whoever unpacks a
-    stranger's archive nothing, would stop every later run. Here a folder's folders are first moved up beside it.
+    Not ``shutil.rmtree``: it recurses and holds a descriptor for each level, so a thousand nested folders, which an untrusted program makes
+    easily, would stop every later run. Here the folders in a folder are first moved up beside it.
     """
-    _admit(path, None)
+    _make_accessible(path, None)
     top = os.open(path, _FOLDER)
     try:
-        while names := _emptied(top, top):
+        while names := _delete_files(top, top):
             for name in names:
                 below = os.open(name, _FOLDER, dir_fd=top)
                 try:
-                    _emptied(below, top)
+                    _delete_files(below, top)
                 finally:
                     os.close(below)
                 os.rmdir(name, dir_fd=top)
@@ -119,7 +119,7 @@ def _delete_folder(path: Path) -> None:
     path.rmdir()
 
 
-def _emptied(fd: int, top: int) -> list[str]:
+def _delete_files(fd: int, top: int) -> list[str]:
     """Delete what is in the folder *fd* and move its folders to *top*; return the names of those that are there already."""
     with os.scandir(fd) as found:
         entries = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in found]
@@ -128,7 +128,7 @@ def _emptied(fd: int, top: int) -> list[str]:
         if not is_folder:
             os.unlink(name, dir_fd=fd)
             continue
-        _admit(name, fd)
+        _make_accessible(name, fd)
         if fd == top:
             names.append(name)
         else:
@@ -136,8 +136,8 @@ def _emptied(fd: int, top: int) -> list[str]:
     return names
 
 
-def _admit(name: str | Path, folder: int | None) -> None:
-    """Open a folder to its owner where whoever made it did not; not by its name, which may be a link by now."""
+def _make_accessible(name: str | Path, folder: int | None) -> None:
+    """Give the owner access to a folder that was made without it; not by its name, which may be a link by now."""
     handle = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
     try:
         if os.fstat(handle).st_mode & 0o700 != 0o700:

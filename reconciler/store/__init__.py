@@ -1,6 +1,6 @@
 """
-The node's disk: blobs, trees, generations, ledger.
+The store: everything that ``reconcile`` keeps on the node's disk.
 
-``blobs/`` is the truth about bytes, ``active`` the truth about what serves. Everything that renames, links or syncs goes through
-``durable``; everything that makes a path from a digest goes through ``layout``.
+Start with ``layout`` (where each thing lies) and ``observe`` (what is there, as a value). ``blobs``, ``trees`` and ``generations`` write
+what is served; ``ledger`` and ``trust_state`` remember; ``housekeeping`` clears up and deletes. All durable changes go through ``atomic``.
 """

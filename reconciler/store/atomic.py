@@ -1,13 +1,13 @@
 """
-The one room that renames, links, syncs and deletes.
+All durable changes of the file system (write, rename, link, fsync, delete) happen here.
 
 Rules that hold here:
 
 1. A name appears only when what it names is on the disk: write all, fsync the file, rename, fsync the folder.
-2. An fsync or close that fails means that the bytes are not trusted: the kernel may have dropped them and a second fsync says
-   nothing (LWN 752063). The temporary file goes, the error stays.
-3. Nothing here follows a link at the last component, and deleting never leaves the folder that it was given.
-4. An ``OSError`` leaves as a ``StoreError``, or as ``DiskFull`` where space or inodes have run out (``files.translate_errors``).
+2. An fsync or close that fails means that the bytes are not trusted: the kernel may have dropped them and a second fsync reports
+   nothing (LWN 752063). The temporary file is deleted and the error is raised.
+3. No function follows a link at the last component of a path, and deleting never leaves the folder that it was given.
+4. An ``OSError`` is raised as a ``StoreError`` that names its cause (``files.translate_errors``).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def sync_folder(path: Path) -> None:
 
 def read(path: Path) -> bytes:
     """
-    Return the bytes of the plain file at *path*; what else is there is not waited for, as a FIFO would be without end.
+    Return the bytes of the plain file at *path*. Anything else there raises: to open a FIFO would wait without end.
 
     Raises:
         OSError: it is not there, is no plain file (``EISDIR``), or cannot be read.
@@ -46,7 +46,7 @@ def read(path: Path) -> bytes:
 
 
 def make_folder(path: Path, mode: int = 0o755) -> None:
-    """Make *path* and what is missing above it, whatever the umask, each name synced."""
+    """Make the folder *path* and those missing above it, whatever the umask, and sync each name."""
     with files.translate_errors(f"make the folder {path}"):
         missing = []
         while not path.is_dir():
@@ -56,14 +56,14 @@ def make_folder(path: Path, mode: int = 0o755) -> None:
             try:
                 folder.mkdir(mode)
             except FileExistsError:
-                if not folder.is_dir():  # a file, or a link to nowhere: not to be taken for a folder that somebody else just made
+                if not folder.is_dir():  # a file, or a dangling link, and not a folder that another process just made
                     raise
             folder.chmod(mode)
             sync_folder(folder.parent)
 
 
 def write(path: Path, data: bytes, mode: int = 0o644) -> None:
-    """Put *data* under the name *path*, whole or not at all."""
+    """Write *data* to *path*, durably: after a crash the file holds all of it, or what it held before."""
     with files.translate_errors(f"write {path}"):
         temporary = path.with_name(f".{path.name}.{os.urandom(6).hex()}.tmp")
         try:
@@ -76,7 +76,7 @@ def write(path: Path, data: bytes, mode: int = 0o644) -> None:
 
 
 def create(path: Path, data: bytes, mode: int = 0o644) -> None:
-    """Put *data* under the name *path*, which nothing may have: for what must never be replaced, as a private key."""
+    """Write *data* to *path*, durably, where nothing may be: for what must never be replaced, such as a private key."""
     with files.translate_errors(f"create {path}"):
         try:
             _write_new(path, data, mode)
@@ -91,18 +91,15 @@ def create(path: Path, data: bytes, mode: int = 0o644) -> None:
 def _write_new(path: Path, data: bytes, mode: int) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(fd, view) :]
-        os.fchmod(fd, mode)
-        os.fsync(fd)
+        _write_all(fd, data)
+        sync_file(fd, mode)
     finally:
         os.close(fd)
 
 
 def reserve(path: Path, size: int) -> None:
-    """Have the file system set *size* bytes aside under the name *path*. Nothing is synced: it holds nothing."""
-    with files.translate_errors(f"set room aside in {path}"):
+    """Have the file system allocate *size* bytes to the file *path*. Nothing is synced: it holds no data."""
+    with files.translate_errors(f"reserve space in {path}"):
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
         try:
             os.posix_fallocate(fd, 0, size)
@@ -117,7 +114,7 @@ def sync_file(fd: int, mode: int) -> None:
 
 
 def rename(old: Path, new: Path) -> None:
-    """Give what is at *old* the name *new*, for good; what was at *new* is gone in the same instant."""
+    """Rename *old* to *new*, durably; what was at *new* is replaced atomically."""
     with files.translate_errors(f"rename {old} to {new}"):
         old.rename(new)
         sync_folder(new.parent)
@@ -126,13 +123,13 @@ def rename(old: Path, new: Path) -> None:
 
 
 def new_symlink(target: str, path: Path) -> None:
-    """Make *path*, which nothing may have, a link to *target*. The caller syncs the folder."""
+    """Make a symbolic link to *target* at *path*, where nothing may be. The caller syncs the folder."""
     with files.translate_errors(f"link {path} to {target}"):
         path.symlink_to(target)
 
 
 def link(old: Path, new: Path) -> None:
-    """Give the file at *old* a second name; what was at *new* is replaced in one instant. The caller syncs the folder."""
+    """Make *new* a hard link to the file *old*; what was at *new* is replaced atomically. The caller syncs the folder."""
     with files.translate_errors(f"link {old} as {new}"):
         temporary = new.with_name(f".{os.urandom(6).hex()}.tmp")
         os.link(old, temporary, follow_symlinks=False)
@@ -143,7 +140,7 @@ def link(old: Path, new: Path) -> None:
 
 
 def symlink(target: str, path: Path) -> None:
-    """Make *path* a link to *target*, for good; a link that was there is replaced in one instant."""
+    """Make *path* a symbolic link to *target*, durably; a link that was there is replaced atomically."""
     with files.translate_errors(f"link {path} to {target}"):
         temporary = path.with_name(f".{path.name}.{os.urandom(6).hex()}.tmp")
         temporary.symlink_to(target)
@@ -156,7 +153,7 @@ def symlink(target: str, path: Path) -> None:
 
 
 def copy(old: Path, new: Path, mode: int = 0o444) -> None:
-    """Copy the plain file *old* to *new*, which must not exist, and sync it; for another file system, where a link cannot go."""
+    """Copy the plain file *old* to *new*, which must not exist, and sync it; for another file system, which no link can reach."""
     with files.translate_errors(f"copy {old} to {new}"):
         source = os.open(old, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
@@ -183,7 +180,7 @@ def sync_tree(path: Path) -> None:
     """Make every file and folder under *path* survive a power cut, the deepest first."""
 
     def refuse(error: OSError) -> None:
-        raise error  # os.walk passes over what it cannot read, and that would count as synced
+        raise error  # os.walk skips what it cannot read, and that would count as synced
 
     with files.translate_errors(f"sync {path}"):
         for folder, _, names in os.walk(path, topdown=False, onerror=refuse):

@@ -4,8 +4,8 @@ Blobs: immutable bytes under their digest.
 Rules that hold here:
 
 1. A name appears under ``blobs/`` only for a file whose every byte was hashed to it, read-only and synced.
-2. Whoever hashed names the open file's numbers; before the rename they are compared, so that nothing can slip between.
-3. What is found to hold other bytes loses its name at once: it is deleted, the incident says so, and it is fetched again.
+2. Whoever hashed a file hands on its device, inode, size and time; they are compared before the rename, so no other file takes its place.
+3. A blob that is found to hold other bytes is not trusted any more: it is fetched again and replaced.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from reconciler.store.ledger import Ledger, Verification
 
 #: Returns the digest of the file at a path, with the given algorithm; raises ``OSError`` or ``ReconcileError`` if it cannot be read.
 Hash = Callable[[Path, str], str]
-#: Refusals that speak of this process and not of the file: no reason to believe it bad and fetch it again.
+#: Errors that concern this process and not the file: no reason to consider the file damaged and fetch it again.
 _NOT_ABOUT_THE_FILE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR}
 
 
@@ -42,7 +42,7 @@ class Blobs:
 
     def adopt(self, fetched: Fetched) -> None:
         """
-        Give a verified file in staging its name.
+        Rename a verified file in staging to its digest.
 
         Raises:
             HashMismatch: the path leads to another file than the one that was hashed, or it was written to since.
@@ -61,7 +61,7 @@ class Blobs:
             os.close(fd)
 
     def add_file(self, path: Path) -> tuple[str, int]:
-        """Hash the plain file at *path*, give it its name, and return its digest and size; for the members of an archive."""
+        """Hash the plain file at *path*, rename it to its digest, and return its digest and size; for the members of an archive."""
         name = self._hash_file(path, "sha256")
         fd = _open(path)
         try:
@@ -82,7 +82,7 @@ class Blobs:
         self._record(name, os.fstat(fd))
 
     def check(self, name: str) -> bool:
-        """Hash the blob in full; return whether it is good. A bad one is no longer believed, and stays until it is replaced."""
+        """Hash the blob in full and return whether it is good. A bad one stays until it is replaced, and counts as not verified."""
         path = self._layout.blob(name)
         try:
             before = path.lstat()
@@ -125,7 +125,7 @@ class Blobs:
         Copy the blob back from cold storage, hash the copy in full, and only then delete the cold one.
 
         Raises:
-            BlobDamaged: what lay in cold storage is not the blob any more; it is deleted, so that the blob is fetched again.
+            BlobDamaged: the cold copy has other bytes; it is deleted, so that the blob is fetched again.
         """
         cold, target = self._layout.cold_blob(name), self._layout.blob(name)
         atomic.make_folder(target.parent)
@@ -157,7 +157,7 @@ class Blobs:
 
 def set_aside(layout: Layout, name: str) -> None:
     """
-    Take the name from a damaged copy in cold storage, so that nobody counts on it; the file stays for a week, to be looked at.
+    Rename a damaged copy in cold storage, so that it does not count as the blob; the file stays for a week, for people to examine.
 
     Raises:
         StoreError: the disk refuses.
@@ -167,7 +167,7 @@ def set_aside(layout: Layout, name: str) -> None:
 
 
 def _delete_folder_at(target: Path) -> None:
-    """Delete a folder that stands where a blob belongs: no rename of a file replaces it."""
+    """Delete a folder in the place of a blob: the rename of a file cannot replace it."""
     with files.translate_errors(f"look at {target.name}"):
         folder = target.is_dir() and not target.is_symlink()
     if folder:

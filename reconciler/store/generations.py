@@ -1,11 +1,11 @@
 """
-Generations: numbered folders of links, of which one is active.
+Generations: numbered folders of links to trees, of which one is active.
 
 Rules that hold here:
 
 1. A generation is complete and synced before ``active`` leads to it; the swap is one rename of one link.
 2. Links are relative, so that a store can be moved or mounted elsewhere.
-3. Earlier generations stay, bounded, so that a reader in the middle of a path and a rollback find what they look for.
+3. Earlier generations stay, in a bounded number, for readers that are inside one and for rollbacks.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from reconciler.store.layout import Layout
 
 
 class Index(Struct, frozen=True, kw_only=True):
-    """What ``index.json`` says: the models eligible for job routing."""
+    """The content of ``index.json``: the models eligible for job routing."""
 
     schema: int = 1
     generation: int
@@ -40,11 +40,11 @@ class Generations:
         self._layout = layout
 
     def current(self) -> Generation:
-        """Return the active generation; a damaged one is as good as none."""
+        """Return the active generation; the empty one where it is damaged."""
         return current_or_empty(self._layout)
 
     def swap(self, entries: Mapping[str, ActiveModel]) -> Generation:
-        """Make a generation of *entries* and let ``active`` lead to it; return it."""
+        """Make a generation of *entries*, point ``active`` to it, and return it."""
         number = max([0, *numbers(self._layout)]) + 1
         made = Generation(number=number, entries={model: entries[model] for model in sorted(entries)})
         with files.translate_errors(f"make generation {number}"):
@@ -53,7 +53,7 @@ class Generations:
         return made
 
     def reactivate(self, number: int) -> Generation:
-        """Let ``active`` lead to an earlier generation again; return it."""
+        """Point ``active`` to an earlier generation again, and return it."""
         found = read(self._layout, number)
         with files.translate_errors(f"return to generation {number}"):
             self._point_active_to(number)
@@ -61,7 +61,7 @@ class Generations:
 
     def _point_active_to(self, number: int) -> None:
         active = self._layout.active
-        if active.is_dir() and not active.is_symlink():  # a copy of the store that followed links made it; no rename replaces it
+        if active.is_dir() and not active.is_symlink():  # made by a copy of the store that followed links; a rename cannot replace it
             aside = active.with_name("active.damaged")
             atomic.delete(aside)
             atomic.rename(active, aside)
@@ -83,11 +83,11 @@ class Generations:
     def _link(self, folder: Path, entry: ActiveModel) -> None:
         path = folder / entry.path
         atomic.make_folder(path.parent)
-        atomic.new_symlink(target_of(self._layout, entry), path)  # in a folder that nobody sees yet; the swap syncs and names it
+        atomic.new_symlink(target_of(self._layout, entry), path)  # in a temporary folder, which is synced and renamed afterwards
 
 
 def target_of(layout: Layout, entry: ActiveModel) -> str:
-    """Return what the link of *entry* in a generation says: the way from there to its tree."""
+    """Return the target of *entry*'s link in a generation: the relative path to its tree."""
     return f"../../../../{layout.tree_from_root(entry.tree)}"
 
 
@@ -99,11 +99,11 @@ def path_of(model: str) -> str:
 
 def current(layout: Layout) -> Generation:
     """
-    Return the generation that ``active`` leads to; the empty one where there is none yet.
+    Return the generation that ``active`` points to; the empty one where there is none yet.
 
     Raises:
-        Damaged: ``active`` does not lead to a whole generation.
-        StoreError: the disk refused.
+        DamagedGeneration: ``active`` does not point to a whole generation.
+        StoreError: it cannot be read.
     """
     try:
         target = layout.active.readlink()
@@ -113,12 +113,12 @@ def current(layout: Layout) -> Generation:
         kind = DamagedGeneration if error.errno == errno.EINVAL else StoreError
         raise kind(f"active cannot be read as a link: {error.strerror}") from None
     if target.parent != Path("generations") or not target.name.isascii() or not target.name.isdecimal():
-        raise DamagedGeneration(f"active leads to {str(target)[:100]!r}, which is no generation")
+        raise DamagedGeneration(f"active points to {str(target)[:100]!r}, which is no generation")
     return read(layout, int(target.name))
 
 
 class DamagedGeneration(StoreError):
-    """``active``, or a generation, is not what was made: as good as none, where a disk that refuses to read says nothing."""
+    """``active`` or a generation is not what was written. It counts as missing; an unreadable disk is another error, and does not."""
 
     hint = "run `reconcile apply`: it makes a new one"
 
@@ -132,13 +132,13 @@ def current_or_empty(layout: Layout) -> Generation:
 
 
 def misdirected(layout: Layout, found: Generation) -> tuple[str, ...]:
-    """Return the models of a generation whose link does not lead to their tree."""
+    """Return the models of a generation whose link does not point to their tree."""
     folder = f"{layout.generations}/{found.number}"
     return tuple(model for model, entry in found.entries.items() if not _links_to(f"{folder}/{entry.path}", target_of(layout, entry)))
 
 
 def unexpected_entries(layout: Layout, found: Generation) -> tuple[str, ...]:
-    """Return the paths in a generation that its index does not give it, and those of links in the place of its folders and its index."""
+    """Return the paths in a generation that its index does not list, and links in the place of its folders or its index."""
     if not found.number:
         return ()
     folder = f"{layout.generations}/{found.number}"
@@ -183,7 +183,7 @@ def read(layout: Layout, number: int) -> Generation:
     Return the generation *number*.
 
     Raises:
-        Damaged: there is none, or its index is not what was written.
+        DamagedGeneration: there is none, or its index is not what was written.
         StoreError: the disk refused.
     """
     path = layout.generations / str(number) / "index.json"
@@ -195,12 +195,12 @@ def read(layout: Layout, number: int) -> Generation:
     except msgspec.DecodeError as error:
         raise DamagedGeneration(f"active: the index of generation {number} is damaged: {error}") from None
     if index.generation != number or any(entry.path != path_of(entry.id) or ".." in entry.path for entry in index.models):
-        raise DamagedGeneration(f"active: the index of generation {number} is another's")
+        raise DamagedGeneration(f"active: the index of generation {number} belongs to another")
     return Generation(number=number, entries={entry.id: entry for entry in index.models})
 
 
 def numbers(layout: Layout) -> list[int]:
-    """Return the numbers of the generations that there are, in order."""
+    """Return the numbers of the existing generations, in order."""
     try:
         names = [path.name for path in layout.generations.iterdir()]
     except FileNotFoundError:

@@ -1,8 +1,8 @@
 """
-Housekeeping: what a run that was cut short left, what failed, and what nobody needs any more.
+Housekeeping: recovery after an interrupted run, quarantine of what failed, and garbage collection.
 
-What is needed is found from the roots and never from age alone: the active generation and those kept, the trees and blobs of
-listed models, and those of unlisted ones within their grace. A run holds the store while it sweeps, so nothing is in the making.
+What is needed is computed from roots and never from age alone: the active generation and the kept ones, the trees and blobs of listed
+models, and those of unlisted models within their grace period. The store is locked meanwhile, so no other process adds to it.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from reconciler.store.layout import Layout
 from reconciler.store.ledger import Ledger
 from reconciler.store.trees import files_of
 
-#: A staging folder of the fetcher is older than this many seconds before it goes: a later run may still continue it.
+#: A partial download is deleted after so many seconds without a change: until then a later run may continue it.
 PARTIAL_SECONDS = 7 * 86400.0
-#: A damaged copy that was set aside in cold storage lies there for so long, to be looked at.
+#: A damaged copy in cold storage is kept for so many seconds, for people to examine.
 ASIDE_SECONDS = 7 * 86400.0
 
 
 class Garbage(Struct, frozen=True, kw_only=True):
-    """What may go: one thing, why, and the bytes that deleting it frees."""
+    """Something that may be deleted, why, and the bytes that this frees."""
 
     kind: str
     name: str
@@ -44,7 +44,7 @@ class Garbage(Struct, frozen=True, kw_only=True):
 
 
 class QuarantineRecord(Struct, frozen=True, kw_only=True):
-    """What stands beside a quarantined model."""
+    """The record of a quarantined model."""
 
     model: str
     at: datetime
@@ -54,7 +54,7 @@ class QuarantineRecord(Struct, frozen=True, kw_only=True):
 
 
 def _model_suffix(model: str) -> str:
-    """Return what the names of a model's records end in."""
+    """Return the end of the names of *model*'s quarantine folders."""
     return digests.of(model.encode())[7:19]
 
 
@@ -64,7 +64,7 @@ def quarantined(layout: Layout, model: str) -> Path | None:
 
 
 class StoreHousekeeping:
-    """The housekeeper of one store, for its one writer."""
+    """The ``Housekeeping`` port on a disk, for the store's one writer."""
 
     def __init__(self, layout: Layout, ledger: Ledger, lock: Lock, policy: Policy, now: Callable[[], datetime]) -> None:
         self._layout = layout
@@ -74,12 +74,12 @@ class StoreHousekeeping:
         self._now = now
 
     def recover(self) -> None:
-        """Make the folders of a store, and clear what a run that was cut short left; partial downloads stay, to be continued."""
+        """Make the folders of a store, and delete what an interrupted run left; partial downloads stay, to be continued."""
         for folder in (self._layout.blobs, self._layout.trees, self._layout.generations):
             atomic.make_folder(folder)
         atomic.make_folder(self._layout.staging, 0o700)
         trust = self._layout.trust
-        with files.translate_errors("clear what a run left"):
+        with files.translate_errors("clear what an interrupted run left"):
             left = [path for path in self._layout.staging.iterdir() if path.name.startswith(("unpack-", "tree-", "thaw-"))]
             for folder in (self._layout.root, self._layout.generations, trust, trust / "roots", trust / "snapshots"):
                 left += folder.glob(".*.tmp")
@@ -88,10 +88,10 @@ class StoreHousekeeping:
             atomic.delete(path)
 
     def quarantine(self, model: str, report: TestReport | None, detail: str, tree: str) -> None:
-        """Keep what failed, linked and not copied, with a record of what was expected and found; the oldest go first."""
+        """Keep a failed model's files, as hard links, with a record of what was expected and found; the oldest are deleted."""
         now = self._now()
         folder = self._layout.quarantine / f"{now:%Y%m%dT%H%M%S%f}-{_model_suffix(model)}"
-        with contextlib.suppress(StoreError), files.translate_errors("keep what failed"):  # what cannot be kept for people stops no run
+        with contextlib.suppress(StoreError), files.translate_errors("keep what failed"):  # no run stops because a record cannot be kept
             atomic.make_folder(folder, 0o700)
             record = QuarantineRecord(model=model, at=now, detail=detail, tree=tree, report=report)
             atomic.write(folder / "record.json", msgspec.json.format(msgspec.json.encode(record)))
@@ -117,7 +117,7 @@ class StoreHousekeeping:
                 atomic.delete(folder)
 
     def collect_garbage(self) -> None:
-        """Delete what nothing needs, and forget what is gone: that is drift once, and not for ever."""
+        """Delete what nothing needs, and forget what is missing, so that it is reported as drift only once."""
         self.free(self.garbage())
         with files.translate_errors("look through the store"):
             for recipe, (tree, _) in self._ledger.trees().items():
@@ -128,7 +128,7 @@ class StoreHousekeeping:
                     self._ledger.forget_blob(name)
 
     def garbage(self) -> tuple[Garbage, ...]:
-        """Return everything that may go, and why; changes nothing."""
+        """Return everything that may be deleted, and why; changes nothing."""
         with files.translate_errors("look through the store"):
             gone = self._expired_generations()
             roots = self._roots(gone)
@@ -136,7 +136,7 @@ class StoreHousekeeping:
             return (*stale, *self._trees(roots), *self._blobs(roots), *self._cold(), *self._aside(), *self._partials())
 
     def free(self, garbage: tuple[Garbage, ...], *, at_most: int | None = None) -> int:
-        """Delete *waste* in its order until *at_most* bytes are free; return how many are."""
+        """Delete *garbage* in its order until *at_most* bytes are freed; return how many are."""
         freed = 0
         for one in garbage:
             if at_most is not None and freed >= at_most:
@@ -167,7 +167,7 @@ class StoreHousekeeping:
     # -- roots -------------------------------------------------------------------------------------
 
     def _expired_generations(self) -> list[int]:
-        """Return generations past the bound, and those that hold what may not come back and stopped serving a grace ago."""
+        """Return generations past the bound, and those with models that are not listed and that stopped serving a grace period ago."""
         found, current = generations.numbers(self._layout), generations.current_or_empty(self._layout).number
         kept = set(found[-self._policy.generations :])
         return [number for number in found if number != current and (number not in kept or self._is_expired(number, found))]
@@ -198,7 +198,7 @@ class StoreHousekeeping:
         for model in self._lock.model:
             record = records.get(model.id)
             if model.id in archived:
-                # What it shared with a model that has gone since was never moved.
+                # A blob that it shared with a model that was removed since was never moved.
                 blobs.update(name for name in model.blobs if not self._layout.cold_blob(name).exists())
                 continue
             if model.state != "archived" or (record is not None and record.recipe == model.recipe):
@@ -212,13 +212,13 @@ class StoreHousekeeping:
         return trees, blobs
 
     def _trees_of(self, kept: list[Generation], archived: set[str]) -> set[str]:
-        """Return the trees that generations need; an older one cannot come back with what is *archived*, whose tree has been given up."""
+        """Return the trees that generations need. Of *archived* models only the active one's: their other trees were deleted."""
         current = generations.current_or_empty(self._layout).number
         found = [(held.number, model, entry) for held in kept for model, entry in held.entries.items()]
         return {entry.tree for number, model, entry in found if number == current or model not in archived}
 
     def _leaving(self) -> list[Record]:
-        """Return the records of models that are not listed and within their grace."""
+        """Return the records of unlisted models within their grace period."""
         listed, now = {model.id for model in self._lock.model}, self._now()
         return [
             record
@@ -228,7 +228,7 @@ class StoreHousekeeping:
         ]
 
     def _made_of(self, trees: set[str]) -> set[str]:
-        """Return the blobs that *trees* are made of, whose listings were lost with the ledger: the files themselves say it."""
+        """Return the blobs of *trees* whose listings were lost with the ledger, found by their hard links."""
         folders = [folder for folder in map(self._layout.tree, trees) if folder.is_dir()]
         files = {_identity(folder / path) for folder in folders for path in files_of(folder)}
         return {name for name, path in _by_digest(self._layout.blobs) if _identity(path) in files} if files else set()
@@ -241,39 +241,41 @@ class StoreHousekeeping:
                     kept.append(generations.read(self._layout, number))
         return kept
 
-    # -- waste -------------------------------------------------------------------------------------
+    # -- garbage -----------------------------------------------------------------------------------
 
     def _of_generation(self, number: int) -> Garbage:
-        return Garbage(kind="generation", name=str(number), bytes=0, reason="past the number that is kept, or of models not listed")
+        return Garbage(
+            kind="generation", name=str(number), bytes=0, reason="past the number that is kept, or of models that are not listed"
+        )
 
     def _trees(self, roots: tuple[set[str], set[str]]) -> list[Garbage]:
         folder = [(algorithm.name, prefix) for algorithm in _folders(self._layout.trees) for prefix in _folders(algorithm)]
         names = [f"{algorithm}:{path.name}" for algorithm, prefix in folder for path in _folders(prefix)]
         return [
-            Garbage(kind="tree", name=name, bytes=0, reason="no listed model or kept generation is made of it")
+            Garbage(kind="tree", name=name, bytes=0, reason="no listed model or kept generation needs it")
             for name in sorted(names)
             if name not in roots[0] and digests.is_digest(name)
         ]
 
     def _blobs(self, roots: tuple[set[str], set[str]]) -> list[Garbage]:
         return [
-            Garbage(kind="blob", name=name, bytes=path.lstat().st_size, reason="no listed model, kept generation or grace needs it")
+            Garbage(kind="blob", name=name, bytes=path.lstat().st_size, reason="no listed model, kept generation or grace period needs it")
             for name, path in sorted(_by_digest(self._layout.blobs))
             if name not in roots[1]
         ]
 
     def _cold(self) -> list[Garbage]:
-        """Return what lies in cold storage for nobody: its model is not listed any more and its grace is over, or it is back."""
+        """Return blobs in cold storage whose model is not listed and past its grace period, or is installed again."""
         back = {name for model in self._lock.model if model.state != "archived" for name in model.blobs}
         needed = {*self._lock.blob, *(name for record in self._leaving() for name in record.blobs)}
         return [
-            Garbage(kind="cold", name=name, bytes=path.lstat().st_size, reason="in cold storage, and nobody asks for it any more")
+            Garbage(kind="cold", name=name, bytes=path.lstat().st_size, reason="in cold storage, and no archived model needs it")
             for name, path in sorted(_by_digest(self._layout.cold / "blobs"))
             if name not in needed or (name in back and self._layout.blob(name).is_file())
         ]
 
     def _aside(self) -> list[Garbage]:
-        """Return damaged copies that were set aside long ago."""
+        """Return damaged copies in cold storage that were kept long enough."""
         folder = self._layout.cold / "blobs"
         return [
             Garbage(kind="aside", name=str(path.relative_to(folder)), bytes=seen.st_size, reason="damaged, and set aside for a week")
@@ -282,12 +284,12 @@ class StoreHousekeeping:
         ]
 
     def _partials(self) -> list[Garbage]:
-        """Return partial downloads of what is not listed, or is here already, or that nobody continued for long."""
+        """Return partial downloads of blobs that are not listed, or complete, or that no run continued for long."""
         good = {name for name, seen in self._ledger.verifications().items() if seen.size >= 0 and self._layout.blob(name).exists()}
         wanted = {name.replace(":", "-") for name in self._lock.blob.keys() - good}
         now = self._now().timestamp()
         return [
-            Garbage(kind="partial", name=path.name, bytes=_bytes_of(path), reason="a download that nobody continues")
+            Garbage(kind="partial", name=path.name, bytes=_bytes_of(path), reason="a partial download that no run continues")
             for path in _folders(self._layout.staging)
             if digests.is_digest(path.name.replace("-", ":", 1))
             and (path.name not in wanted or now - path.stat().st_mtime > PARTIAL_SECONDS)
@@ -304,7 +306,7 @@ def _identity(path: Path) -> tuple[int, int]:
 
 
 def _by_digest(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Yield what lies under *folder* by its digest."""
+    """Yield the files under *folder* with their digests."""
     for algorithm in _folders(folder):
         for prefix in _folders(algorithm):
             for path in prefix.iterdir():

@@ -23,7 +23,7 @@ class Layout(Struct, frozen=True):
 
     @property
     def active(self) -> Path:
-        """The one link that is swapped."""
+        """The symbolic link to the active generation; a swap replaces it."""
         return self.root / "active"
 
     @property
@@ -33,22 +33,22 @@ class Layout(Struct, frozen=True):
 
     @property
     def blobs(self) -> Path:
-        """Complete, verified bytes by digest; nothing else is ever here."""
+        """Complete, verified files, each under its digest; nothing else belongs here."""
         return self.root / "blobs"
 
     @property
     def trees(self) -> Path:
-        """Models' folders by the digest of their listing."""
+        """Models' folders, each under the digest of its listing."""
         return self.root / "trees"
 
     @property
     def staging(self) -> Path:
-        """What has no name yet: downloads, trees in the making."""
+        """Unfinished work: downloads, archives that are unpacked, trees that are made."""
         return self.root / "staging"
 
     @property
     def quarantine(self) -> Path:
-        """What failed, kept to be looked at."""
+        """Records and files of models that failed, kept for people to examine."""
         return self.root / "quarantine"
 
     @property
@@ -58,22 +58,22 @@ class Layout(Struct, frozen=True):
 
     @property
     def trust(self) -> Path:
-        """The floor, the walked roots, and every accepted envelope."""
+        """The trust state, the accepted roots, and the accepted snapshots' envelopes."""
         return self.root / "trust"
 
     @property
     def ledger(self) -> Path:
-        """The database of what the file system cannot say."""
+        """The database of what the file system cannot record."""
         return self.root / "ledger.db"
 
     @property
     def lock_file(self) -> Path:
-        """The file whose lock the one writer holds. It is never deleted."""
+        """The file whose lock the store's one writer holds. It is never deleted."""
         return self.root / ".lock"
 
     @property
     def space_reserve(self) -> Path:
-        """A file that holds nothing but room, for a full disk."""
+        """A file without data whose space is given back when the disk is full."""
         return self.root / ".ballast"
 
     def blob(self, name: str) -> Path:
@@ -89,7 +89,7 @@ class Layout(Struct, frozen=True):
         return _path(self.trees, name)
 
     def tree_from_root(self, name: str) -> str:
-        """Return the way from the store's root to the tree *name*."""
+        """Return the path of the tree *name*, relative to the store's root."""
         return _digest_path("trees", name)
 
     @property
@@ -99,11 +99,11 @@ class Layout(Struct, frozen=True):
 
     def check(self, *, fan_out: bool = False) -> None:
         """
-        Check that the own folders of the store, and of its cold storage, lie in them, and the *fan_out* of blobs and trees too.
+        Check that no folder of the store or of cold storage is a link; with *fan_out*, the two-digit folders of blobs and trees too.
 
-        A link in the place of one (a slip, a backup that was restored, another process) would have the engine write and delete what is
-        not the store's. The two roots may be reached through links. Who swaps a link in after this check is the store's own user, and
-        needs no engine to delete what that user owns.
+        Through a link in the place of one (made by mistake, by a restored backup, by another process), the program would write and delete
+        files outside the store. The two roots themselves may be reached through links. Whoever puts a link there after this check is the
+        store's own user, who can delete those files anyway.
 
         Raises:
             StoreError: one of them is a link.
@@ -117,7 +117,7 @@ class Layout(Struct, frozen=True):
         for path in found:
             if os.path.islink(path):  # noqa: PTH114  text, as below
                 raise StoreError(
-                    f"{path} is a link, and the store writes and deletes in its own folders alone",
+                    f"{path} is a link, and the store writes and deletes only in its own folders",
                     hint="put the folder that was there in its place, or move the link away and run `reconcile apply`",
                 )
 

@@ -1,12 +1,11 @@
 """
-What the file system cannot say: when bytes were verified, which tests passed, attempts, incidents, history.
+The ledger: what the file system cannot record. When blobs were verified, which tests passed, attempts, incidents, history.
 
 Rules that hold here:
 
 1. Losing the ledger costs hashing and testing again, never a download and never trust.
-2. Reading leaves no trace, not even a ``-wal`` file: hence a rollback journal and not WAL, whose readers write. After a crash the
-   journal is hot and a reader may not roll it back; it then reads a copy.
-3. A damaged ledger is put aside by the next writer, with an incident, and begun anew.
+2. Reading leaves no trace, not even a journal (``ledger_database``).
+3. A damaged ledger is renamed by the next writer, with an incident, and a new one is started. A damaged row counts as missing.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ MAX_INCIDENTS = 5_000
 MAX_HISTORY = 2_000
 #: Characters of an incident's text.
 MAX_TEXT = 2_000
-#: The same incident within so many seconds is counted, not repeated.
+#: An incident that repeats within so many seconds is counted, and not logged again.
 REPEAT_SECONDS = 24 * 3600
 _INCIDENT_COUNTS = "incidents/"
 
@@ -54,7 +53,7 @@ class Listing(Struct, frozen=True, kw_only=True):
 
 
 class Verification(Struct, frozen=True, kw_only=True):
-    """When the very file with these numbers was hashed and found good."""
+    """When the file with this inode, size in bytes and modification time was hashed and found good."""
 
     size: int
     inode: int
@@ -77,7 +76,7 @@ class LoggedIncident(Struct, frozen=True, kw_only=True):
 
 
 class Change(Struct, frozen=True, kw_only=True):
-    """A generation that became the active one, by whom and why."""
+    """A swap of the active generation: by which command and why."""
 
     at: datetime
     generation: int
@@ -89,12 +88,12 @@ class Change(Struct, frozen=True, kw_only=True):
 
 
 class Ledger:
-    """The database at one path. Reading works on a store that another process writes."""
+    """The ledger of a store. Reading works while another process writes."""
 
     def __init__(self, connection: sqlite3.Connection | None) -> None:
         self._connection = connection
         self._mutex = threading.RLock()
-        #: Something is where a ledger should be, and is none: it reads as an empty one.
+        #: The file is damaged: it reads as an empty ledger.
         self.damaged = False
 
     # -- opening -----------------------------------------------------------------------------------
@@ -146,12 +145,12 @@ class Ledger:
             ledger = cls(ledger_database.open_writable(path))
         except sqlite3.DatabaseError as refused:
             raise ledger_database.store_error(refused) from refused
-        detail = f"the ledger was damaged ({error}); kept as {aside.name}"
+        detail = f"the ledger was damaged ({error}); it is kept as {aside.name}"
         ledger.log_incident(Incident(kind="crash-recovered", detail=detail), datetime.now(UTC))
         return ledger
 
     def close(self) -> None:
-        """Let go of the database."""
+        """Close the database."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -166,71 +165,71 @@ class Ledger:
         return None
 
     def set_fact(self, key: str, value: object) -> None:
-        """Remember *value* as *key*; None forgets it."""
+        """Store *value* as the fact *key*; None deletes it."""
         if value is None:
             self._write("DELETE FROM facts WHERE key = ?", (key,))
         else:
             self._write("INSERT OR REPLACE INTO facts VALUES (?, ?)", (key, msgspec.json.encode(value)))
 
     def set_running(self, *, running: bool) -> None:
-        """Remember that a run began, or ended."""
+        """Record that a run began, or ended: a run that was interrupted is finished by the next."""
         self.set_fact("running", True if running else None)
 
     def trust_state(self) -> TrustState | None:
-        """Return the copy of the trust floor, or None."""
+        """Return the copy of the trust state, or None."""
         return self.fact("floor", TrustState)
 
     # -- blobs and trees ---------------------------------------------------------------------------
 
     def verifications(self) -> dict[str, Verification]:
-        """Return what is known of each blob's bytes."""
+        """Return the last verification of each blob, by digest."""
         return {
             name: Verification(size=size, inode=inode, mtime_ns=mtime_ns, verified_at=_parse_time(at))
             for name, size, inode, mtime_ns, at in self._rows("SELECT digest, size, inode, mtime_ns, verified_at FROM blobs")
         }
 
     def record_verified(self, name: str, found: Verification) -> None:
-        """Remember that a blob was hashed and found good."""
+        """Record that a blob was hashed and found good."""
         row = (name, found.size, found.inode, found.mtime_ns, units.rfc3339(found.verified_at))
         self._write("INSERT OR REPLACE INTO blobs VALUES (?, ?, ?, ?, ?)", row)
 
     def forget_blob(self, name: str) -> None:
-        """Forget a blob that is gone or damaged."""
+        """Delete the record of a blob that is missing or damaged."""
         self._write("DELETE FROM blobs WHERE digest = ?", (name,))
 
     def trees(self) -> dict[str, tuple[str, tuple[Listing, ...]]]:
-        """Return (tree, listing) by recipe."""
+        """Return the digest and the files of each tree, by recipe."""
         rows = self._rows("SELECT recipe, tree, listing FROM trees")
         found = ((recipe, tree, _decode(listing, tuple[Listing, ...])) for recipe, tree, listing in rows)
         return {recipe: (tree, listing) for recipe, tree, listing in found if listing is not None}
 
     def listing(self, recipe: str) -> tuple[Listing, ...]:
-        """Return the files of the tree that *recipe* gave; none where that is not known."""
+        """Return the files of the tree of *recipe*; none where it is unknown."""
         rows = self._rows("SELECT listing FROM trees WHERE recipe = ?", (recipe,))
         return (_decode(rows[0][0], tuple[Listing, ...]) if rows else None) or ()
 
     def record_tree(self, seen: TreeSeen, listing: tuple[Listing, ...]) -> None:
-        """Remember which tree a recipe gave, and of what files it is made."""
+        """Record the tree of a recipe, and its files."""
         self._write("INSERT OR REPLACE INTO trees VALUES (?, ?, ?)", (seen.recipe, seen.digest, msgspec.json.encode(listing)))
 
     def forget_tree(self, recipe: str) -> None:
-        """Forget the tree of *recipe*."""
+        """Delete the record of the tree of *recipe*."""
         self._write("DELETE FROM trees WHERE recipe = ?", (recipe,))
 
     # -- models ------------------------------------------------------------------------------------
 
     def records(self) -> dict[str, Record]:
-        """Return what is remembered of each model."""
+        """Return the record of each model, by id."""
         found = (_decode(value, Record) for (value,) in self._rows("SELECT record FROM models"))
         return {record.id: record for record in found if record is not None}
 
     def put(self, record: Record) -> None:
-        """Remember *record*."""
+        """Store *record*."""
         upsert = "INSERT INTO models (id, record) VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET record = excluded.record"
         self._write(upsert, (record.id, msgspec.json.encode(record)))
 
     def forget(self, model: str) -> None:
-        """Forget a model."""
+        """Delete all records of a model."""
         self._write("DELETE FROM models WHERE id = ?", (model,))
 
     def passed(self) -> dict[str, Passed]:
@@ -240,7 +239,7 @@ class Ledger:
         return {model: passed for model, passed in found if passed is not None}
 
     def tested(self, model: str, report: TestReport, passed: Passed | None, at: datetime) -> None:
-        """Remember a test job's report; *passed* is None where the model is at fault."""
+        """Record a test job's report; *passed* is None where the model failed it."""
         blank = msgspec.json.encode(Record(id=model, state="pending"))
         self._write("INSERT OR IGNORE INTO models (id, record) VALUES (?, ?)", (model, blank))
         row = (msgspec.json.encode(report), msgspec.json.encode(passed) if passed else None, units.rfc3339(at), model)
@@ -256,11 +255,11 @@ class Ledger:
     # -- incidents and history ---------------------------------------------------------------------
 
     def log_incident(self, incident: Incident, at: datetime) -> None:
-        """Log *incident*, bounded; the same one again within a day is counted."""
+        """Log *incident*; one that repeats within a day is counted, and the oldest are deleted past ``MAX_INCIDENTS``."""
         key = tuple(printable(text, MAX_TEXT) for text in (incident.kind, incident.model, incident.blob, incident.source, incident.detail))
         with self._mutex:
             counted = f"{_INCIDENT_COUNTS}{incident.kind}"
-            self.set_fact(counted, (self.fact(counted, int) or 0) + 1)  # a counter must not fall when old lines go
+            self.set_fact(counted, (self.fact(counted, int) or 0) + 1)  # a counter must not fall when old rows are deleted
             since = units.rfc3339(datetime.fromtimestamp(at.timestamp() - REPEAT_SECONDS, UTC))
             alike = "kind = ? AND model = ? AND blob = ? AND source = ? AND detail = ? AND last_at > ?"
             same = self._rows(f"SELECT id FROM incidents WHERE {alike}", (*key, since))  # noqa: S608  the clause stands right above
@@ -284,18 +283,18 @@ class Ledger:
         )
 
     def lying_sources(self, since: datetime) -> frozenset[tuple[str, str]]:
-        """Return the pairs of a blob and a source that gave other bytes for it, *since* an instant."""
+        """Return the pairs of a blob and a source that sent other bytes for it *since* an instant."""
         kinds = "kind IN ('hash-mismatch', 'size-mismatch') AND source != ''"
         rows = self._rows(f"SELECT DISTINCT blob, source FROM incidents WHERE {kinds} AND last_at >= ?", (units.rfc3339(since),))  # noqa: S608  the clause stands right above
         return frozenset((blob, source) for blob, source in rows)
 
     def incident_totals(self) -> dict[str, int]:
-        """Return how many incidents there ever were, by kind."""
+        """Return how many incidents were ever logged, by kind."""
         rows = self._rows("SELECT key, value FROM facts WHERE key >= ? AND key < ?", (_INCIDENT_COUNTS, f"{_INCIDENT_COUNTS}\x7f"))
         return {key.removeprefix(_INCIDENT_COUNTS): _decode(value, int) or 0 for key, value in rows}
 
     def record_change(self, change: Change) -> None:
-        """Log a swap, bounded."""
+        """Add a swap to the history; the oldest are deleted past ``MAX_HISTORY``."""
         row = (
             units.rfc3339(change.at), change.generation, change.actor, change.what, change.lock,
             msgspec.json.encode(change.added), msgspec.json.encode(change.removed),
@@ -342,7 +341,7 @@ class Ledger:
 
 
 def _decode(value: bytes, kind: Any) -> Any:
-    """Return *value* as *kind*, or None: what is damaged is as good as forgotten."""
+    """Return *value* as *kind*, or None where it is damaged."""
     try:
         return _decoder(kind).decode(value)
     except (msgspec.DecodeError, TypeError):
@@ -351,7 +350,7 @@ def _decode(value: bytes, kind: Any) -> Any:
 
 @functools.cache
 def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
-    """Return what decodes thousands of rows of one *kind*: to make it takes longer than a row."""
+    """Return the decoder of one *kind*, made once: to make it takes longer than to decode a row."""
     return msgspec.json.Decoder(kind)
 
 

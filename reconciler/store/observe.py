@@ -1,10 +1,13 @@
 """
-What is on the node, as a value. Reads and changes nothing, not even a time stamp.
+What is on the node, as a value.
 
-A plan must not hash: a blob counts as good while the file is the very one (inode, size, time of change) that was hashed and found
-good. Anything else is unknown and is hashed by ``apply`` before it is used. That a file is read-only is no evidence that it is good
-(DVC's cache was fooled by it); that it no longer is, is evidence that somebody was there. Whatever cannot be read is the disk's
-refusal and never damage: damage is acted upon.
+Rules that hold here:
+
+1. Observing changes nothing, not even a time stamp.
+2. Observing does not hash. A blob counts as good while it is the same file (inode, size, modification time) that was hashed and found
+   good; any other is hashed by ``apply`` before it is used. That a file is read-only does not make it good (DVC's cache trusts that, and
+   is wrong); that it no longer is read-only means that somebody changed it.
+3. What cannot be read is an error and never counts as damage, because damaged files are replaced.
 """
 
 from __future__ import annotations
@@ -73,7 +76,7 @@ def _observe(layout: Layout, ledger: Ledger) -> NodeState:
 
 
 def _last_announced(layout: Layout, ledger: Ledger, active: Generation) -> Generation | None:
-    """Return the last generation that is in the history, if that is not the active one: a swap is logged once it was asked about."""
+    """Return the last generation in the history, if it is not the active one: a swap is recorded after its health check."""
     logged = ledger.history(1)
     number = logged[0].generation if logged else 0
     if number == active.number:
@@ -85,7 +88,7 @@ def _last_announced(layout: Layout, ledger: Ledger, active: Generation) -> Gener
 
 
 def _active(layout: Layout) -> tuple[Generation, tuple[str, ...]]:
-    """Return the active generation; a damaged one is as good as none, and apply makes a new one."""
+    """Return the active generation, and what is wrong with it: in place of a damaged one, the empty one."""
     try:
         return generations.current(layout), ()
     except generations.DamagedGeneration as error:
@@ -93,7 +96,7 @@ def _active(layout: Layout) -> tuple[Generation, tuple[str, ...]]:
 
 
 def _scan(folder: Path) -> dict[str, os.stat_result]:
-    """Return what lies under *folder*/<algorithm>/<2 hex>/<hex>, by digest."""
+    """Return the files at *folder*/<algorithm>/<2 hex>/<hex>, by digest."""
     found = {}
     for algorithm in digest.HEX_LENGTHS:
         for prefix in _entries(folder / algorithm):
@@ -102,7 +105,7 @@ def _scan(folder: Path) -> dict[str, os.stat_result]:
                 if digest.is_digest(name) and entry.name.startswith(prefix.name):
                     try:
                         found[name] = entry.stat(follow_symlinks=False)
-                    except FileNotFoundError:  # a run that holds the store deleted it meanwhile
+                    except FileNotFoundError:  # deleted meanwhile by a run that holds the store
                         continue
     return found
 
@@ -136,18 +139,18 @@ def _tree(layout: Layout, recipe: str, name: str, listing: tuple[Listing, ...], 
 
 def _tree_from_disk(layout: Layout, name: str, found: dict[str, os.stat_result]) -> TreeSeen:
     """
-    Return an active tree that a lost ledger forgot, as its own links tell: what it is made of can be hashed before it serves on.
+    Return an active tree that is missing in a lost ledger, as its hard links show it, so that its blobs can be hashed again.
 
-    Of which recipe it was made nobody knows; its own name stands there, which is nobody's.
+    Its recipe is unknown; its own digest stands there, which is no model's recipe.
     """
-    from reconciler.store.trees import digest_of  # with all that makes trees, which other plans do without
+    from reconciler.store.trees import digest_of  # it imports all that makes trees, which other plans do not need
 
     names = {(blob.st_dev, blob.st_ino): digest for digest, blob in found.items()}
     folder, listing = layout.tree(name), list[Listing]()
     for path in sorted(_paths(str(folder), str(folder))):
         try:
             seen = os.lstat(folder / path)
-        except FileNotFoundError:  # a run that holds the store deleted it meanwhile
+        except FileNotFoundError:  # deleted meanwhile by a run that holds the store
             continue
         if not stat.S_ISDIR(seen.st_mode):
             listing.append(Listing(path=path, digest=names.get((seen.st_dev, seen.st_ino), ""), size=seen.st_size))
@@ -161,9 +164,9 @@ def _tree_from_disk(layout: Layout, name: str, found: dict[str, os.stat_result])
 
 
 def _is_intact(folder: str, listing: tuple[Listing, ...], found: dict[str, os.stat_result]) -> bool:
-    """Return whether *folder* has the very blobs that *listing* names, nothing else, and no link where it has a folder."""
+    """Return whether *folder* holds hard links to the blobs of *listing*, nothing else, and no symbolic link for a folder."""
     try:
-        handle = os.open(folder, _FOLDER)  # by which a file costs half of what it costs by its long path
+        handle = os.open(folder, _FOLDER)  # half the cost of opening each file by its long path
     except OSError as error:
         if error.errno in _NO_FOLDER:
             return False
@@ -174,7 +177,7 @@ def _is_intact(folder: str, listing: tuple[Listing, ...], found: dict[str, os.st
         paths = {entry.path for entry in listing}
         above = set[str]().union(*(_parents(path) for path in paths if "/" in path))
         return _paths(folder, handle) == paths | above if above else set(os.listdir(handle)) == paths  # noqa: PTH208  of a descriptor
-    except FileNotFoundError:  # a run that holds the store deleted it meanwhile
+    except FileNotFoundError:  # deleted meanwhile by a run that holds the store
         return False
     finally:
         os.close(handle)
@@ -185,13 +188,13 @@ _NO_FOLDER = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
 
 
 def _parents(path: str) -> set[str]:
-    """Return the folders that the relative *path* goes through."""
+    """Return the folders above the relative *path*."""
     parts = path.split("/")[:-1]
     return {"/".join(parts[: end + 1]) for end in range(len(parts))}
 
 
 def _paths(folder: str, handle: int | str, prefix: str = "") -> set[str]:
-    """Return the paths of everything in *folder*, which *handle* is, open or by name; a link is named and not followed."""
+    """Return the paths of everything in *folder*, whose descriptor or name is *handle*; links are listed and not followed."""
     found: set[str] = set()
     for entry in _entries(f"{folder}/{prefix}" if prefix else handle):
         found.add(prefix + entry.name)

@@ -1,8 +1,8 @@
 """
-Room that is kept for the day on which the disk is full: what the network took away must stop serving then, too.
+Reserved space, so that models that the snapshot no longer lists stop serving although the disk is full.
 
-Ledger, floor and a new generation are written before a model leaves ``active``, and ``gc`` notes what it deletes: all of them need a few
-blocks. Where other programs filled the disk to its last one, a run lets go of this file first, and makes it again when there is room.
+Before a model leaves ``active``, the ledger, the trust state and a new generation are written, and ``gc`` records what it deletes: each
+needs a few blocks. Where other programs filled the disk completely, a run deletes this file first, and makes it again once there is space.
 """
 
 from __future__ import annotations
@@ -21,7 +21,11 @@ BYTES = 4 << 20
 
 @contextlib.contextmanager
 def released_when_full(path: Path) -> Iterator[None]:
-    """Let go of the ballast at *path* while this run needs its room, and make it again; neither stops a run. The caller holds the store."""
+    """
+    Delete the reserve at *path* for this run if the disk is full, and make it again afterwards; the caller holds the store.
+
+    Raises nothing of its own: a reserve that cannot be made stops no run.
+    """
     with contextlib.suppress(OSError, StoreError):
         if _free(path) < BYTES:
             atomic.delete(path)

@@ -4,8 +4,8 @@ Trees: a model's folder, named by the digest of its listing, made of links to bl
 Rules that hold here:
 
 1. A tree is complete when its name appears: made in staging, synced, renamed.
-2. Its files are hard links to blobs, so versions that share files share bytes, and an archive's members are blobs too.
-3. An archive stays a blob: a damaged member is unpacked again, not fetched again.
+2. Its files are hard links to blobs, so versions that share files share bytes. An archive's members become blobs too.
+3. The archive itself stays a blob, so a damaged member is unpacked again and not fetched again.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Trees:
         """
         Make the tree of *artifacts*, whose blobs are all there, and return it.
 
-        *standing*: it was made before and its blobs are what they were, so that no archive is unpacked for it.
+        *standing*: the tree was made before and its blobs are unchanged, so no archive needs to be unpacked for it.
 
         Raises:
             UnpackRefused: an archive breaks a rule, two members have one path, or *entrypoint* is not among the files.
@@ -67,7 +67,7 @@ class Trees:
     def remove(self, name: str) -> None:
         """Delete the tree *name*; its blobs stay."""
         for recipe, (tree, _) in self._ledger.trees().items():
-            if tree == name:  # first: what is half deleted must not be missed by anybody
+            if tree == name:  # first: a half-deleted tree must not count as a missing one
                 self._ledger.forget_tree(recipe)
         atomic.delete(self._layout.tree(name))
 
@@ -90,8 +90,8 @@ class Trees:
         return Listing(path=artifact.path, digest=artifact.digest, size=self._layout.blob(artifact.digest).lstat().st_size)
 
     def _members(self, artifact: LockedArtifact) -> list[Listing]:
-        """Unpack an archive into staging and make blobs of its members; nothing of a refused one is left."""
-        from reconciler.unpack import extract  # with its decompressors, which a plan does without
+        """Unpack an archive into staging and make blobs of its members; of a refused archive nothing stays."""
+        from reconciler.unpack import extract  # it imports the decompressors, which a plan does not need
 
         folder = self._layout.staging / f"unpack-{os.urandom(8).hex()}"
         atomic.make_folder(folder, 0o700)
@@ -121,7 +121,7 @@ class Trees:
             atomic.delete(folder)
 
     def _repair(self, target: Path, listing: tuple[Listing, ...]) -> None:
-        """Put back each file that is not its blob, one rename each: a reader sees the old file or the new one."""
+        """Replace each file that is not its blob, by one rename each: a reader sees the old file or the new one."""
         for entry in listing:
             if _through_link(target, entry.path) or not is_linked(target / entry.path, self._layout.blob(entry.digest)):
                 self._link(target, entry)
@@ -148,7 +148,7 @@ class Trees:
 
 
 def _check_path(path: str) -> None:
-    """Refuse a path that leads out of a tree, or means different things to different readers."""
+    """Refuse a path that leads out of a tree, or that programs read differently."""
     try:
         snapshot.check_path(path)
     except ValueError as error:
@@ -156,7 +156,7 @@ def _check_path(path: str) -> None:
 
 
 def _through_link(folder: Path, path: str) -> bool:
-    """Whether the way to *path* goes through a link, which may lead to the same files by another way."""
+    """Whether a folder in *path* is a link: it may lead to the same files, but is not part of the tree."""
     return any((folder / above).is_symlink() for above in Path(path).parents[:-1])
 
 
@@ -166,7 +166,7 @@ def digest_of(listing: tuple[Listing, ...]) -> str:
 
 
 def is_linked(path: Path, blob: Path) -> bool:
-    """Whether *path* is a name of the very file that *blob* names."""
+    """Whether *path* is a hard link to the same file as *blob*."""
     try:
         found, wanted = path.lstat(), blob.lstat()
     except OSError:

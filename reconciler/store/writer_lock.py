@@ -1,8 +1,8 @@
 """
-One writer at a time.
+The lock that keeps a store to one writer at a time.
 
-``flock`` on one file, held for the whole run: the kernel lets go of it when the process dies, however it dies, so there is no stale
-lock to break. The file is never deleted: a second opener of a deleted one would hold another lock (OSTree had that bug).
+It is ``flock`` on one file, held for the whole run. The kernel releases it when the process dies, however it dies, so a stale lock cannot
+exist. The file is never deleted: whoever opens a new one in its place would hold another lock (OSTree had that bug).
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from reconciler.core.errors import StoreBusy
 @contextlib.contextmanager
 def hold(path: Path, *, timeout_seconds: float = 0.0) -> Iterator[None]:
     """
-    Hold the store whose lock file is *path*, waiting for it at most *timeout_seconds*.
+    Hold the lock of the store whose lock file is *path*; wait for it at most *timeout_seconds*.
 
     Raises:
-        StoreBusy: another run holds it; the message says which.
+        StoreBusy: another run holds it; the message names its process.
     """
     with files.translate_errors(f"open {path}"):
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
@@ -33,12 +33,12 @@ def hold(path: Path, *, timeout_seconds: float = 0.0) -> Iterator[None]:
             raise StoreBusy(f"another run holds the store: {_holder(fd)}")
         yield
     finally:
-        with contextlib.suppress(OSError):  # Linux lets go of the descriptor, and so of the lock, whatever close says
+        with contextlib.suppress(OSError):  # Linux closes the descriptor, and so releases the lock, whatever close(2) returns
             os.close(fd)
 
 
 def _holder(fd: int) -> str:
-    """Return who holds the lock, for people: asked of the kernel, so that the file need not be written and cannot lie."""
+    """Return who holds the lock, for people. The kernel tells it, so the file need not be written and cannot be wrong."""
     inode = os.fstat(fd).st_ino
     with contextlib.suppress(OSError, ValueError, IndexError):
         for line in Path("/proc/locks").read_text().splitlines():

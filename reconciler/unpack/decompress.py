@@ -1,11 +1,15 @@
 """
-Decompressors that cannot be made to use up memory.
+Decompression in bounded memory.
+
+The streams of the standard library and of zstandard are not used whole: ``gzip.GzipFile`` and ``lzma.open`` silently read concatenated
+streams and ignore or mend what follows them, ``lzma.open`` has no limit of memory, and zstandard's reader drops what follows the frame.
+Their decompressor objects are used instead.
 
 Rules that hold here:
 
-1. Bytes come out in pieces of at most ``CHUNK_BYTES`` bytes, whatever goes in; nothing is ever read whole.
-2. The memory that a stream may ask for is capped: xz and zstd let their header name any dictionary.
-3. One stream, and nothing after it. A second member or trailing bytes are what another reader would see and this one not.
+1. Output comes in chunks of at most ``CHUNK_BYTES`` bytes, whatever the input is; nothing is ever read whole.
+2. The memory that a stream may ask for is capped: the headers of xz and zstd may name a dictionary of any size.
+3. A file holds one stream, and nothing after it: other readers would see a second stream or trailing bytes, and this one would not.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from typing import BinaryIO
 
 from reconciler.core.errors import UnpackRefused
 
-#: The most bytes that come out at once.
+#: The largest chunk of output, in bytes.
 CHUNK_BYTES = 1 << 20
 #: The most memory that one decompressor may take: ``xz -9`` asks for 65 MiB, ``zstd --ultra -22`` for 128.
 MAX_MEMORY_BYTES = 128 << 20
@@ -42,8 +46,8 @@ def chunks(file: BinaryIO, kind: str) -> Iterator[bytes]:
 
 @contextlib.contextmanager
 def refuse_malformed(what: str) -> Iterator[None]:
-    """Turn what a decompressor says of *what* into a refusal."""
-    from zstandard import ZstdError  # half of all archives need it, and no other command does
+    """Raise what a decompressor reports of *what* as ``UnpackRefused``."""
+    from zstandard import ZstdError  # only unpacking needs it
 
     try:
         yield

@@ -1,15 +1,16 @@
 """
-Takes archives apart: what a stranger packed becomes plain files in a folder, or nothing that anybody uses.
+Extracts an untrusted archive to plain files, or fails without leaving any that are used.
 
-It runs in a process of its own, which sees one archive and one folder: a job comes as JSON on standard input, one JSON document
-goes out, and the exit code says nothing.
+It runs in a process of its own, which can read one archive and write one folder: a job comes as JSON on standard input, one JSON
+document is the answer, and the exit code has no meaning. Why ``tarfile`` and ``zipfile`` are not used stands in ``tar_reader`` and
+``zip_reader``.
 
 Rules that hold here:
 
-1. No library extracts: the readers (``untar``, ``unzip``) name members, ``archive`` admits them, and this room alone writes.
-2. Every file is created anew and exclusively, below descriptors of folders that were made here; no link is ever followed or made.
-3. Modes are ours: 0444 and 0755. Owners, times, attributes and whatever else an archive says are not read.
-4. Nothing is synced here: what is unpacked is staging until it is hashed and gets its name.
+1. The readers (``tar_reader``, ``zip_reader``) list members, ``core.archive_rules`` checks them, and only this module writes.
+2. Every file is created exclusively, relative to descriptors of folders that were made here; no link is ever followed or made.
+3. Modes are fixed: 0444 for files and 0755 for folders. Owners, times and attributes in an archive are ignored.
+4. Nothing is synced here: extracted files are unfinished work until they are hashed and become blobs.
 """
 
 from __future__ import annotations
@@ -34,11 +35,11 @@ from reconciler.unpack import decompress, tar_reader, zip_reader
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _JOB_BYTES = 64 << 10
-_DEEPEST = 64  # no settings allow as much, and every level holds a descriptor
+_DEEPEST = 64  # more than any settings allow; every level holds a descriptor
 
 
 class PlainUnpacker:
-    """The ``Unpacker`` port in this very process, within *limits*."""
+    """The ``Unpacker`` port in the calling process, within *limits*."""
 
     def __init__(self, limits: Limits | None = None) -> None:
         self._limits = limits or Limits()
@@ -90,7 +91,7 @@ def _entries(file: BinaryIO, kind: str, length: int, members: rules.Members) -> 
 
 @contextlib.contextmanager
 def _open_plain(path: Path) -> Iterator[BinaryIO]:
-    """Open the plain file at *path*; without O_NONBLOCK a FIFO would hold us for ever."""
+    """Open the plain file at *path*; without O_NONBLOCK, opening a FIFO would wait without end."""
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(fd, "rb") as file:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
@@ -112,14 +113,14 @@ def _open_empty(path: Path) -> Iterator[_Folder]:
 
 
 class _Folder:
-    """The folder that is written into, and which folders were made below it."""
+    """The folder that is extracted into, and the folders that were made below it."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._made: set[str] = set()
 
     def make(self, path: str) -> None:
-        """Make the folder *path* and those above it, if it was not done before."""
+        """Make the folder *path* and those above it, unless they were made here before."""
         with self._open_folder(path):
             pass
 
@@ -139,7 +140,7 @@ class _Folder:
 
     @contextlib.contextmanager
     def _open_folder(self, path: str) -> Iterator[int]:
-        """Walk down to the folder *path* one component at a time, since the system would follow a link in the middle of a path."""
+        """Open the folder *path* one component at a time, because the system follows links in the middle of a path."""
         here = os.dup(self._fd)
         try:
             for end in _component_ends(path):
@@ -160,10 +161,10 @@ class _Folder:
 
 def check_extracted(into: Path, members: tuple[str, ...]) -> None:
     """
-    See that *into* holds the plain files *members*, each under one name, in plain folders, and nothing else.
+    Check that *into* holds the plain files *members*, each with one name, in plain folders, and nothing else.
 
-    What a process says of its own work is a claim, and a stranger's archive was in it: one link among the folders would make a caller
-    who believes it take files from anywhere.
+    The extractor's own answer is not trusted, because an untrusted archive may have taken it over: one link among the folders would make
+    the caller read files from anywhere.
 
     Raises:
         UnpackRefused: it does not.
@@ -205,7 +206,7 @@ def _component_ends(path: str) -> list[int]:
 
 @contextlib.contextmanager
 def _refuse_existing(path: str) -> Iterator[None]:
-    """Whatever has the name already was made from another spelling of it."""
+    """Refuse a name that exists already: the file system takes two different spellings for one."""
     try:
         yield
     except FileExistsError:
@@ -216,7 +217,7 @@ def _refuse_existing(path: str) -> Iterator[None]:
 
 
 class Job(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the process is asked to do; the *nonce* comes back, so that nobody else's output passes for its answer."""
+    """What the process shall do; its answer repeats the *nonce*, so that no other output passes for it."""
 
     nonce: Annotated[str, Meta(max_length=256)]
     archive: str
@@ -242,7 +243,7 @@ class Answer(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 def answer(data: bytes) -> Answer:
-    """Do the job that *data* describes and say how it ended."""
+    """Do the job that *data* describes and return how it ended."""
     nonce = ""
     try:
         job = _job(data)

@@ -16,7 +16,7 @@ from reconciler.sandbox.supervision import OWN_FAULT, ProcessResult, printable
 
 _MODULE = "reconciler.unpack.extract"
 _LEAST_SECONDS = 120.0
-#: An archive that comes apart slower than this is one that was made to.
+#: An archive that extracts more slowly than this was made to do so.
 _BYTES_A_SECOND = 5 << 20
 #: A hundred thousand members with long paths.
 _ANSWER_BYTES = 64 << 20
@@ -34,7 +34,7 @@ class _Failure(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class _Answer(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What an extractor may say: its members or its error; whatever else it says, all of it counts for nothing."""
+    """An extractor's answer: its members or its error. An answer with anything else in it is refused whole."""
 
     nonce: str
     members: tuple[str, ...] | None = None
@@ -88,17 +88,17 @@ def _members(ended: ProcessResult) -> tuple[str, ...]:
     try:
         word = msgspec.convert(ended.word, _Answer)
     except msgspec.ValidationError as error:
-        raise UnpackRefused(f"its extractor answered nonsense: {printable(str(error))}") from None
+        raise UnpackRefused(f"its extractor's answer is malformed: {printable(str(error))}") from None
     if word.error:
         kind = _NAMES.get(word.error.name, UnpackRefused)
         raise kind(printable(word.error.message)[:1000], hint=printable(word.error.hint)[:1000])
     if word.members is None:
-        raise UnpackRefused("its extractor says neither what it unpacked nor why it did not")
+        raise UnpackRefused("its extractor reported neither members nor an error")
     return tuple(sorted(word.members))
 
 
 def _error_of(ended: ProcessResult) -> ReconcileError:
-    """Say why there is no word: the archive is to blame, unless somebody else ended its extractor."""
+    """Return why there is no answer: the archive is to blame, unless something else ended its extractor."""
     if ended.signal and ended.signal not in OWN_FAULT:
         return StoreError(f"the archive's extractor was killed by signal {ended.signal}, perhaps for want of memory")
     how = "did not end in time" if ended.timed_out else f"ended with {ended.code} and no answer"

@@ -1,5 +1,5 @@
 """
-A reader of tar that knows less than others, on purpose.
+A deliberately minimal tar reader.
 
 ``tarfile`` is not used: up to Python 3.11.12 its ``data`` filter lets a chain of links past PATH_MAX write outside (CVE-2025-4517),
 a negative size makes it loop (CVE-2025-8194), and what it calls a file another reader calls a folder (CVE-2025-13462).
@@ -8,7 +8,7 @@ Rules that hold here:
 
 1. A header is POSIX ustar, or what GNU tar writes for the same: files (``0`` or NUL) and folders (``5``).
 2. No header changes what another one says: GNU long names, PAX paths, sizes and sparse maps are refused. A PAX header may carry
-   times and owners, which nobody reads.
+   times and owners, which are ignored.
 3. Numbers are octal digits. Base-256, which holds negative ones, is refused, so a file in a tar is under 8 GiB; a zip has no such bound.
 4. Every byte has one meaning: fields are padded with NUL, files with zeros, and after the two zero blocks at the end come zeros alone.
 """
@@ -46,14 +46,14 @@ _HINT = "the model's publisher packs it again with `tar --format=ustar`, or as z
 
 def entries(pieces: Iterator[bytes], members: Members) -> Iterator[Entry]:
     """
-    Yield the members of the tar that *pieces* make up; each one's bytes are taken before the next is asked for.
+    Yield the members of the tar that *pieces* make up; each one's bytes must be read before the next is asked for.
 
     Raises:
         UnpackRefused: it is no strict tar, or a member breaks a rule.
     """
     stream = _Stream(pieces, members)
     described = False  # by a PAX header that belongs to the next member
-    while (header := stream.take(_BLOCK)) != _ZEROS:
+    while (header := stream.read_exactly(_BLOCK)) != _ZEROS:
         _check_header(header)
         size = _number(header[124:136], "size")
         flag = header[156:157]
@@ -78,7 +78,7 @@ def entries(pieces: Iterator[bytes], members: Members) -> Iterator[Entry]:
 
 
 class _Stream:
-    """The bytes of a tar as blocks; what comes out of the decompressor is accounted for here."""
+    """The bytes of a tar; each chunk of the decompressor is counted against the limits here."""
 
     def __init__(self, pieces: Iterator[bytes], members: Members) -> None:
         self._pieces = pieces
@@ -86,7 +86,7 @@ class _Stream:
         self._piece = b""
         self._at = 0
 
-    def some(self, most: int) -> bytes:
+    def read_some(self, most: int) -> bytes:
         """Return at least one and at most *most* bytes, or none at the end."""
         while self._at == len(self._piece):
             piece = next(self._pieces, None)
@@ -98,11 +98,11 @@ class _Stream:
         self._at += len(data)
         return data
 
-    def take(self, count: int) -> bytes:
+    def read_exactly(self, count: int) -> bytes:
         """Return exactly *count* bytes, which are few."""
-        data = self.some(count)
+        data = self.read_some(count)
         while len(data) < count:
-            more = self.some(count - len(data))
+            more = self.read_some(count - len(data))
             if not more:
                 raise UnpackRefused("the tar is cut short")
             data += more
@@ -112,13 +112,13 @@ class _Stream:
         """Yield the *size* bytes of a file, then read the zeros that fill its last block."""
         left = size
         while left:
-            data = self.some(left)
+            data = self.read_some(left)
             if not data:
                 raise UnpackRefused("the tar is cut short")
             left -= len(data)
             yield data
         if padding := -size % _BLOCK:
-            _check_zeros(self.take(padding), "a file's last block")
+            _check_zeros(self.read_exactly(padding), "a file's last block")
 
 
 def _check_header(header: bytes) -> None:
@@ -167,8 +167,8 @@ def _check_pax(stream: _Stream, size: int) -> None:
     """Read a PAX header (POSIX.1-2017, pax, extended header) and refuse any record that would change what a member is."""
     if not 0 < size <= _PAX_BYTES:
         raise UnpackRefused(f"a PAX header has {size} bytes")
-    data = stream.take(size)
-    _check_zeros(stream.take(-size % _BLOCK), "a PAX header's last block")
+    data = stream.read_exactly(size)
+    _check_zeros(stream.read_exactly(-size % _BLOCK), "a PAX header's last block")
     at = 0
     while at < size:
         record = _PAX_RECORD.match(data, at)
@@ -183,9 +183,9 @@ def _check_pax(stream: _Stream, size: int) -> None:
 
 def _check_end(stream: _Stream) -> None:
     """Read the second zero block, and refuse anything but zeros after it."""
-    _check_zeros(stream.take(_BLOCK), "the second block at the end")
+    _check_zeros(stream.read_exactly(_BLOCK), "the second block at the end")
     padding = 0
-    while data := stream.some(_BLOCK * 128):
+    while data := stream.read_some(_BLOCK * 128):
         _check_zeros(data, "what follows the end of the tar")
         padding += len(data)
         if padding > _PADDING:

@@ -1,8 +1,8 @@
 """
-A reader of zip for which the archive is one thing, read from either end.
+A deliberately minimal zip reader, for which local headers and central directory must agree.
 
 ``zipfile`` is not used: it trusts the central directory alone, so members may overlap (CVE-2024-0450, and Fifield's bomb), hide or
-differ from what a reader of the local headers sees; and it mends unsafe names silently, so that two members become one file.
+differ from what a reader of the local headers sees; and it changes unsafe names silently, so that two members become one file.
 
 Rules that hold here:
 
@@ -39,20 +39,20 @@ _FULL32 = 0xFFFFFFFF
 
 _STORED = 0
 _DEFLATED = 8
-_DESCRIBED = 0x0008  # sizes and checksum stand after the data
+_HAS_DESCRIPTOR = 0x0008  # sizes and checksum stand after the data
 _UTF8 = 0x0800
-_FLAGS = 0x0006 | _DESCRIBED | _UTF8  # bits 1 and 2 say how hard the packer tried
+_FLAGS = 0x0006 | _HAS_DESCRIPTOR | _UTF8  # bits 1 and 2 say how hard the packer tried
 _ZIP64 = 0x0001
 _EXTRAS = {_ZIP64, 0x000A, 0x5455, 0x5855, 0x7855, 0x7875}  # zip64, NTFS times, Unix times, and Info-ZIP's three forms of owners
 _DOS_FOLDER = 0x10
-_DOS_STRANGE = 0x08 | 0x400  # volume label, reparse point
+_DOS_NOT_PLAIN = 0x08 | 0x400  # volume label, reparse point
 _NAME_BYTES = snapshot.MAX_PATH_BYTES + len("./") + len("/")  # all names are held at once
-_NEWEST = 45  # the version needed for zip64
+_MAX_VERSION_NEEDED = 45  # the version needed for zip64
 _HINT = "the model's publisher packs it again with `zip -X -r`, or as a tar"
 
 
 class _Member(NamedTuple):
-    """What the central directory says of one member, with zip64 resolved."""
+    """One member as the central directory describes it, with zip64 resolved."""
 
     name: bytes
     flags: int
@@ -69,13 +69,13 @@ class _Member(NamedTuple):
 
 def entries(file: BinaryIO, length: int, members: Members) -> Iterator[Entry]:
     """
-    Yield the members of the zip *file* of *length* bytes; each one's bytes are taken before the next is asked for.
+    Yield the members of the zip *file* of *length* bytes; each one's bytes must be read before the next is asked for.
 
     Raises:
         UnpackRefused: it is no strict zip, or a member breaks a rule.
     """
     count, start, size = _directory(file, length)
-    if count > members.limits.archive_members:  # before as many are read; each is counted again as it is checked
+    if count > members.limits.archive_members:  # before they are read; each is counted again when it is checked
         raise UnpackRefused(f"the zip lists {count} members; the most is {members.limits.archive_members}")
     listed = sorted(_central(file, count, start, size), key=lambda member: member.offset)
     at = 0
@@ -125,7 +125,7 @@ def _directory64(file: BinaryIO, locator: bytes, end: int, narrow: _Numbers) -> 
     if disk or disks != 1 or offset != end - _END64.size:
         raise UnpackRefused("the zip64 end is not where its locator says")
     signature, rest, _, needed, *numbers = _END64.unpack(_read(file, _END64.size, offset))
-    if signature != b"PK\x06\x06" or rest != _END64.size - 12 or needed > _NEWEST:
+    if signature != b"PK\x06\x06" or rest != _END64.size - 12 or needed > _MAX_VERSION_NEEDED:
         raise UnpackRefused("the zip64 end is malformed")
     this, first, here, count, size, start = numbers
     for value, small, full in zip(numbers, narrow, (_FULL16,) * 4 + (_FULL32,) * 2, strict=True):
@@ -148,7 +148,7 @@ def _central(file: BinaryIO, count: int, start: int, size: int) -> list[_Member]
         name = _take(file, named)
         whole, packed, offset = _resolve_zip64(name, _take(file, extra), (whole, packed, offset))
         _take(file, comment)
-        if disk or needed & 0xFF > _NEWEST:
+        if disk or needed & 0xFF > _MAX_VERSION_NEEDED:
             raise UnpackRefused(f"member {archive_rules.shown(name)} needs a zip reader that knows more")
         member = _Member(name, flags, method, crc, packed, whole, offset)
         _check_member(member, attributes)
@@ -165,7 +165,7 @@ def _check_member(member: _Member, attributes: int) -> None:
         raise UnpackRefused(f"member {name} is encrypted, or packed in a way that no model needs (flags {member.flags:#06x})", hint=_HINT)
     if member.method not in {_STORED, _DEFLATED}:
         raise UnpackRefused(f"member {name} is packed by method {member.method}; only stored and deflated are read", hint=_HINT)
-    odd = attributes & _DOS_STRANGE or (attributes & _DOS_FOLDER and not member.is_folder)
+    odd = attributes & _DOS_NOT_PLAIN or (attributes & _DOS_FOLDER and not member.is_folder)
     if odd or stat.S_IFMT(attributes >> 16) not in {0, stat.S_IFDIR if member.is_folder else stat.S_IFREG}:
         raise UnpackRefused(f"member {name} is not the plain file or folder that its name says: its attributes are {attributes:#x}")
 
@@ -182,14 +182,14 @@ def _check_local(file: BinaryIO, member: _Member) -> tuple[bool, bool, int]:
     name = archive_rules.shown(member.name)
     fields = _LOCAL.unpack(_read(file, _LOCAL.size, member.offset))
     signature, needed, flags, method, _, _, crc, packed, size, named, extra = fields
-    if signature != b"PK\x03\x04" or needed & 0xFF > _NEWEST:
+    if signature != b"PK\x03\x04" or needed & 0xFF > _MAX_VERSION_NEEDED:
         raise UnpackRefused(f"member {name} has no local header that can be read")
     if _take(file, named) != member.name or (flags, method) != (member.flags, member.method):
         raise UnpackRefused(f"member {name} has another name, method or flags in its local header")
     data = _take(file, extra)
     wide = _ZIP64 in _extras(member.name, data)
     size, packed = _resolve_zip64(member.name, data, (size, packed))
-    described = bool(flags & _DESCRIBED)
+    described = bool(flags & _HAS_DESCRIPTOR)
     said = zip((crc, packed, size), (member.crc, member.packed, member.size), strict=True)
     if any(value != truth and not (described and value == 0) for value, truth in said):  # a packer that streams knows some of them
         raise UnpackRefused(f"member {name} has other sizes or another checksum in its local header")

@@ -151,6 +151,8 @@ def _syncs() -> Iterator[Mutation]:
     yield from every("sync of the tree", TREES, r"atomic.sync_tree\(\w+\)", "pass")
     yield from every("fsync of the folder", KEEPER, r"atomic.sync_folder\(.*\)", "pass")
     yield from every("sync of the generation", MADE, r"atomic.sync_tree\(\w+\)", "pass")
+    yield without("sync in atomic._write_new", DURABLE, "sync_file(fd, mode)")
+    yield without("sync in atomic.copy", DURABLE, "sync_file(target, mode)")
     yield without("sync in blobs._move_to_digest", BLOBS, "atomic.sync_file(fd, 0o444)")
     yield once("durable ledger", DATABASE, "PRAGMA synchronous = EXTRA", "PRAGMA synchronous = OFF")
     yield once("sync of the ledger's folder", DATABASE, "PRAGMA synchronous = EXTRA", "PRAGMA synchronous = FULL")

@@ -421,7 +421,7 @@ def test_what_lies_in_the_way_in_the_store_is_to_be_moved(used: Node, how: Calla
 
     assert ran.code == 1
     assert name in ran.err
-    assert "hint: something else lies in its place: move it away" in ran.err
+    assert "hint: something else is in its place: move it away" in ran.err
 
 
 def test_a_spoiled_envelope_beside_the_lock_and_settings_that_are_no_text_say_what_to_do(used: Node) -> None:

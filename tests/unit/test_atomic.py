@@ -312,8 +312,8 @@ def test_a_link_that_comes_between_the_look_and_the_opening_is_not_followed(
         atomic.sync_tree(tmp_path / "t")
     before = (tmp_path / "outside").stat().st_mode
     with pytest.raises(OSError, match=r"Not a directory|symbolic links"):
-        files._admit(tmp_path / "to", None)
-    monkeypatch.setattr(files, "_admit", lambda *_: None)
+        files._make_accessible(tmp_path / "to", None)
+    monkeypatch.setattr(files, "_make_accessible", lambda *_: None)
     with pytest.raises(OSError, match=r"Not a directory|symbolic links"):
         files._delete_folder(tmp_path / "to")
 
