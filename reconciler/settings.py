@@ -22,6 +22,7 @@ from reconciler import files
 from reconciler.core import snapshot, units
 from reconciler.core.errors import SettingsError, UntrustedFile
 from reconciler.core.node import Policy
+from reconciler.core.text import tool_damage
 
 Argv = tuple[str, ...]
 Positive = Annotated[int, Meta(ge=1, le=1024)]
@@ -260,9 +261,11 @@ def decode(data: bytes, base: Path, name: str = "reconcile.toml") -> Settings:
         SettingsError: not TOML, an unknown key, or a value that means nothing; the message names *name* and the key.
     """
     try:
-        tree = tomllib.loads(data.decode())
+        tree = tomllib.loads(data.decode("utf-8-sig"))
     except ValueError as error:
-        raise SettingsError(f"{name} is not TOML: {error}", hint="it is UTF-8 text, as `reconcile init` writes it") from None
+        raise SettingsError(
+            f"{name} is not TOML: {tool_damage(data) or error}", hint="it is UTF-8 text, as `reconcile init` writes it"
+        ) from None
     _refuse_unknown(tree, Settings, name, "")
     if any("\0" in text for text in _texts(tree)):
         raise SettingsError(f"{name} has a NUL character in a value, which no path, address or command may have")

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from reconciler.core import text
 from reconciler.core.errors import BadEnvelope, BadSignature, FetchError, SettingsError, TooLarge, WrongNetwork
 from reconciler.fetch.settings import FetchSettings
 
@@ -26,12 +27,17 @@ NO_FILE_HINT = "give the signed document's URL or file"
 
 
 @contextlib.contextmanager
-def named(place: str, hint: str = "") -> Iterator[None]:
-    """Put *place*, the document that is read, in front of a refusal's message, and give the refusal a *hint* of its own."""
+def named(place: str, hint: str = "", data: bytes | None = None) -> Iterator[None]:
+    """
+    Put *place*, the document that is read, in front of a refusal's message, and give the refusal a *hint* of its own.
+
+    Where a tool changed *data*, the document's bytes, the message says how.
+    """
     try:
         yield
     except (BadEnvelope, BadSignature, TooLarge, WrongNetwork) as error:
-        raise type(error)(f"{place}: {error.message}", hint=hint or error.hint) from None
+        cause = text.tool_damage(data) if data is not None else ""
+        raise type(error)(f"{place}: {cause or error.message}", hint=hint or error.hint) from None
 
 
 def read_capped(path: Path, cap: int) -> bytes:

@@ -66,10 +66,30 @@ def init(here: Path, *, root_file: Path | None, fingerprint: str, snapshot: str,
     text = _TEMPLATE.format(snapshot=_quoted(snapshot or "snapshot.json"), store=_quoted(store))
     settings_of.decode(text.encode(), here, str(config))
     root = _pin(here, root_file, fingerprint) if root_file else None
+    _tell_git(here / ".gitattributes")
     atomic.write(config, text.encode())
     return InitResult(
         config=str(config), network=root[0].network if root else None, fingerprint=root[1] if root else None, snapshot=snapshot
     )
+
+
+#: What git must not do to the committed files: convert the line ends of signed bytes, or merge two versions of a generated file.
+_ATTRIBUTES = {
+    b"models.lock": b"text eol=lf linguist-generated merge=binary",
+    b"snapshot.json": b"-text linguist-generated merge=binary",
+    b"root.json": b"-text linguist-generated merge=binary",
+}
+
+
+def _tell_git(path: Path) -> None:
+    """Add to the .gitattributes at *path* a line for each file that it has none for; git reads no link, and neither does this."""
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        return
+    data = path.read_bytes() if path.exists() else b""
+    patterns = {line.split()[0].lstrip(b"/") for line in data.splitlines() if line.strip()}
+    missing = [b"%s %s\n" % (name, attributes) for name, attributes in _ATTRIBUTES.items() if name not in patterns]
+    if missing:
+        atomic.write(path, data + (b"\n" if data and not data.endswith(b"\n") else b"") + b"".join(missing))
 
 
 def _pin(here: Path, root_file: Path, fingerprint: str) -> tuple[TrustRoot, str]:

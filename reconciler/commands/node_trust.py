@@ -63,7 +63,7 @@ def trusted_root(context: NodeContext, roots: RootFiles | None = None) -> TrustR
         TrustError: the pinned root is not valid, or one does not follow from the one before it.
     """
     roots = roots or read_roots(context)
-    with documents.named(str(context.root_path), documents.BAD_ROOT_HINT):
+    with documents.named(str(context.root_path), documents.BAD_ROOT_HINT, roots.pinned):
         pinned = trust.pin(roots.pinned, context.root_fingerprint, limits=context.limits)
     return trust.apply_root_chain(pinned, roots.newer, limits=context.limits)
 
@@ -91,7 +91,7 @@ def apply_roots(context: NodeContext, sources: tuple[str, ...], ledger: Ledger) 
     trusted, found = trusted_root(context), []
     for source in sources:
         envelope = documents.fetch(source, context.download, cap=context.limits.root_bytes).data or b""
-        with documents.named(source):
+        with documents.named(source, data=envelope):
             found.append((trust.root_version(envelope), source, envelope))
     for version, source, envelope in sorted(found):
         if version > trusted.version:

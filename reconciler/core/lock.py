@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import functools
 import tomllib
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 import msgspec
 from msgspec import UNSET, Struct
 
-from reconciler.core import digest, snapshot, units
+from reconciler.core import digest, snapshot, text, units
 from reconciler.core.digest import Digest
 from reconciler.core.errors import LockMismatch
 from reconciler.core.snapshot import Runtime, Smoke, Snapshot, Task, Unpack, Wanted
@@ -189,20 +190,50 @@ def check(data: bytes, compiled: Lock) -> None:
     Check that *data*, the bytes of ``models.lock``, is what the envelope beside it compiles to.
 
     Raises:
-        LockMismatch: it differs; the message says in which line first.
+        LockMismatch: it differs; the message says what a tool did to it, or in which line it differs first.
     """
     expected = encode(compiled)
     if data == expected:
         return
+    what = "models.lock is not what its snapshot compiles to"
+    if cause := text.tool_damage(data) or _changed_layout(data, expected):
+        raise LockMismatch(f"{what}: {cause}", hint=_DAMAGED_HINT)
     found, wanted = data.decode(errors="replace").split("\n"), expected.decode().split("\n")
-    line = next((i for i, (a, b) in enumerate(zip(found, wanted, strict=False)) if a != b), min(len(found), len(wanted)))
-    raise LockMismatch(
-        f"models.lock is not what its snapshot compiles to: line {line + 1} is {_quote(found, line)}, expected {_quote(wanted, line)}"
-    )
+    line = _first_difference(found, wanted)
+    raise LockMismatch(f"{what}: line {line + 1} is {_quote(found, wanted, line)}, expected {_quote(wanted, found, line)}")
 
 
-def _quote(lines: list[str], index: int) -> str:
-    return repr(lines[index][:100]) if index < len(lines) else "missing"
+_DAMAGED_HINT = "run `reconcile lock` to write it again; the .gitattributes that `reconcile init` writes keeps git from changing it"
+
+
+def _changed_layout(data: bytes, expected: bytes) -> str:
+    """Return how *data* differs from *expected* where both say the same."""
+    unix = data.replace(b"\r\n", b"\n")
+    if unix.rstrip(b"\n") == expected.rstrip(b"\n"):
+        if unix != data:
+            return "its lines end in CRLF, as git's core.autocrlf and some editors write them"
+        newlines = len(data) - len(data.rstrip(b"\n"))
+        return f"it ends in {units.count(newlines, 'newline') if newlines else 'no newline'}, expected 1"
+    try:
+        same = tomllib.loads(data.decode()) == tomllib.loads(expected.decode())
+    except (ValueError, RecursionError):
+        return ""
+    line = _first_difference(data.split(b"\n"), expected.split(b"\n"))
+    return f"its values are the same, and its layout is not, from line {line + 1} on: a formatter or an editor changed it" if same else ""
+
+
+def _first_difference(found: Sequence[object], expected: Sequence[object]) -> int:
+    """Return the index of the first item that differs, or that one of the two lacks."""
+    return next((i for i, (a, b) in enumerate(zip(found, expected, strict=False)) if a != b), min(len(found), len(expected)))
+
+
+def _quote(lines: list[str], others: list[str], index: int) -> str:
+    """Return line *index* of *lines*, around where it differs from that of *others*."""
+    if index >= len(lines):
+        return "missing"
+    column = _first_difference(lines[index], others[index]) if index < len(others) else 0
+    begin = column - 40 if column > 60 else 0
+    return f"{'…' if begin else ''}{lines[index][begin : begin + 100]!r}"
 
 
 def digest_of(data: bytes) -> str:
