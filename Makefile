@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --dist loadgroup
 FAST := tests/unit tests/laws tests/contract
 ONE_REAL_PATH := tests/functional/test_main_job.py::test_a_model_is_downloaded_verified_tested_and_served
 
-.PHONY: demo test test-fast test-pythons format check fuzz crash bench gpu-check lock-requirements clean
+.PHONY: demo test test-fast test-pythons format check docs reference fuzz crash bench gpu-check lock-requirements clean
 
 demo: $(READY)
 	$(BIN)/reconcile demo
@@ -37,6 +37,15 @@ check: $(READY)
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/lint-imports
 	$(BIN)/reconcile lock --check
+	$(BIN)/mkdocs build --quiet
+
+# The documentation as a site, in build/site. A link that leads nowhere is an error.
+docs: $(READY)
+	$(BIN)/mkdocs build
+
+# The reference pages of the documentation, from the code. A test compares them.
+reference: $(READY)
+	$(BIN)/python -m tests.reference_pages
 
 # A million mutated envelopes; `make test` tries twenty thousand.
 fuzz: $(READY)

@@ -1,0 +1,321 @@
+"""
+The reference part of the documentation, made from the code: ``python -m tests.reference_pages`` writes it.
+
+Rules that hold here:
+
+1. Every sentence comes from where a developer reads it too: a docstring, a ``#:`` comment above a field, a command's help, a hint.
+   What reads badly in a page is mended there, and the page is written again.
+2. The pages are committed, so that they are read without a build; ``tests/functional/test_docs.py`` compares them.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import re
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+import msgspec
+
+from reconciler import settings
+from reconciler.cli import cli
+from reconciler.commands import metrics_source, schemas
+from reconciler.core import errors
+from reconciler.report import metrics
+from tests.unit.test_metrics import FULL, NOW
+
+FOLDER = Path(__file__).parents[1] / "docs"
+_MADE = "<!-- Made from the code by `python -m tests.reference_pages`: edit there, not here. -->\n\n"
+
+
+def pages() -> dict[str, str]:
+    """Return every made page by its path in ``docs/``."""
+    made = {
+        "reference/settings.md": _settings(),
+        "reference/errors.md": _errors(),
+        "reference/events.md": _events(),
+        "reference/metrics.md": _metrics(),
+        "reference/documents.md": _documents(),
+        **{f"reference/commands-{name}.md": _commands(title, names) for name, (title, names) in _SECTIONS.items()},
+    }
+    return {path: _MADE + text.rstrip() + "\n" for path, text in made.items()}
+
+
+def main() -> None:
+    """Write the pages."""
+    for path, text in pages().items():
+        (FOLDER / path).parent.mkdir(exist_ok=True)
+        (FOLDER / path).write_text(text)
+        sys.stdout.write(f"docs/{path}\n")
+
+
+# -- settings ------------------------------------------------------------------------------------------
+
+
+def _settings() -> str:
+    text = (
+        "# Settings\n\n`reconcile.toml`: every key, its type and its default. The file is found by `--config`, by `$RECONCILE_CONFIG`,\n"
+        "or in the working directory or the nearest folder above it. Relative paths are relative to the file. An unknown key is an\n"
+        "error that names the nearest known one. Sizes are written as `10GiB`, times as `30s`, `5m`, `24h`, `30d`.\n"
+    )
+    return text + "".join(_table_of_settings(name, kind) for name, kind in _tables(settings.Settings, ""))
+
+
+def _tables(kind: type[msgspec.Struct], prefix: str) -> Iterator[tuple[str, type[msgspec.Struct]]]:
+    for field in msgspec.structs.fields(kind):
+        if isinstance(field.type, type) and issubclass(field.type, msgspec.Struct):
+            name = f"{prefix}{field.encode_name}"
+            if any(not _is_table(inner) for inner in msgspec.structs.fields(field.type)):
+                yield name, field.type
+            yield from _tables(field.type, f"{name}.")
+
+
+def _is_table(field: msgspec.structs.FieldInfo) -> bool:
+    return isinstance(field.type, type) and issubclass(field.type, msgspec.Struct)
+
+
+def _table_of_settings(name: str, kind: type[msgspec.Struct]) -> str:
+    comments = comments_of(kind)
+    rows = [
+        f"| `{field.encode_name}` | {_type(field.type)} | `{_toml(_default(field))}` | {_cell(comments.get(field.name, ''))} |\n"
+        for field in msgspec.structs.fields(kind)
+        if not _is_table(field)
+    ]
+    return f"\n## `[{name}]`\n\n{_prose(kind.__doc__)}\n\n| key | type | default | meaning |\n|---|---|---|---|\n{''.join(rows)}"
+
+
+def _default(field: msgspec.structs.FieldInfo) -> Any:
+    return field.default_factory() if field.default_factory is not msgspec.NODEFAULT else field.default
+
+
+def _toml(value: Any) -> str:
+    return json.dumps(msgspec.to_builtins(value))
+
+
+# -- errors ----------------------------------------------------------------------------------------------
+
+
+def _errors() -> str:
+    text = (
+        "# Errors\n\nAn error is shown as `error[name]: what went wrong` and `hint: what to do next`; with `--json` it is\n"
+        '`{"error": {"name": "…", "message": "…", "hint": "…"}}`. Names and exit codes are stable. Many errors carry a hint of their own\n'
+        "that fits the case; the table has the general one.\n"
+    )
+    families: dict[str, list[str]] = {}
+    for found in _kinds(errors.ReconcileError):
+        row = f"| `{found.name}` | {found.exit_code} | {_cell(found.__doc__)} | {_cell(found.hint)} |\n"
+        families.setdefault(_family(found), []).append(row)
+    for title, rows in families.items():
+        text += f"\n## {title}\n\n| name | exit code | cause | what to do |\n|---|---|---|---|\n{''.join(rows)}"
+    return text
+
+
+def _kinds(kind: type[errors.ReconcileError]) -> list[type[errors.ReconcileError]]:
+    found = [one for one in vars(errors).values() if isinstance(one, type) and issubclass(one, kind)]
+    return sorted(found, key=lambda one: inspect.getsourcelines(one)[1])
+
+
+def _family(kind: type) -> str:
+    """Return the heading, a comment between rules, under which *kind* stands in its module."""
+    lines = inspect.getsource(errors).splitlines()[: inspect.getsourcelines(kind)[1]]
+    headings = [found[1] for line in lines if (found := re.match(r"# -- (.+?) -+$", line))]
+    return headings[-1].capitalize() if headings else "The root of all"
+
+
+# -- events ------------------------------------------------------------------------------------------------
+
+
+def _events() -> str:
+    text = (
+        "# Events\n\n`reconcile apply --json` and `reconcile sync --json` write one event a line to standard output. Each is a JSON\n"
+        "object whose `type` says which. A field that has its default may be missing. Readers should ignore types and fields that\n"
+        "they do not know.\n"
+    )
+    for kind in get_args(schemas.Events):
+        name = kind.__struct_config__.tag
+        text += f"\n## `{name}`\n\n{_prose(kind.__doc__)}\n\n{_fields(kind)}"
+    return text
+
+
+def _fields(kind: type[msgspec.Struct]) -> str:
+    comments = comments_of(kind)
+    head = ("field", "type", "default", "meaning") if any(comments.values()) else ("field", "type", "default")
+    rows = [
+        (f"`{field.encode_name}`", _type(field.type), _needed(field), _cell(comments.get(field.name, "")))[: len(head)]
+        for field in msgspec.structs.fields(kind)
+    ]
+    return "".join(f"| {' | '.join(row)} |\n" for row in (head, ("---",) * len(head), *rows))
+
+
+def _needed(field: msgspec.structs.FieldInfo) -> str:
+    if field.required:
+        return "always there"
+    return "missing" if _default(field) is msgspec.UNSET else f"`{_toml(_default(field))}`"
+
+
+# -- metrics -------------------------------------------------------------------------------------------------
+
+
+def _metrics() -> str:
+    text = (
+        "# Metrics\n\nWhat the agent gives to Prometheus, with `--metrics-port` or `--metrics-file`. What is not known has no sample.\n\n"
+        "| name | kind | labels | meaning |\n|---|---|---|---|\n"
+    )
+    for family in sorted(metrics.registry(lambda: FULL, lambda: NOW).collect(), key=lambda found: found.name):
+        name = family.name + ("_total" if family.type == "counter" else "")
+        labels = sorted({f"`{label}`" for sample in family.samples for label in sample.labels})
+        text += f"| `{name}` | {family.type} | {', '.join(labels)} | {_cell(family.documentation)} |\n"
+    states = ", ".join(f"`{state}`" for state in metrics.STATES)
+    kinds = ", ".join(f"`{kind}`" for kind in metrics_source.KINDS)
+    return text + f"\n`state` is one of {states}. `kind` is one of {kinds}.\n"
+
+
+# -- documents -----------------------------------------------------------------------------------------------
+
+
+def _documents() -> str:
+    text = (
+        "# JSON documents\n\nThe JSON Schema (draft 2020-12) of every document, made from the types that read and write it.\n"
+        "The tables show the first level of each.\n\n| document | schema |\n|---|---|\n"
+    )
+    text += "".join(f"| {name} | [{name}.schema.json](../schemas/{name}.schema.json) |\n" for name in schemas.DOCUMENTS)
+    for name, kind in schemas.DOCUMENTS.items():
+        if isinstance(kind, type) and issubclass(kind, msgspec.Struct) and name != "settings":
+            text += f"\n## {name}\n\n{_prose(kind.__doc__)}\n\n{_fields(kind)}"
+    return text
+
+
+# -- commands ------------------------------------------------------------------------------------------------
+
+_SECTIONS = {
+    "node": ("Commands of a node", ("init", "lock", "plan", "apply", "sync", "agent", "status", "demo")),
+    "maintenance": ("Commands for maintenance", ("verify", "gc", "rollback", "history", "incidents", "retry", "doctor", "trust")),
+    "operator": ("Commands of the network's operator", ("key", "root")),
+    "snapshot": ("Commands for snapshots", ("snapshot",)),
+}
+
+
+#: Options that most commands have: shown once on each page.
+_SHARED = ("--json", "--json-into", "--config", "--color", "--quiet", "--verbose", "--lock-timeout")
+
+
+def _commands(title: str, names: tuple[str, ...]) -> str:
+    commands = [found for name in names for found in _walk(_command(cli, name), click.Context(cli, info_name="reconcile"), name)]
+    shared: dict[str, str] = {}
+    for command, context in commands:
+        shared |= {option.name or "": _option(option, context) for option in _options(command) if _is_shared(option)}
+    text = "".join(_section(command, context) for command, context in commands)
+    return f"# {title}\n{text}\n## Options that many commands share\n\n{_OPTIONS}{''.join(shared.values())}"
+
+
+def _walk(command: click.Command, parent: click.Context, name: str) -> Iterator[tuple[click.Command, click.Context]]:
+    context = click.Context(command, info_name=name, parent=parent)
+    yield command, context
+    if isinstance(command, click.Group):
+        for child in command.list_commands(context):
+            yield from _walk(_command(command, child), context, child)
+
+
+def _command(group: click.Group, name: str) -> click.Command:
+    found = group.get_command(click.Context(group), name)
+    assert found is not None, name
+    return found
+
+
+def _section(command: click.Command, context: click.Context) -> str:
+    path = context.command_path
+    own = "".join(_option(option, context) for option in _options(command) if not _is_shared(option))
+    shared = ", ".join(f"`{max(option.opts, key=len)}`" for option in _options(command) if _is_shared(option))
+    text = f"\n## `{path}`\n\n`{path} {' '.join(command.collect_usage_pieces(context))}`\n\n{_help(command)}\n"
+    return text + (f"\n{_OPTIONS}{own}" if own else "") + (f"\nAlso {shared}.\n" if shared else "")
+
+
+_OPTIONS = "| option | default | meaning |\n|---|---|---|\n"
+
+
+def _options(command: click.Command) -> list[click.Option]:
+    return [found for found in command.params if isinstance(found, click.Option) and not found.hidden]
+
+
+def _is_shared(option: click.Option) -> bool:
+    return not {*option.opts}.isdisjoint(_SHARED)
+
+
+def _help(command: click.Command) -> str:
+    """Return the help in Markdown: paragraphs as they are, and what click shall not wrap as a block."""
+    return "\n\n".join(map(_paragraph, inspect.cleandoc(command.help or "").split("\n\n")))
+
+
+def _paragraph(text: str) -> str:
+    block = textwrap.dedent(text.removeprefix("\b").strip("\n"))
+    return f"```text\n{block}\n```" if text.startswith("\b") else _prose(text)
+
+
+def _option(option: click.Option, context: click.Context) -> str:
+    names = ", ".join(f"`{name}`" for name in (*option.opts, *option.secondary_opts))
+    takes = "" if option.is_flag or option.count else f" `{option.make_metavar(context)}`"
+    default = option.to_info_dict()["default"]
+    shown = f"`{default}`" if isinstance(default, str | int | float) and default != "" and not option.is_flag and not option.count else ""
+    return f"| {names}{takes.replace('|', chr(92) + '|')} | {'required' if option.required else shown} | {_cell(option.help)} |\n"
+
+
+# -- words ---------------------------------------------------------------------------------------------------
+
+
+def comments_of(kind: type) -> dict[str, str]:
+    """Return the ``#:`` comment above each field of the class *kind* and of the classes that it extends."""
+    found: dict[str, str] = {}
+    for base in reversed([one for one in kind.__mro__ if one.__module__.startswith("reconciler")]):
+        lines = textwrap.dedent(inspect.getsource(base)).splitlines()
+        for node in ast.parse("\n".join(lines)).body[0].body:  # type: ignore[attr-defined]  # the source of a class holds one class
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                found[node.target.id] = _above(lines, node.lineno - 1)
+    return found
+
+
+def _above(lines: list[str], number: int) -> str:
+    said: list[str] = []
+    while number and lines[number - 1].strip().startswith("#:"):
+        number -= 1
+        said.insert(0, lines[number].strip()[2:].strip())
+    return " ".join(said)
+
+
+def _type(kind: Any) -> str:
+    """Return a type in words, as its JSON Schema has it."""
+    found = msgspec.json.schema(kind)
+    return _words(found, found.get("$defs", {}))
+
+
+def _words(found: dict[str, Any], defined: dict[str, Any]) -> str:
+    if "$ref" in found:
+        name = found["$ref"].rsplit("/", 1)[1]
+        return _words(defined[name], defined) if "enum" in defined.get(name, {}) else "object"
+    if "anyOf" in found:
+        return " or ".join(dict.fromkeys(_words(one, defined) for one in found["anyOf"]))
+    if "enum" in found:
+        return " or ".join(f"`{one}`" for one in found["enum"])
+    if found.get("type") == "array":
+        return f"list of {_words(found.get('items', {}) or {}, defined)}s" if isinstance(found.get("items"), dict) else "list"
+    if found.get("type") == "integer" and ("minimum" in found or "maximum" in found):
+        low, high = found.get("minimum"), found.get("maximum")
+        return f"integer, {low} to {high}" if low is not None and high is not None else f"integer, {low} or more"
+    return {"date-time": "RFC 3339 time"}.get(str(found.get("format")), str(found.get("type", "any")))
+
+
+def _prose(text: str | None) -> str:
+    return re.sub(r"``(.+?)``", r"`\1`", inspect.cleandoc(text or ""))
+
+
+def _cell(text: str | None) -> str:
+    return re.sub(r"\s+", " ", _prose(text)).replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    main()
