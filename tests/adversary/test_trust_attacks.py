@@ -1,4 +1,4 @@
-"""Attacks on what the network signed, one test or more for each; docs/trust.md says which attack is refused where."""
+"""Attacks on what the network signed, one test or more for each; docs/attacks.md says which attack is refused where."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ TOP = Path(__file__).parents[2]
 DEPLOY = TOP / "deploy"
 UNITS = sorted((DEPLOY / "systemd").glob("reconcile*.[st][ei][rm]*"))
 SERVICES = [unit for unit in UNITS if unit.suffix == ".service"]
-MANUAL = (TOP / "docs" / "operations.md").read_text()
+MANUAL = (TOP / "docs" / "how-to" / "monitor.md").read_text()
 
 
 def parsed(words: list[str]) -> click.Context:
@@ -335,49 +335,3 @@ def test_every_alert_says_what_happened_and_stands_in_the_manual() -> None:
         assert set(rule["annotations"]) == {"summary", "description"}
         assert rule["alert"] in MANUAL
     assert len({rule["alert"] for rule in rules()}) == len(rules())
-
-
-# -- the manual
-
-
-def lines_of_the_manual() -> list[str]:
-    blocks = re.findall(r"^```console\n(.*?)^```", MANUAL, re.DOTALL | re.MULTILINE)
-    found = [line for block in blocks for line in block.splitlines()]
-    typed = re.compile(r"[$#] (?:sudo -u reconcile \S+ )?(?:/opt/reconcile/bin/)?reconcile (.*)")
-    return [match[1] for line in found if (match := typed.match(line))]
-
-
-@pytest.mark.parametrize("line", sorted(set(lines_of_the_manual())))
-def test_every_command_in_the_manual_is_one(line: str) -> None:
-    assert parsed(shlex.split(line)).info_name
-
-
-def test_the_manual_names_every_command_of_a_node_and_every_metric() -> None:
-    assert len(lines_of_the_manual()) > 30
-    inline = re.findall(r"`reconcile ([a-z ]+)", MANUAL)
-    assert all(cli.get_command(click.Context(cli), name.split()[0]) for name in inline)
-    for name in exported():
-        assert name in MANUAL, name
-    for kind in status.INCIDENT_KINDS:
-        known = f"`{kind}`" in MANUAL
-        assert known or kind == "bad-root-chain", kind
-
-
-def test_every_prompt_in_the_manual_is_one() -> None:
-    for block in re.findall(r"^```console\n(.*?)^```", MANUAL, re.DOTALL | re.MULTILINE):
-        assert all(line.startswith(("$ ", "# ")) for line in block.splitlines()), block
-
-
-def test_what_the_manual_and_the_units_name_exists() -> None:
-    for name in re.findall(r"deploy/[\w./-]+\w", MANUAL):
-        assert (TOP / name).exists(), name
-    settings = re.search(r"```toml\n(.*?)```", MANUAL, re.DOTALL)
-    assert settings is not None
-    from reconciler.settings import decode
-
-    read = decode(settings[1].encode(), Path("/etc/reconcile"))
-    service = Unit(SERVICES[0])["Service"]
-    state = Path("/var/lib", service["StateDirectory"].split()[0])
-    assert read.store_path.is_relative_to(state)
-    assert read.path(read.network.lockfile).is_relative_to(state)
-    assert read.path(read.network.root) == Path("/etc/reconcile/root.json")

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import click
-import msgspec
 import pytest
 
-from reconciler import settings
 from reconciler.cli import cli
 from reconciler.commands import schemas
 from tests.node import run
 
 TOP = Path(__file__).parents[2]
-DOCUMENTS = [TOP / "README.md", *sorted((TOP / "docs").glob("*.md"))]
+DOCUMENTS = [*sorted(TOP.glob("*.md")), *sorted((TOP / "docs").rglob("*.md"))]
 _HELP = re.compile(r"(<!-- help:begin -->\n)(.*?)(<!-- help:end -->)", re.DOTALL)
 _LINE = re.compile(r"^(?:\$ )?(?:\*/5 \* \* \* \*  )?reconcile ((?:[a-z]|--).*)$", re.MULTILINE)
 _BLOCK = re.compile(r"^```[a-z]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
@@ -39,14 +35,6 @@ def test_the_readme_shows_the_help_as_it_is() -> None:
         path.write_text(expected)
 
     assert path.read_text() == expected
-
-
-def test_the_documents_list_every_setting_with_its_default() -> None:
-    block = re.search(r"<!-- settings:begin -->\n```toml\n(.*?)```", (TOP / "docs" / "formats.md").read_text(), re.DOTALL)
-    assert block
-    shown, there = tomllib.loads(block[1]), json.loads(msgspec.json.encode(settings.Settings()))
-
-    assert shown == {key: value for key, value in there.items() if key != "base"}
 
 
 @pytest.mark.parametrize("name", sorted(schemas.DOCUMENTS))
