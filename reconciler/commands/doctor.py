@@ -205,7 +205,7 @@ def runtimes(given: CheckInput) -> Iterator[CheckResult]:
 
 def _runtime_hint(name: str) -> str:
     return {
-        "llama-cpp": "pip install 'reconciler[llama-cpp]'",
+        "llama-cpp": "pip install llama-cpp-python",
         "openai": "name the server's command as argv in [runtime.openai]",
     }.get(name, "install the package that brings this engine; its models are skipped until then")
 

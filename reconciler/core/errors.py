@@ -250,7 +250,7 @@ class RuntimeMissing(ReconcileError):
     """The engine that models ask for is not installed."""
 
     name = "runtime-missing"
-    hint = "pip install 'reconciler[llama-cpp]'"
+    hint = "pip install llama-cpp-python"
 
 
 # -- this program ----------------------------------------------------------------------------------

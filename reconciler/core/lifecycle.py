@@ -227,7 +227,7 @@ def incompatible(model: LockedModel, node: NodeFacts) -> str:
     """Return why *node* cannot run *model*, and by how much; empty if it can."""
     version = node.engines.get(model.runtime.engine)
     if version is None:
-        extra = f"; pip install 'reconciler[{model.runtime.engine}]'" if model.runtime.engine == "llama-cpp" else ""
+        extra = "; pip install llama-cpp-python" if model.runtime.engine == "llama-cpp" else ""
         return f"engine {model.runtime.engine} is not installed{extra}"
     if model.runtime.version and not _satisfies(version, model.runtime.version):
         return f"engine {model.runtime.engine} is {version}, needs {model.runtime.version}"

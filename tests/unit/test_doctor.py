@@ -174,7 +174,7 @@ def test_a_missing_engine_matters_only_where_a_model_needs_it(locked: CheckInput
     found = {finding.name: finding for finding in doctor.run_check(doctor.runtimes, locked)}
 
     assert found["runtime llama-cpp"].level == "error"
-    assert "reconciler[llama-cpp]" in found["runtime llama-cpp"].hint
+    assert "llama-cpp-python" in found["runtime llama-cpp"].hint
     assert all(finding.level == "ok" for name, finding in found.items() if name != "runtime llama-cpp")
 
 
