@@ -107,25 +107,8 @@ def _errors() -> str:
         '`{"error": {"name": "…", "message": "…", "hint": "…"}}`. Names and exit codes are stable. Many errors carry a hint of their own\n'
         "that fits the case; the table has the general one.\n"
     )
-    families: dict[str, list[str]] = {}
-    for found in _kinds(errors.ReconcileError):
-        row = f"| `{found.name}` | {found.exit_code} | {_cell(found.__doc__)} | {_cell(found.hint)} |\n"
-        families.setdefault(_family(found), []).append(row)
-    for title, rows in families.items():
-        text += f"\n## {title}\n\n| name | exit code | cause | what to do |\n|---|---|---|---|\n{''.join(rows)}"
-    return text
-
-
-def _kinds(kind: type[errors.ReconcileError]) -> list[type[errors.ReconcileError]]:
-    found = [one for one in vars(errors).values() if isinstance(one, type) and issubclass(one, kind)]
-    return sorted(found, key=lambda one: inspect.getsourcelines(one)[1])
-
-
-def _family(kind: type) -> str:
-    """Return the heading, a comment between rules, under which *kind* stands in its module."""
-    lines = inspect.getsource(errors).splitlines()[: inspect.getsourcelines(kind)[1]]
-    headings = [found[1] for line in lines if (found := re.match(r"# -- (.+?) -+$", line))]
-    return headings[-1].capitalize() if headings else "The root of all"
+    rows = [f"| `{found.name}` | {found.exit_code} | {_cell(found.cause)} | {_cell(found.hint)} |\n" for found in errors.reference()]
+    return f"{text}\n| name | exit code | cause | what to do |\n|---|---|---|---|\n{''.join(rows)}"
 
 
 # -- events ------------------------------------------------------------------------------------------------
