@@ -25,7 +25,7 @@ import msgspec
 
 from reconciler import settings
 from reconciler.cli import cli
-from reconciler.commands import metrics_source, schemas
+from reconciler.commands import schemas, status
 from reconciler.core import errors
 from reconciler.report import metrics
 from tests.unit.test_metrics import FULL, NOW
@@ -155,7 +155,7 @@ def _metrics() -> str:
         labels = sorted({f"`{label}`" for sample in family.samples for label in sample.labels})
         text += f"| `{name}` | {family.type} | {', '.join(labels)} | {_cell(family.documentation)} |\n"
     states = ", ".join(f"`{state}`" for state in metrics.STATES)
-    kinds = ", ".join(f"`{kind}`" for kind in metrics_source.KINDS)
+    kinds = ", ".join(f"`{kind}`" for kind in status.INCIDENT_KINDS)
     return text + f"\n`state` is one of {states}. `kind` is one of {kinds}.\n"
 
 

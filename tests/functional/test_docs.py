@@ -35,7 +35,7 @@ import pytest
 import yaml
 
 from reconciler.cli import cli
-from reconciler.commands import metrics_source
+from reconciler.commands import status
 from reconciler.core import lock, snapshot, trust
 from reconciler.core.dsse import Envelope
 from reconciler.demo.server import serving
@@ -279,7 +279,7 @@ def test_every_file_of_deploy_that_the_pages_name_exists_and_the_settings_fit_th
 
 
 def test_every_kind_of_incident_has_its_line() -> None:
-    assert all(f"`{kind}`" in read("how-to/incidents.md") for kind in metrics_source.KINDS)
+    assert all(f"`{kind}`" in read("how-to/incidents.md") for kind in status.INCIDENT_KINDS)
 
 
 def test_every_test_that_a_page_names_is_there() -> None:
