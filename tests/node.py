@@ -14,11 +14,12 @@ import hashlib
 import io
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
 from msgspec import Struct
 
 from reconciler import cli, settings
@@ -26,6 +27,7 @@ from reconciler.commands.context import Clock, NodeContext, from_settings, wall_
 from reconciler.demo import models
 from reconciler.demo.server import Server
 from reconciler.ports import Event
+from reconciler.store import clock
 from tests.network import Document, Network
 
 
@@ -167,3 +169,12 @@ def _trace(path: Path) -> tuple[int, int, str]:
         return seen.st_mode, seen.st_mtime_ns, str(path.readlink())
     content = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
     return seen.st_mode, seen.st_mtime_ns, content
+
+
+@contextlib.contextmanager
+def later(**span: float) -> Iterator[Callable[[], datetime]]:
+    """Give the clock of a time to come, at which every clock of this machine says so."""
+    passed, before = timedelta(**span), clock.boot_time
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(clock, "boot_time", lambda: before()._replace(seconds=before().seconds + passed.total_seconds()))
+        yield lambda: datetime.now(UTC) + passed

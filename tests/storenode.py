@@ -24,7 +24,7 @@ from reconciler.core.plan import Plan
 from reconciler.core.state import NodeState
 from reconciler.core.trust import TrustState
 from reconciler.ports import Ports
-from reconciler.store import atomic, generations, observe, trust_state, writer_lock
+from reconciler.store import atomic, clock, generations, observe, trust_state, writer_lock
 from reconciler.store.blobs import Blobs
 from reconciler.store.generations import Generations, path_of
 from reconciler.store.housekeeping import StoreHousekeeping
@@ -78,23 +78,26 @@ class StoreNode(SnapshotAuthor):
         with writer_lock.hold(self.layout.lock_file), Ledger.writing(self.layout.ledger) as ledger:
             trust_state.write(self.layout, ledger, TrustState(version=wanted.snapshot.version, digest=wanted.snapshot.digest))
             trust_state.keep_envelope(self.layout, wanted.snapshot.digest.encode())
+            clock.follow(self.layout, ledger, self.clock(), self.policy.grace_seconds, self.clock.boot_time())
+            ledger.limit_times(self.clock())
             state = observe.node_state(self.layout, ledger)
             made = self._diff(wanted, state)
             return run.execute(made, wanted, state, self.facts, self.policy, self.ports(wanted, ledger))
 
     def ports(self, wanted: Lock, ledger: Ledger) -> Ports:
-        blobs = Blobs(self.layout, ledger, hash_file, self.clock)
+        now = clock.run_clock(self.clock, lambda: self.clock.boot_time().seconds)
+        blobs = Blobs(self.layout, ledger, hash_file, now)
         return Ports(
             blobs=blobs,
             trees=Trees(self.layout, ledger, blobs, TarUnpacker()),
             generations=Generations(self.layout),
             ledger=ledger,
-            housekeeping=StoreHousekeeping(self.layout, ledger, wanted, self.policy, self.clock),
+            housekeeping=StoreHousekeeping(self.layout, ledger, wanted, self.policy, now),
             hooks=self.hooks,
             fetcher=StagingFetcher(self.layout.staging, self.internet),
             tester=self.tester,
-            report=wiring.with_history(self.heard, ledger, wanted.snapshot.digest, "apply", self.clock),
-            now=self.clock,
+            report=wiring.with_history(self.heard, ledger, wanted.snapshot.digest, "apply", now),
+            now=now,
             tree_path=self.layout.tree,
             active_path=path_of,
         )

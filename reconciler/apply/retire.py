@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from reconciler.apply import activate, records
 from reconciler.apply.run_state import RunState
-from reconciler.core import lifecycle
+from reconciler.core import lifecycle, units
 from reconciler.core.errors import BlobDamaged, DiskFull, StoreError
 from reconciler.core.lock import LockedModel
 from reconciler.core.plan import ModelChange
@@ -33,7 +33,7 @@ def remove(run: RunState, ports: Ports) -> RunState:
     for change in run.planned("remove"):
         record = run.records.get(change.id)
         since = record.unlisted_since if record else None
-        over = since is None or (ports.now() - since).total_seconds() >= run.policy.grace_seconds
+        over = since is None or units.age_seconds(since, ports.now()) >= run.policy.grace_seconds
         if change.id in run.models or over:
             ports.report(ModelPhase(model=change.id, phase="removing"))
             run = records.forget(run, ports, change.id, change.reason)

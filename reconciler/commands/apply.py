@@ -28,7 +28,7 @@ from reconciler.core.node import NodeFacts, Policy
 from reconciler.core.plan import Plan
 from reconciler.core.state import NodeState
 from reconciler.ports import Event, Incident, Notice, Reporter
-from reconciler.store import observe, trust_state
+from reconciler.store import clock, observe, trust_state
 from reconciler.store.ledger import Ledger
 
 if TYPE_CHECKING:
@@ -96,9 +96,12 @@ def apply(
     from reconciler.commands import wiring  # the downloader and the engines come with it, and a plan needs neither
 
     with hold_store(context, timeout_seconds=options.lock_timeout_seconds) as ledger:
+        context = msgspec.structs.replace(context, clock=clock.run_clock(context.clock))
         now = context.clock()
         report = _with_incidents_logged(report, ledger, context.clock)
         found = _accept_lock(context, ledger, now)
+        clock.follow(context.layout, ledger, now, context.policy.grace_seconds, clock.boot_time())
+        ledger.limit_times(now)
         if saved is not None and saved.lock == found.lock_digest:  # it is carried out as it was asked for
             options = msgspec.structs.replace(options, excluded=(*options.excluded, *plans.excluded_models(saved)))
         seen = _preview(context, options, found, observe.node_state(context.layout, ledger), now)

@@ -13,7 +13,7 @@ from reconciler.core.errors import StoreError, UsageError
 from reconciler.core.lock import Lock
 from reconciler.core.state import Generation, NodeState
 from reconciler.ports import Reporter, Swapped
-from reconciler.store import generations, observe
+from reconciler.store import clock, generations, observe
 from reconciler.store.housekeeping import Garbage, StoreHousekeeping
 from reconciler.store.layout import Layout
 from reconciler.store.ledger import Change, Ledger
@@ -37,6 +37,7 @@ def gc(context: NodeContext, *, at_most: int | None = None, lock_timeout_seconds
     """
     with hold_store(context, timeout_seconds=lock_timeout_seconds) as ledger:
         found = load_lock.load_verified_lock(context)
+        clock.follow(context.layout, ledger, context.clock(), context.policy.grace_seconds, clock.boot_time())
         housekeeping = StoreHousekeeping(context.layout, ledger, found.lock, context.policy, context.clock)
         before = housekeeping.garbage()
         housekeeping.free(before, at_most=at_most)

@@ -240,6 +240,6 @@ def _logged(kind: str, done: Checked, detail: str, store: _Store) -> Damage:
 def _forget_removed(store: _Store, state: NodeState) -> None:
     """Forget the times of copies that have left cold storage."""
     known = store.ledger.fact(_COLD, dict[str, datetime]) or {}
-    left = {name: at for name, at in known.items() if name in state.archived}
+    left = {name: min(at, store.clock()) for name, at in known.items() if name in state.archived}  # a wrong clock wrote later ones
     if left != known:
         store.ledger.set_fact(_COLD, left)

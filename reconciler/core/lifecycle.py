@@ -13,7 +13,7 @@ is damaged (``damaged``).
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Literal
 
 import msgspec
@@ -213,7 +213,7 @@ def _outdated_pass(passed: Passed, model: LockedModel, given: PlanInput) -> str:
     if passed.device != node.device:
         return "device-changed"
     after = given.lock.retest_after
-    if after and given.now >= passed.at + timedelta(seconds=units.seconds(after)):
+    if after and units.age_seconds(passed.at, given.now) >= units.seconds(after):
         return "retest-due"
     return ""
 

@@ -286,8 +286,8 @@ def _leaving(model: str, state: NodeState, policy: Policy, now: datetime) -> Mod
     if record is None or record.unlisted_since is None or model in state.active.entries:
         stay = f"its bytes stay for {units.human_time(policy.grace_seconds)}"
         return ModelChange(id=model, op="remove", from_=before, to="absent", reason=f"not-listed: {stay}")
-    gone = record.unlisted_since + timedelta(seconds=policy.grace_seconds)
-    if now < gone:
+    if units.age_seconds(record.unlisted_since, now) < policy.grace_seconds:
+        gone = min(record.unlisted_since, now) + timedelta(seconds=policy.grace_seconds)
         reason = f"not-listed: its bytes go after {units.rfc3339(gone)}"
         return ModelChange(id=model, op="keep", from_=before, to=before, reason=reason)
     return ModelChange(id=model, op="remove", from_=before, to="absent", reason="not-listed: its grace is over, its bytes go")

@@ -81,6 +81,11 @@ def human_time(duration: float) -> str:
     return f"{hours}h {minutes}m" if hours else f"{minutes}m {int(duration) % 60}s"
 
 
+def age_seconds(then: datetime, now: datetime) -> float:
+    """Return the seconds from *then* to *now*, never below 0: a time in the future, which a wrong clock wrote, counts as now."""
+    return max((now - then).total_seconds(), 0.0)
+
+
 def rfc3339(instant: datetime) -> str:
     """Return *instant* in UTC as ``2026-11-20T00:00:00Z`` (RFC 3339), whole seconds."""
     return f"{instant.astimezone(UTC).replace(tzinfo=None).isoformat(timespec='seconds')}Z"  # strftime's %Y does not pad

@@ -18,6 +18,7 @@ from msgspec import Struct
 
 from reconciler import files
 from reconciler.core import digest as digests
+from reconciler.core import units
 from reconciler.core.errors import InternalError, StoreError
 from reconciler.core.lock import Lock
 from reconciler.core.node import Policy
@@ -32,6 +33,8 @@ from reconciler.store.trees import files_of
 PARTIAL_SECONDS = 7 * 86400.0
 #: A damaged copy in cold storage is kept for so many seconds, for people to examine.
 ASIDE_SECONDS = 7 * 86400.0
+#: Characters of the time in the name of a quarantined model's folder.
+_STAMP = len("20261120T120000000000")
 
 
 class Garbage(Struct, frozen=True, kw_only=True):
@@ -90,8 +93,8 @@ class StoreHousekeeping:
     def quarantine(self, model: str, report: TestReport | None, detail: str, tree: str) -> None:
         """Keep a failed model's files, as hard links, with a record of what was expected and found; the oldest are deleted."""
         now = self._now()
-        folder = self._layout.quarantine / f"{now:%Y%m%dT%H%M%S%f}-{_model_suffix(model)}"
-        with contextlib.suppress(StoreError), files.translate_errors("keep what failed"):  # no run stops because a record cannot be kept
+        with contextlib.suppress(StoreError), files.translate_errors("keep what failed"):  # what cannot be kept for people stops no run
+            folder = self._layout.quarantine / f"{self._stamp(now)}-{_model_suffix(model)}"
             atomic.make_folder(folder, 0o700)
             record = QuarantineRecord(model=model, at=now, detail=detail, tree=tree, report=report)
             atomic.write(folder / "record.json", msgspec.json.format(msgspec.json.encode(record)))
@@ -102,6 +105,12 @@ class StoreHousekeeping:
     def report_bug(self, error: Exception, model: str) -> InternalError:
         """Write a report of *error*, which met *model*, and return the error that tells of it; raises nothing."""
         return crash_report.internal_error(self._layout, error, {"command": "apply", "model": model}, self._now())
+
+    def _stamp(self, now: datetime) -> str:
+        """Return what orders records: the time, or, where a clock that was ahead wrote a later one, right after that."""
+        newest = max((path.name.partition("-")[0] for path in self._layout.quarantine.glob("2*-*")), default="")
+        stamp = f"{now:%Y%m%dT%H%M%S%f}"
+        return stamp if stamp > newest else f"{newest[:_STAMP]}.{int(newest[_STAMP + 1 :] or 0) + 1:06}"
 
     def _keep_files(self, tree: Path, folder: Path) -> None:
         for index, path in enumerate(sorted(path for path in tree.rglob("*") if path.is_file() and not path.is_symlink())):
@@ -224,7 +233,7 @@ class StoreHousekeeping:
             record
             for record in self._ledger.records().values()
             if record.id not in listed
-            and (record.unlisted_since is None or (now - record.unlisted_since).total_seconds() < self._policy.grace_seconds)
+            and (record.unlisted_since is None or units.age_seconds(record.unlisted_since, now) < self._policy.grace_seconds)
         ]
 
     def _made_of(self, trees: set[str]) -> set[str]:

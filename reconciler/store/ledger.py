@@ -252,6 +252,30 @@ class Ledger:
             return (found, _parse_time(at)) if found else None
         return None
 
+    # -- time --------------------------------------------------------------------------------------
+
+    def follow_clock(self, records: Iterable[Record], reading: object) -> None:
+        """Write *records* and the clock's *reading* (``store.clock``), all or nothing: their times were moved by what it says."""
+        with self._guard:
+            self._write("BEGIN IMMEDIATE", ())
+            try:
+                for record in records:
+                    self.put(record)
+                self.set_fact("clock", reading)
+            except BaseException:
+                self._write("ROLLBACK", ())
+                raise
+            self._write("COMMIT", ())
+
+    def limit_times(self, now: datetime) -> None:
+        """Let tests and verifications of a time after *now* count as of *now*; *now* was accepted by the trust rules."""
+        late = [(model, passed) for model, passed in self.passed().items() if passed.at > now]
+        for model, passed in late:
+            self._write("UPDATE models SET passed = ? WHERE id = ?", (msgspec.json.encode(msgspec.structs.replace(passed, at=now)), model))
+        text = units.rfc3339(now)
+        if self._rows("SELECT 1 FROM blobs WHERE verified_at > ? LIMIT 1", (text,)):
+            self._write("UPDATE blobs SET verified_at = ? WHERE verified_at > ?", (text, text))
+
     # -- incidents and history ---------------------------------------------------------------------
 
     def log_incident(self, incident: Incident, at: datetime) -> None:
@@ -261,8 +285,8 @@ class Ledger:
             counted = f"{_INCIDENT_COUNTS}{incident.kind}"
             self.set_fact(counted, (self.fact(counted, int) or 0) + 1)  # a counter must not fall when old rows are deleted
             since = units.rfc3339(datetime.fromtimestamp(at.timestamp() - REPEAT_SECONDS, UTC))
-            alike = "kind = ? AND model = ? AND blob = ? AND source = ? AND detail = ? AND last_at > ?"
-            same = self._rows(f"SELECT id FROM incidents WHERE {alike}", (*key, since))  # noqa: S608  the clause stands right above
+            alike = "kind = ? AND model = ? AND blob = ? AND source = ? AND detail = ? AND last_at > ? AND last_at <= ?"
+            same = self._rows(f"SELECT id FROM incidents WHERE {alike}", (*key, since, units.rfc3339(at)))  # noqa: S608  the clause stands right above
             if same:
                 self._write("UPDATE incidents SET times = times + 1, last_at = ? WHERE id = ?", (units.rfc3339(at), same[0][0]))
                 return

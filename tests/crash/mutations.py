@@ -78,6 +78,7 @@ STAGING, HASHER, PASSAGE, VERIFY, RESOLVE, ARIA2, DOCUMENT = (
 CONFIRM, NETWORK, RUN, SETUP, UPKEEP, SCRUB, CONTEXT, NODE_TRUST = (
     f"reconciler/commands/{name}.py" for name in ("load_lock", "lock", "apply", "init", "maintenance", "verify", "context", "node_trust")
 )
+CLOCK = "reconciler/store/clock.py"
 FILES, UNPACK, ATTEND = ("reconciler/files.py", "reconciler/unpack/extract.py", "reconciler/sandbox/supervision.py")
 
 _STORE = ("contract/test_trees_contract", "contract/test_generations_contract", "unit/test_apply", "crash/test_damage")
@@ -118,9 +119,10 @@ TESTS = {
     NETWORK: _ENGINE,
     CONTEXT: (*_ENGINE, "crash/test_full_disk"),
     NODE_TRUST: _ENGINE,
-    UPKEEP: ("functional/test_rollback",),
+    UPKEEP: ("functional/test_rollback", "functional/test_housekeeping"),
     SCRUB: ("functional/test_cold_storage",),
-    RUN: _ENGINE,
+    RUN: (*_ENGINE, "functional/test_housekeeping"),
+    CLOCK: ("laws/test_clock_machine",),
     SETUP: _ENGINE,
     ATTEND: ("adversary/test_hostile_child",),
 }
@@ -335,6 +337,22 @@ def _network() -> Iterator[Mutation]:
     yield without("time and trust state before a run", NODE_TRUST, recorded)
     yield without("time and trust state before a plan", RUN, f"found.check_fresh(trust_state.read(layout, ledger), {fresh}")
     yield without("time and trust state before it begins anew", SETUP, f"found.check_fresh(known, {fresh}")
+    yield never("time within a boot", CLOCK, "boot.boot and boot.boot == before.boot and boot.seconds >= before.boot_seconds")
+    yield once("time across boots: at most", CLOCK, "return min(max(wall - since, 0.0), most_seconds)", "return max(wall - since, 0.0)")
+    yield once(
+        "time across boots: after a clock that was behind", CLOCK, "before.latest if wall >= before.latest else before.wall", "before.wall"
+    )
+    yield once("records that follow the clock", CLOCK, "[_moved(record, moved, now) for record in records]", "[]")
+    yield once(
+        "times in the future count as now",
+        CLOCK,
+        "min(record.unlisted_since.timestamp() + seconds, now.timestamp())",
+        "record.unlisted_since.timestamp() + seconds",
+    )
+    yield once("one reading of the clock a run", CLOCK, "lambda: began + timedelta(seconds=timer() - at)", "clock")
+    following = "clock.follow(context.layout, ledger, {}, context.policy.grace_seconds, clock.boot_time())"
+    yield without("the clock before a run", RUN, following.format("now"))
+    yield without("the clock before gc", UPKEEP, following.format("context.clock()"))
     yield once("the higher trust state", FLOOR, "max(found, key=lambda one: one.order)", "found[0]")
     yield never("a lost trust state", FLOOR, "used")
     yield once("an empty trust state", FLOOR, "return found if found.version else None", "return found")

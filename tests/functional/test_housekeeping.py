@@ -14,7 +14,7 @@ from reconciler.commands import apply, maintenance, verify
 from reconciler.demo.server import Server
 from reconciler.ports import HashProgress
 from reconciler.report.terminal import Moving
-from tests.node import Node, deaf, flip, tiny, traces
+from tests.node import Node, deaf, flip, later, tiny, traces
 from tests.twins.node import EventLog
 
 # -- gc --------------------------------------------------------------------------------------------
@@ -54,13 +54,26 @@ def test_gc_frees_what_an_unlisted_model_left_once_its_grace_is_over(used: Node)
     used.configure("generations = 1\n")
     used.publish(used.item("b:v1", tiny("b")))
     assert used.run("apply").code == 0
-    later = datetime.now(UTC) + timedelta(hours=25)
 
-    assert maintenance.gc(used.context(lambda: datetime.now(UTC) + timedelta(hours=23))) == ()
-    assert [one.kind for one in maintenance.garbage(used.context(lambda: later))] == ["tree", "blob"]
-    maintenance.gc(used.context(lambda: later))
+    with later(hours=23) as clock:
+        assert maintenance.gc(used.context(clock)) == ()
+    with later(hours=25) as clock:
+        assert [one.kind for one in maintenance.garbage(used.context(clock))] == ["tree", "blob"]
+        maintenance.gc(used.context(clock))
 
     assert len(used.blobs()) == 1
+
+
+def test_a_clock_that_is_set_ahead_takes_no_bytes_before_their_grace(used: Node) -> None:
+    used.configure("generations = 1\n")
+    used.publish(used.item("b:v1", tiny("b")))
+    assert used.run("apply").code == 0
+
+    ahead = datetime.now(UTC) + timedelta(days=20)
+    apply.apply(used.context(lambda: ahead), deaf)
+    assert len(used.blobs()) == 2
+    assert maintenance.gc(used.context(lambda: ahead + timedelta(days=20))) == ()
+    assert maintenance.gc(used.context()) == ()
 
 
 def test_gc_keeps_what_grace_and_kept_generations_and_the_lock_need(used: Node) -> None:
@@ -75,9 +88,9 @@ def test_gc_keeps_what_grace_and_kept_generations_and_the_lock_need(used: Node) 
 
     assert used.run("gc", "--json").json["bytes"] == 0
     assert used.blobs() == before
-    later = datetime.now(UTC) + timedelta(hours=25)
-    apply.apply(used.context(lambda: later), deaf)
-    maintenance.gc(used.context(lambda: later))
+    with later(hours=25) as clock:
+        apply.apply(used.context(clock), deaf)
+        maintenance.gc(used.context(clock))
 
     kept = {path.name for path in used.blobs()}
     assert kept == {hashlib.sha256(tiny(seed)).hexdigest() for seed in ("anew", "c")}

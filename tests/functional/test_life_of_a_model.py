@@ -18,7 +18,7 @@ from reconciler.demo.server import Server
 from reconciler.ports import Fetched, FetchFailed, Want
 from reconciler.runtime import devices, engines
 from tests.network import Document
-from tests.node import Node, Ran, deaf, flip, tiny
+from tests.node import Node, Ran, deaf, flip, later, tiny
 from tests.twins.content import name_of
 from tests.twins.fetch import Internet, StagingFetcher
 from tests.twins.node import EventLog
@@ -78,9 +78,11 @@ def test_an_unlisted_model_is_back_for_free_within_its_grace_and_gone_after_it(u
 
     used.publish(other)
     assert used.run("apply").code == 0
-    apply.apply(used.context(lambda: datetime.now(UTC) + timedelta(hours=23)), deaf)
+    with later(hours=23) as clock:
+        apply.apply(used.context(clock), deaf)
     assert len(used.blobs()) == 2
-    apply.apply(used.context(lambda: datetime.now(UTC) + timedelta(hours=25)), deaf)
+    with later(hours=25) as clock:
+        apply.apply(used.context(clock), deaf)
 
     assert [path.name for path in used.blobs()] == [hashlib.sha256(tiny("b")).hexdigest()]
 

@@ -10,6 +10,7 @@ A whole node made of memory twins: what ``apply`` promises, without a disk.
 from __future__ import annotations
 
 import tempfile
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from reconciler.core.node import NodeFacts, Policy
 from reconciler.core.plan import Plan
 from reconciler.core.state import BlobSeen, Generation, NodeState, TreeSeen
 from reconciler.ports import Event, Incident, Ports, Swapped
+from reconciler.store.clock import BootTime
 from reconciler.store.generations import path_of
 from tests.network import Document, Network
 from tests.twins.content import Files, name_of, tar, url_of
@@ -35,16 +37,33 @@ POLICY = Policy(reserve_bytes=0, grace_seconds=0.0)
 
 
 class Clock:
-    """A clock that a test moves forward. It starts at the machine's time, which the store compares with times of files."""
+    """A machine's clocks, as a test moves them. They start at the machine's time, which the store compares with times of files."""
 
     def __init__(self) -> None:
         self.ahead = timedelta()
+        self._passed = timedelta()
+        self._boots = 1
 
     def __call__(self) -> datetime:
         return datetime.now(UTC) + self.ahead
 
     def forward(self, **by: float) -> None:
+        """Let time pass."""
         self.ahead += timedelta(**by)
+        self._passed += timedelta(**by)
+
+    def move(self, by: timedelta) -> None:
+        """Set the clock forward or back; no time passes."""
+        self.ahead += by
+
+    def restart(self) -> None:
+        """Start the machine anew."""
+        self._boots += 1
+        self._passed = timedelta()
+
+    def boot_time(self) -> BootTime:
+        """Return which boot this is, and how long it has lasted."""
+        return BootTime(f"boot {self._boots}", time.monotonic() + self._passed.total_seconds())
 
 
 class EventLog:

@@ -6,14 +6,15 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from reconciler.core import strict_json
 from reconciler.core.lock import Lock
-from reconciler.store import blobs, generations
-from reconciler.store.housekeeping import ASIDE_SECONDS, PARTIAL_SECONDS, QuarantineRecord, StoreHousekeeping
+from reconciler.store import blobs, clock, generations
+from reconciler.store.housekeeping import ASIDE_SECONDS, PARTIAL_SECONDS, QuarantineRecord, StoreHousekeeping, quarantined
 from reconciler.store.ledger import Ledger, Verification
 from tests.storenode import StoreNode, memory, traces
 from tests.twins.content import Files, changed, name_of
@@ -268,3 +269,53 @@ def test_a_quarantine_that_cannot_be_kept_stops_nothing(node: StoreNode) -> None
     outcome = node.run(node.lock(node.item("a:v1", A), node.item("b:v1", B)))
 
     assert (outcome.failed, outcome.active) == (("a:v1",), ("b:v1",))
+
+
+# -- what a clock wrote that was ahead -------------------------------------------------------------
+
+
+def follow(node: StoreNode) -> None:
+    with Ledger.writing(node.layout.ledger) as ledger:
+        clock.follow(node.layout, ledger, node.clock(), node.policy.grace_seconds, node.clock.boot_time())
+
+
+def test_a_partial_download_from_the_future_goes_a_week_after_the_clock_is_right(node: StoreNode) -> None:
+    lock = node.lock(node.item("a:v1", A))
+    node.run(node.lock())
+    folder = node.layout.staging / name_of(A["a.gguf"]).replace(":", "-")
+    folder.mkdir()
+    late = time.time() + 200 * 86400
+    os.utime(folder, (late, late))
+
+    follow(node)
+    assert garbage(node, lock) == []
+    node.clock.forward(seconds=PARTIAL_SECONDS + 60)
+    assert garbage(node, lock) == [("partial", folder.name)]
+
+
+def test_a_copy_that_was_set_aside_in_the_future_goes_a_week_after_the_clock_is_right(node: StoreNode) -> None:
+    node.run(node.lock())
+    path = node.layout.cold / "blobs/sha256/aa/.x.damaged"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"rot")
+    os.utime(path)
+    node.clock.move(timedelta(days=-200))
+    before = path.lstat().st_ctime_ns
+
+    follow(node)
+
+    assert path.lstat().st_ctime_ns > before
+
+
+def test_a_quarantined_model_of_a_clock_that_was_ahead_is_not_the_newest_for_ever(node: StoreNode) -> None:
+    node.run(node.lock())
+    with Ledger.writing(node.layout.ledger) as ledger:
+        keeper = housekeeping(node, node.lock(), ledger)
+        node.clock.move(timedelta(days=200))
+        keeper.quarantine("a:v1", None, "first", "")
+        node.clock.move(timedelta(days=-200))
+        for detail in ("second", "third"):
+            keeper.quarantine("a:v1", None, detail, "")
+            newest = quarantined(node.layout, "a:v1")
+            assert newest is not None
+            assert f'"detail": "{detail}"' in (newest / "record.json").read_text()
