@@ -256,7 +256,7 @@ class Ledger:
 
     def follow_clock(self, records: Iterable[Record], reading: object) -> None:
         """Write *records* and the clock's *reading* (``store.clock``), all or nothing: their times were moved by what it says."""
-        with self._guard:
+        with self._mutex:
             self._write("BEGIN IMMEDIATE", ())
             try:
                 for record in records:

@@ -315,7 +315,7 @@ def test_a_test_and_a_hash_from_the_future_are_as_old_as_the_first_run_with_the_
     passed = Passed(tree="sha256:1", smoke="s", engine="e", engine_version="1", device="cpu", at=late)
     with Ledger.writing(tmp_path / "ledger.db") as ledger:
         ledger.tested("a:v1", TestReport(verdict="passed"), passed, late)
-        ledger.verified(name_of(b"x"), Verification(size=1, inode=1, mtime_ns=1, verified_at=late))
+        ledger.record_verified(name_of(b"x"), Verification(size=1, inode=1, mtime_ns=1, verified_at=late))
         ledger.limit_times(NOW)
         assert ledger.passed()["a:v1"].at == NOW
         assert ledger.verifications()[name_of(b"x")].verified_at == NOW
@@ -324,9 +324,9 @@ def test_a_test_and_a_hash_from_the_future_are_as_old_as_the_first_run_with_the_
 def test_an_incident_from_the_future_hides_no_later_one(tmp_path: Path) -> None:
     incident = Incident(kind="hash-mismatch", blob=name_of(b"x"), detail="other bytes")
     with Ledger.writing(tmp_path / "ledger.db") as ledger:
-        ledger.incident(incident, NOW + timedelta(days=200))
-        ledger.incident(incident, NOW)
-        ledger.incident(incident, NOW + timedelta(hours=1))
+        ledger.log_incident(incident, NOW + timedelta(days=200))
+        ledger.log_incident(incident, NOW)
+        ledger.log_incident(incident, NOW + timedelta(hours=1))
         assert [(one.at, one.times) for one in ledger.incidents()] == [(NOW + timedelta(days=200), 1), (NOW, 2)]
 
 
