@@ -258,7 +258,7 @@ def test_a_machine_that_was_off_for_long_lets_the_bytes_go_within_half_a_grace(n
     node.clock.restart()
     node.clock.move(timedelta(days=30))
     assert is_here(node)
-    node.clock.forward(hours=12)
+    node.clock.forward(hours=13)
     assert not is_here(node)
 
 
