@@ -228,7 +228,7 @@ class _Walk:
         is_folder, is_link = stat.S_ISDIR(found.st_mode), stat.S_ISLNK(found.st_mode)
         if is_entry and self._is_shared and not is_folder:
             raise _changeable(self._where)
-        if found.st_dev != self._device:
+        if is_entry and found.st_dev != self._device:
             _check_mount(found.st_dev, self._owners, where)
         if found.st_uid not in self._owners:
             raise UntrustedFile(f"{where} belongs to uid {found.st_uid}, and neither to root nor to you (uid {self._uid})")
@@ -250,7 +250,8 @@ def _owners(uid: int) -> set[int]:
 def _check_mount(device: int, owners: set[int], where: str) -> None:
     """Refuse a file system (FUSE) that another user serves; see proc(5) and mount.fuse(8)."""
     number = f"{os.major(device)}:{os.minor(device)}"
-    for line in _MOUNTS.read_text(errors="surrogateescape").splitlines():
+    mounts = _MOUNTS.read_text(errors="surrogateescape")
+    for line in mounts.splitlines() if " - fuse" in mounts else ():
         mount, _, system = line.partition(" - ")
         if mount.split()[2] != number or not system.startswith("fuse"):
             continue

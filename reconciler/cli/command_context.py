@@ -236,8 +236,8 @@ def _naming_the_way_out(found: Path | None) -> Iterator[None]:
         yield
     except UntrustedFile as error:
         named = f"--config {found}" if found else f"--config FILE, with settings that `reconcile init` writes ({CONFIG_NAME})"
-        first = f"{error.hint}; or, if" if error.hint else "if"
-        raise UntrustedFile(error.message, hint=f"{first} you trust whoever can change these files, name the settings: {named}") from None
+        hint = f"{error.hint}; or, if you trust whoever can change these files, name the settings: {named}"
+        raise UntrustedFile(error.message, hint=hint) from None
 
 
 def common(*, json: bool = True) -> Callable[[_F], _F]:

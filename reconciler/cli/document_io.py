@@ -95,7 +95,10 @@ def write(path: Path, data: bytes, *, new: bool = False) -> None:
 
     if new and path.exists():
         raise PublishError(f"{path} is there already", hint="choose another name; nothing is overwritten")
-    (atomic.create if new else atomic.write)(path, data)
+    if new:
+        atomic.create(path, data)
+    else:
+        atomic.write(atomic.target_of(path), data)
 
 
 def passphrase(path: Path | None, what: str, *, confirm: bool = False) -> Callable[[], bytes]:

@@ -67,7 +67,7 @@ def init(here: Path, *, root_file: Path | None, fingerprint: str, snapshot: str,
     settings_of.decode(text.encode(), here, str(config))
     root = _pin(here, root_file, fingerprint) if root_file else None
     _tell_git(here / ".gitattributes")
-    atomic.write(config, text.encode())
+    atomic.write(atomic.target_of(config), text.encode())
     return InitResult(
         config=str(config), network=root[0].network if root else None, fingerprint=root[1] if root else None, snapshot=snapshot
     )
@@ -100,7 +100,7 @@ def _pin(here: Path, root_file: Path, fingerprint: str) -> tuple[TrustRoot, str]
     with documents.named(str(root_file), documents.BAD_ROOT_HINT):
         root = trust.pin(envelope, fingerprint)
     if (here / "root.json").absolute() != root_file.absolute():
-        atomic.write(here / "root.json", envelope)
+        atomic.write(atomic.target_of(here / "root.json"), envelope)
     return root, trust.fingerprint_of(dsse.payload_of(dsse.decode(envelope)))
 
 

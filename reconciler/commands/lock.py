@@ -144,11 +144,12 @@ def _is_on_disk(context: NodeContext, data: bytes, envelope: bytes) -> bool:
 def accept_snapshot(context: NodeContext, fetched: FetchedSnapshot, ledger: Ledger, now: datetime) -> None:
     """Record *fetched* as the newest accepted snapshot, then write its envelope and its lock. The caller holds the store."""
     found = fetched.verified_lock
+    envelope_path, lock_path = atomic.target_of(context.envelope_path), atomic.target_of(context.lock_path)
     node_trust.record_accepted(context, found.verified, found.root, ledger, now)
     trust_state.keep_envelope(context.layout, fetched.envelope)
     if fetched.changes:
-        atomic.write(context.envelope_path, fetched.envelope)
-        atomic.write(context.lock_path, fetched.data)
+        atomic.write(envelope_path, fetched.envelope)
+        atomic.write(lock_path, fetched.data)
     ledger.set_fact("etag", fetched.etag)
     files = LockFiles(lock=fetched.data, envelope=fetched.envelope, roots=node_trust.read_roots(context))
     load_lock.cache_verified_lock(context, files, found)

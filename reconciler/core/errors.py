@@ -55,6 +55,7 @@ class UntrustedFile(SettingsError):
     """A file that was found, and not named by the caller, may be changed by another user of the machine."""
 
     name = "untrusted-file"
+    hint = "use a file that belongs to you, in folders that nobody else can change"
 
 
 class StalePlan(ReconcileError):

@@ -18,6 +18,7 @@ import stat
 from pathlib import Path
 
 from reconciler import files
+from reconciler.core.errors import UntrustedFile
 
 _COPY = 1 << 20
 
@@ -73,6 +74,32 @@ def write(path: Path, data: bytes, mode: int = 0o644) -> None:
             temporary.unlink(missing_ok=True)
             raise
         sync_folder(path.parent)
+
+
+def target_of(path: Path) -> Path:
+    """
+    Return where ``write`` puts a file that a person may keep elsewhere: *path*, or the file that the link at *path* leads to.
+
+    A link is followed only where nobody but root and the caller can change it or what it leads to (``files.check_trusted_path``):
+    else another user could have any file of the caller's replaced.
+
+    Raises:
+        UntrustedFile: another user can.
+        StoreError: the link leads to something that is no plain file, into a folder that is not there, or in a circle.
+    """
+    if not path.is_symlink():
+        return path
+    with files.translate_errors(f"write through the link {path}"):
+        try:
+            files.check_trusted_path(path, os.geteuid())
+        except UntrustedFile as error:
+            raise UntrustedFile(f"{path} is a link, and {error.message}", hint=f"{error.hint}; or name the file itself") from None
+        target = path.resolve()
+        if not target.parent.is_dir():
+            raise FileNotFoundError(errno.ENOENT, f"there is no folder {target.parent}")
+        if target.exists() and not target.is_file():
+            raise FileExistsError(errno.EEXIST, f"{target} is not a plain file")
+    return target
 
 
 def create(path: Path, data: bytes, mode: int = 0o644) -> None:

@@ -396,15 +396,16 @@ def test_the_hint_gives_the_command_that_uses_the_settings_all_the_same(site: Si
 
 def test_a_file_system_that_another_user_serves_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A FUSE file system says of its files that they are root's, if its user likes."""
-    device = tmp_path.stat().st_dev
+    mounted = Path("/dev/shm")
+    device = mounted.stat().st_dev
     line = f"36 35 {os.major(device)}:{os.minor(device)} / /tmp rw,nosuid - fuse.x x rw,user_id={OTHER},group_id=0,allow_other\n"
     monkeypatch.setattr(files, "_MOUNTS", tmp_path / "mountinfo")
     (tmp_path / "mountinfo").write_text(line)
 
-    with pytest.raises(UntrustedFile, match="file system"):
-        files.check_trusted_path(tmp_path / "mountinfo", os.geteuid())
+    with pytest.raises(UntrustedFile, match="/dev/shm is in a file system that uid"):
+        files.check_trusted_path(mounted, os.geteuid())
     (tmp_path / "mountinfo").write_text(line.replace(str(OTHER), "0"))
-    files.check_trusted_path(tmp_path / "mountinfo", os.geteuid())
+    files.check_trusted_path(mounted, os.geteuid())
 
 
 def test_nobody_of_a_user_namespace_is_anybody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

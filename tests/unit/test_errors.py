@@ -16,7 +16,7 @@ def test_every_error_has_a_name_of_its_own_a_cause_and_a_hint() -> None:
 
 def test_the_reference_is_in_the_order_of_families() -> None:
     names = [one.name for one in errors.reference()]
-    assert names[:4] == ["error", "usage", "bad-settings", "stale-plan"]
+    assert names[:5] == ["error", "usage", "bad-settings", "untrusted-file", "stale-plan"]
     assert names.index("trust") < names.index("bad-envelope") < names.index("publish") < names.index("source-failed") < names.index("store")
 
 
