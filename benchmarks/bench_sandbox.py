@@ -27,7 +27,7 @@ from tests.jobs import make_tester
 BUDGET_SECONDS = 0.3
 TURNS = 15
 TOP = Path(__file__).resolve().parents[1]
-#: What the sandbox starts, but for the cage: the same interpreter, flags, environment and module.
+#: Starts without a sandbox what the sandbox starts: the same interpreter, flags, environment and module.
 BARE = "import runpy, sys; sys.path.insert(0, sys.argv[1]); runpy.run_module('reconciler.runtime.llama_cpp_worker', run_name='__main__')"
 MODES = ("bubblewrap", "landlock")
 
@@ -51,7 +51,7 @@ def _bare(tree: Path) -> None:
 
 
 def _sandboxed(tree: Path, mode: str) -> Callable[[], None]:
-    probed = next(found for found in choose.examine() if found.mode == mode)
+    probed = next(found for found in choose.probe_all() if found.mode == mode)
     if not probed.works:
         pytest.skip(f"{mode} cannot work on this machine: {probed.detail}")
     text = f'[smoke]\nsandbox = "{mode}"\n[runtime.llama-cpp]\ngpu_layers = 0\n'

@@ -94,7 +94,7 @@ def built() -> Path:
 
 def measure() -> list[Measured]:
     """Run the test job in every sandbox that works, on the GPU and beside it."""
-    modes = [found.mode for found in choose.examine() if found.works]
+    modes = [found.mode for found in choose.probe_all() if found.works]
     if not modes:
         raise Failed("no sandbox works here, and nothing is tested without one")
     with tempfile.TemporaryDirectory(prefix="gpu-check-") as folder:

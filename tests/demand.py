@@ -60,5 +60,5 @@ def _refuse_our_own_fault(detail: str) -> None:
 
 
 @functools.cache
-def _probed(mode: Mode) -> choose.Probed:
+def _probed(mode: Mode) -> choose.ProbeResult:
     return choose.probe(mode)

@@ -149,7 +149,7 @@ def sandbox(given: CheckInput) -> Iterator[CheckResult]:
     from reconciler.sandbox import choose as sandboxes
 
     wanted = given.node.sandbox
-    probed = sandboxes.examine()
+    probed = sandboxes.probe_all()
     usable = [one for one in probed if one.works and wanted in {"auto", one.mode}]
     for one in probed:
         level: Level = "ok" if one.works or wanted not in {"auto", one.mode} else "warning" if usable else "error"

@@ -3,7 +3,7 @@ Engines and the test jobs that they run, each in a child process inside a sandbo
 
 Rules that hold here:
 
-1. A model file is hostile input: nothing in this process parses one, and the child that does can reach neither network nor files.
-2. There is no way to run without a sandbox. Where none works, models stay pending.
-3. A child's word counts only if it carries the job's nonce; how it died says the rest.
+1. A model file is hostile input: nothing in this process parses one, and the child that does has neither network nor other files.
+2. Nothing runs without a sandbox. Where none works, models stay pending.
+3. A child's answer counts only with the job's nonce; otherwise the way in which it ended decides.
 """

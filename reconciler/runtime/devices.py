@@ -1,4 +1,4 @@
-"""GPUs, as their driver names them. A missing driver is a fact: no GPU."""
+"""GPUs, as their driver reports them. Without a driver there is no GPU, and that is no error."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 
 from reconciler.core.node import Gpu
 
-#: What NVIDIA's driver shows of itself, on Linux and in its subsystem on Windows.
+#: Files of NVIDIA's driver, on Linux and in the Windows subsystem for Linux.
 _DRIVERS = ("/proc/driver/nvidia", "/dev/nvidiactl", "/dev/dxg")
 
 
 def gpus() -> tuple[Gpu, ...]:
-    """Return the NVIDIA GPUs of this machine; quick and silent where there is no driver."""
+    """Return the NVIDIA GPUs of this machine; none, without delay, where there is no driver."""
     if not _has_driver():
         return ()
     import pynvml
@@ -32,7 +32,7 @@ def gpus() -> tuple[Gpu, ...]:
 
 
 def _has_driver() -> bool:
-    """Look for the driver, and then its library, before the binding is loaded: a plan on a machine without one pays nothing."""
+    """Look for the driver and its library before the binding is imported, which would slow down each plan on machines without one."""
     if not any(Path(place).exists() for place in _DRIVERS):
         return False
     import ctypes
@@ -52,18 +52,18 @@ def _gpu(pynvml, index: int, driver: str) -> Gpu:  # type: ignore[no-untyped-def
 
 
 def device_label(found: tuple[Gpu, ...]) -> str:
-    """Return what test jobs run on: a change of it calls for new tests."""
+    """Return the device that test jobs run on, as one line of text; models are tested again when it changes."""
     if not found:
         return "cpu"
     names = ", ".join(sorted({gpu.name for gpu in found}))
     return f"{len(found)} x {names}, driver {found[0].driver}"
 
 
-def nodes(found: tuple[Gpu, ...]) -> tuple[Path, ...]:
+def device_files(found: tuple[Gpu, ...]) -> tuple[Path, ...]:
     """
-    Return the device files that a test job on a GPU needs; none where there is no GPU that computes.
+    Return the device files that a test job on a GPU needs; none where no GPU can compute.
 
-    A display alone does not count: its driver is a large door, and with devices no limit on memory holds.
+    A display adapter does not count: its driver is a large attack surface, and with devices there is no limit on memory.
     """
     dev = Path("/dev")
     nvidia = [path for path in dev.glob("nvidia*") if path.name != "nvidia-modeset"] if found else []
@@ -71,8 +71,8 @@ def nodes(found: tuple[Gpu, ...]) -> tuple[Path, ...]:
     return tuple(sorted([*nvidia, *amd]))
 
 
-def free_memory() -> int:
-    """Return bytes of main memory that could be had now."""
+def available_memory() -> int:
+    """Return how many bytes of main memory are available now."""
     import psutil
 
     return int(psutil.virtual_memory().available)

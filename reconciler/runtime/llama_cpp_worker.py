@@ -1,8 +1,8 @@
 """
-The child that runs a test job with llama.cpp, inside the sandbox: one JSON job on standard input, one JSON verdict out.
+The child that runs a test job with llama.cpp, inside the sandbox: one JSON job on standard input, one JSON verdict on standard output.
 
-It believes nothing of the model and is believed little itself: what it says counts only with the job's nonce, and whatever it does,
-its parent ends it in time.
+It trusts nothing in the model, and its parent trusts it little: its verdict counts only with the job's nonce, and the parent ends it in
+time whatever it does.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from reconciler.core import gguf
 from reconciler.runtime import result
 from reconciler.runtime.result import TEXT_CHARACTERS, BadModel, CannotTest
 
-#: Tokens of context that a test job gets: a model's own claim may be any number (one of 2^31 hung the loader).
+#: Tokens of context that a test job gets. A model's header may claim any number; 2^31 hung the loader.
 _LEAST_CONTEXT, _MOST_CONTEXT = 512, 8192
 _TEMPLATE_TOKENS = 512
 _PROMPT_CHARACTERS = 1 << 20
@@ -31,9 +31,9 @@ _BUFFER = re.compile(r"\w+:\s+([A-Za-z]+\d+)\s+(\w+) buffer size\s*=\s*([\d.]+) 
 
 class Log:
     """
-    What llama.cpp says, each message as it comes: the only witness of where a model really ran.
+    Reads llama.cpp's log messages, which alone tell on which device a model really ran.
 
-    A message begins where llama.cpp began it, so a name inside the model, whatever it holds, cannot pose as one.
+    Messages come one by one and are matched from their beginning, so no name inside the model can imitate one.
     """
 
     def __init__(self) -> None:
@@ -47,48 +47,48 @@ class Log:
         """Bytes of the buffers that were made on a GPU."""
         return int(sum(self._buffers.values()) * (1 << 20))
 
-    def listen(self, llama_cpp: Any) -> None:
-        """Hear all that llama.cpp says from now on, and pass it on to standard error, but for what only its developers read."""
-        self._callback = llama_cpp.llama_log_callback(self._hear)  # kept: C has no reference to it
+    def attach(self, llama_cpp: Any) -> None:
+        """Receive every message of llama.cpp from now on, and write all but debug messages to standard error."""
+        self._callback = llama_cpp.llama_log_callback(self._receive)  # kept in an attribute: C holds no reference to it
         llama_cpp.llama_log_set(self._callback, None)
 
-    def _hear(self, level: int, text: bytes, _: Any) -> None:
-        said = text.decode(errors="replace")
-        self.note(said)
+    def _receive(self, level: int, text: bytes, _: Any) -> None:
+        message = text.decode(errors="replace")
+        self.note(message)
         self._shown = self._shown if level == _CONTINUED else level != _DEBUG
         if self._shown:
-            sys.stderr.write(said)
+            sys.stderr.write(message)
             sys.stderr.flush()
 
-    def note(self, said: str) -> None:
-        """Take one message."""
-        if offloaded := _OFFLOADED.match(said):
+    def note(self, message: str) -> None:
+        """Record what one message tells about layers and buffers."""
+        if offloaded := _OFFLOADED.match(message):
             self.gpu_layers = int(offloaded[1])
-        elif buffer := _BUFFER.match(said):
+        elif buffer := _BUFFER.match(message):
             key, size = (buffer[1], buffer[2]), float(buffer[3])
-            kept = self._buffers.get(key, 0.0)  # a compute buffer is measured anew; of the others there may be several
+            kept = self._buffers.get(key, 0.0)  # a compute buffer is reported again when it grows; of the other kinds there may be several
             self._buffers[key] = max(kept, size) if buffer[2] == "compute" else kept + size
 
 
 def main() -> None:
     """Run the job on standard input."""
-    os.environ["GGML_NO_BACKTRACE"] = "1"  # an assertion that fails would look for a debugger
-    result.reach(_run)
+    os.environ["GGML_NO_BACKTRACE"] = "1"  # a failed assertion would start a debugger
+    result.run_job(_run)
 
 
 def _run(job: dict[str, Any]) -> dict[str, Any]:
     smoke = job["smoke"]
-    result.phase("reading the header")
+    result.report_phase("reading the header")
     facts = _checked(Path(job["model"]))
     if facts.embedding and smoke["task"] != "embedding":
         raise BadModel(f"it is an embedding model, and is asked for {smoke['task']}")
     llama_cpp, log = _engine(), Log()
-    log.listen(llama_cpp)
-    result.phase("loading the model")
+    log.attach(llama_cpp)
+    result.report_phase("loading the model")
     began = time.perf_counter()
     model = _load(llama_cpp, job, _context(smoke, facts))
     loaded = time.perf_counter() - began
-    result.phase("running the test job")
+    result.report_phase("running the test job")
     began = time.perf_counter()
     try:
         found = _embed(model, smoke) if smoke["task"] == "embedding" else _generate(llama_cpp, model, smoke)
@@ -106,11 +106,11 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _checked(path: Path) -> gguf.GgufFacts:
-    """Check the file, and the other parts of a split model, which the engine finds by their names."""
-    facts = result.checked(path)
+    """Check the file, and the other parts of a split model: the engine opens them by their names."""
+    facts = result.check_gguf(path)
     if facts.parts > 1:
         for part in sorted(path.parent.glob("*-of-*.gguf")):
-            result.checked(part)
+            result.check_gguf(part)
     return facts
 
 
@@ -123,7 +123,7 @@ def _engine() -> Any:
 
 
 def _context(smoke: dict[str, Any], facts: gguf.GgufFacts) -> int:
-    """Return tokens of context that surely hold the job: no tokenizer makes more tokens than bytes, and then a few special ones."""
+    """Return a context size that holds the job for certain: no tokenizer makes more tokens than bytes, beside a few special ones."""
     most: int = len(smoke["prompt"].encode()) + smoke["max_tokens"] + 64 + (_TEMPLATE_TOKENS if smoke["task"] == "chat" else 0)
     wanted = min(max(_LEAST_CONTEXT, -(-most // 256) * 256), _MOST_CONTEXT)
     return min(wanted, facts.context_length) if facts.context_length else wanted
@@ -136,7 +136,7 @@ def _load(llama_cpp: Any, job: dict[str, Any], context: int) -> Any:
             model_path=job["model"],
             n_ctx=context,
             n_batch=context,
-            n_ubatch=context if smoke["task"] == "embedding" else min(context, 512),  # an encoder takes a prompt whole
+            n_ubatch=context if smoke["task"] == "embedding" else min(context, 512),  # an encoder processes a prompt in one batch
             n_gpu_layers=options["gpu_layers"] if llama_cpp.llama_supports_gpu_offload() else 0,
             n_threads=options["threads"] or None,
             n_threads_batch=options["threads"] or None,
@@ -151,10 +151,10 @@ def _load(llama_cpp: Any, job: dict[str, Any], context: int) -> Any:
 
 
 def _generate(llama_cpp: Any, model: Any, smoke: dict[str, Any]) -> dict[str, Any]:
-    """Generate at temperature 0, token by token, looking at every logit: NaN weights load well and answer nothing."""
+    """Generate at temperature 0, token by token, and check every logit: weights that are NaN load without an error."""
     prompt = _chat_tokens(model, smoke) if smoke["task"] == "chat" else model.tokenize(smoke["prompt"].encode(), add_bos=True)
     _refuse_too_long(len(prompt), smoke["max_tokens"], model)
-    vocabulary = model._model.vocab  # noqa: SLF001  the binding has no other name for it
+    vocabulary = model._model.vocab  # noqa: SLF001  the binding has no public name for it
     ids: list[int] = []
     for token in model.generate(prompt, temp=0.0, top_k=1, repeat_penalty=1.0):
         _refuse_nonfinite(llama_cpp, model)
@@ -181,23 +181,23 @@ def _refuse_nonfinite(llama_cpp: Any, model: Any) -> None:
 
 
 def _chat_tokens(model: Any, smoke: dict[str, Any]) -> list[int]:
-    """Render the file's own chat template, in Jinja's sandbox inside ours: it is code from a stranger."""
+    """Render the file's own chat template, which is untrusted code, in Jinja's sandbox inside ours."""
     from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
     template = model.metadata.get("tokenizer.chat_template")
     if template is None:
         raise BadModel("it is to chat, and its file has no chat template")
     begin, end = (_text_of(model, token) for token in (model.token_bos(), model.token_eos()))
-    result.phase("rendering the chat template")
+    result.report_phase("rendering the chat template")
     try:
-        with result.bounded("its chat template"):
+        with result.time_limited("its chat template"):
             formatter = Jinja2ChatFormatter(template=template, eos_token=end, bos_token=begin)
             rendered = formatter(messages=[{"role": "user", "content": smoke["prompt"]}])
     except BadModel:
         raise
-    except Exception as error:  # noqa: BLE001  a template can raise anything, want of memory too
+    except Exception as error:  # noqa: BLE001  a template can raise anything, MemoryError too
         raise BadModel(f"its chat template does not render: {type(error).__name__}: {error}"[:500]) from None
-    result.phase("running the test job")
+    result.report_phase("running the test job")
     if not rendered.prompt.strip():
         raise BadModel("its chat template makes nothing of a message")
     if len(rendered.prompt) > _PROMPT_CHARACTERS:
@@ -206,7 +206,7 @@ def _chat_tokens(model: Any, smoke: dict[str, Any]) -> list[int]:
 
 
 def _tokens(model: Any, prompt: str, *, begins: bool) -> list[int]:
-    """Tokenize what a template made; where it wrote the token that begins a text itself, none is added, since two would be another text."""
+    """Tokenize a rendered template; *begins*: it wrote the beginning-of-text token itself, so none is added."""
     found: list[int] = model.tokenize(prompt.encode(errors="replace"), add_bos=not begins, special=True)
     return found
 
@@ -217,11 +217,11 @@ def _text_of(model: Any, token: int) -> str:
 
 def _embed(model: Any, smoke: dict[str, Any]) -> dict[str, Any]:
     count = len(model.tokenize(smoke["prompt"].encode(), add_bos=True))
-    _refuse_too_long(count, 0, model)  # the engine would cut it in silence
+    _refuse_too_long(count, 0, model)  # the engine would truncate the prompt without a message
     vector = model.create_embedding(smoke["prompt"])["data"][0]["embedding"]
     if vector and isinstance(vector[0], list):
         raise BadModel("it is no embedding model: its file names no pooling, and it gives a vector for each token")
-    return {"dimension": result.refuse_vector(vector), "tokens": count}
+    return {"dimension": result.check_embedding(vector), "tokens": count}
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """
-The child that runs a test job by way of a server with the OpenAI API, inside the sandbox: it starts the server, asks, and stops it.
+The child that runs a test job through a server with the OpenAI API, inside the sandbox: it starts the server, asks it, and stops it.
 
-Both are alone with a loopback interface that is nobody else's; when this child ends, so does the namespace with all that is in it.
+Both have a loopback interface of their own. When this child ends, so does their namespace, with every process in it.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ _ANSWER_BYTES = 4 << 20
 _POLL_SECONDS = 0.05
 _STOP_SECONDS = 2.0
 _OWN_FAULT = {signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSYS, signal.SIGTRAP}
-_USAGE = {2, 126, 127}  # of a shell and of most argument parsers: the command is wrong, not the model
+_USAGE_ERRORS = {2, 126, 127}  # exit codes of shells and argument parsers: the command is wrong, not the model
 
 
 class Server:
-    """The server, and how it is spoken to."""
+    """A server process, and requests to it."""
 
     def __init__(self, argv: list[str], model: str, ready_seconds: float) -> None:
         self.port = _free_port()
         command = [argument.replace("{model}", model).replace("{port}", str(self.port)) for argument in argv]
         self._deadline = time.monotonic() + ready_seconds
         try:
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, cwd="/")  # it says what it says on our standard error
+            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, cwd="/")  # its output goes to our standard error
         except OSError as error:
             raise CannotTest(f"the server did not start: {error}") from None
 
     def ask(self, path: str, document: dict[str, Any] | None = None) -> dict[str, Any]:
         """
-        Return the answer to a request, as soon as there is one.
+        Send a request, again until the server accepts it, and return the answer.
 
         Raises:
-            Bad: the answer is an error or none of this API, or the server died of it.
-            Unable: the server never came up.
+            BadModel: the answer is an error or not of this API, or the server died of the request.
+            CannotTest: the server did not become ready in time, or its command is wrong.
         """
         while True:
             self._refuse_dead()
@@ -54,10 +54,10 @@ class Server:
                     return _decoded(path, status, body)
             if time.monotonic() > self._deadline:
                 raise CannotTest("the server was not ready in time")
-            time.sleep(_POLL_SECONDS)  # a server tells nobody that it listens, or has loaded
+            time.sleep(_POLL_SECONDS)  # nothing tells when a server listens, or has loaded its model
 
     def stop(self) -> None:
-        """End the server; what it leaves behind ends with the namespace."""
+        """End the server; processes that it leaves behind end with the namespace."""
         self._process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_STOP_SECONDS)
@@ -85,7 +85,7 @@ class Server:
         code = self._process.poll()
         if code is None:
             return
-        if code in _USAGE:
+        if code in _USAGE_ERRORS:
             raise CannotTest(f"the server ended with {code}: is its command right?")
         if code < 0 and -code not in _OWN_FAULT:
             raise CannotTest(f"the server was killed by signal {-code}")
@@ -95,15 +95,15 @@ class Server:
 
 def main() -> None:
     """Run the job on standard input."""
-    result.reach(_run)
+    result.run_job(_run)
 
 
 def _run(job: dict[str, Any]) -> dict[str, Any]:
     options, smoke = job["options"], job["smoke"]
     if smoke["expect"]["tokens"] is not None:
-        raise BadModel("token ids are expected, and the OpenAI API tells none")
+        raise BadModel("token ids are expected, and the OpenAI API gives none")
     if job["model"].endswith(".gguf"):
-        result.checked(Path(job["model"]))
+        result.check_gguf(Path(job["model"]))
     began = time.perf_counter()
     server = Server(options["argv"], job["model"], options["ready_seconds"])
     try:
@@ -124,18 +124,18 @@ def _name(answer: dict[str, Any]) -> str:
 
 def _complete(server: Server, name: str, smoke: dict[str, Any]) -> dict[str, Any]:
     answer = server.ask("/v1/completions", _request(name, smoke) | {"prompt": smoke["prompt"]})
-    return _said(answer, _at(answer, "choices", 0, "text"))
+    return _text_and_count(answer, _at(answer, "choices", 0, "text"))
 
 
 def _chat(server: Server, name: str, smoke: dict[str, Any]) -> dict[str, Any]:
     asked = _request(name, smoke) | {"messages": [{"role": "user", "content": smoke["prompt"]}]}
     answer = server.ask("/v1/chat/completions", asked)
-    return _said(answer, _at(answer, "choices", 0, "message", "content"))
+    return _text_and_count(answer, _at(answer, "choices", 0, "message", "content"))
 
 
 def _embed(server: Server, name: str, smoke: dict[str, Any]) -> dict[str, Any]:
     answer = server.ask("/v1/embeddings", {"model": name, "input": smoke["prompt"]})
-    return {"dimension": result.refuse_vector(_at(answer, "data", 0, "embedding")), "tokens": _count(answer, "prompt_tokens")}
+    return {"dimension": result.check_embedding(_at(answer, "data", 0, "embedding")), "tokens": _count(answer, "prompt_tokens")}
 
 
 _ASK = {"completion": _complete, "chat": _chat, "embedding": _embed}
@@ -145,9 +145,9 @@ def _request(name: str, smoke: dict[str, Any]) -> dict[str, Any]:
     return {"model": name, "max_tokens": smoke["max_tokens"], "temperature": 0, "seed": smoke["seed"], "stream": False}
 
 
-def _said(answer: dict[str, Any], text: Any) -> dict[str, Any]:
-    said = text if isinstance(text, str) else ""
-    return {"text": said[:TEXT_CHARACTERS], "tokens": _count(answer, "completion_tokens")}
+def _text_and_count(answer: dict[str, Any], text: Any) -> dict[str, Any]:
+    found = text if isinstance(text, str) else ""
+    return {"text": found[:TEXT_CHARACTERS], "tokens": _count(answer, "completion_tokens")}
 
 
 def _count(answer: dict[str, Any], key: str) -> int:
@@ -157,7 +157,7 @@ def _count(answer: dict[str, Any], key: str) -> int:
 
 
 def _at(document: Any, *keys: str | int) -> Any:
-    """Return what lies at *keys*."""
+    """Return the value at *keys* in *document*; raise BadModel if there is none."""
     for key in keys:
         try:
             document = document[key]
@@ -174,12 +174,12 @@ def _decoded(path: str, status: int, body: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
-        raise BadModel(f"the server's answer to {path} is no JSON document")
+        raise BadModel(f"the server's answer to {path} is not a JSON document")
     return found
 
 
 def _free_port() -> int:
-    """Return a port; nobody else is in this network to take it meanwhile."""
+    """Return a free port; no other program is in this network namespace to take it."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         return int(taken.getsockname()[1])
 

@@ -1,7 +1,7 @@
 """
-The verdict of a test job, as the children of all engines reach it: what an answer must be, and one JSON document out.
+What the children of all engines share: checks of the model's answer, and the JSON document that reports the verdict.
 
-This runs inside the sandbox: a regular expression from the network is tried here, where its time is bounded.
+All of it runs inside the sandbox, so a regular expression from the snapshot is tried where its time is time_limited.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Any
 from reconciler.core import gguf
 
 TEXT_CHARACTERS = 2000
-#: For what strangers wrote and Python runs itself: an expression, a template. What cannot be interrupted ends with the job's time.
-_STRANGER_SECONDS = 10.0
+#: For a regular expression or a template, which others wrote. Code that no signal interrupts ends with the job's own time limit.
+_UNTRUSTED_SECONDS = 10.0
 
 
 class BadModel(Exception):
@@ -31,11 +31,11 @@ class CannotTest(Exception):
     """The node could not test it now."""
 
 
-def reach(run: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+def run_job(run: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     """
-    Run the job on standard input with *run* and write its verdict.
+    Run the job on standard input with *run*, write its verdict to standard output, and end the process.
 
-    It goes to a duplicate of standard output, since engines print to the original.
+    The verdict goes to a duplicate of standard output; the original leads to standard error, since engines print to it.
     """
     job = json.loads(sys.stdin.buffer.read())
     out = os.dup(1)
@@ -43,7 +43,7 @@ def reach(run: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     verdict: dict[str, Any] = {"nonce": job["nonce"], "verdict": "passed"}
     try:
         found = run(job)
-        judge(found, job["smoke"])
+        check_expectations(found, job["smoke"])
         verdict |= found
     except BadModel as error:
         verdict |= {"verdict": "bad", "reason": str(error)}
@@ -51,10 +51,10 @@ def reach(run: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
         verdict |= {"verdict": "unable", "reason": str(error)}
     except MemoryError:
         verdict |= {"verdict": "unable", "reason": "not enough memory for the test job"}
-    except Exception as error:  # noqa: BLE001  whatever a hostile file provokes is the file's fault
+    except Exception as error:  # noqa: BLE001  whatever error a hostile file causes is the file's fault
         verdict |= {"verdict": "bad", "reason": f"{type(error).__name__}: {error}"[:500]}
     _write(out, json.dumps(verdict).encode())
-    os._exit(0)  # no destructor of a half-loaded model gets a say
+    os._exit(0)  # the destructor of a half-loaded model does not run
 
 
 def _write(out: int, data: bytes) -> None:
@@ -63,35 +63,35 @@ def _write(out: int, data: bytes) -> None:
         view = view[os.write(out, view) :]
 
 
-def phase(name: str) -> None:
-    """Tell what begins now, so that a job which does not end is reported with where it hung."""
+def report_phase(name: str) -> None:
+    """Write what begins now to standard error, so that the report of a job that does not end says where it hung."""
     sys.stderr.write(f"{_PHASE}{name}\n")
     sys.stderr.flush()
 
 
 def last_phase(errors: str) -> str:
-    """Return the last phase that a child told of, or nothing."""
-    told = re.findall(f"^{_PHASE}([a-z ]{{1,60}})$", errors, re.MULTILINE)
-    return str(told[-1]) if told else ""
+    """Return the last phase that a child reported in *errors*, or an empty text."""
+    found = re.findall(f"^{_PHASE}([a-z ]{{1,60}})$", errors, re.MULTILINE)
+    return str(found[-1]) if found else ""
 
 
 _PHASE = "phase: "
 
 
 @contextlib.contextmanager
-def bounded(what: str) -> Iterator[None]:
+def time_limited(what: str) -> Iterator[None]:
     """
-    Run what a stranger wrote against a clock of its own.
+    Limit the time of a block that runs what others wrote.
 
     Raises:
-        Bad: it did not end in time; the sentence names *what*.
+        BadModel: it did not end in time; the message names *what*.
     """
 
     def end(*_: object) -> None:
-        raise BadModel(f"{what} did not end within {_STRANGER_SECONDS:.0f} seconds")
+        raise BadModel(f"{what} did not end within {_UNTRUSTED_SECONDS:.0f} seconds")
 
     before = signal.signal(signal.SIGALRM, end)
-    signal.setitimer(signal.ITIMER_REAL, _STRANGER_SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, _UNTRUSTED_SECONDS)
     try:
         yield
     finally:
@@ -99,13 +99,13 @@ def bounded(what: str) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def checked(path: Path) -> gguf.GgufFacts:
+def check_gguf(path: Path) -> gguf.GgufFacts:
     """
-    Return what the header of the file at *path* tells, before any engine sees it.
+    Check the header of the file at *path*, before any engine reads it, and return its facts.
 
     Raises:
-        Bad: it is malformed, or not there.
-        Unable: it cannot be read.
+        BadModel: it is malformed, or not there.
+        CannotTest: it cannot be read.
     """
     try:
         return gguf.check(path)
@@ -117,12 +117,12 @@ def checked(path: Path) -> gguf.GgufFacts:
         raise CannotTest(f"the model's file cannot be read: {error.strerror}") from None
 
 
-def refuse_vector(vector: Any) -> int:
+def check_embedding(vector: Any) -> int:
     """
     Return the dimension of an embedding.
 
     Raises:
-        Bad: it is none: not numbers, not finite, or nothing but zeros.
+        BadModel: it is not one: not numbers, not finite, or only zeros.
     """
     import math
 
@@ -135,12 +135,12 @@ def refuse_vector(vector: Any) -> int:
     return len(vector)
 
 
-def judge(found: dict[str, Any], smoke: dict[str, Any]) -> None:
+def check_expectations(found: dict[str, Any], smoke: dict[str, Any]) -> None:
     """
-    Compare with what the snapshot expects; all of it must hold.
+    Compare the answer with every expectation of the snapshot.
 
     Raises:
-        Bad: something does not; the message says what was expected and what was found.
+        BadModel: one is not met; the message says what was expected and what was found.
     """
     expect, text, tokens = smoke["expect"], found.get("text", ""), found.get("tokens", 0)
     if tokens < expect["min_tokens"]:
@@ -158,7 +158,7 @@ def judge(found: dict[str, Any], smoke: dict[str, Any]) -> None:
 
 
 def _matches(pattern: str, text: str) -> bool:
-    """Search for the network's expression in the model's text: either can be made so that it takes for ever."""
-    phase("matching the expected expression")
-    with bounded("the expected regular expression"):
+    """Search the model's text for the snapshot's expression; either may be made so that the search takes for ever."""
+    report_phase("matching the expected expression")
+    with time_limited("the expected regular expression"):
         return re.search(pattern, text) is not None

@@ -1,4 +1,4 @@
-"""Test jobs: which engine, in which sandbox, and what its end says about the model."""
+"""Runs test jobs: chooses the engine and the sandbox, and concludes from the child's answer or end what the model is worth."""
 
 from __future__ import annotations
 
@@ -16,37 +16,36 @@ from reconciler.core import units
 from reconciler.core.errors import SandboxUnavailable
 from reconciler.core.node import Gpu
 from reconciler.ports import TestJob, TestReport, Verdict
-from reconciler.runtime import devices, engines
-from reconciler.runtime import result as verdicts
+from reconciler.runtime import devices, engines, result
 from reconciler.runtime.engines import Engine
 from reconciler.sandbox import choose, supervision
 from reconciler.sandbox.process import SandboxJob
 from reconciler.sandbox.supervision import OWN_FAULT, ProcessResult, printable
 from reconciler.settings import Runtimes
 
-#: What an engine says when there is not enough memory, of whichever kind.
-_SHORT = ("out of memory", "failed to allocate", "unable to allocate", "cannot allocate memory", "not enough memory", "bad_alloc")
-#: What it says when the device, and not the model, is at fault.
-_BUSY = ("cuda error", "no cuda-capable", "hip error", "device lost")
-#: Engines repack weights, so they may need them twice; and something for the context that a test job gets.
+#: Words of engines' messages about a lack of memory, on whichever device.
+_NO_MEMORY = ("out of memory", "failed to allocate", "unable to allocate", "cannot allocate memory", "not enough memory", "bad_alloc")
+#: Words of their messages when the device, and not the model, is at fault.
+_DEVICE_FAULT = ("cuda error", "no cuda-capable", "hip error", "device lost")
+#: Beside twice the size of the files, since engines may repack weights: for the context of a test job and the engine itself.
 _MEMORY_BYTES = 4 << 30
 
 _Count = Annotated[int, Meta(ge=0, le=2**53)]
-_Amount = Annotated[float, Meta(ge=0, le=1e15)]
-_Said = Annotated[str, Meta(max_length=4096)]
+_Number = Annotated[float, Meta(ge=0, le=1e15)]
+_Text = Annotated[str, Meta(max_length=4096)]
 
 
-class _Word(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a child may say; whatever else it says, all of it counts for nothing."""
+class _Answer(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The only document that a child may answer with; any other shape makes the whole answer invalid."""
 
     nonce: str
     verdict: Verdict
-    reason: _Said = ""
-    load_seconds: _Amount = 0.0
-    run_seconds: _Amount = 0.0
+    reason: _Text = ""
+    load_seconds: _Number = 0.0
+    run_seconds: _Number = 0.0
     tokens: _Count = 0
-    tokens_per_second: _Amount = 0.0
-    text: _Said = ""
+    tokens_per_second: _Number = 0.0
+    text: _Text = ""
     token_ids: Annotated[tuple[_Count, ...], Meta(max_length=4096)] = ()
     dimension: _Count = 0
     gpu_layers: _Count = 0
@@ -56,13 +55,13 @@ class _Word(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 class SandboxedTester:
     """
-    Runs test jobs with the engines that are known here.
+    Runs test jobs with every known engine.
 
-    *cache* keeps what a probe of the sandboxes found; no test job runs longer than *timeout_seconds*; *runtimes* is what the
-    settings say about each engine.
+    *cache* is the folder in which a successful probe of a sandbox is kept. No test job runs longer than *timeout_seconds*. *runtimes* is
+    the settings' table ``[runtime]``.
     """
 
-    def __init__(self, cache: Path, *, sandbox: choose.Setting, timeout_seconds: float, runtimes: Runtimes) -> None:
+    def __init__(self, cache: Path, *, sandbox: choose.SandboxSetting, timeout_seconds: float, runtimes: Runtimes) -> None:
         self._cache = cache
         self._sandbox = sandbox
         self._timeout_seconds = timeout_seconds
@@ -82,22 +81,22 @@ class SandboxedTester:
         if engine is None or version is None:
             return _report("unable", f"the engine {job.runtime.engine} is not installed", job)
         gpus = devices.gpus()
-        if job.gpu_memory and (lacking := _lacking(job, gpus)):
-            return _report("unable", lacking, job)
+        if job.gpu_memory and (shortage := _gpu_shortage(job, gpus)):
+            return _report("unable", shortage, job)
         try:
-            box = choose.choose(self._sandbox, self._cache, server=engine.server)
-            cell = self._cell(job, engine, gpus)
-            roomy = 0 < cell.memory_bytes <= devices.free_memory()
-            with self._stoppable() as stop:
-                ended = box.run(cell, stop)
+            sandbox = choose.choose(self._sandbox, self._cache, server=engine.server)
+            sandbox_job = self._sandbox_job(job, engine, gpus)
+            roomy = 0 < sandbox_job.memory_bytes <= devices.available_memory()
+            with self._stop_signal() as stop:
+                ended = sandbox.run(sandbox_job, stop)
         except SandboxUnavailable as error:
             return _report("unable", f"sandbox-unavailable: {error.message}", job)
         if self._closed:
             return _report("unable", "the run was stopped", job)
         if ended.setup_failed:
-            choose.forget(self._cache)
-        report = _judged(ended, job, roomy=roomy)
-        report = msgspec.structs.replace(report, sandbox=box.mode, engine_version=report.engine_version or version)
+            choose.forget_probes(self._cache)
+        report = _report_of(ended, job, roomy=roomy)
+        report = msgspec.structs.replace(report, sandbox=sandbox.mode, engine_version=report.engine_version or version)
         return _on_device(report, job, gpus)
 
     def close(self) -> None:
@@ -108,7 +107,7 @@ class SandboxedTester:
                 self._running.set()
 
     @contextlib.contextmanager
-    def _stoppable(self) -> Iterator[supervision.StopSignal]:
+    def _stop_signal(self) -> Iterator[supervision.StopSignal]:
         with contextlib.closing(supervision.StopSignal()) as stop:
             with self._guard:
                 self._running = stop
@@ -120,11 +119,11 @@ class SandboxedTester:
                 with self._guard:
                     self._running = None
 
-    def _cell(self, job: TestJob, engine: Engine, gpus: tuple[Gpu, ...]) -> SandboxJob:
+    def _sandbox_job(self, job: TestJob, engine: Engine, gpus: tuple[Gpu, ...]) -> SandboxJob:
         limit = min(units.seconds(job.smoke.timeout), self._timeout_seconds)
         tree = job.tree.resolve()
         options = engine.options(self._runtimes)
-        found = devices.nodes(gpus) if options.get("gpu_layers") != 0 else ()  # who computes on the CPU needs no driver
+        found = devices.device_files(gpus) if options.get("gpu_layers") != 0 else ()  # on the CPU no driver is needed
         document: dict[str, Any] = {
             "model": str(tree / job.entrypoint),
             "smoke": msgspec.to_builtins(job.smoke),
@@ -145,7 +144,7 @@ def _size(tree: Path) -> int:
     return sum(path.stat().st_size for path in tree.rglob("*") if path.is_file())
 
 
-def _lacking(job: TestJob, gpus: tuple[Gpu, ...]) -> str:
+def _gpu_shortage(job: TestJob, gpus: tuple[Gpu, ...]) -> str:
     """Return why no GPU can take *job* now; that is the node's state, not the model's fault."""
     if not gpus:
         return "it asks for a GPU, and none answers now"
@@ -155,61 +154,63 @@ def _lacking(job: TestJob, gpus: tuple[Gpu, ...]) -> str:
     return ""
 
 
-def _judged(ended: ProcessResult, job: TestJob, *, roomy: bool) -> TestReport:
-    """Return what the child's end says; *roomy*: the node had as much memory to give as the child was allowed."""
+def _report_of(ended: ProcessResult, job: TestJob, *, roomy: bool) -> TestReport:
+    """Return the report that follows from how the child *ended*; *roomy*: the node had all the memory free that the child was allowed."""
     last = _last_line(ended.errors)
     if ended.setup_failed:
         return _report("unable", f"sandbox-unavailable: {last}", job)
     if ended.timed_out:
-        phase = verdicts.last_phase(ended.errors)
+        phase = result.last_phase(ended.errors)
         return _report("bad", f"its test job did not end in time{f', while {phase}' if phase else ''}", job)
-    if ended.word is not None:
-        return _answered(ended.word, job, ended, roomy=roomy)
+    if ended.valid_answer is not None:
+        return _report_from_answer(ended.valid_answer, job, ended, roomy=roomy)
     if ended.signal in OWN_FAULT:
         return _report("bad", f"the engine died of {signal.Signals(ended.signal).name} with it: {last}", job)
     if ended.signal:
-        return _report("unable", f"the test job was killed by signal {ended.signal}, perhaps for want of memory", job)
-    return _short(ended.errors, job, roomy=roomy) or _report("bad", f"its test job ended with {ended.code} and no verdict: {last}", job)
+        return _report("unable", f"the test job was killed by signal {ended.signal}, perhaps because memory ran out", job)
+    return _memory_shortage(ended.errors, job, roomy=roomy) or _report(
+        "bad", f"its test job ended with {ended.code} and no verdict: {last}", job
+    )
 
 
-def _answered(answer: dict[str, Any], job: TestJob, ended: ProcessResult, *, roomy: bool) -> TestReport:
-    """Return the child's word as a report; a document of another shape is no word."""
+def _report_from_answer(answer: dict[str, Any], job: TestJob, ended: ProcessResult, *, roomy: bool) -> TestReport:
+    """Return the child's answer as a report; a document of another shape fails the model."""
     try:
-        word = msgspec.convert(answer, _Word)
+        found = msgspec.convert(answer, _Answer)
     except msgspec.ValidationError as error:
         return _report("bad", f"its test job answered nonsense: {error}", job)
-    said = {field: getattr(word, field) for field in _Word.__struct_fields__ if field != "nonce"}
+    fields = {field: getattr(found, field) for field in _Answer.__struct_fields__ if field != "nonce"}
     report = TestReport(
-        **said | {"engine": job.runtime.engine, "text": _encodable(word.text)[:2000], "reason": printable(word.reason)[:1000]}
+        **fields | {"engine": job.runtime.engine, "text": _encodable(found.text)[:2000], "reason": printable(found.reason)[:1000]}
     )
-    if word.verdict == "passed":
+    if found.verdict == "passed":
         return msgspec.structs.replace(report, reason="")
-    if word.verdict == "unable" or word.reason.startswith("the engine does not "):
-        if short := _short(f"{ended.errors}\n{word.reason}", job, roomy=roomy):
-            return short
+    if found.verdict == "unable" or found.reason.startswith("the engine does not "):
+        if shortage := _memory_shortage(f"{ended.errors}\n{found.reason}", job, roomy=roomy):
+            return shortage
         return msgspec.structs.replace(report, reason=f"{report.reason} ({_last_line(ended.errors, 'error')})")
     return report
 
 
-def _short(errors: str, job: TestJob, *, roomy: bool) -> TestReport | None:
-    """Say who is at fault for a want of memory, if that is what *errors* tell of."""
-    said = errors.lower()
-    if any(word in said for word in _BUSY):
-        return _report("unable", f"the device could not take it now: {_last_line(errors, _found(said, _BUSY))}", job)
-    if not any(word in said for word in _SHORT):
+def _memory_shortage(errors: str, job: TestJob, *, roomy: bool) -> TestReport | None:
+    """Return the report on a lack of memory or a failing device, if *errors* tell of one; it says whether the model is at fault."""
+    if fault := _line_with(errors, _DEVICE_FAULT):
+        return _report("unable", f"the device could not take it now: {fault}", job)
+    shortage = _line_with(errors, _NO_MEMORY)
+    if not shortage:
         return None
-    last = _last_line(errors, _found(said, _SHORT))
     if roomy:
-        return _report("bad", f"it takes more memory than a file of its size may: {last}", job)
-    return _report("unable", f"the device could not take it now: {last}", job)
+        return _report("bad", f"it takes more memory than a file of its size may: {shortage}", job)
+    return _report("unable", f"the device could not take it now: {shortage}", job)
 
 
-def _found(said: str, words: tuple[str, ...]) -> str:
-    return next(word for word in words if word in said)
+def _line_with(errors: str, words: tuple[str, ...]) -> str:
+    """Return the last line of *errors* with the first of *words* that is in it, or an empty text."""
+    return next((_last_line(errors, word) for word in words if word in errors.lower()), "")
 
 
 def _on_device(report: TestReport, job: TestJob, gpus: tuple[Gpu, ...]) -> TestReport:
-    """Name what really ran it. A model that asks for a GPU and ran beside one is not tested."""
+    """Add the device that really ran the model. One that asks for a GPU and ran on the CPU does not pass."""
     if report.verdict != "passed":
         return report
     if job.gpu_memory and not report.gpu_layers and job.runtime.engine != "openai":
@@ -224,7 +225,7 @@ def _report(verdict: Verdict, reason: str, job: TestJob) -> TestReport:
 
 
 def _last_line(errors: str, word: str = "") -> str:
-    """Return the last line that says something, with *word* in it if there is one."""
+    """Return the last line that is not empty, or the last one with *word* in it if there is any."""
     lines = [line.strip() for line in errors.splitlines() if line.strip(" .\t")]
     chosen = [line for line in lines if word in line.lower()] or lines
     return printable(chosen[-1])[:300] if chosen else "it said nothing"

@@ -1,6 +1,6 @@
 """
 Runs one untrusted child process: no network, no writing, bounded memory and time.
 
-Start with ``choose``, which finds a sandbox that works here by attacking it (``probe``). ``process`` starts a child inside it,
+``choose`` finds a sandbox that works on this machine, by running ``probe`` inside it. ``process`` starts a child in that sandbox,
 ``supervision`` feeds, watches and ends the child, and ``confine`` is what the child does to itself before it runs its job.
 """

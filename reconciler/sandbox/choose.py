@@ -1,9 +1,13 @@
 """
-Which sandbox works here, found by attacking it.
+Which sandbox works on this machine, found by attacking it.
 
-Two modes, both with the filter and limits of ``confine``: ``bubblewrap``, namespaces of its own; and ``landlock``, where namespaces are
-not to be had. There is no third: where neither works, nothing is run. A mode counts as working only after the hostile probe met every
-door shut and could read its canary; that is remembered for this boot, kernel, bubblewrap and version of ourselves, a failure never is.
+Rules that hold here:
+
+1. There are two modes, both with the filter and the limits of ``confine``: ``bubblewrap``, with namespaces of its own, and ``landlock``,
+   for machines without namespaces. Where neither works, nothing runs.
+2. A mode works only if the hostile probe, run inside it, reached nothing outside and could read its canary: the one file that it is
+   given.
+3. A success is cached for this boot, kernel, bubblewrap, interpreter and code of this package. A failure is never cached.
 """
 
 from __future__ import annotations
@@ -28,30 +32,32 @@ from reconciler.core.errors import SandboxUnavailable
 from reconciler.sandbox.process import Mode, Sandbox, SandboxJob
 from reconciler.sandbox.supervision import ProcessResult
 
-Setting = Literal["auto", "bubblewrap", "landlock"]
+SandboxSetting = Literal["auto", "bubblewrap", "landlock"]
 
-#: Never looked for through PATH: a file that somebody put there would be asked to guard us.
+#: PATH is not searched: anybody may have put a program of this name there.
 BUBBLEWRAP = (Path("/usr/bin/bwrap"), Path("/usr/local/bin/bwrap"), Path("/bin/bwrap"))
 _PROBE_SECONDS = 30.0
-#: What a cell for a server may do, since it is alone in its namespaces.
-_SERVER_DOORS = {"new-program", "new-process"}
+#: What a probe may do in a sandbox for a server, which is alone in its namespaces.
+_SERVER_MAY = {"new-program", "new-process"}
 
 
-class Probed(Struct, frozen=True, kw_only=True):
-    """What the probe saw of a mode."""
+class ProbeResult(Struct, frozen=True, kw_only=True):
+    """Whether a mode works on this machine."""
 
     mode: Mode
     works: bool
-    #: Doors that were open, or why it could not be tried.
+    #: What the probe reached, or why it could not run.
     detail: str
 
 
-def choose(setting: Setting, cache: Path | None = None, *, server: bool = False) -> Sandbox:
+def choose(setting: SandboxSetting, cache: Path | None = None, *, server: bool = False) -> Sandbox:
     """
-    Return a sandbox that the probe found good, the stronger mode first; with *server*, one that can hold a server.
+    Return a sandbox that works, the stronger mode first; with *server*, one in which a server can run.
+
+    *cache* is the folder in which successes are kept; without it every call runs the probe.
 
     Raises:
-        SandboxUnavailable: none is; the message says what each lacked.
+        SandboxUnavailable: none works; the message says why, for each mode.
     """
     modes: tuple[Mode, ...] = ("bubblewrap", "landlock") if setting == "auto" else (setting,)
     failures = []
@@ -59,26 +65,26 @@ def choose(setting: Setting, cache: Path | None = None, *, server: bool = False)
         if server and mode == "landlock":
             failures.append("landlock: it gives no network of its own, which a server needs")
             continue
-        probed = _remembered(mode, cache, server=server)
-        if probed.works:
-            return _sandbox(mode)
-        failures.append(f"{mode}: {probed.detail}")
+        found = _cached_probe(mode, cache, server=server)
+        if found.works:
+            return make_sandbox(mode)
+        failures.append(f"{mode}: {found.detail}")
     raise SandboxUnavailable("; ".join(failures))
 
 
-def forget(cache: Path) -> None:
-    """Forget what was remembered: a sandbox that failed after its probe must be probed again."""
+def forget_probes(cache: Path) -> None:
+    """Delete the cached successes: a sandbox that failed after its probe must be probed again."""
     for path in cache.glob("sandbox-*.json"):
         path.unlink(missing_ok=True)
 
 
-def examine() -> tuple[Probed, ...]:
-    """Return what the probe sees of each mode now."""
+def probe_all() -> tuple[ProbeResult, ...]:
+    """Probe each mode now, whatever the cache holds."""
     return tuple(probe(mode) for mode in ("bubblewrap", "landlock"))
 
 
 def find_bubblewrap() -> Path | str:
-    """Return bubblewrap's path, or why there is none to be trusted."""
+    """Return bubblewrap's path, or a sentence that says why there is none, or none to trust."""
     for path in BUBBLEWRAP:
         with contextlib.suppress(OSError):
             seen = path.stat()
@@ -88,7 +94,13 @@ def find_bubblewrap() -> Path | str:
     return "bubblewrap is not installed"
 
 
-def _sandbox(mode: Mode) -> Sandbox:
+def make_sandbox(mode: Mode) -> Sandbox:
+    """
+    Return the sandbox of *mode*, without a probe.
+
+    Raises:
+        SandboxUnavailable: bubblewrap is not installed, or others than root may write to it.
+    """
     if mode == "landlock":
         return Sandbox(mode)
     found = find_bubblewrap()
@@ -97,13 +109,13 @@ def _sandbox(mode: Mode) -> Sandbox:
     return Sandbox(mode, found)
 
 
-def _remembered(mode: Mode, cache: Path | None, *, server: bool) -> Probed:
-    """Probe *mode*, once for this boot, kernel and bubblewrap; only a good result is remembered."""
+def _cached_probe(mode: Mode, cache: Path | None, *, server: bool) -> ProbeResult:
+    """Probe *mode*, unless *cache* holds a success under the same key."""
     path = cache / f"sandbox-{mode}{'-server' if server else ''}.json" if cache else None
-    key = _identity(mode)
+    key = _cache_key(mode)
     if path is not None:
         with contextlib.suppress(OSError, msgspec.DecodeError):
-            known = msgspec.json.decode(path.read_bytes(), type=tuple[str, Probed])
+            known = msgspec.json.decode(path.read_bytes(), type=tuple[str, ProbeResult])
             if known[0] == key and known[1].works:
                 return known[1]
     found = probe(mode, server=server)
@@ -111,70 +123,72 @@ def _remembered(mode: Mode, cache: Path | None, *, server: bool) -> Probed:
         with contextlib.suppress(OSError):
             path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
             temporary = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}.tmp")
-            with open(temporary, "wb", opener=_for_us_to_write) as file:
+            with open(temporary, "wb", opener=_open_private) as file:
                 file.write(msgspec.json.encode((key, found)))
             temporary.replace(path)
     return found
 
 
-def _for_us_to_write(path: str, flags: int) -> int:
-    """Open a new file that others may read at most, whatever the umask is."""
+def _open_private(path: str, flags: int) -> int:
+    """Open a new file that nobody else may write, whatever the umask is."""
     return os.open(path, flags, 0o644)
 
 
-def _identity(mode: Mode) -> str:
+def _cache_key(mode: Mode) -> str:
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     found = find_bubblewrap() if mode == "bubblewrap" else ""
-    program = f"{found} {_seen(found)}" if isinstance(found, Path) else found
-    return f"{boot} {os.uname().release} {os.getuid()} {sys.executable} {program} {_ourselves()}"
+    program = f"{found} {_file_key(found)}" if isinstance(found, Path) else found
+    return f"{boot} {os.uname().release} {os.getuid()} {sys.executable} {program} {_code_key()}"
 
 
 @functools.cache
-def _ourselves() -> str:
-    """Return what changes when the code of the sandbox does: an upgrade is not vouched for by the old probe."""
-    return " ".join(_seen(path) for path in sorted(Path(__file__).parent.glob("*.py")))
+def _code_key() -> str:
+    """Return a text that changes with the code of this package, so that an upgrade is probed anew."""
+    return " ".join(_file_key(path) for path in sorted(Path(__file__).parent.glob("*.py")))
 
 
-def _seen(path: Path) -> str:
+def _file_key(path: Path) -> str:
     seen = path.stat()
     return f"{seen.st_ino} {seen.st_mtime_ns} {seen.st_size}"
 
 
-def probe(mode: Mode, *, server: bool = False) -> Probed:
-    """Run the hostile probe in *mode* and say what it saw."""
+def probe(mode: Mode, *, server: bool = False) -> ProbeResult:
+    """Run the hostile probe in *mode* and return what it reached."""
     try:
-        with tempfile.TemporaryDirectory(prefix="reconcile-probe-") as folder, _doors(Path(folder)) as job:
+        with tempfile.TemporaryDirectory(prefix="reconcile-probe-") as folder, _probe_targets(Path(folder)) as job:
             job |= {"namespaces": mode == "bubblewrap", "server": server}
             canary = (Path(job["canary"]),)
-            ended = _sandbox(mode).run(
+            ended = make_sandbox(mode).run(
                 SandboxJob(module="reconciler.sandbox.probe", job=job, seconds=_PROBE_SECONDS, read=canary, server=server)
             )
-            why = _judged(ended, job)
+            why = _failure(ended, job)
     except SandboxUnavailable as error:
         why = error.message
     except OSError as error:
         why = f"the probe could not be made: {error}"
-    return Probed(mode=mode, works=not why, detail=why or "every door was shut")
+    return ProbeResult(mode=mode, works=not why, detail=why or "nothing outside was reachable")
 
 
-def _judged(ended: ProcessResult, job: dict[str, Any]) -> str:
-    if ended.word is None:
+def _failure(ended: ProcessResult, job: dict[str, Any]) -> str:
+    """Return why the mode does not work, or nothing if it does."""
+    answer = ended.valid_answer
+    if answer is None:
         why = ended.errors.strip().splitlines()[-1:] or [f"the probe ended with {ended.code}"]
         return f"it did not start: {why[0][:300]}"
-    found = {str(name) for name in ended.word.get("open", ["everything"])}
-    allowed = _SERVER_DOORS if job["server"] else set()
-    if found - allowed:
-        return f"the probe could get through: {', '.join(sorted(found - allowed))}"
-    if allowed - found or (job["server"] and not ended.word.get("loopback")):
+    succeeded = {str(name) for name in answer.get("succeeded", ["everything"])}
+    allowed = _SERVER_MAY if job["server"] else set()
+    if succeeded - allowed:
+        return f"the probe reached: {', '.join(sorted(succeeded - allowed))}"
+    if allowed - succeeded or (job["server"] and not answer.get("loopback")):
         return "no server can be started in it and spoken to"
-    return "" if ended.word.get("canary") == job["word"] else "the probe could not read its canary"
+    return "" if answer.get("canary") == job["canary_text"] else "the probe could not read its canary"
 
 
 @contextlib.contextmanager
-def _doors(folder: Path) -> Iterator[dict[str, Any]]:
-    """Open real doors outside, so that a probe that gets through finds somebody there."""
-    word = secrets.token_hex(16)
-    (folder / "canary").write_text(word)
+def _probe_targets(folder: Path) -> Iterator[dict[str, Any]]:
+    """Make what the probe tries to reach: sockets, files, a variable, a descriptor; yield the probe's job, which names them."""
+    canary_text = secrets.token_hex(16)
+    (folder / "canary").write_text(canary_text)
     (folder / "canary").chmod(0o444)
     (folder / "outside").mkdir()
     (folder / "secret").write_text("secret")
@@ -185,19 +199,19 @@ def _doors(folder: Path) -> Iterator[dict[str, Any]]:
         tcp = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         udp = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
         udp.bind(("127.0.0.1", 0))
-        threading.Thread(target=_echo, args=(udp,), daemon=True).start()
+        threading.Thread(target=_answer_datagrams, args=(udp,), daemon=True).start()
         for name in (str(folder / "unix"), "\0" + abstract):
-            door = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
-            door.bind(name)
-            door.listen()
+            listener = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+            listener.bind(name)
+            listener.listen()
         leaked = os.open(folder / "secret", os.O_RDONLY)
         stack.callback(os.close, leaked)
         os.set_inheritable(leaked, True)
         try:
             yield {
                 "tcp": tcp.getsockname()[1], "udp": udp.getsockname()[1], "unix": str(folder / "unix"), "abstract": abstract,
-                "secret": str(folder / "secret"), "outside": str(folder / "outside"), "canary": str(folder / "canary"), "word": word,
-                "parent": os.getpid(), "variable": variable, "descriptor": leaked,
+                "secret": str(folder / "secret"), "outside": str(folder / "outside"), "canary": str(folder / "canary"),
+                "canary_text": canary_text, "parent": os.getpid(), "variable": variable, "descriptor": leaked,
             }  # fmt: skip
         finally:
             del os.environ[variable]
@@ -205,7 +219,7 @@ def _doors(folder: Path) -> Iterator[dict[str, Any]]:
                 udp.shutdown(socket.SHUT_RDWR)
 
 
-def _echo(udp: socket.socket) -> None:
+def _answer_datagrams(udp: socket.socket) -> None:
     with contextlib.suppress(OSError):
         while True:
             _, sender = udp.recvfrom(16)

@@ -1,12 +1,15 @@
 """
-The inside of the sandbox: what the child does to itself before it runs a line of what it was started for.
+What the child does to itself before it runs its job: resource limits, a seccomp filter and, without namespaces, Landlock.
 
-Limits, a seccomp filter and, where there are no namespaces, Landlock; by ``ctypes`` and ``prctl``, without a dependency. Nothing here
-can be undone by the process (``PR_SET_NO_NEW_PRIVS``; seccomp(2), landlock(7)). Whatever cannot be set up ends the child at once, with
-``SETUP_FAILED``, before any of the model is read; once all is set up it says ``CONFINED``, so that its parent can tell a sandbox that
-failed from a model that did: nothing of the model has run by then, and nothing that it writes later comes before that line.
+Rules that hold here:
 
-Run as ``python -I -c BOOTSTRAP SETUP``: *SETUP* is a JSON document, standard input is the job's.
+1. The process cannot undo any of it (``PR_SET_NO_NEW_PRIVS``; seccomp(2), landlock(7)).
+2. Whatever cannot be set up ends the child at once with ``SETUP_FAILED``, before any of its input is read.
+3. Once all is set up the child writes ``CONFINED``, before any code of its job runs. So its parent knows a sandbox that failed from a job
+   that did.
+4. Everything is done with ``ctypes`` and ``prctl``, without a dependency.
+
+Run as ``python -I -c BOOTSTRAP SETUP``: *SETUP* is a JSON document, and standard input is the job's.
 """
 
 from __future__ import annotations
@@ -31,13 +34,15 @@ SETUP_FAILED = 97
 #: The first line of a child's standard output, once it is confined.
 CONFINED = b"confined\n"
 
-#: Argument of ``python -I -c``: this package's folder is named, since an isolated interpreter has no other way to a checkout.
+#: Argument of ``python -I -c``. The second argument is this package's folder: an isolated interpreter does not find a checkout otherwise.
 BOOTSTRAP = f"import sys; sys.path.insert(0, sys.argv[2]); import {__name__} as confine; confine.main(sys.argv[1])"
 
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _PR_SET_DUMPABLE = 1, 38, 22, 4
 _SECCOMP_MODE_FILTER = 2
 _CAPABILITIES_V3 = 0x20080522
-_KEPT_CAPABILITIES = 0b110  # DAC_OVERRIDE and DAC_READ_SEARCH: which files, Landlock says; root's others reach beyond files
+_KEPT_CAPABILITIES = (
+    0b110  # DAC_OVERRIDE and DAC_READ_SEARCH: Landlock limits these to the files that it allows; it does not limit root's others
+)
 
 #: (audit architecture, system call numbers) by machine; asm/unistd.h of each.
 _MACHINES: dict[str, tuple[int, dict[str, int]]] = {
@@ -69,9 +74,9 @@ _MACHINES: dict[str, tuple[int, dict[str, int]]] = {
         "fchmodat2": 452, "setxattrat": 463, "removexattrat": 466,
     }),
 }  # fmt: skip
-#: ``socketpair`` stays shut in any other: a datagram one sends to whatever address it is given (unix(7)), so out of a sandbox that has no
-#: namespaces. What CUDA is known to fail without is memfd_create(2) and the names of its threads, and both are open.
-#: Open in a cell that starts a server and talks to it; only namespaces make that safe.
+#: Allowed besides in a sandbox for a server, which starts it and connects to it; only namespaces make that safe. ``socketpair`` is denied
+#: in all others: its datagram kind sends to any address (unix(7)), and so out of a sandbox without namespaces. CUDA fails without
+#: memfd_create(2) and the naming of threads; both are allowed.
 _SERVER_CALLS = {"socketpair", "connect", "fork", "vfork", "execve", "execveat", "kill", "tgkill", "tkill", "prlimit64"}
 _SERVER_CALLS |= {"sched_setaffinity", "sched_setscheduler", "sched_setparam", "setpriority"}
 _SERVER_FAMILIES = (1, 2, 10)  # AF_UNIX, AF_INET, AF_INET6
@@ -91,13 +96,13 @@ class SetupFailed(Exception):
 
 
 def main(setup: str) -> None:
-    """Confine this process as *setup* says, load its module, and run what that has as ``main``."""
+    """Confine this process as the JSON document *setup* says, import the job's module, and run its ``main``."""
     try:
         wanted = json.loads(setup)
         sys.path += [folder for folder in wanted["packages"] if folder not in sys.path]
         confine(wanted)
-        module = importlib.import_module(wanted["module"])  # what cannot be imported here is no fault of what it would have read
-    except Exception as error:  # noqa: BLE001  whatever it was: nothing may run now
+        module = importlib.import_module(wanted["module"])  # a failed import is not the fault of what it would have read
+    except Exception as error:  # noqa: BLE001  whatever failed, the job must not run
         sys.stderr.write(f"the sandbox could not be set up: {type(error).__name__}: {error}\n")
         sys.stderr.flush()
         os._exit(SETUP_FAILED)
@@ -107,7 +112,7 @@ def main(setup: str) -> None:
 
 def confine(wanted: dict[str, Any]) -> None:
     """
-    Set up death with the parent, limits, Landlock if asked for, and the filter, in this order: each could forbid the one before.
+    Set up the signal for the parent's death, limits, Landlock if *wanted*, and the filter. In this order: each could forbid the one before.
 
     Raises:
         SetupFailed, OSError: something could not be set up; the process may be half confined and MUST end.
@@ -116,7 +121,7 @@ def confine(wanted: dict[str, Any]) -> None:
     _call(libc.prctl, _PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if wanted["parent"] and os.getppid() != wanted["parent"]:
         raise SetupFailed("the parent is gone")
-    with contextlib.suppress(OSError):  # a courtesy to the node, not a wall: in want of memory this process goes first
+    with contextlib.suppress(OSError):  # no protection, but when memory runs out the kernel ends this process first
         Path("/proc/self/oom_score_adj").write_text("1000")
     _limit(wanted["limits"])
     _call(libc.prctl, _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
@@ -124,12 +129,12 @@ def confine(wanted: dict[str, Any]) -> None:
     _drop_capabilities(libc)
     if wanted["landlock"]:
         _landlock(libc, wanted["read"], wanted["given"], wanted["write"], wanted["devices"])
-    os.closerange(3, _DESCRIPTORS)  # whoever started us may have let one through
+    os.closerange(3, _DESCRIPTORS)  # the parent may have leaked one
     _seccomp(libc, server=wanted["server"], writes=bool(wanted["writes"]))
 
 
 def _drop_capabilities(libc: Any) -> None:
-    """Keep of root's powers those over files, if there are any; namespaces took all before."""
+    """Drop every capability but those over files; in a namespace none is left to drop."""
     header = struct.pack("=Ii", _CAPABILITIES_V3, 0)
     held = ctypes.create_string_buffer(24)
     if libc.capget(header, held):
@@ -158,7 +163,7 @@ def _call(function: Any, *arguments: int) -> int:
 
 
 def landlock_version() -> int:
-    """Return the kernel's Landlock version, 0 where there is none: asked of the system call, not of the kernel's name."""
+    """Return the kernel's Landlock version, 0 where it has none. The system call tells, not the kernel's release."""
     libc = ctypes.CDLL(None, use_errno=True)
     found = libc.syscall(ctypes.c_long(_LANDLOCK_CREATE), None, ctypes.c_size_t(0), ctypes.c_uint32(1))
     return max(0, int(found))
@@ -199,7 +204,7 @@ def _allow(libc: Any, ruleset: int, path: str, rights: int) -> None:
 
 
 def _rule(libc: Any, ruleset: int, fd: int, rights: int) -> None:
-    """Allow what *fd* names: that file or folder, and no other that its path leads to later."""
+    """Allow access to what *fd* names: that file or folder, whatever its path leads to later."""
     if not stat.S_ISDIR(os.fstat(fd).st_mode):
         rights &= _READ_FILE | _WRITE_FILE | _EXECUTE | _TRUNCATE | _IOCTL
     rule = struct.pack("=Qi", rights, fd)
@@ -212,10 +217,10 @@ def _rule(libc: Any, ruleset: int, fd: int, rights: int) -> None:
 
 def _seccomp(libc: Any, *, server: bool, writes: bool) -> None:
     """
-    Deny sockets, new programs and processes, namespaces, and every way to other processes and to the kernel's insides.
+    Deny sockets, new programs and processes, namespaces, access to other processes, and calls into the kernel's internals.
 
-    Modes, owners, times and attributes too: Landlock does not govern them, and the model's file is the store's own. A child of one
-    process also leaves nobody behind when it is killed, where there is no namespace to end with it.
+    Changes of mode, owner, times and attributes too: Landlock does not govern them, and the model's file is the store's own. Without
+    namespaces a child that could start processes would leave them behind when it is killed.
     """
     machine = platform.machine()
     if machine not in _MACHINES:
@@ -232,17 +237,20 @@ def _filter(architecture: int, numbers: dict[str, int], *, server: bool, writes:
     own = (os.getpid(),)
     bounded: dict[str, tuple[int, tuple[int, ...]]] = {"tgkill": (0, own), "prlimit64": (0, (0, *own))}  # abort(3) signals itself
     if writes:
-        bounded["fchmod"] = (1, (0o444, 0o755))  # what is unpacked, by descriptor
+        bounded["fchmod"] = (1, (0o444, 0o755))  # of unpacked files, by descriptor
     if server:
         bounded["socket"] = (0, _SERVER_FAMILIES)
-    opened = _SERVER_CALLS if server else set()
+    allowed = _SERVER_CALLS if server else set()
     program = [_load(4), _jump(_EQUAL, architecture, 1, 0), _answer(_KILL), _load(0)]
-    program += [_jump(_AT_LEAST, 0x40000000, 0, 1), _answer(_KILL)]  # the x32 numbers are another set of doors
+    program += [_jump(_AT_LEAST, 0x40000000, 0, 1), _answer(_KILL)]  # the x32 numbers name the same calls again
     for name, number in numbers.items():
-        if name in opened or name in {"clone", "clone3"}:
+        if name in allowed or name in {"clone", "clone3"}:
             continue
         program += _bounded(number, *bounded[name]) if name in bounded else [_jump(_EQUAL, number, 0, 1), _answer(_DENY)]
-    program += [_jump(_EQUAL, numbers["clone3"], 0, 1), _answer(_ABSENT)]  # its flags are behind a pointer; clone will do
+    program += [
+        _jump(_EQUAL, numbers["clone3"], 0, 1),
+        _answer(_ABSENT),
+    ]  # a filter cannot read its flags, which are behind a pointer; callers fall back to clone
     threads_only = [] if server else [_jump(_ANY_BIT, _THREAD, 1, 0), _answer(_DENY)]
     program += [_jump(_EQUAL, numbers["clone"], 0, 3 + len(threads_only))]
     program += [_load(16), _jump(_ANY_BIT, _NAMESPACES, 0, 1), _answer(_DENY), *threads_only]
@@ -265,7 +273,7 @@ def _answer(value: int) -> bytes:
 
 
 def _bounded(number: int, argument: int, values: tuple[int, ...]) -> list[bytes]:
-    """Let the call *number* through only if its argument is one of *values*; the kernel reads these as 32-bit numbers, and so do we."""
+    """Allow the call *number* only if its *argument*-th argument is one of *values*; both this filter and the kernel read 32 bits of it."""
     program = [_jump(_EQUAL, number, 0, len(values) + 3), _load(16 + 8 * argument)]
     program += [_jump(_EQUAL, value, len(values) - index, 0) for index, value in enumerate(values)]
     return [*program, _answer(_DENY), _answer(_ALLOW)]

@@ -1,8 +1,8 @@
 """
-The hostile probe: a child that tries what a hostile model would, and tells what it could do.
+The hostile probe: a child that tries what a hostile model would, and reports which attempts succeeded.
 
-The sandbox is good only if every door was shut and the one window, the canary file that it may read, was open: a sandbox that lets
-nothing run at all would otherwise pass for a perfect one.
+A sandbox works only if no attempt succeeded and the canary, the one file that it is given, could be read: otherwise a sandbox in which
+nothing runs at all would pass for a perfect one.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _NEW_USER = 0x10000000  # CLONE_NEWUSER
 
 
 def main() -> None:
-    """Try everything, and write what succeeded."""
+    """Make every attempt, and write which succeeded."""
     job = json.loads(sys.stdin.buffer.read())
-    tries: dict[str, Callable[[], object]] = {
+    attempts: dict[str, Callable[[], object]] = {
         "tcp": lambda: socket.create_connection(("127.0.0.1", job["tcp"]), timeout=_SECONDS),
         "udp": lambda: _udp(job["udp"]),
         "dns": lambda: socket.getaddrinfo("example.org", 443),
@@ -48,19 +48,21 @@ def main() -> None:
         "new-program": _exec,
         "environment": lambda: os.environ[job["variable"]],
     }
-    open_doors = [name for name, attempt in tries.items() if _succeeds(attempt)]
-    answer: dict[str, Any] = {"nonce": job["nonce"], "open": open_doors, "canary": _canary(job["canary"]), "loopback": _succeeds(_loopback)}
+    succeeded = [name for name, attempt in attempts.items() if _succeeds(attempt)]
+    answer: dict[str, Any] = {
+        "nonce": job["nonce"], "succeeded": succeeded, "canary": _canary(job["canary"]), "loopback": _succeeds(_loopback)
+    }  # fmt: skip
     os.write(1, json.dumps(answer).encode())
 
 
 def _raw(name: str, *arguments: int) -> None:
-    """Call the C library's function *name*, past whatever Python would check."""
+    """Call the C library's function *name*, without the checks that Python makes."""
     if getattr(ctypes.CDLL(None, use_errno=True), name)(*arguments) < 0:
         raise OSError(ctypes.get_errno(), name)
 
 
 def _parent(job: dict[str, Any]) -> int:
-    """Return the parent's number, if it cannot be that of somebody in a namespace of our own."""
+    """Return the parent's process id, unless in a namespace of our own it is that of another process."""
     number = int(job["parent"])
     if job["namespaces"] and number in {1, os.getpid()}:
         raise OSError
@@ -107,7 +109,7 @@ def _fork() -> None:
 
 
 def _exec() -> None:
-    """Ask for a program that is not there: an answer other than a refusal says that one would be started."""
+    """Start a program that does not exist: any answer but a refusal shows that an existing one would start."""
     with contextlib.suppress(FileNotFoundError):
         os.execv("/nothing-is-here", ["nothing"])  # noqa: S606  that is what is tried
 

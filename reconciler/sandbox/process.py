@@ -1,12 +1,12 @@
 """
-One child in one cell: what it is given, and how it is started.
+Starts one child in a sandbox, with exactly what its job names.
 
 Rules that hold here:
 
-1. A child gets no descriptor, no variable and no path of ours but those of its ``Cell``.
-2. Whatever it does, nothing of it is left when ``Sandbox.run`` returns: its namespace ends with it, or it could make no process.
-3. What it says is bounded, and counts only with the job's nonce, after the line that says that it was confined.
-4. What it may read is opened once and given by that descriptor, so that a path which leads elsewhere a moment later opens nothing.
+1. A child gets no descriptor, no variable and no path of ours but those of its ``SandboxJob``.
+2. No process of the child is left when ``Sandbox.run`` returns: they end with their namespace, or it could not start any.
+3. Its output is bounded, and is an answer only with the job's nonce and after the line which says that it was confined.
+4. What it may read is opened once and given by that descriptor: a path that is exchanged a moment later opens nothing else.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _SHARED = "/dev/shm"  # noqa: S108  a mount point of the sandbox's own
 
 
 class SandboxJob(Struct, frozen=True, kw_only=True):
-    """What a child is given: a module whose ``main`` it runs, its job, what it may read and the one folder that it may write."""
+    """A module whose ``main`` the child runs, its job, what it may read, and the one folder that it may write."""
 
     module: str
     job: dict[str, Any]
@@ -45,45 +45,45 @@ class SandboxJob(Struct, frozen=True, kw_only=True):
     read: tuple[Path, ...] = ()
     write: Path | None = None
     devices: tuple[Path, ...] = ()
-    #: May start programs and talk to them through a loopback of its own; only with namespaces.
+    #: It may start programs and connect to them over a loopback interface of its own; needs namespaces.
     server: bool = False
     #: Bytes of the largest file that it may write.
     file_bytes: int = 1 << 20
-    #: Bytes of private memory; 0: as much as there is. Never with devices: drivers reserve without end.
+    #: Bytes of private memory; 0: no limit. Ignored with devices, whose drivers reserve far more address space than they use.
     memory_bytes: int = 0
-    #: Bytes of its answer that are read; what it says beyond is noise.
+    #: Bytes of standard output that are kept.
     answer_bytes: int = OUTPUT_BYTES
 
 
 class Sandbox:
-    """One working mode."""
+    """One mode of confinement: namespaces made by *bubblewrap*, or Landlock."""
 
     def __init__(self, mode: Mode, bubblewrap: Path | None = None) -> None:
         self.mode: Mode = mode
         self._bubblewrap = bubblewrap
 
-    def run(self, cell: SandboxJob, stop: supervision.StopSignal | None = None) -> ProcessResult:
+    def run(self, job: SandboxJob, stop: supervision.StopSignal | None = None) -> ProcessResult:
         """
-        Run *cell* until it ends or *stop* is set, and return how it ended; nothing of the child is left when this returns.
+        Run *job* until it ends or *stop* is set, and return how it ended; no process of it is left when this returns.
 
         Raises:
-            SandboxUnavailable: the mode cannot hold such a cell, or could not be started.
+            SandboxUnavailable: this mode cannot run such a job, or could not be started.
         """
-        if cell.server and self.mode != "bubblewrap":
+        if job.server and self.mode != "bubblewrap":
             raise SandboxUnavailable(f"{self.mode} gives no network of its own, which a server needs; bubblewrap does")
         nonce = secrets.token_hex(16)
-        job = msgspec.json.encode(cell.job | {"nonce": nonce})
+        document = msgspec.json.encode(job.job | {"nonce": nonce})
         try:
-            with _opened(cell.read) as given:
-                child = self._started(cell, given)
+            with _open_paths(job.read) as given:
+                child = self._start(job, given)
         except OSError as error:
             raise SandboxUnavailable(f"{self.mode} did not start: {error}") from None
         wrapped = self.mode == "bubblewrap"
-        return supervision.supervise(child, job, nonce, seconds=cell.seconds, answer_bytes=cell.answer_bytes, wrapped=wrapped, stop=stop)
+        return supervision.supervise(child, document, nonce, seconds=job.seconds, answer_bytes=job.answer_bytes, wrapped=wrapped, stop=stop)
 
-    def _started(self, cell: SandboxJob, given: dict[Path, int]) -> subprocess.Popen[bytes]:
+    def _start(self, job: SandboxJob, given: dict[Path, int]) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
-            self._argv(cell, given),
+            self._argv(job, given),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -97,32 +97,32 @@ class Sandbox:
     def _takes_descriptors(self) -> bool:
         return self._bubblewrap is None or _binds_descriptors(self._bubblewrap, self._bubblewrap.stat().st_mtime_ns)
 
-    def _argv(self, cell: SandboxJob, given: dict[Path, int]) -> list[str]:
-        python = [sys.executable, "-I", "-B", "-c", confine.BOOTSTRAP, self._setup(cell, given), str(_package().parent)]
-        return [*self._wrapped(cell, given), *python] if self.mode == "bubblewrap" else python
+    def _argv(self, job: SandboxJob, given: dict[Path, int]) -> list[str]:
+        python = [sys.executable, "-I", "-B", "-c", confine.BOOTSTRAP, self._setup(job, given), str(_package().parent)]
+        return [*self._bubblewrap_command(job, given), *python] if self.mode == "bubblewrap" else python
 
-    def _setup(self, cell: SandboxJob, given: dict[Path, int]) -> str:
+    def _setup(self, job: SandboxJob, given: dict[Path, int]) -> str:
         landlock = self.mode == "landlock"
         system = ("/usr", "/lib", "/lib64", "/etc/ld.so.cache", "/sys/devices/system/cpu", "/dev/null", "/dev/urandom", "/dev/zero")
         driver = ("/proc/driver/nvidia", "/proc/devices", "/proc/self", "/sys/devices", "/sys/bus", "/sys/class", "/sys/module")
         setup = {
-            "module": cell.module,
+            "module": job.module,
             "packages": [*map(str, _package_folders())],
             "parent": os.getpid() if landlock else 0,  # in a namespace of its own it sees another number
             "landlock": landlock,
-            "server": cell.server,
-            "writes": cell.write is not None,
-            "read": [*system, *(driver if cell.devices else ()), *map(str, _python_folders())],
+            "server": job.server,
+            "writes": job.write is not None,
+            "read": [*system, *(driver if job.devices else ()), *map(str, _python_folders())],
             "given": [*given.values()] if landlock else [],
-            "write": ["/dev/null", *([str(cell.write)] if cell.write else [])],
-            # A driver names its threads by their files there, and CUDA fails where it may not. Opened by the child: its own threads alone.
-            "devices": [*map(str, cell.devices), *(["/proc/self/task"] if cell.devices else [])],
-            "limits": _limits(cell),
+            "write": ["/dev/null", *([str(job.write)] if job.write else [])],
+            # A driver names its threads through these files, and CUDA fails where it may not. The child opens it: its threads only.
+            "devices": [*map(str, job.devices), *(["/proc/self/task"] if job.devices else [])],
+            "limits": _limits(job),
         }
         return json.dumps(setup)
 
-    def _wrapped(self, cell: SandboxJob, given: dict[Path, int]) -> list[str]:
-        """Return the command that makes the namespaces. The order matters: the root is made read-only after every mount point in it."""
+    def _bubblewrap_command(self, job: SandboxJob, given: dict[Path, int]) -> list[str]:
+        """Return the command that makes the namespaces. The root becomes read-only last, after every mount point in it was made."""
         binds = [("--ro-bind", str(path), path) for path in _python_folders()]
         by_descriptor = self._takes_descriptors()
         binds += [("--ro-bind-fd", str(fd), path) if by_descriptor else ("--ro-bind", str(path), path) for path, fd in given.items()]
@@ -137,18 +137,18 @@ class Sandbox:
         ]  # fmt: skip
         for flag, source, target in binds:
             arguments += [flag, source, str(target)]
-        for path in cell.devices:
+        for path in job.devices:
             arguments += ["--dev-bind-try", str(path), str(path)]
-        if cell.devices:
-            arguments += ["--ro-bind-try", "/sys", "/sys"]  # a driver looks for its GPU's place in it
-        if cell.write:
-            arguments += ["--bind", str(cell.write), str(cell.write)]
+        if job.devices:
+            arguments += ["--ro-bind-try", "/sys", "/sys"]  # a driver finds its GPU's bus address in it
+        if job.write:
+            arguments += ["--bind", str(job.write), str(job.write)]
         return [*arguments, "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/", "--"]
 
 
 @contextlib.contextmanager
-def _opened(paths: tuple[Path, ...]) -> Iterator[dict[Path, int]]:
-    """Give a descriptor for each of *paths*, that names the file or folder and cannot read it."""
+def _open_paths(paths: tuple[Path, ...]) -> Iterator[dict[Path, int]]:
+    """Open each of *paths* with O_PATH: the descriptor names the file or folder, and reads nothing of it."""
     given: dict[Path, int] = {}
     try:
         for path in dict.fromkeys(paths):
@@ -161,30 +161,30 @@ def _opened(paths: tuple[Path, ...]) -> Iterator[dict[Path, int]]:
 
 @functools.cache
 def _binds_descriptors(bubblewrap: Path, _mtime_ns: int) -> bool:
-    """Whether this bubblewrap knows ``--ro-bind-fd``: asked of it, since distributions gave it to older versions."""
+    """Whether this bubblewrap has ``--ro-bind-fd``. Its version does not tell: distributions added the option to older ones."""
     try:
-        told = subprocess.run([bubblewrap, "--help"], stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=10, env={})
+        shown = subprocess.run([bubblewrap, "--help"], stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=10, env={})
     except (OSError, subprocess.SubprocessError):
         return False
-    return b"--ro-bind-fd" in told.stdout + told.stderr
+    return b"--ro-bind-fd" in shown.stdout + shown.stderr
 
 
-def _limits(cell: SandboxJob) -> dict[str, int]:
-    """Return resource limits. That on address space is wide: each thread reserves much of it, and the model is mapped into it."""
+def _limits(job: SandboxJob) -> dict[str, int]:
+    """Return resource limits. That on address space is wide: each thread reserves much of it, and the model is mapped."""
     processors = os.cpu_count() or 1
     limits = {
         "RLIMIT_CORE": 0,
-        "RLIMIT_CPU": int(cell.seconds * processors) + 5,
-        "RLIMIT_FSIZE": cell.file_bytes,
-        "RLIMIT_NOFILE": 1024 if cell.server else 256,
+        "RLIMIT_CPU": int(job.seconds * processors) + 5,
+        "RLIMIT_FSIZE": job.file_bytes,
+        "RLIMIT_NOFILE": 1024 if job.server else 256,
     }
-    if cell.memory_bytes and not cell.devices:
-        limits |= {"RLIMIT_DATA": cell.memory_bytes, "RLIMIT_AS": 3 * cell.memory_bytes + processors * (256 << 20)}
+    if job.memory_bytes and not job.devices:
+        limits |= {"RLIMIT_DATA": job.memory_bytes, "RLIMIT_AS": 3 * job.memory_bytes + processors * (256 << 20)}
     return limits
 
 
 def _environment(home: str) -> dict[str, str]:
-    """Return all of a child's environment: nothing of ours reaches it."""
+    """Return the child's whole environment; no variable of ours is in it."""
     fixed = {"PATH": "/usr/bin", "HOME": home, "TMPDIR": home, "LANG": "C.UTF-8", "PYTHONDONTWRITEBYTECODE": "1"}
     return fixed | {"CUDA_CACHE_DISABLE": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
@@ -194,7 +194,7 @@ def _package() -> Path:
 
 
 def _package_folders() -> tuple[Path, ...]:
-    """Return where packages are installed for us: a user's own folder and those that a path file names are outside the interpreter's."""
+    """Return where our packages are installed: a user's own folder, and those that a ``.pth`` file names, are outside the interpreter's."""
     return tuple(Path(folder) for folder in sys.path if Path(folder).name in {"site-packages", "dist-packages"})
 
 

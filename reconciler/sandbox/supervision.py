@@ -1,7 +1,10 @@
 """
-A child from its start to its end: fed its job, heard within bounds, ended in time, and how it ended.
+Supervises a child until it ends: writes its job, reads a bounded part of its output, ends it in time, and reports how it ended.
 
-Everything that it says is hostile text. Its number, and its group's, is nobody else's until it is reaped, so that is done last.
+Rules that hold here:
+
+1. All output of the child is hostile text.
+2. The child is reaped last: until then no other process can have its process id or its group's, so a signal reaches nobody else.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from reconciler.sandbox import confine
 
 OUTPUT_BYTES = 65_536
 _KILL_SECONDS = 5.0
-#: Signals that a process sends to itself when its own code is at fault, or gets for what it used up; others come from outside.
+#: Signals that a process gets through its own fault: its code failed, or it used up a limit. All others come from outside.
 OWN_FAULT = {
     signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSYS, signal.SIGTRAP, signal.SIGXFSZ,
     signal.SIGXCPU,
@@ -32,9 +35,9 @@ OWN_FAULT = {
 class ProcessResult(Struct, frozen=True, kw_only=True):
     """How a child ended."""
 
-    #: Its document, if it wrote one that carries the nonce.
+    #: The JSON document that it wrote, if it carries the nonce.
     answer: dict[str, Any] | None
-    #: Whether it was confined: if not, nothing that it was started for ran, and the sandbox is to blame.
+    #: Whether it confined itself. If not, its job did not run, and the sandbox is at fault.
     confined: bool
     code: int
     #: The signal that killed it, or 0.
@@ -45,12 +48,12 @@ class ProcessResult(Struct, frozen=True, kw_only=True):
 
     @property
     def setup_failed(self) -> bool:
-        """Whether the sandbox, and not what it held, is to blame."""
+        """Whether the sandbox, and not what ran in it, is at fault."""
         return not self.confined
 
     @property
-    def word(self) -> dict[str, Any] | None:
-        """Its answer, if it also ended by itself, in time and without complaint; else None."""
+    def valid_answer(self) -> dict[str, Any] | None:
+        """Its answer, if it was confined and then ended by itself, in time and with exit code 0; else None."""
         return self.answer if self.confined and self.code == 0 and not self.timed_out else None
 
 
@@ -61,15 +64,15 @@ class StopSignal:
         self._fd = os.eventfd(0, os.EFD_CLOEXEC)
 
     def set(self) -> None:
-        """End it: a wait that begins later, too."""
+        """End the wait; one that begins later ends at once."""
         os.eventfd_write(self._fd, 1)
 
     def fileno(self) -> int:
-        """Return what can be polled."""
+        """Return the descriptor to poll."""
         return self._fd
 
     def close(self) -> None:
-        """Let go; nobody may set it any more."""
+        """Close the descriptor; ``set`` MUST NOT be called after this."""
         os.close(self._fd)
 
 
@@ -83,21 +86,26 @@ def supervise(
     wrapped: bool,
     stop: StopSignal | None = None,
 ) -> ProcessResult:
-    """Feed the child, read at most so much of what it says, and end it and its group in time, or when *stop* is set."""
+    """
+    Write *job* to the child, and end it and its process group after *seconds*, or when *stop* is set.
+
+    At most *answer_bytes* of its standard output and the last ``OUTPUT_BYTES`` of its standard error are kept. *wrapped*: it is
+    bubblewrap, which reports the signal that killed its own child as 128 and the signal's number.
+    """
     out = _Pipe(child.stdout, len(confine.CONFINED) + answer_bytes, keep_first=True)
     errors = _Pipe(child.stderr, OUTPUT_BYTES, keep_first=False)
-    feeding = threading.Thread(target=_feed, args=(child, job), daemon=True)
-    feeding.start()
+    writer = threading.Thread(target=_write_job, args=(child, job), daemon=True)
+    writer.start()
     try:
-        timed_out = not _exits(child.pid, seconds, stop)
+        timed_out = not _ends_in_time(child.pid, seconds, stop)
     finally:
-        _end_group(child)
-        feeding.join(_KILL_SECONDS)  # nobody is left who could read
-    said, complaint, code = out.text(), errors.text(), child.returncode
-    killed_inside = wrapped and 128 < code < 160  # bubblewrap's way of telling
+        _kill_group(child)
+        writer.join(_KILL_SECONDS)  # nobody is left who could read
+    output, complaint, code = out.kept(), errors.kept(), child.returncode
+    killed_inside = wrapped and 128 < code < 160
     return ProcessResult(
-        answer=_answer(said.removeprefix(confine.CONFINED), nonce),
-        confined=said.startswith(confine.CONFINED),
+        answer=_answer(output.removeprefix(confine.CONFINED), nonce),
+        confined=output.startswith(confine.CONFINED),
         code=code,
         signal=0 if timed_out else -code if code < 0 else code - 128 if killed_inside else 0,
         timed_out=timed_out,
@@ -105,8 +113,8 @@ def supervise(
     )
 
 
-def _exits(pid: int, seconds: float, stop: StopSignal | None) -> bool:
-    """Wait for the child's end without reaping it: until that is done its number, and its group's, is nobody else's."""
+def _ends_in_time(pid: int, seconds: float, stop: StopSignal | None) -> bool:
+    """Wait for the child's end without reaping it; return False when *seconds* passed or *stop* was set before."""
     handle = os.pidfd_open(pid)
     try:
         poll = select.poll()
@@ -117,27 +125,27 @@ def _exits(pid: int, seconds: float, stop: StopSignal | None) -> bool:
         os.close(handle)
 
 
-def _feed(child: subprocess.Popen[bytes], job: bytes) -> None:
-    """Write *job* and close the pipe, both in one thread: a file that is closed while another thread writes to it fails in either."""
+def _write_job(child: subprocess.Popen[bytes], job: bytes) -> None:
+    """Write *job* and close the pipe, both in one thread: closing a file while another thread writes to it raises in either."""
     assert child.stdin is not None
     with contextlib.suppress(OSError), child.stdin:
         child.stdin.write(job)
 
 
-def _end_group(child: subprocess.Popen[bytes]) -> None:
+def _kill_group(child: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()
 
 
 class _Pipe:
-    """Reads a pipe to its end in a thread and keeps only so much of it: a child that writes a gibibyte fills no memory."""
+    """Reads a pipe to its end in a thread and keeps its first or its last *most* bytes, so that much output takes little memory."""
 
     def __init__(self, pipe: Any, most: int, *, keep_first: bool) -> None:
         self._pipe = pipe
         self._most = most
         self._keep_first = keep_first
-        self._kept = bytearray()
+        self._bytes = bytearray()
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
 
@@ -145,28 +153,28 @@ class _Pipe:
         with contextlib.suppress(OSError, ValueError), self._pipe:
             while chunk := self._pipe.read1(65_536):
                 if self._keep_first:
-                    self._kept += chunk[: self._most - len(self._kept)]
+                    self._bytes += chunk[: self._most - len(self._bytes)]
                 else:
-                    self._kept = (self._kept + chunk)[-self._most :]
+                    self._bytes = (self._bytes + chunk)[-self._most :]
 
-    def text(self) -> bytes:
+    def kept(self) -> bytes:
         self._thread.join(_KILL_SECONDS)
-        return bytes(self._kept)
+        return bytes(self._bytes)
 
 
-def _answer(said: bytes, nonce: str) -> dict[str, Any] | None:
-    """Return the child's document, if it is one and carries the nonce: else it is noise."""
+def _answer(output: bytes, nonce: str) -> dict[str, Any] | None:
+    """Return the child's JSON document, if *output* is one and carries the nonce; else None."""
     try:
-        found = json.loads(said, parse_constant=_refuse_constant)
+        found = json.loads(output, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) and found.get("nonce") == nonce else None
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")
 
 
 def printable(text: str) -> str:
-    """Return *text* without what could steer a terminal, or cannot be encoded: part of it comes from the model."""
+    """Return *text* with a replacement for each character that could control a terminal or cannot be encoded."""
     return re.sub(r"[^\x20-\x7e\u00a0-\u202d\u2030-\ud7ff\ue000-\U0010ffff]", "\N{REPLACEMENT CHARACTER}", text)

@@ -44,7 +44,7 @@ class _Answer(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class SandboxedUnpacker:
     """Unpacks archives in a sandbox; where none works, archives stay packed. *cache* keeps what a probe of the sandboxes found."""
 
-    def __init__(self, cache: Path, sandbox: choose.Setting, limits: Limits | None = None) -> None:
+    def __init__(self, cache: Path, sandbox: choose.SandboxSetting, limits: Limits | None = None) -> None:
         self._cache = cache
         self._sandbox = sandbox
         self._limits = limits or Limits()
@@ -76,17 +76,17 @@ class SandboxedUnpacker:
             )
         )
         if ended.setup_failed:
-            choose.forget(self._cache)
+            choose.forget_probes(self._cache)
         return _members(ended)
 
 
 def _members(ended: ProcessResult) -> tuple[str, ...]:
     if ended.setup_failed:
         raise SandboxUnavailable(printable(ended.errors.strip()[-300:]))
-    if ended.word is None:
+    if ended.valid_answer is None:
         raise _error_of(ended)
     try:
-        word = msgspec.convert(ended.word, _Answer)
+        word = msgspec.convert(ended.valid_answer, _Answer)
     except msgspec.ValidationError as error:
         raise UnpackRefused(f"its extractor's answer is malformed: {printable(str(error))}") from None
     if word.error:

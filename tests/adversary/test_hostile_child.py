@@ -1,4 +1,4 @@
-"""Children that misbehave, each in a real cell of each mode: bounded, judged for what they did, and nothing of them left."""
+"""Children that misbehave, each in each mode of the sandbox: they stay bounded, are judged by what they did, and leave nothing behind."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _nothing_is_left() -> Any:
 
 
 def run(mode: Mode, way: str, *, seconds: float = PATIENCE, memory: int = 0, **job: Any) -> ProcessResult:
-    return choose._sandbox(mode).run(
+    return choose.make_sandbox(mode).run(
         SandboxJob(module="tests.children.misbehave", job=job | {"way": way}, seconds=seconds, read=(TOP / "tests",), memory_bytes=memory)
     )
 
@@ -57,7 +57,7 @@ def run(mode: Mode, way: str, *, seconds: float = PATIENCE, memory: int = 0, **j
 def judged(ended: ProcessResult, *, roomy: bool = False) -> TestReport:
     runtime, smoke = snapshot.Runtime(engine="llama-cpp"), snapshot.Smoke()
     job = TestJob(model="m:v1", tree=Path("/nowhere"), entrypoint="m.gguf", runtime=runtime, smoke=smoke)
-    return smoke_test._judged(ended, job, roomy=roomy)
+    return smoke_test._report_of(ended, job, roomy=roomy)
 
 
 class Watched:
@@ -101,14 +101,14 @@ def test_a_child_that_reads_nothing_is_fed_by_one_thread_alone(command: str) -> 
 
 
 def test_a_job_ends_when_the_run_does(mode: Mode) -> None:
-    cell = SandboxJob(module="tests.children.misbehave", job={"way": "ignore_signals"}, seconds=PATIENCE, read=(TOP / "tests",))
+    job = SandboxJob(module="tests.children.misbehave", job={"way": "ignore_signals"}, seconds=PATIENCE, read=(TOP / "tests",))
     began = time.monotonic()
     with contextlib.closing(supervision.StopSignal()) as stop:
         timer = threading.Timer(0.5, stop.set)
         timer.start()
-        ended = choose._sandbox(mode).run(cell, stop)
+        ended = choose.make_sandbox(mode).run(job, stop)
         timer.join()
-    assert ended.word is None
+    assert ended.valid_answer is None
     assert time.monotonic() - began < PATIENCE / 2
 
 
@@ -137,7 +137,7 @@ def test_a_child_that_does_not_end_is_ended_and_the_model_is_bad(mode: Mode, way
 def test_a_good_word_from_a_child_that_ends_badly_counts_for_nothing(mode: Mode, way: str) -> None:
     ended = run(mode, way, seconds=2.0)
     assert ended.answer is not None
-    assert ended.word is None
+    assert ended.valid_answer is None
     assert judged(ended).verdict == "bad"
 
 
@@ -146,25 +146,25 @@ def test_a_good_word_from_a_child_that_ends_badly_counts_for_nothing(mode: Mode,
 
 def test_a_child_that_eats_memory_gets_what_was_agreed_and_no_more(mode: Mode) -> None:
     ended = run(mode, "eat_memory", memory=256 << 20)
-    assert ended.word is not None
-    assert 64 <= ended.word["mebibytes"] <= 256
+    assert ended.valid_answer is not None
+    assert 64 <= ended.valid_answer["mebibytes"] <= 256
 
 
 def test_a_child_cannot_leave_a_process_behind(mode: Mode) -> None:
     ended = run(mode, "fork")
-    assert ended.word is not None
-    assert ended.word["refused"] == "PermissionError"
+    assert ended.valid_answer is not None
+    assert ended.valid_answer["refused"] == "PermissionError"
 
 
 def test_a_servers_process_in_a_session_of_its_own_ends_with_the_namespace(tmp_path: Path) -> None:
     working("bubblewrap")
-    ended = choose._sandbox("bubblewrap").run(
+    ended = choose.make_sandbox("bubblewrap").run(
         SandboxJob(
             module="tests.children.misbehave", job={"way": "fork"}, seconds=PATIENCE, read=(TOP / "tests",), write=tmp_path, server=True
         )
     )
-    assert ended.word is not None
-    assert ended.word["refused"] == ""
+    assert ended.valid_answer is not None
+    assert ended.valid_answer["refused"] == ""
     assert outliving(_sandboxed_processes(tmp_path)) == []
 
 
@@ -189,10 +189,10 @@ def test_a_gibibyte_of_output_fills_no_memory_of_ours(mode: Mode, to: int) -> No
     assert grown < 64 << 20
     assert len(ended.errors) <= 1 << 16
     if to == 1:
-        assert ended.word is None
+        assert ended.valid_answer is None
         assert judged(ended).verdict == "bad"
     else:
-        assert ended.word is not None
+        assert ended.valid_answer is not None
 
 
 # -- words -------------------------------------------------------------------------------------------
@@ -323,7 +323,7 @@ def test_a_child_ends_with_its_parent(mode: Mode, tmp_path: Path) -> None:
 
 
 def _confined(process: psutil.Process) -> bool:
-    """Whether the filter is on: from then on it is in its cell."""
+    """Whether the filter is on: from then on it is confined."""
     try:
         return "Seccomp:\t2" in Path(f"/proc/{process.pid}/status").read_text()
     except OSError:
@@ -351,7 +351,7 @@ def test_a_device_that_fails_is_never_the_models_error_of(words: str) -> None:
 
 def test_a_program_that_cannot_be_loaded_in_the_sandbox_is_never_the_models_error_of(mode: Mode) -> None:
     """As with packages that lie where the sandbox does not look."""
-    ended = choose._sandbox(mode).run(SandboxJob(module="tests.children.of_nobody", job={}, seconds=PATIENCE, read=(TOP / "tests",)))
+    ended = choose.make_sandbox(mode).run(SandboxJob(module="tests.children.of_nobody", job={}, seconds=PATIENCE, read=(TOP / "tests",)))
     report = judged(ended)
     assert report.verdict == "unable"
     assert report.reason.startswith("sandbox-unavailable: the sandbox could not be set up: ModuleNotFoundError")

@@ -36,7 +36,7 @@ def mode(request: pytest.FixtureRequest) -> Mode:
     return working(request.param)
 
 
-def in_cell(box: Sandbox, way: str, **job: Any) -> ProcessResult:
+def in_sandbox(box: Sandbox, way: str, **job: Any) -> ProcessResult:
     seconds = job.pop("seconds", 60.0)
     return box.run(SandboxJob(module="tests.children.misbehave", job=job | {"way": way}, seconds=seconds, read=(TOP / "tests",)))
 
@@ -46,12 +46,12 @@ def in_cell(box: Sandbox, way: str, **job: Any) -> ProcessResult:
 
 def test_every_door_is_shut_and_the_canary_can_be_read(mode: Mode) -> None:
     found = choose.probe(mode)
-    assert found == choose.Probed(mode=mode, works=True, detail="every door was shut")
+    assert found == choose.ProbeResult(mode=mode, works=True, detail="nothing outside was reachable")
 
 
 def test_the_probe_finds_every_door_open_where_there_is_no_sandbox(tmp_path: Path) -> None:
     """A probe that cannot get through an open door would call any sandbox good."""
-    with choose._doors(tmp_path) as job:
+    with choose._probe_targets(tmp_path) as job:
         job |= {"nonce": "n", "namespaces": False, "server": False}
         ran = subprocess.run(
             [sys.executable, "-m", "reconciler.sandbox.probe"],
@@ -69,18 +69,18 @@ def test_the_probe_finds_every_door_open_where_there_is_no_sandbox(tmp_path: Pat
     }  # fmt: skip
     if os.getuid() != 0:
         expected -= {"write-model", "truncate-model"}  # its mode forbids
-    assert set(found["open"]) - closed_anyway >= expected
+    assert set(found["succeeded"]) - closed_anyway >= expected
     assert found["loopback"] is True
 
 
 def test_a_driver_may_name_its_threads(mode: Mode) -> None:
     """CUDA's does so by their files in proc, and does not come up (error 304) where it may not."""
     job, driver = {"way": "name_thread"}, (Path("/dev/null"),)
-    ended = choose._sandbox(mode).run(
+    ended = choose.make_sandbox(mode).run(
         SandboxJob(module="tests.children.misbehave", job=job, seconds=60.0, read=(TOP / "tests",), devices=driver)
     )
-    assert ended.word is not None, ended.errors
-    assert ended.word["name"] == "worker"
+    assert ended.valid_answer is not None, ended.errors
+    assert ended.valid_answer["name"] == "worker"
 
 
 def test_a_child_sees_nothing_of_ours(mode: Mode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,34 +88,36 @@ def test_a_child_sees_nothing_of_ours(mode: Mode, tmp_path: Path, monkeypatch: p
     (tmp_path / "secret").write_text("secret")
     with (tmp_path / "secret").open() as leaked:
         os.set_inheritable(leaked.fileno(), True)
-        ended = in_cell(choose._sandbox(mode), "look", paths=["/etc/passwd", "/etc/shadow", str(tmp_path / "secret"), "/proc/1/environ"])
-    assert ended.word is not None
-    assert not {"SECRET", "HOSTNAME", "USER"} & set(ended.word["environment"])
-    assert ended.word["descriptors"] == [0, 1, 2]
-    assert set(ended.word["there"]) <= {"/proc/1/environ"}  # in a namespace of its own that is bubblewrap's, which has only ours
-    assert mode == "bubblewrap" or ended.word["there"] == []
+        ended = in_sandbox(
+            choose.make_sandbox(mode), "look", paths=["/etc/passwd", "/etc/shadow", str(tmp_path / "secret"), "/proc/1/environ"]
+        )
+    assert ended.valid_answer is not None
+    assert not {"SECRET", "HOSTNAME", "USER"} & set(ended.valid_answer["environment"])
+    assert ended.valid_answer["descriptors"] == [0, 1, 2]
+    assert set(ended.valid_answer["there"]) <= {"/proc/1/environ"}  # in a namespace of its own that is bubblewrap's, which has only ours
+    assert mode == "bubblewrap" or ended.valid_answer["there"] == []
 
 
 def test_a_child_in_namespaces_has_no_power_and_goes_first_when_memory_is_short() -> None:
-    ended = in_cell(choose._sandbox(working("bubblewrap")), "look", paths=[])
-    assert ended.word is not None
-    lines = dict(line.split(":\t", 1) for line in ended.word["status"].splitlines())
+    ended = in_sandbox(choose.make_sandbox(working("bubblewrap")), "look", paths=[])
+    assert ended.valid_answer is not None
+    lines = dict(line.split(":\t", 1) for line in ended.valid_answer["status"].splitlines())
     assert (lines["CapEff"], lines["CapPrm"], lines["CapBnd"]) == ("0" * 16, "0" * 16, "0" * 16)
     assert (lines["NoNewPrivs"], lines["Seccomp"]) == ("1", "2")
-    assert ended.word["oom"] == "1000"
+    assert ended.valid_answer["oom"] == "1000"
 
 
 def test_engines_may_have_threads(mode: Mode) -> None:
-    ended = in_cell(choose._sandbox(mode), "thread")
-    assert ended.word is not None
-    assert ended.word["found"] == 16
+    ended = in_sandbox(choose.make_sandbox(mode), "thread")
+    assert ended.valid_answer is not None
+    assert ended.valid_answer["found"] == 16
 
 
 def test_what_fills_the_disk_is_bounded(mode: Mode, tmp_path: Path) -> None:
     folders = ["/scratch", "/dev/shm", "/dev", "/tmp", "/var/tmp", "/", "/usr", str(tmp_path), str(TOP / "tests")]
-    ended = in_cell(choose._sandbox(mode), "fill", folders=folders, files=96)
-    assert ended.word is not None
-    written = ended.word["done"]
+    ended = in_sandbox(choose.make_sandbox(mode), "fill", folders=folders, files=96)
+    assert ended.valid_answer is not None
+    written = ended.valid_answer["done"]
     in_memory = ("/scratch", "/dev/shm") if mode == "bubblewrap" else ()
     assert all(written[folder] <= 64 for folder in in_memory)
     assert {folder: written[folder] for folder in folders if folder not in in_memory} == {
@@ -126,19 +128,19 @@ def test_what_fills_the_disk_is_bounded(mode: Mode, tmp_path: Path) -> None:
 
 def test_a_file_larger_than_agreed_ends_the_child(mode: Mode, tmp_path: Path) -> None:
     job = {"way": "write_large", "path": str(tmp_path / "large")}
-    ended = choose._sandbox(mode).run(
+    ended = choose.make_sandbox(mode).run(
         SandboxJob(module="tests.children.misbehave", job=job, seconds=60.0, read=(TOP / "tests",), write=tmp_path, file_bytes=4 << 20)
     )
-    assert ended.word is None
+    assert ended.valid_answer is None
     assert (tmp_path / "large").stat().st_size <= 4 << 20
 
 
-def test_a_server_cell_has_a_loopback_that_is_nobody_elses() -> None:
+def test_a_server_sandbox_has_a_loopback_that_is_nobody_elses() -> None:
     working("bubblewrap")
     assert choose.probe("bubblewrap", server=True).works
 
 
-def test_a_server_cell_is_not_to_be_had_without_namespaces() -> None:
+def test_a_server_sandbox_is_not_to_be_had_without_namespaces() -> None:
     with pytest.raises(SandboxUnavailable, match="network of its own"):
         choose.choose("landlock", server=True)
     with pytest.raises(SandboxUnavailable, match="network of its own"):
@@ -153,7 +155,7 @@ echo '{"nonce": "0", "open": [], "canary": ""}'
 """
 #: Fakes of bubblewrap: what each does, and what the probe must say of it.
 FAKES = {
-    "runs-its-command": ('#!/bin/sh\nwhile [ "$1" != -- ]; do shift; done\nshift\nexec "$@"\n', "could get through"),
+    "runs-its-command": ('#!/bin/sh\nwhile [ "$1" != -- ]; do shift; done\nshift\nexec "$@"\n', "the probe reached"),
     "user-namespaces-off": (
         "#!/bin/sh\necho 'bwrap: Creating new namespace failed: nesting depth or max_*_namespaces exceeded (ENOSPC)' >&2\nexit 1\n",
         "ENOSPC",
@@ -200,7 +202,7 @@ def test_a_bubblewrap_that_executes_all_is_caught_through_the_doors(tmp_path: Pa
     monkeypatch.setattr(choose, "BUBBLEWRAP", (fake(tmp_path, FAKES["runs-its-command"][0]),))
     found = choose.probe("bubblewrap")
     assert not found.works
-    assert {"read-outside", "write-outside"} <= set(found.detail.removeprefix("the probe could get through: ").split(", "))
+    assert {"read-outside", "write-outside"} <= set(found.detail.removeprefix("the probe reached: ").split(", "))
 
 
 def test_a_server_beside_a_fake_bubblewrap_reaches_the_machine_and_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,7 +210,7 @@ def test_a_server_beside_a_fake_bubblewrap_reaches_the_machine_and_is_caught(tmp
     monkeypatch.setattr(choose, "BUBBLEWRAP", (fake(tmp_path, FAKES["runs-its-command"][0]),))
     found = choose.probe("bubblewrap", server=True)
     assert not found.works
-    assert {"tcp", "abstract-socket", "signal-parent"} <= set(found.detail.removeprefix("the probe could get through: ").split(", "))
+    assert {"tcp", "abstract-socket", "signal-parent"} <= set(found.detail.removeprefix("the probe reached: ").split(", "))
 
 
 def test_a_sandbox_without_its_window_is_not_taken_for_a_perfect_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -356,7 +358,7 @@ def probes(monkeypatch: pytest.MonkeyPatch) -> list[Mode]:
     made: list[Mode] = []
     real = choose.probe
 
-    def noted(mode: Mode, *, server: bool = False) -> choose.Probed:
+    def noted(mode: Mode, *, server: bool = False) -> choose.ProbeResult:
         made.append(mode)
         return real(mode, server=server)
 
@@ -392,7 +394,7 @@ def test_another_bubblewrap_is_another_sandbox(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(choose, "BUBBLEWRAP", (path,))
     choose.choose("bubblewrap", tmp_path / "cache")
     fake(tmp_path, FAKES["runs-its-command"][0])
-    with pytest.raises(SandboxUnavailable, match="could get through"):
+    with pytest.raises(SandboxUnavailable, match="the probe reached"):
         choose.choose("bubblewrap", tmp_path / "cache")
 
 
@@ -502,7 +504,7 @@ def test_the_probe_mistakes_nobody_in_its_namespace_for_the_parent() -> None:
 
 
 def test_the_doors_are_real(tmp_path: Path) -> None:
-    with choose._doors(tmp_path) as job:
+    with choose._probe_targets(tmp_path) as job:
         with socket.create_connection(("127.0.0.1", job["tcp"]), timeout=5):
             pass
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:

@@ -1,1 +1,1 @@
-"""Children that run in a cell as a test job would, and misbehave each in one way. They import nothing but the standard library."""
+"""Children that run in a sandbox as a test job does, and each misbehave in one way. They import the standard library alone."""

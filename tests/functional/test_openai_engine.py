@@ -108,7 +108,7 @@ def test_what_is_expected_of_a_servers_answer_must_hold(tmp_path: Path) -> None:
 
 def test_token_ids_cannot_be_expected_of_an_api_that_tells_none(tmp_path: Path) -> None:
     report = ran(tmp_path, tiny("a"), configured("/bin/true"), expect={"tokens": [1]})
-    assert (report.verdict, report.reason) == ("bad", "token ids are expected, and the OpenAI API tells none")
+    assert (report.verdict, report.reason) == ("bad", "token ids are expected, and the OpenAI API gives none")
 
 
 def test_a_malformed_file_fails_before_the_server_sees_it(tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ REACHES = {
 @pytest.mark.parametrize("attempt", REACHES.values(), ids=REACHES)
 def test_a_server_reaches_nothing_outside(tmp_path: Path, attempt: str) -> None:
     (tmp_path / "doors").mkdir()
-    with choose._doors(tmp_path / "doors") as doors:
+    with choose._probe_targets(tmp_path / "doors") as doors:
         lines = ("try:", f"    {attempt.format(**doors)}", "except OSError:", "    self.reply(500, b'refused')")
         action = "\n        ".join((*lines, "else:", "    self.reply(200, b'got through')"))
         report = ran(tmp_path, tiny("a"), configured(sys.executable, "-c", _LIAR.replace("{action}", action), "{port}", "{model}"))

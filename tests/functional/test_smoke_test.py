@@ -136,8 +136,10 @@ def test_a_model_that_asks_for_a_gpu_where_there_is_none_is_not_tested_on_the_cp
 
 def test_a_gpu_that_is_full_is_no_fault_of_the_model(tmp_path: Path) -> None:
     full = (Gpu(name="G", total_bytes=8 * GIB, free_bytes=GIB), Gpu(name="G", total_bytes=8 * GIB, free_bytes=2 * GIB))
-    assert smoke_test._lacking(jobs.job(tmp_path, b"", gpu_memory=4 * GIB), full) == "the GPU is busy: 2.0 GiB are free, it needs 4.0 GiB"
-    assert smoke_test._lacking(jobs.job(tmp_path, b"", gpu_memory=2 * GIB), full) == ""
+    assert (
+        smoke_test._gpu_shortage(jobs.job(tmp_path, b"", gpu_memory=4 * GIB), full) == "the GPU is busy: 2.0 GiB are free, it needs 4.0 GiB"
+    )
+    assert smoke_test._gpu_shortage(jobs.job(tmp_path, b"", gpu_memory=2 * GIB), full) == ""
 
 
 def test_a_model_that_asks_for_a_gpu_and_ran_beside_it_failed(tmp_path: Path) -> None:
@@ -155,8 +157,8 @@ def test_a_failed_engines_last_word_on_memory_is_weighed_by_what_the_node_had(tm
     log = "llama_context: ok\nggml_backend_cpu_buffer_type_alloc_buffer: failed to allocate buffer of size 1099511627776\nbye"
     ended = ProcessResult(answer=word, confined=True, code=0, signal=0, timed_out=False, errors=log)
     job = jobs.job(tmp_path, b"")
-    assert smoke_test._judged(ended, job, roomy=True).verdict == "bad"
-    busy = smoke_test._judged(ended, job, roomy=False)
+    assert smoke_test._report_of(ended, job, roomy=True).verdict == "bad"
+    busy = smoke_test._report_of(ended, job, roomy=False)
     assert busy.verdict == "unable"
     assert busy.reason.startswith("the device could not take it now: ggml_backend_cpu_buffer_type_alloc_buffer: failed to allocate")
 

@@ -155,10 +155,10 @@ def test_only_a_sandbox_that_holds_counts(
     from reconciler.sandbox import choose
 
     probed = (
-        choose.Probed(mode="bubblewrap", works=works[0], detail="what it saw"),
-        choose.Probed(mode="landlock", works=works[1], detail="what it saw"),
+        choose.ProbeResult(mode="bubblewrap", works=works[0], detail="what it saw"),
+        choose.ProbeResult(mode="landlock", works=works[1], detail="what it saw"),
     )
-    monkeypatch.setattr(choose, "examine", lambda: probed)
+    monkeypatch.setattr(choose, "probe_all", lambda: probed)
 
     assert levels(doctor.sandbox, with_settings(case, f'[smoke]\nsandbox = "{setting}"\n')) == expected
 

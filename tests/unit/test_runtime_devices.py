@@ -41,8 +41,8 @@ def test_a_label_changes_with_the_gpus_and_their_driver_and_with_nothing_else() 
 
 
 def test_without_a_gpu_no_nvidia_device_is_given() -> None:
-    assert not any(path.name.startswith("nvidia") for path in devices.nodes(()))
+    assert not any(path.name.startswith("nvidia") for path in devices.device_files(()))
 
 
 def test_a_display_is_no_reason_to_give_its_device() -> None:
-    assert Path("/dev/kfd").exists() or Path("/dev/dri") not in devices.nodes((BIG,))
+    assert Path("/dev/kfd").exists() or Path("/dev/dri") not in devices.device_files((BIG,))
