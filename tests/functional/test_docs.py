@@ -308,7 +308,7 @@ def test_the_reference_is_made_from_the_code(path: str) -> None:
     if os.environ.get("UPDATE"):
         (DOCS / path).write_text(made)
 
-    assert read(path) == made
+    assert read(path) == made, "run `make reference`"
 
 
 def test_the_pages_of_the_reference_are_those_that_are_made() -> None:
