@@ -21,6 +21,7 @@ install() {
   touch "$2/.ready"
 }
 
+failed=""
 for version in 3.12 3.13; do
   python=$(find_python "$version")
   if [ -z "$python" ]; then
@@ -30,5 +31,6 @@ for version in 3.12 3.13; do
   venv=.venv-$version
   [ "$venv/.ready" -nt requirements.lock ] || install "$python" "$venv"
   echo "Python $version: $("$venv/bin/python" --version), $python"
-  "$venv/bin/python" -m pytest "$@"
+  "$venv/bin/python" -m pytest "$@" || failed="$failed $version"
 done
+[ -z "$failed" ] || { echo "Failed on Python$failed"; exit 1; }
