@@ -189,7 +189,8 @@ _SHARED = ("--json", "--json-into", "--config", "--color", "--quiet", "--verbose
 
 
 def _commands(title: str, names: tuple[str, ...]) -> str:
-    commands = [found for name in names for found in _walk(_command(cli, name), click.Context(cli, info_name="reconcile"), name)]
+    top = click.Context(cli, info_name="reconcile", **cli.context_settings)
+    commands = [found for name in names for found in _walk(_command(cli, name), top, name)]
     shared: dict[str, str] = {}
     for command, context in commands:
         shared |= {option.name or "": _option(option, context) for option in _options(command) if _is_shared(option)}
@@ -198,7 +199,7 @@ def _commands(title: str, names: tuple[str, ...]) -> str:
 
 
 def _walk(command: click.Command, parent: click.Context, name: str) -> Iterator[tuple[click.Command, click.Context]]:
-    context = click.Context(command, info_name=name, parent=parent)
+    context = click.Context(command, info_name=name, parent=parent, **command.context_settings)
     yield command, context
     if isinstance(command, click.Group):
         for child in command.list_commands(context):
