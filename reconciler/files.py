@@ -26,19 +26,21 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from reconciler.core.disk import INODES_HINT
 from reconciler.core.errors import DiskFull, StoreError, UntrustedFile
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _LOCK_RETRY_SECONDS = 0.05
-_FULL = {errno.ENOSPC, errno.EDQUOT}
 _IN_THE_WAY = "something else is in its place: move it away, and run again"
 _NOT_YOURS = "run as the user whom the store belongs to (`ls -l`)"
 #: What to do about an error of the system.
 _HINTS = {
     errno.EISDIR: _IN_THE_WAY, errno.ENOTDIR: _IN_THE_WAY, errno.EEXIST: _IN_THE_WAY, errno.ELOOP: _IN_THE_WAY,
     errno.EACCES: _NOT_YOURS, errno.EPERM: _NOT_YOURS,
-    errno.EROFS: "the file system is mounted read-only: look at `mount` and `dmesg`",
+    errno.EROFS: "the file system is mounted read-only, perhaps after an error of the disk: look at `mount` and `dmesg`",
     errno.EIO: "the disk may be failing: look at `dmesg` and `smartctl`",
+    errno.EDQUOT: "this user's quota is used up, although the disk may have space: look at `quota -s`, raise it or free some of it",
+    errno.EFBIG: "the file system, or `ulimit -f`, takes no file as large: put the store on another file system, or raise the limit",
 }  # fmt: skip
 
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
@@ -50,13 +52,41 @@ _UNKNOWN_USER = 65534
 
 
 @contextlib.contextmanager
-def translate_errors(what: str) -> Iterator[None]:
-    """Raise an ``OSError`` as a ``StoreError`` that says *what* was tried, why it failed, and what to do."""
+def translate_errors(what: str, on: Path | None = None) -> Iterator[None]:
+    """
+    Raise an ``OSError`` as a ``StoreError`` that says *what* was tried, why it failed, and what to do.
+
+    *on* is a path on the file system that is concerned, for errors that name no absolute path themselves.
+
+    Raises:
+        DiskFull: the file system has no space or no inodes left, or the quota is used up.
+        StoreError: any other error.
+    """
     try:
         yield
     except OSError as error:
-        kind = DiskFull if error.errno in _FULL else StoreError
-        raise kind(f"cannot {what}: {error.strerror or error}", hint=_HINTS.get(error.errno or 0, "")) from error
+        raise store_error(what, error, on) from error
+
+
+def store_error(what: str, error: OSError, on: Path | None = None) -> StoreError:
+    """Return *error*, with which the system refused *what*, as an error of the store; see ``translate_errors``."""
+    number = error.errno or 0
+    if number == errno.ENOSPC and _lacks_inodes(on or error.filename):
+        return DiskFull(f"cannot {what}: no inodes are left: the file system takes no more files, whatever space it has", hint=INODES_HINT)
+    kind = DiskFull if number in {errno.ENOSPC, errno.EDQUOT} else StoreError
+    return kind(f"cannot {what}: {error.strerror or error}", hint=_HINTS.get(number, ""))
+
+
+def _lacks_inodes(path: object) -> bool:
+    """Whether the file system of the absolute *path* counts inodes and has none left; some, as btrfs, count none."""
+    place = Path(os.fsdecode(path)) if isinstance(path, str | bytes | os.PathLike) else Path()
+    if not place.is_absolute():
+        return False
+    try:
+        found = os.statvfs(next(folder for folder in (place, *place.parents) if folder.exists()))
+    except OSError:
+        return False
+    return found.f_files > 0 and found.f_favail == 0
 
 
 def lock(fd: int, timeout_seconds: float = 0.0) -> bool:

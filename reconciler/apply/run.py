@@ -30,6 +30,7 @@ from reconciler.apply import activate, install, records, retire
 from reconciler.apply.run_state import RunState, start
 from reconciler.core import plan as plans
 from reconciler.core import units
+from reconciler.core.disk import INODES_HINT
 from reconciler.core.errors import DiskFull
 from reconciler.core.lock import Lock
 from reconciler.core.node import NodeFacts, Policy
@@ -85,7 +86,7 @@ def _begin(run: RunState, ports: Ports) -> RunState:
 
 
 def _refuse_without_room(run: RunState, ports: Ports) -> RunState:
-    if not run.plan.disk.short:
+    if not run.plan.disk.shortage:
         return run
     run = retire.remove(run, ports)  # what nothing needs may be all that is in the way of the next run
     ports.housekeeping.collect_garbage()
@@ -99,12 +100,13 @@ def _no_room(run: RunState, ports: Ports) -> DiskFull:
     disk = run.plan.disk
     coming = sorted((change for change in run.plan.models if change.download_bytes), key=lambda change: -change.download_bytes)
     names = ", ".join(change.id for change in coming[:3]) + ("…" if coming[3:] else "")
-    wanted = f"{units.human_size(disk.needed)} needed{' for ' if names else ''}{names}"
-    kept = f"{units.human_size(disk.reserve)} kept in reserve"
-    ports.report(Incident(kind="disk-full", detail=f"not enough space: {wanted}, {kept}; nothing was downloaded"))
+    wanted = f" needed{' for ' if names else ''}{names}"
+    what = f"space: {units.human_size(disk.needed)}{wanted}, {units.human_size(disk.reserve)} kept in reserve"
+    what = what if disk.short else f"inodes: {disk.inodes_needed:,}{wanted}"
+    ports.report(Incident(kind="disk-full", detail=f"not enough {what}; nothing was downloaded"))
     rest = f", or do the rest with `reconcile apply --except {coming[0].id}`" if coming[1:] else ""
-    hint = f"free {units.human_size(disk.short)} (`reconcile gc --dry-run` shows what can go){rest}"
-    return DiskFull(run.plan.warnings[-1], hint=hint)
+    free = f"free {units.human_size(disk.short)} (`reconcile gc --dry-run` shows what can go)" if disk.short else INODES_HINT
+    return DiskFull(disk.shortage, hint=free + rest)
 
 
 def _collect(run: RunState, ports: Ports) -> RunState:

@@ -147,6 +147,8 @@ def measure_node(context: NodeContext) -> NodeFacts:
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         disk_total_bytes=disk.f_blocks * disk.f_frsize,
         disk_free_bytes=disk.f_bavail * disk.f_frsize,
+        disk_total_inodes=disk.f_files,
+        disk_free_inodes=disk.f_favail,
         engines=engines.installed(context.runtimes),
         device=devices.device_label(gpus),
     )

@@ -25,6 +25,9 @@ class NodeFacts(Struct, frozen=True, kw_only=True):
     memory_bytes: int = 0
     disk_total_bytes: int = 0
     disk_free_bytes: int = 0
+    #: 0: the file system does not count inodes, as btrfs.
+    disk_total_inodes: int = 0
+    disk_free_inodes: int = 0
     #: Installed engines by name, with their versions: ``{"llama-cpp": "0.3.36"}``.
     engines: dict[str, str] = {}
     #: What test jobs run on: the GPUs' names and driver, or ``cpu``. A change of it calls for new tests.

@@ -18,6 +18,8 @@ import msgspec
 from msgspec import Struct
 
 from reconciler.core import digest, lifecycle, snapshot, units
+from reconciler.core import disk as disks
+from reconciler.core.disk import Disk
 from reconciler.core.errors import StalePlan
 from reconciler.core.lifecycle import Desired, Observed, Op
 from reconciler.core.lock import Lock, LockedModel
@@ -65,19 +67,6 @@ class ActiveChange(Struct, frozen=True, kw_only=True):
     id: str = ""
 
 
-class Disk(Struct, frozen=True, kw_only=True):
-    """Space in bytes: what the plan needs, what is free, and what stays free whatever happens."""
-
-    needed: int
-    free: int
-    reserve: int
-
-    @property
-    def short(self) -> int:
-        """Return the bytes that are missing, or 0."""
-        return max(0, self.needed + self.reserve - self.free) if self.needed else 0
-
-
 class Plan(Struct, frozen=True, kw_only=True):
     """Everything that ``apply`` will do."""
 
@@ -104,7 +93,9 @@ def diff(lock: Lock, lock_digest: str, state: NodeState, node: NodeFacts, policy
     listed = [_listed(model, given, blobs) for model in lock.model]
     _doubt_kept_copies(listed, state, blobs)
     models = tuple(sorted([*listed, *_unlisted(lock, state, policy, now)], key=lambda change: change.id))
-    disk = Disk(needed=_disk_bytes(lock, models, blobs, state), free=node.disk_free_bytes, reserve=policy.reserve_bytes)
+    installed = {change.id for change in models if change.op in {"install", "repair", "restore"}}
+    arriving = {change.digest: change.bytes for change in blobs.values() if change.op in {"fetch", "restore"}}
+    disk = disks.need(lock, state, node, policy, installed, arriving)
     active = tuple(_active_changes(models, lock, state))
     ordered = tuple(sorted(blobs.values(), key=lambda change: change.digest))
     return Plan(
@@ -335,20 +326,6 @@ def _is_older_copy_damaged(tree: str, state: NodeState) -> bool:
 # -- the whole -------------------------------------------------------------------------------------
 
 
-def _disk_bytes(lock: Lock, models: tuple[ModelChange, ...], blobs: dict[str, BlobChange], state: NodeState) -> int:
-    """Return the bytes that come to the store. An archive counts twice: its members lie beside it, about as large as it is."""
-    coming = sum(change.bytes for change in blobs.values() if change.op in {"fetch", "restore"})
-    acted = {change.id for change in models if change.op in {"install", "repair", "restore"}}
-    unpacked = {
-        artifact.digest
-        for model in lock.model
-        if model.id in acted and model.recipe not in state.trees
-        for artifact in model.artifact
-        if artifact.unpack
-    }
-    return coming + sum(lock.blob[name].size for name in unpacked)
-
-
 def _summary(models: tuple[ModelChange, ...], blobs: tuple[BlobChange, ...], disk: Disk) -> dict[str, int]:
     counts: dict[str, int] = dict.fromkeys(lifecycle.OPS, 0)
     for change in models:
@@ -364,9 +341,6 @@ def mass_removal_warning(models: tuple[ModelChange, ...], active: int) -> str:
 
 def _warnings(models: tuple[ModelChange, ...], state: NodeState, disk: Disk) -> tuple[str, ...]:
     found = [text] if (text := mass_removal_warning(models, len(state.active.entries))) else []
-    if disk.short:
-        found.append(
-            f"not enough space: {units.human_size(disk.needed)} needed, {units.human_size(disk.free)} free, "
-            f"{units.human_size(disk.reserve)} of it kept in reserve: {units.human_size(disk.short)} short"
-        )
+    if disk.shortage:
+        found.append(disk.shortage)
     return tuple(found)

@@ -90,8 +90,9 @@ class Change(Struct, frozen=True, kw_only=True):
 class Ledger:
     """The ledger of a store. Reading works while another process writes."""
 
-    def __init__(self, connection: sqlite3.Connection | None) -> None:
+    def __init__(self, connection: sqlite3.Connection | None, path: Path | None = None) -> None:
         self._connection = connection
+        self._path = path
         self._mutex = threading.RLock()
         #: The file is damaged: it reads as an empty ledger.
         self.damaged = False
@@ -105,7 +106,7 @@ class Ledger:
         with contextlib.ExitStack() as stack:
             connection = ledger_database.open_readable(path, stack)
             try:
-                ledger = cls(connection)
+                ledger = cls(connection)  # without the path: a reader leaves no trace, not even to find out why the system refuses
                 ledger.damaged = connection is None and ledger_database.is_not_empty(path)
                 yield ledger
             finally:
@@ -129,10 +130,10 @@ class Ledger:
                 return cls._start_new(path, "it is no plain file")
             path.touch(0o644)  # SQLite syncs its name with that of its first journal
         try:
-            return cls(ledger_database.open_writable(path))
+            return cls(ledger_database.open_writable(path), path)
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.OperationalError):
-                raise ledger_database.store_error(error) from error
+                raise ledger_database.store_error(error, path) from error
             return cls._start_new(path, str(error))
 
     @classmethod
@@ -142,9 +143,9 @@ class Ledger:
         atomic.delete(path.with_name(f"{path.name}-journal"))
         atomic.rename(path, aside)
         try:
-            ledger = cls(ledger_database.open_writable(path))
+            ledger = cls(ledger_database.open_writable(path), path)
         except sqlite3.DatabaseError as refused:
-            raise ledger_database.store_error(refused) from refused
+            raise ledger_database.store_error(refused, path) from refused
         detail = f"the ledger was damaged ({error}); it is kept as {aside.name}"
         ledger.log_incident(Incident(kind="crash-recovered", detail=detail), datetime.now(UTC))
         return ledger
@@ -352,7 +353,7 @@ class Ledger:
             try:
                 return self._connection.execute(query, tuple(values)).fetchall()
             except sqlite3.DatabaseError as error:
-                raise ledger_database.store_error(error) from error
+                raise ledger_database.store_error(error, self._path) from error
 
     def _write(self, statement: str, values: Iterable[Any]) -> None:
         if self._connection is None:
@@ -361,7 +362,7 @@ class Ledger:
             try:
                 self._connection.execute(statement, tuple(values))
             except sqlite3.DatabaseError as error:
-                raise ledger_database.store_error(error) from error
+                raise ledger_database.store_error(error, self._path) from error
 
 
 def _decode(value: bytes, kind: Any) -> Any:

@@ -11,9 +11,11 @@ Rules that hold here:
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 from pathlib import Path
 
+from reconciler import files
 from reconciler.core.errors import DiskFull, StoreError
 
 SCHEMA = """
@@ -33,6 +35,7 @@ CREATE TABLE IF NOT EXISTS history (
 );
 """
 _SCHEMA_VERSION = 1
+_PAGE = 4096
 
 
 def open_writable(path: Path) -> sqlite3.Connection:
@@ -96,8 +99,9 @@ def open_readable(path: Path, stack: contextlib.ExitStack) -> sqlite3.Connection
 
 def _open_checked(path: Path, mode: str = "ro") -> sqlite3.Connection:
     """Open an existing database, and read a row of each table; damage in the others is found by its writer."""
-    quoted = str(path.absolute()).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
-    connection = sqlite3.connect(f"file:{quoted}?mode={mode}", uri=True, isolation_level=None, timeout=10, check_same_thread=False)
+    connection = sqlite3.connect(
+        f"{path.absolute().as_uri()}?mode={mode}", uri=True, isolation_level=None, timeout=10, check_same_thread=False
+    )
     try:
         for table in ("facts", "blobs", "trees", "models", "incidents", "history"):
             connection.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchall()  # noqa: S608  the names stand right here
@@ -107,10 +111,32 @@ def _open_checked(path: Path, mode: str = "ro") -> sqlite3.Connection:
     return connection
 
 
-def store_error(error: sqlite3.Error) -> StoreError:
-    """Return what the database refused as an error of the store."""
-    text = str(error)
-    if "full" in text:
-        return DiskFull(f"cannot write the ledger: {text}")
-    hint = "" if isinstance(error, sqlite3.OperationalError) else "run `reconcile apply`: it puts a damaged ledger aside"
-    return StoreError(f"the ledger refused: {text}", hint=hint)
+def store_error(error: sqlite3.Error, path: Path | None) -> StoreError:
+    """
+    Return what the database at *path* refused as an error of the store.
+
+    SQLite has one text, "disk I/O error", for a used-up quota, a disk without inodes and more. Whether the system takes a small file
+    beside the database says which it is.
+    """
+    if not isinstance(error, sqlite3.OperationalError):
+        return StoreError(f"the ledger refused: {error}", hint="run `reconcile apply`: it puts a damaged ledger aside")
+    if path is not None and (refused := _refusal(path)) is not None:
+        return files.store_error(f"write the ledger ({error})", refused, path)
+    kind = DiskFull if "full" in str(error) else StoreError
+    return kind(f"the ledger refused: {error}")
+
+
+def _refusal(path: Path) -> OSError | None:
+    """Return why the system takes no page of a file beside *path*; None where it does, or where another run holds the database."""
+    probe = path.with_name(f".{path.name}.{os.urandom(6).hex()}.tmp")
+    try:
+        fd = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(fd, bytes(_PAGE))
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+            probe.unlink(missing_ok=True)
+    except OSError as error:
+        return error
+    return None

@@ -52,7 +52,7 @@ class PlainUnpacker:
             UnpackRefused: it breaks a rule; what was written so far is the caller's to delete.
             StoreError: the disk refused, *archive* is no plain file or *into* is no empty folder.
         """
-        with files.translate_errors(f"unpack {archive}"), _open_plain(archive) as file, _open_empty(into) as folder:
+        with files.translate_errors(f"unpack {archive}", on=into), _open_plain(archive) as file, _open_empty(into) as folder:
             length = os.fstat(file.fileno()).st_size
             members = rules.Members(self._limits, length)
             try:

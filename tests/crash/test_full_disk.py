@@ -41,6 +41,14 @@ def test_what_the_network_took_away_stops_serving_though_the_disk_has_no_free_bl
     assert outcome(tmp_path, "last-block")["violations"] == []
 
 
+def test_a_disk_with_space_that_takes_no_more_files_is_said_to_lack_inodes_and_no_model_is_blamed(tmp_path: Path) -> None:
+    assert outcome(tmp_path, "no-inodes")["violations"] == []
+
+
+def test_a_disk_that_is_remounted_read_only_is_said_to_be_so_and_no_model_is_blamed(tmp_path: Path) -> None:
+    assert outcome(tmp_path, "read-only")["violations"] == []
+
+
 def outcome(folder: Path, *what: str) -> dict[str, Any]:
     """Return what was found on a small disk that is mounted at *folder*."""
     namespace = ["unshare", "--mount", "--map-root-user"]
