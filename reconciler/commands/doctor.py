@@ -31,6 +31,7 @@ from reconciler.commands import status as status_command
 from reconciler.commands.context import NodeContext, existing_folder
 from reconciler.commands.load_lock import VerifiedLock
 from reconciler.core import units
+from reconciler.core.disk import INODES_HINT
 from reconciler.core.errors import ReconcileError
 from reconciler.core.lock import LockedModel
 from reconciler.fetch import http
@@ -219,12 +220,19 @@ def disk(given: CheckInput) -> Iterator[CheckResult]:
 
 
 def _folder(name: str, folder: Path, reserve: int) -> CheckResult:
-    usage, inodes = shutil.disk_usage(folder), os.statvfs(folder)
-    text = f"{units.human_size(usage.free)} of {units.human_size(usage.total)} free, {units.human_size(reserve)} are kept free"
+    usage, system = shutil.disk_usage(folder), os.statvfs(folder)
+    inodes = f"; {system.f_favail:,} of {system.f_files:,} inodes free" if system.f_files else ""
+    text = f"{units.human_size(usage.free)} of {units.human_size(usage.total)} free, {units.human_size(reserve)} are kept free{inodes}"
+    if system.f_flag & os.ST_RDONLY:
+        return CheckResult(name=name, level="error", text=f"{folder} is mounted read-only", hint="look at `mount` and `dmesg`")
     if not os.access(folder, os.W_OK | os.X_OK):
         return CheckResult(name=name, level="error", text=f"{folder} cannot be written", hint="run as the user who owns it")
-    if usage.free <= reserve or (inodes.f_files and not inodes.f_favail):
+    if system.f_files and not system.f_favail:
+        return CheckResult(name=name, level="error", text=text, hint=INODES_HINT)
+    if usage.free <= reserve:
         return CheckResult(name=name, level="error", text=text, hint="free some space: `reconcile gc --dry-run` shows what can go")
+    if system.f_favail < system.f_files // 20:
+        return CheckResult(name=name, level="warning", text=text, hint=INODES_HINT)
     if usage.free - reserve < usage.total // 20:
         return CheckResult(name=name, level="warning", text=text, hint="`reconcile gc --dry-run` shows what can go")
     return CheckResult(name=name, level="ok", text=text)

@@ -10,7 +10,7 @@ Rules that hold here:
 from __future__ import annotations
 
 import contextlib
-import shutil
+import os
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -318,6 +318,7 @@ def _network_figures(context: NodeContext, found: Status) -> NetworkFigures:
 def _store_figures(context: NodeContext, ledger: Ledger) -> StoreFigures:
     state = observe.node_state(context.layout, ledger)
     blobs = state.blobs.values()
+    system = os.statvfs(existing_folder(context.layout.root))
     return StoreFigures(
         generation=state.active.number,
         blobs=len(state.blobs),
@@ -325,7 +326,8 @@ def _store_figures(context: NodeContext, ledger: Ledger) -> StoreFigures:
         archived_bytes=sum(blob.size for blob in state.archived.values()),
         damaged_blobs=sum(blob.damaged for blob in blobs),
         drift=len(state.drift),
-        disk_free_bytes=shutil.disk_usage(existing_folder(context.layout.root)).free,
+        disk_free_bytes=system.f_bavail * system.f_frsize,
+        disk_free_inodes=system.f_favail if system.f_files else None,
         disk_reserve_bytes=context.policy.reserve_bytes,
         oldest_verified_at=min((blob.verified_at or _NEVER for blob in blobs), default=None),
     )

@@ -65,6 +65,8 @@ class StoreFigures(Struct, frozen=True, kw_only=True):
     damaged_blobs: int
     drift: int
     disk_free_bytes: int
+    #: None where the file system does not count inodes.
+    disk_free_inodes: int | None = None
     disk_reserve_bytes: int
     #: When the blob that was not hashed for longest was hashed.
     oldest_verified_at: datetime | None = None
@@ -225,6 +227,7 @@ def _store(of: StoreFigures) -> Iterator[Metric]:
     text = "When the blob that was not hashed for longest was hashed; 0: one never was."
     yield from _one("store_oldest_verification_timestamp_seconds", text, of.oldest_verified_at)
     yield from _one("disk_free_bytes", "Free bytes on the store's file system.", of.disk_free_bytes)
+    yield from _one("disk_free_inodes", "Free inodes on the store's file system, one for each file and folder.", of.disk_free_inodes)
     yield from _one("disk_reserve_bytes", "Free bytes that are never used.", of.disk_reserve_bytes)
 
 
