@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --dist loadgroup
 FAST := tests/unit tests/laws tests/contract
 ONE_REAL_PATH := tests/functional/test_main_job.py::test_a_model_is_downloaded_verified_tested_and_served
 
-.PHONY: demo test test-fast test-pythons format check docs reference fuzz crash bench gpu-check lock-requirements clean
+.PHONY: demo test test-fast test-pythons format release check docs reference fuzz crash bench gpu-check lock-requirements clean
 
 demo: $(READY)
 	$(BIN)/reconcile demo
@@ -46,6 +46,10 @@ docs: $(READY)
 # The reference pages of the documentation, from the code. A test compares them.
 reference: $(READY)
 	$(BIN)/python -m tests.reference_pages
+
+# The next release in dist/, with its notes; publishes nothing.
+release: $(READY)
+	@sh .ci/release.sh $(BIN)/python
 
 # A million mutated envelopes; `make test` tries twenty thousand.
 fuzz: $(READY)

@@ -6,4 +6,4 @@ The path of data, from end to end::
     envelope bytes --trust.verify--> Snapshot --lock.compile--> Lock --plan.diff--> Plan --apply.execute--> Outcome
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
