@@ -21,8 +21,8 @@ from reconciler.fetch import sources
 MOST_BYTES = 64 << 10
 _QUOTE_CHARACTERS = 160
 _MEMBER = re.compile(rb'"(?:payload|payloadType|signatures)"\s*:')
-_HTML = re.compile(r"\s*(?:<!--.*?-->\s*)*<(?:!doctype\s+html|html|head|body|title|script|meta|center|h1)\b", re.IGNORECASE | re.DOTALL)
-_TITLE = re.compile(r"<(title|h1)\b[^>]*>(.*?)</\1\s*>", re.IGNORECASE | re.DOTALL)
+_HTML = re.compile(r"\s*(?>(?:<!--.*?-->\s*)*)<(?:!doctype\s+html|html|head|body|title|script|meta|center|h1)\b", re.IGNORECASE | re.DOTALL)
+_TITLE = re.compile(r"<(title|h1)\b[^>]{0,200}>(.{0,1000}?)</\1\s*>", re.IGNORECASE | re.DOTALL)
 _HIDDEN = re.compile(r"<(script|style)\b.*?(?:</\1\s*>|\Z)|<!--.*?(?:-->|\Z)|<[^>]*>?", re.IGNORECASE | re.DOTALL)
 #: Members in which services put what went wrong (RFC 9457; OCI distribution, error codes; object stores).
 _JSON_TEXTS = ("code", "error", "message", "detail", "title", "reason", "error_description", "errors")
