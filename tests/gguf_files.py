@@ -157,12 +157,12 @@ def lies() -> Iterator[Lie]:
     def made(sketch: Sketch) -> Callable[[], bytes]:
         return sketch.encode
 
-    yield "empty", lambda: b"", "the magic"
+    yield "empty", lambda: b"", "an empty file"
     yield "magic-only", lambda: b"GGUF", "the version"
-    yield "zeros", lambda: bytes(4096), "the magic"
-    yield "a web page", lambda: b"<!DOCTYPE html><title>404</title>" * 20, "the magic"
+    yield "zeros", lambda: bytes(4096), "zero bytes"
+    yield "a web page", lambda: b"<!DOCTYPE html><title>404</title>" * 20, 'a web page ("404")'
     yield "bad-magic", made(replace(sound, magic=b"GGML")), "the magic"
-    yield "big-endian", made(replace(sound, version=3 << 24)), "version"
+    yield "big-endian", made(replace(sound, version=3 << 24)), "a big-endian GGUF file (version 3)"
     yield "version-1", made(replace(sound, version=1)), "version 1"
     yield "version-99", made(replace(sound, version=99)), "version 99"
     for count in (-1, 2**40, 2**63 - 1):

@@ -204,11 +204,12 @@ def _told(sources: tuple[str, ...], measured: list[Measured]) -> tuple[GgufFacts
     """
     from msgspec.structs import replace
 
-    from reconciler.core import gguf
+    from reconciler.core import file_type, gguf
     from reconciler.publish import artifacts
 
     refusals = []
     for source, one in sorted(zip(sources, measured, strict=True), key=lambda pair: pair[0]):
+        artifacts.refuse_substitute(source, one)
         try:
             found = artifacts.gguf_facts(one)
         except gguf.Malformed as error:
@@ -218,7 +219,8 @@ def _told(sources: tuple[str, ...], measured: list[Measured]) -> tuple[GgufFacts
             others = sum(other.size for other in measured if other is not one and other.head.startswith(gguf.MAGIC))
             return replace(found, gpu_bytes_estimate=found.gpu_bytes_estimate + others * 6 // 5), []
         if _name(source).endswith(".gguf"):
-            refusals.append(f"{source} does not begin like a GGUF file")
+            kind = file_type.identify(one.head, one.size)
+            refusals.append(f"{source} is {kind.text}{'; ' if kind.hint else ''}{kind.hint}")
     return None, refusals
 
 

@@ -23,7 +23,9 @@ from typing import Any
 
 from msgspec import Struct
 
-MAGIC = b"GGUF"
+from reconciler.core import file_type
+
+MAGIC = file_type.GGUF_MAGIC
 MAX_KEYS = 65_536
 MAX_TENSORS = 1_000_000
 MAX_STRING = 64 << 20
@@ -112,6 +114,9 @@ def check(path: Path) -> GgufFacts:
         seen = os.fstat(fd)
         if not stat.S_ISREG(seen.st_mode):
             raise Malformed("not a plain file")
+        kind = file_type.identify(os.pread(fd, file_type.HEAD_BYTES, 0), seen.st_size)
+        if kind.name not in {"gguf", "unknown"}:
+            raise Malformed(f"it is {kind.text}{'; ' if kind.hint else ''}{kind.hint}")
         return _facts(_Front(fd, seen.st_size))
     finally:
         os.close(fd)
@@ -334,7 +339,7 @@ def _check_places(listed: list[_Tensor], start: int, size: int) -> None:
             raise Malformed(f"tensor {shown!r} at {tensor.offset:,} overlaps {before!r}, which ends at {end:,}")
         end, before = tensor.offset + tensor.size, shown
         if start + end > size:
-            raise Malformed(f"tensor {shown!r} reaches to byte {start + end:,} of a file with {size:,}")
+            raise Malformed(f"tensor {shown!r} reaches to byte {start + end:,} of a file with {size:,}: it is not whole")
 
 
 # -- what it all tells -----------------------------------------------------------------------------

@@ -15,10 +15,14 @@ from pathlib import Path
 from msgspec import Struct
 
 from reconciler.core import digest as digests
-from reconciler.core import gguf
+from reconciler.core import file_type, gguf
 from reconciler.core.errors import PublishError
 
 _STEP = 1 << 20
+_POINTERS = ("lfs-pointer", "annex-pointer", "aria2-control")
+_ERROR_PAGES = ("html", "xml", "json", "zeros")
+#: What downloaders lay beside a file that is not whole yet, or call it until it is.
+_PARTIAL = (".aria2", ".part", ".crdownload", ".incomplete", ".download")
 
 
 class Measured(Struct, frozen=True, kw_only=True):
@@ -27,6 +31,8 @@ class Measured(Struct, frozen=True, kw_only=True):
     digest: str
     size: int
     head: bytes
+    #: How many zero bytes it ends in.
+    trailing_zeros: int = 0
 
     def __repr__(self) -> str:
         """Leave the bytes out: they are up to 64 MiB."""
@@ -40,15 +46,23 @@ def measure(chunks: Iterable[bytes], *, algorithm: str = "sha256", head_bytes: i
     Raises:
         PublishError: there are none.
     """
-    hasher, size, head = digests.hasher(algorithm), 0, bytearray()
+    hasher, size, zeros, head = digests.hasher(algorithm), 0, 0, bytearray()
     for chunk in chunks:
         hasher.update(chunk)
         size += len(chunk)
+        zeros = _trailing_zeros(chunk, zeros)
         if len(head) < head_bytes:
             head += chunk[: head_bytes - len(head)]
     if not size:
         raise PublishError("the file is empty")
-    return Measured(digest=f"{algorithm}:{hasher.hexdigest()}", size=size, head=bytes(head))
+    return Measured(digest=f"{algorithm}:{hasher.hexdigest()}", size=size, head=bytes(head), trailing_zeros=zeros)
+
+
+def _trailing_zeros(chunk: bytes, before: int) -> int:
+    if not chunk or chunk[-1]:
+        return 0 if chunk else before
+    kept = len(chunk.rstrip(b"\0"))
+    return len(chunk) - kept if kept else before + len(chunk)
 
 
 def gguf_facts(measured: Measured) -> gguf.GgufFacts | None:
@@ -61,11 +75,25 @@ def gguf_facts(measured: Measured) -> gguf.GgufFacts | None:
     """
     if not measured.head.startswith(gguf.MAGIC):
         return None
+    if measured.trailing_zeros >= _STEP:
+        raise gguf.Malformed(f"it ends in {measured.trailing_zeros:,} zero bytes: a download that did not end?")
     with tempfile.NamedTemporaryFile(suffix=".gguf") as file:
         file.write(measured.head)
         file.truncate(measured.size)
         file.flush()
         return gguf.check(Path(file.name))
+
+
+def refuse_substitute(source: str, measured: Measured) -> None:
+    """
+    Refuse what nobody publishes on purpose: a pointer to a file, a downloader's own file, an error page under the name of a model.
+
+    Raises:
+        PublishError: it is such a file; the message says which.
+    """
+    kind = file_type.identify(measured.head, measured.size)
+    if kind.name in _POINTERS or (source.endswith(".gguf") and kind.name in _ERROR_PAGES):
+        raise PublishError(f"{source} is {kind.text}", hint=kind.hint)
 
 
 def read_chunks(path: Path, *, max_bytes: int) -> Iterator[bytes]:
@@ -75,6 +103,9 @@ def read_chunks(path: Path, *, max_bytes: int) -> Iterator[bytes]:
     Raises:
         PublishError: it is no plain file, it cannot be read, it is larger than *max_bytes*, or it changes meanwhile.
     """
+    if beside := next((suffix for suffix in _PARTIAL if path.name.endswith(suffix) or os.path.lexists(f"{path}{suffix}")), ""):
+        where = f"{path.name} is" if path.name.endswith(beside) else f"{path.name}{beside} lies beside it:"
+        raise PublishError(f"{path} is no whole file: {where} a download that did not end", hint="let the download end, or begin it again")
     try:
         with path.open("rb", buffering=0) as file:
             before = os.fstat(file.fileno())

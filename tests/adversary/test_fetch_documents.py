@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from reconciler.core import file_type
 from reconciler.core.errors import FetchError, TooLarge
-from reconciler.fetch import http
+from reconciler.fetch import error_pages, http
 from tests import hostile_server as bad
 from tests.adversary.test_sources_tls import Authority
 from tests.fetching import HUNG_SECONDS
@@ -367,3 +368,10 @@ def test_a_malformed_envelope_is_refused_as_one(heard: Node, server: HostileServ
 
     assert ran.code == 4
     assert json.loads(ran.out.splitlines()[-1])["error"]["name"] in {"bad-envelope", "bad-signature"}
+
+
+@pytest.mark.parametrize("part", ["<!---->", "<!-- --> <!--", "<title>", "<title ", "<h1", "<script>", "<style", "<!--", "< "])
+def test_a_page_that_is_made_to_be_read_for_ever_is_read_at_once(part: str) -> None:
+    data = part.encode() * (error_pages.MOST_BYTES // len(part)) + b"x"
+    assert len(error_pages.describe("text/html", data)) < 400
+    assert len(file_type.identify(data[: file_type.HEAD_BYTES], len(data)).text) < 400
