@@ -93,6 +93,12 @@ def test_links_in_the_documents_lead_somewhere() -> None:
             assert (document.parent / target).exists(), f"{document.name}: {target}"
 
 
+def test_the_readme_counts_the_packages_that_are_installed() -> None:
+    pinned = re.findall(r"^[\w.-]+==", (TOP / "requirements.lock").read_text(), re.MULTILINE)
+
+    assert f"{len(pinned)} packages, each pinned" in (TOP / "README.md").read_text()
+
+
 def test_the_command_line_runs_from_a_checkout() -> None:
     ran = subprocess.run([sys.executable, TOP / "cli.py", "lock", "--check"], cwd=TOP, capture_output=True, text=True)
     assert ran.returncode == 0, ran
