@@ -21,27 +21,27 @@ from typing import Any, NoReturn
 import click
 
 from reconciler import __version__
-from reconciler.cli.command_context import of_system, say
+from reconciler.cli.command_context import from_os_error, print_error
 from reconciler.core.errors import ReconcileError, UsageError
 
 #: The commands, by whom they are for, each with the module that it is in.
 _SECTIONS = {
-    "The node": {"init": "node", "lock": "node", "plan": "node", "apply": "node", "sync": "node", "agent": "agent", "status": "node"},
+    "The node": {"init": "node", "lock": "node", "plan": "node", "apply": "node", "sync": "node", "agent": "node", "status": "node"},
     "Housekeeping": {
         "verify": "maintenance", "gc": "maintenance", "rollback": "maintenance", "history": "maintenance", "incidents": "maintenance",
         "retry": "maintenance",
-        "doctor": "agent",
+        "doctor": "maintenance",
     },
     "The network": {"trust": "maintenance", "key": "operator", "root": "operator", "snapshot": "operator"},
     "To see it work": {"demo": "maintenance"},
 }  # fmt: skip
-_ROOMS = {name: room for names in _SECTIONS.values() for name, room in names.items()}
+_MODULES = {name: module for names in _SECTIONS.values() for name, module in names.items()}
 
 
 _Answer = Callable[[int, FrameType | None], Any] | signal.Handlers
 
 
-class _Unread(Exception):
+class _OutputClosed(Exception):
     """Nobody reads standard output any more."""
 
 
@@ -51,14 +51,14 @@ class _Sections(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of all commands."""
         del ctx
-        return list(_ROOMS)
+        return list(_MODULES)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Return the command *cmd_name*, or None."""
         del ctx
-        if cmd_name not in _ROOMS:
+        if cmd_name not in _MODULES:
             return None
-        found: click.Command = getattr(importlib.import_module(f"reconciler.cli.{_ROOMS[cmd_name]}"), cmd_name)
+        found: click.Command = getattr(importlib.import_module(f"reconciler.cli.{_MODULES[cmd_name]}"), cmd_name)
         return found
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -66,11 +66,11 @@ class _Sections(click.Group):
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
-            raise _Unread from None
+            raise _OutputClosed from None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the commands, section by section."""
-        width = max(map(len, _ROOMS))
+        width = max(map(len, _MODULES))
         for title, names in _SECTIONS.items():
             found = [(name, self.get_command(ctx, name)) for name in names]
             with formatter.section(title):
@@ -102,10 +102,10 @@ def cli() -> None:
 def main() -> NoReturn:
     """Run the command line and exit with its code."""
     _open_streams()
-    _hear(_terminate, signal.default_int_handler)
+    _set_signal_handlers(_terminate, signal.default_int_handler)
     gc.disable()  # a plan makes a hundred thousand values and no cycles: looking for them takes a tenth of its time; runs enable it
     code = run(sys.argv[1:])
-    _hear(signal.SIG_DFL, signal.SIG_DFL)  # the answer is given: nothing is left to unwind
+    _set_signal_handlers(signal.SIG_DFL, signal.SIG_DFL)  # the answer is given: nothing is left to unwind
     gc.freeze()  # at its end the interpreter would look for them after all
     sys.exit(code)
 
@@ -117,20 +117,20 @@ def run(arguments: list[str]) -> int:
         code = cli.main(arguments, prog_name="reconcile", standalone_mode=False)
         sys.stdout.flush()
     except ReconcileError as error:
-        say(error, json=json)
+        print_error(error, json=json)
         return error.exit_code
     except click.exceptions.Exit as error:
         return error.exit_code
     except click.ClickException as error:
-        return _misused(error, json=json)
+        return _report_usage_error(error, json=json)
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted: the next run finishes what this one began", err=True)
         return 130
-    except (_Unread, BrokenPipeError):  # before OSError, of which it is one
+    except (_OutputClosed, BrokenPipeError):  # before OSError, of which it is one
         sys.stderr.close()  # the interpreter would complain about standard output once more at its end
         return 141
     except OSError as error:  # a folder that is not there, a full disk behind the terminal
-        say(of_system(error), json=json)
+        print_error(from_os_error(error), json=json)
         return 1
     return code if isinstance(code, int) else 0
 
@@ -139,13 +139,13 @@ def run(arguments: list[str]) -> int:
 _HELP: type[click.ClickException] | tuple[()] = getattr(click.exceptions, "NoArgsIsHelpError", ())
 
 
-def _misused(error: click.ClickException, *, json: bool) -> int:
+def _report_usage_error(error: click.ClickException, *, json: bool) -> int:
     if isinstance(error, _HELP):
         click.echo(error.format_message(), err=True)
         return UsageError.exit_code
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "reconcile"
-    say(UsageError(error.format_message(), hint=f"see `{path} --help`"), json=json)
+    print_error(UsageError(error.format_message(), hint=f"see `{path} --help`"), json=json)
     return UsageError.exit_code
 
 
@@ -161,7 +161,7 @@ def _open_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _hear(end: _Answer, interrupt: _Answer) -> None:
+def _set_signal_handlers(end: _Answer, interrupt: _Answer) -> None:
     """Answer what ends a run with *end*, and an interrupt with *interrupt*; what the run was started without (nohup) stays ignored."""
     for number, answer in ((signal.SIGTERM, end), (signal.SIGHUP, end), (signal.SIGINT, interrupt)):
         if signal.getsignal(number) is not signal.SIG_IGN:

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from reconciler.commands.context import NodeContext
     from reconciler.ports import Event, Reporter
-    from reconciler.report.events_json import JsonLines
-    from reconciler.report.terminal import Lines
+    from reconciler.report.events import JsonLines
+    from reconciler.report.terminal import EventLines
     from reconciler.settings import Settings
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -47,7 +47,7 @@ class CommandContext:
         self.quiet = quiet
         self.verbose = verbose
         self._streamed = False
-        self._at_a_loss = False
+        self._has_no_settings = False
 
     def settings(self) -> Settings:
         """
@@ -68,7 +68,7 @@ class CommandContext:
         path, uid = find_config(), os.geteuid()
         with _naming_the_way_out(path):
             if path is None:
-                self._at_a_loss = True
+                self._has_no_settings = True
                 found = settings.Settings(base=str(Path.cwd()))
             else:
                 found = settings.decode(_read(path, lambda path: files.read_trusted(path, uid)), path.parent, str(path))
@@ -81,7 +81,7 @@ class CommandContext:
 
         return context.from_settings(self.settings())
 
-    def output(self, path: Path) -> None:
+    def check_output(self, path: Path) -> None:
         """
         See that *path*, where somebody wants something written, is nothing that the node lives by.
 
@@ -99,37 +99,37 @@ class CommandContext:
         if own := "the settings" if is_config else settings.own(path):
             raise UsageError(f"{path} is {own}, and is not written over", hint="name another file")
 
-    def save(self, path: Path, data: bytes) -> None:
+    def write_output(self, path: Path, data: bytes) -> None:
         """Write what was asked for to *path*, which `output` let pass; raises OSError."""
         with _named(path):
             path.write_bytes(data)
 
     @property
-    def people(self) -> Console:
+    def console(self) -> Console:
         """Where people's text goes."""
         from reconciler.report import terminal
 
         stream = sys.stderr if self.json else sys.stdout
         return terminal.console(stderr=self.json, color=self.color and stream.isatty())
 
-    def document(self, value: object, show: Callable[[Console], None]) -> None:
+    def show(self, value: object, show: Callable[[Console], None]) -> None:
         """Give *value* to programs as one JSON document where they asked for it, and *show* it to people."""
-        data = encoded(value)
+        data = to_json(value)
         if self.json_into:
-            self.save(self.json_into, data.encode())
+            self.write_output(self.json_into, data.encode())
         if self.json:
             sys.stdout.write(data)
             sys.stdout.flush()
         elif not self.quiet:
-            show(self.people)
+            show(self.console)
 
-    def failed(self, error: ReconcileError) -> None:
+    def report_error(self, error: ReconcileError) -> None:
         """Tell of *error* where programs asked for JSON: after the events of a run, in place of the document of another command."""
-        if self._at_a_loss and isinstance(error, LockMismatch | SettingsError) and not isinstance(error, UntrustedFile):
+        if self._has_no_settings and isinstance(error, LockMismatch | SettingsError) and not isinstance(error, UntrustedFile):
             error.hint += f"; no {CONFIG_NAME} is here or above: `reconcile init` writes one, and --config names another"
         if self.json_into:
             with contextlib.suppress(OSError), self.json_into.open("ab" if self._streamed else "wb") as file:
-                file.write(_document_of(error) + b"\n")
+                file.write(_error_json(error) + b"\n")
 
     @contextlib.contextmanager
     def reporter(self, *, stream: bool = True) -> Iterator[Reporter]:
@@ -160,9 +160,9 @@ class CommandContext:
 
     def _events(self, stream: IO[str]) -> JsonLines:
         from reconciler.commands.context import wall_clock
-        from reconciler.report import events_json
+        from reconciler.report import events
 
-        return events_json.JsonLines(stream, wall_clock)
+        return events.JsonLines(stream, wall_clock)
 
     @contextlib.contextmanager
     def _opened(self, path: Path) -> Iterator[IO[str]]:
@@ -174,37 +174,37 @@ class CommandContext:
             with _named(path):  # what was not written yet is written now, or not
                 file.close()
 
-    def _lines(self) -> Lines:
+    def _lines(self) -> EventLines:
         from reconciler.report import terminal
 
-        to = self.people
-        kind = terminal.Moving if to.is_terminal and not self.quiet else terminal.Lines
+        to = self.console
+        kind = terminal.ProgressBars if to.is_terminal and not self.quiet else terminal.EventLines
         return kind(to, quiet=self.quiet, verbose=self.verbose)
 
     @property
-    def has_person(self) -> bool:
+    def is_interactive(self) -> bool:
         """Whether there is somebody to ask."""
         return not self.json and sys.stdin.isatty() and sys.stdout.isatty()
 
-    def ask(self, question: str) -> None:
+    def confirm(self, question: str) -> None:
         """Ask on a terminal; raises what ends the command where the answer is no."""
         if not click.confirm(question, default=False):
             click.echo("nothing was done", err=True)
             raise click.exceptions.Exit(130)
 
-    def insist(self, question: str) -> None:
+    def require_confirmation(self, question: str) -> None:
         """
         Ask on a terminal, and take nothing else for an answer.
 
         Raises:
             UsageError: there is none, or programs read.
         """
-        if not self.has_person:
+        if not self.is_interactive:
             raise UsageError(f"there is nobody to ask: {question}", hint="say so with --yes")
-        self.ask(question)
+        self.confirm(question)
 
 
-def encoded(value: object) -> str:
+def to_json(value: object) -> str:
     """Return *value* as a JSON document that people can read, too."""
     return msgspec.json.format(msgspec.json.encode(value, order="deterministic"), indent=2).decode() + "\n"
 
@@ -240,12 +240,12 @@ def _naming_the_way_out(found: Path | None) -> Iterator[None]:
         raise UntrustedFile(error.message, hint=hint) from None
 
 
-def common(*, json: bool = True) -> Callable[[_F], _F]:
+def common_options(*, json: bool = True) -> Callable[[_F], _F]:
     """Add the options that every command of the node has; the command gets a ``Shell`` as its first argument."""
 
     def decorate(command: _F) -> _F:
         def run(**given: Any) -> Any:
-            shell = CommandContext(
+            context = CommandContext(
                 config=given.pop("config"),
                 json=given.pop("json", False),
                 json_into=given.pop("json_into", None),
@@ -253,15 +253,15 @@ def common(*, json: bool = True) -> Callable[[_F], _F]:
                 quiet=given.pop("quiet"),
                 verbose=given.pop("verbose"),
             )
-            if shell.json_into:
-                shell.output(shell.json_into)
+            if context.json_into:
+                context.check_output(context.json_into)
             try:
-                return command(shell, **given)
+                return command(context, **given)
             except BrokenPipeError:
                 raise
             except (ReconcileError, OSError) as error:
-                said = error if isinstance(error, ReconcileError) else of_system(error)
-                shell.failed(said)
+                said = error if isinstance(error, ReconcileError) else from_os_error(error)
+                context.report_error(said)
                 raise said from None
 
         run.__name__, run.__doc__ = command.__name__, command.__doc__
@@ -300,26 +300,26 @@ def _named(path: Path) -> Iterator[None]:
 _UNWRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
 
 
-def of_system(error: OSError) -> StoreError:
+def from_os_error(error: OSError) -> StoreError:
     """Return what the system refused, as an error of ours."""
     where = error.filename or ("standard output" if error.errno in _UNWRITTEN else "the system refused")
     return StoreError(f"{where}: {error.strerror or error}", hint=_NOT_YOURS if isinstance(error, PermissionError) else "")
 
 
-def say(error: ReconcileError, *, json: bool) -> None:
+def print_error(error: ReconcileError, *, json: bool) -> None:
     """Tell of an error: what, why and what to do next; what cannot be told here is told by the exit code."""
     if json:
         with contextlib.suppress(OSError):
-            click.echo(_document_of(error).decode())
+            click.echo(_error_json(error).decode())
     with contextlib.suppress(OSError):
-        click.secho(f"error[{error.name}]: {error.message}", err=True, fg="red" if _colored() else None)
+        click.secho(f"error[{error.name}]: {error.message}", err=True, fg="red" if _uses_color() else None)
         if error.hint:
             click.echo(f"hint: {error.hint}", err=True)
 
 
-def _document_of(error: ReconcileError) -> bytes:
+def _error_json(error: ReconcileError) -> bytes:
     return msgspec.json.encode({"error": {"name": error.name, "message": error.message, "hint": error.hint}})
 
 
-def _colored() -> bool:
+def _uses_color() -> bool:
     return sys.stderr.isatty() and "NO_COLOR" not in os.environ and "--no-color" not in sys.argv

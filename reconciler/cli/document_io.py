@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from reconciler.cli.command_context import encoded
+from reconciler.cli.command_context import to_json
+from reconciler.cli.options import FILE
 from reconciler.core import units
 from reconciler.core.errors import PublishError
 
@@ -23,11 +24,10 @@ if TYPE_CHECKING:
     from reconciler.core.trust import TrustRoot
     from reconciler.publish.keys import PublicKey
 
-FILE = click.Path(path_type=Path, dir_okay=False)
 _MOST_KEY_BYTES = 64 << 10
 
 
-class End(click.ParamType[datetime]):
+class FutureTime(click.ParamType[datetime]):
     """A time to come, as people write it: ``30d`` from now, ``2027-11-20``, or ``2027-11-20T00:00:00Z``."""
 
     name = "end"
@@ -126,7 +126,7 @@ def private_key(path: Path, passphrase_file: Path | None) -> Any:
     with _named(path):
         key = keys.load_private(pem, passphrase(passphrase_file, str(path)))
     if b"ENCRYPTED" not in pem and path.stat().st_mode & 0o077:
-        note(f"{path} has no passphrase and others on this machine may read it: chmod 600 {path}")
+        warn(f"{path} has no passphrase and others on this machine may read it: chmod 600 {path}")
     return key
 
 
@@ -148,36 +148,36 @@ def _named(path: Path) -> Iterator[None]:
         raise PublishError(f"{path}: {error.message}", hint=error.hint) from None
 
 
-def trusted(path: Path | None) -> TrustRoot | None:
+def load_root(path: Path | None) -> TrustRoot | None:
     """Return the root in *path*, if one is named."""
     from reconciler.core import trust
 
     return trust.pin(read(path)) if path else None
 
 
-def say(text: str) -> None:
+def print_line(text: str) -> None:
     """Tell the operator what was done."""
     click.echo(text)
 
 
-def note(text: str) -> None:
+def warn(text: str) -> None:
     """Tell the operator something that must not be missed, on standard error."""
     click.echo(f"note: {text}", err=True)
 
 
-def document(value: object) -> None:
+def print_json(value: object) -> None:
     """Give *value* to a program."""
-    click.echo(encoded(value), nl=False)
+    click.echo(to_json(value), nl=False)
 
 
-def signature(path: Path) -> bytes:
+def read_signature(path: Path) -> bytes:
     """Return the signature in *path*."""
     from reconciler.publish import envelopes
 
     return envelopes.decode_signature(read(path, most=1024))
 
 
-def printing(pae: Callable[[Path], bytes]) -> click.Command:
+def pae_command(pae: Callable[[Path], bytes]) -> click.Command:
     """Return the command ``pae``, which prints what *pae* makes of a file."""
 
     @click.command("pae")
@@ -201,11 +201,6 @@ def _raw(data: bytes, out: Path | None) -> None:
         sys.stdout.buffer.flush()
 
 
-def clean(text: str) -> str:
-    """Return *text* with whatever a terminal might act on escaped."""
-    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
-
-
-def beside(path: Path, suffix: str) -> Path:
+def with_suffix(path: Path, suffix: str) -> Path:
     """Return the file of *path*'s name with another *suffix*."""
     return path.with_name(path.name.removesuffix(".key") + suffix)

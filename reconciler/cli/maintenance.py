@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from reconciler.cli.command_context import CommandContext, common
-from reconciler.cli.node import LOCK_TIMEOUT
-from reconciler.cli.param_types import Share, Size
+from reconciler.cli.command_context import CommandContext, common_options
+from reconciler.cli.options import LOCK_TIMEOUT, OFFLINE, Share, Size
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from reconciler.store.housekeeping import Garbage
+
+_LEVELS = {"ok": ("ok     ", "green"), "warning": ("warning", "yellow"), "error": ("error  ", "bold red")}
 
 
 @click.command()
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 @click.option("--sample", type=Share(), default="100%", help="Hash this share, what was not hashed for longest first.")
 @click.option("--limit", type=Size(), default="0", metavar="RATE", help="Bytes a second to read at most, as in 200MiB; 0: no limit.")
 @LOCK_TIMEOUT
-@common()
-def verify(shell: CommandContext, *, repair: bool, sample: float, limit: int, lock_timeout: float) -> int:
+@common_options()
+def verify(context: CommandContext, *, repair: bool, sample: float, limit: int, lock_timeout: float) -> int:
     """
     Hash the store again and compare with what the network signed.
 
@@ -41,8 +42,8 @@ def verify(shell: CommandContext, *, repair: bool, sample: float, limit: int, lo
     from reconciler.commands.context import RunOptions
     from reconciler.core import units
 
-    node = shell.node()
-    with shell.reporter(stream=False) as report:
+    node = context.node()
+    with context.reporter(stream=False) as report:
         found = verifying.verify(node, report, sample=sample, rate=limit, progress=True, lock_timeout_seconds=lock_timeout)
         if found.damage and repair:
             outcome = apply.apply(node, report, RunOptions(lock_timeout_seconds=lock_timeout), actor="verify --repair")
@@ -55,7 +56,7 @@ def verify(shell: CommandContext, *, repair: bool, sample: float, limit: int, lo
         verdict = "clean" if not found.damage else "repaired" if found.repaired else f"{len(found.damage)} damaged"
         to.print(f"{units.count(found.checked, 'blob')}, {units.human_size(found.bytes)}: {verdict}", markup=False)
 
-    shell.document(found, show)
+    context.show(found, show)
     return 3 if found.damage and not found.repaired else 0
 
 
@@ -63,8 +64,8 @@ def verify(shell: CommandContext, *, repair: bool, sample: float, limit: int, lo
 @click.option("--dry-run", is_flag=True, help="Only show what would go, and why.")
 @click.option("--max", "at_most", type=Size(), metavar="SIZE", help="Free about so much and stop, as in 50GiB.")
 @LOCK_TIMEOUT
-@common()
-def gc(shell: CommandContext, *, dry_run: bool, at_most: int | None, lock_timeout: float) -> None:
+@common_options()
+def gc(context: CommandContext, *, dry_run: bool, at_most: int | None, lock_timeout: float) -> None:
     """
     Delete what no listed model, kept generation or grace needs.
 
@@ -75,7 +76,7 @@ def gc(shell: CommandContext, *, dry_run: bool, at_most: int | None, lock_timeou
     from reconciler.commands import maintenance
     from reconciler.core import units
 
-    node = shell.node()
+    node = context.node()
     gone = maintenance.garbage(node) if dry_run else maintenance.gc(node, at_most=at_most, lock_timeout_seconds=lock_timeout)
     total = sum(one.bytes for one in gone)
 
@@ -83,7 +84,7 @@ def gc(shell: CommandContext, *, dry_run: bool, at_most: int | None, lock_timeou
         _show_garbage(to, gone)
         to.print(f"{'would free' if dry_run else 'freed'} {units.human_size(total)}", markup=False)
 
-    shell.document({"schema": 1, "dry_run": dry_run, "bytes": total, "items": gone}, show)
+    context.show({"schema": 1, "dry_run": dry_run, "bytes": total, "items": gone}, show)
 
 
 def _show_garbage(to: Console, gone: tuple[Garbage, ...]) -> None:
@@ -96,8 +97,8 @@ def _show_garbage(to: Console, gone: tuple[Garbage, ...]) -> None:
 @click.command()
 @click.argument("number", type=click.IntRange(min=1), required=False, metavar="[N]")
 @LOCK_TIMEOUT
-@common()
-def rollback(shell: CommandContext, *, number: int | None, lock_timeout: float) -> None:
+@common_options()
+def rollback(context: CommandContext, *, number: int | None, lock_timeout: float) -> None:
     """
     Return to generation N, or to the one before.
 
@@ -110,9 +111,9 @@ def rollback(shell: CommandContext, *, number: int | None, lock_timeout: float) 
     """
     from reconciler.commands import maintenance
 
-    with shell.reporter(stream=False) as report:
-        made = maintenance.rollback(shell.node(), report, number, lock_timeout_seconds=lock_timeout)
-    shell.document(
+    with context.reporter(stream=False) as report:
+        made = maintenance.rollback(context.node(), report, number, lock_timeout_seconds=lock_timeout)
+    context.show(
         {"schema": 1, "generation": made.number, "models": sorted(made.entries)},
         lambda to: to.print(f"generation {made.number} is active: {', '.join(sorted(made.entries)) or 'no model'}", markup=False),
     )
@@ -123,13 +124,13 @@ COUNT = click.option("-n", "--number", "count", type=click.IntRange(min=1, max=1
 
 @click.command()
 @COUNT
-@common()
-def history(shell: CommandContext, *, count: int) -> None:
+@common_options()
+def history(context: CommandContext, *, count: int) -> None:
     """Show which generations were swapped in, when, by what and why."""
     from reconciler.commands import status
     from reconciler.core import units
 
-    changes = status.history(shell.node(), count)
+    changes = status.history(context.node(), count)
 
     def show(to: Console) -> None:
         for one in changes:
@@ -138,22 +139,22 @@ def history(shell: CommandContext, *, count: int) -> None:
         if not changes:
             to.print("nothing yet")
 
-    shell.document(changes, show)
+    context.show(changes, show)
 
 
 @click.command()
 @COUNT
 @click.option("--lines", is_flag=True, help="JSON, one incident a line, the oldest first: for jq and log shippers.")
-@common()
-def incidents(shell: CommandContext, *, count: int, lines: bool) -> None:
+@common_options()
+def incidents(context: CommandContext, *, count: int, lines: bool) -> None:
     """Show what was refused, failed, quarantined or repaired."""
     import msgspec
 
     from reconciler.commands import status
     from reconciler.core import units
-    from reconciler.report.text import short
+    from reconciler.report.events import short
 
-    found = status.incidents(shell.node(), count)
+    found = status.incidents(context.node(), count)
     if lines:
         for one in found:
             click.echo(msgspec.json.encode(one).decode())
@@ -167,19 +168,51 @@ def incidents(shell: CommandContext, *, count: int, lines: bool) -> None:
         if not found:
             to.print("no incidents")
 
-    shell.document(found, show)
+    context.show(found, show)
 
 
 @click.command()
 @click.argument("model")
 @LOCK_TIMEOUT
-@common()
-def retry(shell: CommandContext, *, model: str, lock_timeout: float) -> None:
+@common_options()
+def retry(context: CommandContext, *, model: str, lock_timeout: float) -> None:
     """Forget that MODEL failed: the next apply begins with it anew."""
     from reconciler.commands import maintenance
 
-    maintenance.retry(shell.node(), model, lock_timeout_seconds=lock_timeout)
-    shell.document({"schema": 1, "model": model}, lambda to: to.print(f"{model} begins anew with the next apply", markup=False))
+    maintenance.retry(context.node(), model, lock_timeout_seconds=lock_timeout)
+    context.show({"schema": 1, "model": model}, lambda to: to.print(f"{model} begins anew with the next apply", markup=False))
+
+
+@click.command()
+@OFFLINE
+@common_options()
+def doctor(context: CommandContext, *, offline: bool) -> int:
+    """
+    Say what this machine lacks, and what to do.
+
+    Looks at Python, aria2c, the sandbox, GPUs, engines, disk, clock, trust root, lock, store and agent, and whether sources answer.
+    Changes nothing. Exit 1 if there is an error.
+
+    \b
+      reconcile doctor
+      reconcile doctor --offline --json
+    """
+    from reconciler.commands import doctor as examining
+
+    found = examining.examine(context.node, offline=offline)
+
+    def show(to: Console) -> None:
+        from rich.text import Text
+
+        for one in found:
+            mark, style = _LEVELS[one.level]
+            to.print(Text.assemble((mark, style), f"  {one.name}: {one.text}"))
+            if one.hint and one.level != "ok":
+                to.print(f"         hint: {one.hint}", markup=False, style="dim")
+
+    failed = any(one.level == "error" for one in found)
+    context.show({"schema": 1, "ok": not failed, "findings": found}, show)
+    return 1 if failed else 0
 
 
 @click.group()
@@ -188,13 +221,13 @@ def trust() -> None:
 
 
 @trust.command("show")
-@common()
-def trust_show(shell: CommandContext) -> None:
+@common_options()
+def trust_show(context: CommandContext) -> None:
     """Show the trusted root, its keys and thresholds, and the newest snapshot ever accepted."""
     from reconciler.commands import node_trust
     from reconciler.core import units
 
-    node = shell.node()
+    node = context.node()
     root, trust_state = node_trust.trusted_root(node), node_trust.read_trust_state(node)
 
     def show(to: Console) -> None:
@@ -210,14 +243,14 @@ def trust_show(shell: CommandContext) -> None:
         "schema": 1, "network": root.network, "version": root.version, "expires_at": root.expires_at, "roles": root.roles,
         "floor": trust_state,
     }  # fmt: skip
-    shell.document(tree, show)
+    context.show(tree, show)
 
 
 @trust.command("update")
 @click.argument("sources", nargs=-1, required=True, metavar="FILE-or-URL…")
 @LOCK_TIMEOUT
-@common()
-def trust_update(shell: CommandContext, *, sources: tuple[str, ...], lock_timeout: float) -> None:
+@common_options()
+def trust_update(context: CommandContext, *, sources: tuple[str, ...], lock_timeout: float) -> None:
     """
     Walk newer roots: each must be signed by the one before it and by itself.
 
@@ -227,10 +260,10 @@ def trust_update(shell: CommandContext, *, sources: tuple[str, ...], lock_timeou
     from reconciler.commands import node_trust
     from reconciler.commands.context import hold_store
 
-    node = shell.node()
+    node = context.node()
     with hold_store(node, timeout_seconds=lock_timeout) as ledger:
         root = node_trust.apply_roots(node, sources, ledger)
-    shell.document(
+    context.show(
         {"schema": 1, "network": root.network, "version": root.version},
         lambda to: to.print(f"root {root.version} of {root.network} is trusted now", markup=False),
     )
@@ -238,8 +271,8 @@ def trust_update(shell: CommandContext, *, sources: tuple[str, ...], lock_timeou
 
 @trust.command("init")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask; needed without a terminal.")
-@common()
-def trust_init(shell: CommandContext, *, yes: bool) -> None:
+@common_options()
+def trust_init(context: CommandContext, *, yes: bool) -> None:
     """
     Begin the record of the newest snapshot anew, at the lock that is here.
 
@@ -247,13 +280,13 @@ def trust_init(shell: CommandContext, *, yes: bool) -> None:
     """
     from reconciler.commands import init
 
-    node = shell.node()
+    node = context.node()
     for line in init.describe_anchor(node):
-        shell.people.print(line, markup=False)
+        context.console.print(line, markup=False)
     if not yes:
-        shell.insist("Is this the network's root, and models.lock its current one?")
+        context.require_confirmation("Is this the network's root, and models.lock its current one?")
     made = init.reset_trust_state(node)
-    shell.document(made, lambda to: to.print(f"the record begins at snapshot {made.version}", markup=False))
+    context.show(made, lambda to: to.print(f"the record begins at snapshot {made.version}", markup=False))
 
 
 @click.command()

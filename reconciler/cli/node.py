@@ -7,22 +7,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from reconciler.cli.command_context import CommandContext, common
-from reconciler.cli.param_types import Seconds
+from reconciler.cli.command_context import CommandContext, common_options
+from reconciler.cli.options import EXCEPT, FILE, LOCK_TIMEOUT, LOCKED, OFFLINE, ONLY, YES, Seconds
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from reconciler.apply.run import Outcome
     from reconciler.commands.context import RunOptions
-
-FILE = click.Path(path_type=Path, dir_okay=False)
-LOCK_TIMEOUT = click.option("--lock-timeout", type=Seconds(), default=0.0, metavar="TIME", help="Wait so long for another run, as in 30s.")
-ONLY = click.option("--only", multiple=True, metavar="ID", help="This model alone (may be given again).")
-EXCEPT = click.option("--except", "excluded", multiple=True, metavar="ID", help="All but this model; what is taken away stops as ever.")
-LOCKED = click.option("--locked", is_flag=True, help="Refuse a lock that is not what the snapshot compiles to; never fetch a new one.")
-OFFLINE = click.option("--offline", is_flag=True, help="Touch no network at all.")
-YES = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 
 
 def _options(**given: object) -> RunOptions:
@@ -39,8 +31,8 @@ def _options(**given: object) -> RunOptions:
 @click.option("--snapshot", default="", help="URL or path of the network's signed snapshot.")
 @click.option("--store", default="store", help="The store's folder.")
 @click.option("--force", is_flag=True, help="Replace a reconcile.toml that is there.")
-@common()
-def init(shell: CommandContext, *, root_file: Path | None, fingerprint: str, snapshot: str, store: str, force: bool) -> None:
+@common_options()
+def init(context: CommandContext, *, root_file: Path | None, fingerprint: str, snapshot: str, store: str, force: bool) -> None:
     """
     Write reconcile.toml and pin the network's trust root.
 
@@ -50,15 +42,15 @@ def init(shell: CommandContext, *, root_file: Path | None, fingerprint: str, sna
     from reconciler.commands import init as init_command
 
     made = init_command.init(Path.cwd(), root_file=root_file, fingerprint=fingerprint, snapshot=snapshot, store=store, force=force)
-    shell.document(made, lambda to: to.print(made.sentence, markup=False))
+    context.show(made, lambda to: to.print(made.sentence, markup=False))
 
 
 @click.command()
 @click.argument("source", default="", metavar="[SNAPSHOT]")
 @click.option("--check", is_flag=True, help="Only compare: exit 2 if the lock would change. Writes nothing.")
 @LOCK_TIMEOUT
-@common()
-def lock(shell: CommandContext, *, source: str, check: bool, lock_timeout: float) -> int:
+@common_options()
+def lock(context: CommandContext, *, source: str, check: bool, lock_timeout: float) -> int:
     """
     Verify a snapshot and compile it to models.lock.
 
@@ -72,10 +64,10 @@ def lock(shell: CommandContext, *, source: str, check: bool, lock_timeout: float
     from reconciler.commands import lock as lock_command
     from reconciler.core import units
 
-    node = shell.node()
+    node = context.node()
     if check:
         same = lock_command.is_lock_current(node, source)
-        shell.document({"changes": not same}, lambda to: to.print("models.lock is up to date" if same else "models.lock would change"))
+        context.show({"changes": not same}, lambda to: to.print("models.lock is up to date" if same else "models.lock would change"))
         return 0 if same else 2
     fetched = lock_command.update_lock(node, source, lock_timeout_seconds=lock_timeout)
     found, changes = fetched.verified_lock, fetched.changes
@@ -84,7 +76,7 @@ def lock(shell: CommandContext, *, source: str, check: bool, lock_timeout: float
     held = f"snapshot {header.version} of {network_name}, {units.count(count, 'model')}"
     said = f"models.lock {'written' if changes else 'is up to date'}: {held}"
     tree = {"schema": 1, "lock": found.lock_digest, "changes": changes, "network": network_name, "snapshot": header, "models": count}
-    shell.document(tree, lambda to: to.print(said, markup=False))
+    context.show(tree, lambda to: to.print(said, markup=False))
     return 0
 
 
@@ -95,9 +87,9 @@ def lock(shell: CommandContext, *, source: str, check: bool, lock_timeout: float
 @EXCEPT
 @LOCKED
 @OFFLINE
-@common()
+@common_options()
 def plan(
-    shell: CommandContext,
+    context: CommandContext,
     *,
     detailed_exitcode: bool,
     out: Path | None,
@@ -118,17 +110,17 @@ def plan(
     from reconciler.core import plan as plans
 
     if out is not None:
-        shell.output(out)
-    made = apply_command.preview(shell.node(), _options(only=only, excluded=excluded, locked=locked, offline=offline)).plan
+        context.check_output(out)
+    made = apply_command.preview(context.node(), _options(only=only, excluded=excluded, locked=locked, offline=offline)).plan
     if out is not None:
-        shell.save(out, plans.encode(made))
+        context.write_output(out, plans.encode(made))
 
     def show(to: Console) -> None:
         from reconciler.report import terminal
 
-        terminal.plan(to, made, verbose=shell.verbose)
+        terminal.plan(to, made, verbose=context.verbose)
 
-    shell.document(made, show)
+    context.show(made, show)
     return 2 if detailed_exitcode and made.changes else 0
 
 
@@ -140,9 +132,9 @@ def plan(
 @OFFLINE
 @LOCK_TIMEOUT
 @YES
-@common()
+@common_options()
 def apply(
-    shell: CommandContext,
+    context: CommandContext,
     *,
     planfile: Path | None,
     only: tuple[str, ...],
@@ -165,16 +157,16 @@ def apply(
     from reconciler.core import plan as plans
     from reconciler.report import terminal
 
-    node = shell.node()
+    node = context.node()
     options = _options(only=only, excluded=excluded, locked=locked, offline=offline, lock_timeout_seconds=lock_timeout)
     saved = plans.decode(planfile.read_bytes()) if planfile else None
     if saved is None and not yes:
         made = apply_command.preview(node, options).plan
-        if made.changes and not shell.quiet:
-            terminal.plan(shell.people, made)
-        if made.changes and shell.has_person:
-            shell.ask("Carry this out?")
-    with shell.reporter() as report:
+        if made.changes and not context.quiet:
+            terminal.plan(context.console, made)
+        if made.changes and context.is_interactive:
+            context.confirm("Carry this out?")
+    with context.reporter() as report:
         return _code(apply_command.apply(node, report, options, saved=saved))
 
 
@@ -188,9 +180,9 @@ def _code(outcome: Outcome) -> int:
 @LOCKED
 @OFFLINE
 @LOCK_TIMEOUT
-@common()
+@common_options()
 def sync(
-    shell: CommandContext, *, only: tuple[str, ...], excluded: tuple[str, ...], locked: bool, offline: bool, lock_timeout: float
+    context: CommandContext, *, only: tuple[str, ...], excluded: tuple[str, ...], locked: bool, offline: bool, lock_timeout: float
 ) -> int:
     """
     Hear the network, then apply: the line for cron.
@@ -203,14 +195,68 @@ def sync(
     from reconciler.commands import apply as apply_command
 
     options = _options(only=only, excluded=excluded, locked=locked, offline=offline, lock_timeout_seconds=lock_timeout)
-    with shell.reporter() as report:
-        return _code(apply_command.sync(shell.node(), report, options))
+    with context.reporter() as report:
+        return _code(apply_command.sync(context.node(), report, options))
+
+
+@click.command()
+@click.option("--once", is_flag=True, help="One cycle, then exit as sync does: for cron or a timer.")
+@click.option("--interval", type=Seconds(), metavar="TIME", help="Time between cycles, as in 5m, instead of the settings'.")
+@click.option("--metrics-file", type=FILE, metavar="FILE", help="Write Prometheus metrics there, for node exporter's textfile collector.")
+@click.option("--metrics-port", type=click.IntRange(0, 65535), metavar="PORT", help="Serve Prometheus metrics on loopback; 0: any port.")
+@LOCKED
+@OFFLINE
+@common_options()
+def agent(
+    context: CommandContext,
+    *,
+    once: bool,
+    interval: float | None,
+    metrics_file: Path | None,
+    metrics_port: int | None,
+    locked: bool,
+    offline: bool,
+) -> int:
+    """
+    Sync for ever, and look after the store.
+
+    Cycles follow each other with an interval and a jitter; after failures the wait grows, up to an hour. Each cycle also hashes a share
+    of the store, so that every blob is looked at within [agent] scrub_after, and repairs what is damaged. How it is stands in
+    <store>/health.json. SIGTERM and SIGINT end it within seconds, SIGHUP reads the settings anew and begins the next cycle; under
+    systemd it notifies and feeds the watchdog.
+
+    \b
+      reconcile agent
+      reconcile agent --interval 1m --metrics-port 9464
+      reconcile agent --once --metrics-file /var/lib/node_exporter/reconcile.prom
+    """
+    from reconciler.agent.loop import Agent, AgentOptions
+    from reconciler.agent.service import Wakeup
+    from reconciler.commands.context import RunOptions
+
+    if metrics_file is not None:
+        context.check_output(metrics_file)
+    options = AgentOptions(
+        interval_seconds=interval,
+        metrics_file=metrics_file.absolute() if metrics_file else None,
+        metrics_port=metrics_port,
+        run=RunOptions(locked=locked, offline=offline),
+    )
+    with context.reporter() as report, Wakeup() as wakeup:
+        made = Agent(context.node, report, wakeup, options)
+        if not once:
+            made.run()
+            return 0
+        result = made.once()
+    if result.error is not None:
+        raise result.error
+    return 3 if result.outcome == "models-failed" else 0
 
 
 @click.command()
 @click.argument("model", required=False)
-@common()
-def status(shell: CommandContext, *, model: str | None) -> None:
+@common_options()
+def status(context: CommandContext, *, model: str | None) -> None:
     """
     Show every model's state and why; of one MODEL, its last test too.
 
@@ -222,26 +268,26 @@ def status(shell: CommandContext, *, model: str | None) -> None:
     from reconciler.commands import status as status_command
     from reconciler.core import units
 
-    node = shell.node()
+    node = context.node()
     found = status_command.status(node, model or "")
     again = f"with the next sync{', at ' + units.rfc3339(found.next_sync_at) if found.next_sync_at else ''}"
 
     def show(to: Console) -> None:
         from reconciler.report import terminal
-        from reconciler.report.text import plain, short
+        from reconciler.report.events import escape, short
 
         until = units.rfc3339(found.snapshot.expires_at)
         to.print(f"{found.network}, snapshot {found.snapshot.version} (good until {until}), generation {found.generation}", markup=False)
         if found.refused:
-            to.print(f"warning: nothing new is installed: {plain(found.refused)}", style="bold yellow", markup=False)
+            to.print(f"warning: nothing new is installed: {escape(found.refused)}", style="bold yellow", markup=False)
         terminal.models(to, found.models)
         if model:
-            terminal.explained(to, found.models[0], node.layout.root, again)
+            terminal.model_details(to, found.models[0], node.layout.root, again)
         elif any(one.state in {"failed", "pending"} for one in found.models):
             to.print(f"failed and pending models are tried again {again}", markup=False)
         for drifted in found.drift:
-            to.print(f"drift: {plain(drifted)}", style="yellow", markup=False)
+            to.print(f"drift: {escape(drifted)}", style="yellow", markup=False)
         if not model:
             to.print(f"active set {short(found.active_digest)}", style="dim", markup=False)
 
-    shell.document(found, show)
+    context.show(found, show)

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING
 import click
 
 from reconciler.cli import document_io
-from reconciler.cli.document_io import FILE, JSON, PASSPHRASE
+from reconciler.cli.document_io import JSON, PASSPHRASE
+from reconciler.cli.options import FILE
 from reconciler.cli.snapshots import snapshot
 from reconciler.core import units
 from reconciler.core.errors import PublishError
+from reconciler.report.events import escape
 
 if TYPE_CHECKING:
     from reconciler.core.trust import TrustRoot
@@ -52,7 +54,7 @@ def key_generate(*, name: Path, no_passphrase: bool, passphrase_file: Path | Non
     from reconciler.publish import keys
     from reconciler.store import atomic
 
-    private, public = document_io.beside(name, ".key"), document_io.beside(name, ".pub")
+    private, public = document_io.with_suffix(name, ".key"), document_io.with_suffix(name, ".pub")
     for path in (private, public):
         if path.exists():
             raise PublishError(f"{path} is there already", hint="choose another name: a key that is overwritten is lost")
@@ -63,9 +65,9 @@ def key_generate(*, name: Path, no_passphrase: bool, passphrase_file: Path | Non
     atomic.create(private, pair.private_pem, 0o600)
     atomic.create(public, pair.public_pem.encode())
     if as_json:
-        document_io.document({"keyid": pair.keyid, "private": str(private), "public": str(public)})
+        document_io.print_json({"keyid": pair.keyid, "private": str(private), "public": str(public)})
         return
-    document_io.say(f"wrote {private} (keep it to yourself) and {public} (for the root)\nkey id {pair.keyid}")
+    document_io.print_line(f"wrote {private} (keep it to yourself) and {public} (for the root)\nkey id {pair.keyid}")
 
 
 @key.command("show")
@@ -88,7 +90,7 @@ def key_show(*, file: Path, passphrase_file: Path | None, as_json: bool) -> None
     else:
         found = document_io.public_key(file)
     if as_json:
-        document_io.document({"keyid": found.keyid, "public": found.pem})
+        document_io.print_json({"keyid": found.keyid, "public": found.pem})
         return
     click.echo(f"key id {found.keyid}", err=True)
     click.echo(found.pem, nl=False)
@@ -106,7 +108,7 @@ def root() -> None:
 @click.option("--root-threshold", type=click.IntRange(1), default=1, help="How many of them must.")
 @click.option("--snapshot-key", "snapshot_keys", multiple=True, required=True, type=FILE, help="A public key that may sign snapshots.")
 @click.option("--snapshot-threshold", type=click.IntRange(1), default=1, help="How many of them must.")
-@click.option("--expires", type=document_io.End(), default="365d", metavar="TIME", help="When it ends: 365d, 2027-11-20, …")
+@click.option("--expires", type=document_io.FutureTime(), default="365d", metavar="TIME", help="When it ends: 365d, 2027-11-20, …")
 @click.option("--version", type=click.IntRange(1), default=1, help="For a network that starts over: higher than any root nodes have.")
 def root_new(
     *,
@@ -132,7 +134,7 @@ def root_new(
     roles = [[document_io.public_key(path) for path in paths] for paths in (root_keys, snapshot_keys)]
     data = roots.new(network, expires, (roles[0], root_threshold), (roles[1], snapshot_threshold), version=version)
     document_io.write(file, data, new=True)
-    document_io.say(f"wrote {file}, unsigned; next: reconcile root sign {file} --key KEY")
+    document_io.print_line(f"wrote {file}, unsigned; next: reconcile root sign {file} --key KEY")
 
 
 @root.command("add-key")
@@ -175,7 +177,7 @@ def root_remove_key(*, file: Path, keyid: str, roles_: tuple[RoleName, ...], out
 @click.argument("file", type=FILE)
 @click.option("--root-threshold", type=click.IntRange(1), help="How many root keys must sign.")
 @click.option("--snapshot-threshold", type=click.IntRange(1), help="How many snapshot keys must sign.")
-@click.option("--expires", type=document_io.End(), metavar="TIME", help="When it ends: 365d, 2027-11-20, …")
+@click.option("--expires", type=document_io.FutureTime(), metavar="TIME", help="When it ends: 365d, 2027-11-20, …")
 @_OUT
 def root_set(*, file: Path, root_threshold: int | None, snapshot_threshold: int | None, expires: datetime | None, out: Path | None) -> None:
     """
@@ -206,9 +208,9 @@ def _edit(file: Path, out: Path | None, change: Callable[[TrustRoot], TrustRoot]
     made = roots.edit(data, change)
     document_io.write(out or file, made, new=out is not None)
     found = roots.inspect(made)
-    document_io.say(f"wrote {out or file}: root {found.version}, unsigned")
+    document_io.print_line(f"wrote {out or file}: root {found.version}, unsigned")
     if found.version > 1:
-        document_io.say(f"next: enough keys of root {found.version - 1} and of this one sign it, each with --previous")
+        document_io.print_line(f"next: enough keys of root {found.version - 1} and of this one sign it, each with --previous")
 
 
 @root.command("sign")
@@ -247,7 +249,7 @@ def root_attach(*, file: Path, key_file: Path, signature: Path, previous: Path |
     from reconciler.publish import roots
 
     before = _read(previous) if previous else b""
-    made = roots.attach(_read(file), document_io.public_key(key_file), document_io.signature(signature), previous=before)
+    made = roots.attach(_read(file), document_io.public_key(key_file), document_io.read_signature(signature), previous=before)
     _signed(file, made, before)
 
 
@@ -260,7 +262,7 @@ def _signed(file: Path, data: bytes, previous: bytes) -> None:
 
     document_io.write(file, data)
     found = roots.inspect(data, previous=previous)
-    document_io.say(f"signed {file}: root {found.version} of {found.network}\n{_standing(found)}")
+    document_io.print_line(f"signed {file}: root {found.version} of {found.network}\n{_standing(found)}")
 
 
 def _pae(file: Path) -> bytes:
@@ -269,7 +271,7 @@ def _pae(file: Path) -> bytes:
     return roots.pae(_read(file))
 
 
-root.add_command(document_io.printing(_pae))
+root.add_command(document_io.pae_command(_pae))
 
 
 @root.command("inspect")
@@ -287,15 +289,17 @@ def root_inspect(*, file: Path, previous: Path | None, as_json: bool) -> None:
 
     found = roots.inspect(_read(file), previous=_read(previous) if previous else b"")
     if as_json:
-        document_io.document(found)
+        document_io.print_json(found)
         return
-    document_io.say(f"root {found.version} of {found.network}, until {units.rfc3339(found.expires_at)}\nfingerprint {found.fingerprint}")
+    document_io.print_line(
+        f"root {found.version} of {found.network}, until {units.rfc3339(found.expires_at)}\nfingerprint {found.fingerprint}"
+    )
     for name, role in (("root", found.roles.root), ("snapshot", found.roles.snapshot)):
-        document_io.say(f"{name}: {role.threshold} of {len(role.keyids)} keys sign")
+        document_io.print_line(f"{name}: {role.threshold} of {len(role.keyids)} keys sign")
         for keyid in role.keyids:
-            document_io.say(f"  {keyid}{_mark(found, keyid) if name == 'root' else ''}")
+            document_io.print_line(f"  {keyid}{_mark(found, keyid) if name == 'root' else ''}")
     _say_others(found)
-    document_io.say(_standing(found))
+    document_io.print_line(_standing(found))
 
 
 def _mark(found: RootReport, keyid: str) -> str:
@@ -308,7 +312,7 @@ def _say_others(found: RootReport) -> None:
         if not one.role:
             known = one.previous and one.valid
             of = "a key of the root before" if known else "not a key of this root; --previous tells whether of the one before"
-            document_io.say(f"signed by {document_io.clean(one.keyid)} ({of})")
+            document_io.print_line(f"signed by {escape(one.keyid)} ({of})")
 
 
 def _standing(found: RootReport) -> str:

@@ -14,10 +14,11 @@ from urllib.parse import unquote, urlsplit
 import click
 
 from reconciler.cli import document_io
-from reconciler.cli.document_io import FILE, JSON, PASSPHRASE
-from reconciler.cli.param_types import Size
+from reconciler.cli.document_io import JSON, PASSPHRASE
+from reconciler.cli.options import FILE, Size
 from reconciler.core import units
 from reconciler.core.errors import FetchError, PublishError, UnpackRefused
+from reconciler.report.events import escape
 
 if TYPE_CHECKING:
     from reconciler.core.gguf import GgufFacts
@@ -39,7 +40,7 @@ def snapshot() -> None:
 @click.argument("file", type=FILE)
 @click.option("--network", required=True, metavar="NAME", help="The network's name, as in its root.")
 @click.option(
-    "--expires", type=document_io.End(), default="30d", metavar="TIME", help="How long it lives; each change begins this time anew."
+    "--expires", type=document_io.FutureTime(), default="30d", metavar="TIME", help="How long it lives; each change begins this time anew."
 )
 @click.option("--version", type=click.IntRange(1), default=1, help="Its first version; higher than any that nodes have seen.")
 @click.option("--fallback", multiple=True, metavar="URL", help="Where any blob may be had: https://…/{algorithm}/{hex}.")
@@ -57,7 +58,7 @@ def snapshot_new(*, file: Path, network: str, expires: datetime, version: int, f
     lifetime = timedelta(seconds=round((expires - now).total_seconds()))
     data = snapshots.new(network, now=now, lifetime=lifetime, version=version, fallback=fallback, retest_after=retest_after)
     document_io.write(file, data, new=True)
-    document_io.say(f"wrote {file}, unsigned and empty; next: reconcile snapshot add {file} NAME:VERSION SOURCE")
+    document_io.print_line(f"wrote {file}, unsigned and empty; next: reconcile snapshot add {file} NAME:VERSION SOURCE")
 
 
 @snapshot.command("add")
@@ -108,22 +109,22 @@ def snapshot_add(*, file: Path, model_id: str, sources: tuple[str, ...], max_siz
     model = _model(model_id, sources, measured, given, told, members)
     _written(file, snapshots.edit(data, lambda found: snapshots.with_model(found, model), now=document_io.now()))
     if not all(artifact.urls for artifact in model.artifacts):
-        document_io.note("it names no --url: nodes have it from the snapshot's --fallback, or from mirrors of their own")
+        document_io.warn("it names no --url: nodes have it from the snapshot's --fallback, or from mirrors of their own")
     if given["unpack"] and members is None:
-        document_io.note(f"whether nodes unpack an archive at an address was not looked at; from a file it is. Pack it so: {_PACK}")
+        document_io.warn(f"whether nodes unpack an archive at an address was not looked at; from a file it is. Pack it so: {_PACK}")
     if any(url.startswith("http://") and not is_loopback_name(host_of(url)) for url in given["urls"]):
-        document_io.note("nodes refuse plain http to another machine, unless they set [download] allow_http")
+        document_io.warn("nodes refuse plain http to another machine, unless they set [download] allow_http")
     if any("?" in url for artifact in model.artifacts for url in artifact.urls):
-        document_io.note("a URL carries a query, and everybody reads snapshots: make sure that it is no secret and does not run out")
+        document_io.warn("a URL carries a query, and everybody reads snapshots: make sure that it is no secret and does not run out")
     for refusal in refusals:
-        document_io.note(f"an engine may refuse this: {document_io.clean(refusal)}")
+        document_io.warn(f"an engine may refuse this: {escape(refusal)}")
     size = units.human_size(sum(one.size for one in measured))
-    document_io.say(f"added {model.id}: {size}, {', '.join(model.tasks)}, {_memory(model)}")
+    document_io.print_line(f"added {model.id}: {size}, {', '.join(model.tasks)}, {_memory(model)}")
     if told:
         parts = f"{told.architecture}, {told.quantisation}, {told.parameters:,} parameters, context {told.context_length:,}"
-        document_io.say(f"its header tells: {document_io.clean(parts)}")
+        document_io.print_line(f"its header tells: {escape(parts)}")
         if given["gpu_memory"] is None:
-            document_io.note(
+            document_io.warn(
                 "the GPU memory is an estimate: load it on a node, look, and give --gpu-memory (0: a node without a GPU will do)"
             )
 
@@ -149,7 +150,7 @@ def _measured(source: str, max_size: int, ca_file: Path | None) -> Measured:
         return artifacts.measure(_shown(artifacts.read_chunks(path, max_bytes=max_size), size, source), head_bytes=_HEAD_BYTES)
     with http.opened(source, timeout_seconds=60, ca_file=str(ca_file or "")) as answer:
         if answer.length is None and not answer.chunked:
-            raise FetchError(f"{document_io.clean(source)} does not say how long it is, so a part could pass for the whole")
+            raise FetchError(f"{escape(source)} does not say how long it is, so a part could pass for the whole")
         chunks = http.chunks(answer, source, max_bytes=max_size)
         return artifacts.measure(_shown(chunks, answer.length or 0, source), head_bytes=_HEAD_BYTES)
 
@@ -190,7 +191,7 @@ def _shown(chunks: Iterator[bytes], size: int, source: str) -> Iterator[bytes]:
     if not sys.stderr.isatty():
         yield from chunks
         return
-    bar: Any = click.progressbar(length=size or None, label=document_io.clean(source)[-40:], file=sys.stderr)
+    bar: Any = click.progressbar(length=size or None, label=escape(source)[-40:], file=sys.stderr)
     with bar:
         for chunk in chunks:
             yield chunk
@@ -346,7 +347,7 @@ def snapshot_set_state(*, file: Path, model_id: str, state: Wanted) -> None:
 
 @snapshot.command("set")
 @click.argument("file", type=FILE)
-@click.option("--expires", type=document_io.End(), metavar="TIME", help="How long it lives from now on.")
+@click.option("--expires", type=document_io.FutureTime(), metavar="TIME", help="How long it lives from now on.")
 @click.option("--fallback", multiple=True, metavar="URL", help="Where any blob may be had; replaces all that are listed.")
 @click.option("--retest-after", default="", show_default=False, metavar="TIME", help="Test jobs are run again after this time.")
 def snapshot_set(*, file: Path, expires: datetime | None, fallback: tuple[str, ...], retest_after: str) -> None:
@@ -376,8 +377,8 @@ def _read(file: Path) -> bytes:
 def _written(file: Path, made: EditResult) -> None:
     document_io.write(file, made.data)
     if made.dropped:
-        document_io.note(f"{len(made.dropped)} signature(s) no longer hold and were dropped: {', '.join(key[:16] for key in made.dropped)}")
-    document_io.say(f"wrote {file}: snapshot {made.version}, unsigned")
+        document_io.warn(f"{len(made.dropped)} signature(s) no longer hold and were dropped: {', '.join(key[:16] for key in made.dropped)}")
+    document_io.print_line(f"wrote {file}: snapshot {made.version}, unsigned")
 
 
 @snapshot.command("sign")
@@ -394,7 +395,7 @@ def snapshot_sign(*, file: Path, key_file: Path, root_file: Path | None, passphr
     """
     from reconciler.publish import snapshots
 
-    trusted = document_io.trusted(root_file)
+    trusted = document_io.load_root(root_file)
     data, key = _read(file), document_io.private_key(key_file, passphrase_file)
     _signed(file, snapshots.sign(data, key, now=document_io.now(), root=trusted), root_file)
 
@@ -415,17 +416,17 @@ def snapshot_attach(*, file: Path, key_file: Path, signature: Path, root_file: P
     """
     from reconciler.publish import snapshots
 
-    data, key, trusted = _read(file), document_io.public_key(key_file), document_io.trusted(root_file)
-    _signed(file, snapshots.attach(data, key, document_io.signature(signature), now=document_io.now(), root=trusted), root_file)
+    data, key, trusted = _read(file), document_io.public_key(key_file), document_io.load_root(root_file)
+    _signed(file, snapshots.attach(data, key, document_io.read_signature(signature), now=document_io.now(), root=trusted), root_file)
 
 
 def _signed(file: Path, data: bytes, root_file: Path | None) -> None:
     from reconciler.publish import snapshots
 
     document_io.write(file, data)
-    found = snapshots.inspect(data, root=document_io.trusted(root_file))
-    document_io.say(f"signed {file}: snapshot {found.version} of {found.network}, {len(found.models)} model(s), {found.digest}")
-    document_io.say(_standing(found))
+    found = snapshots.inspect(data, root=document_io.load_root(root_file))
+    document_io.print_line(f"signed {file}: snapshot {found.version} of {found.network}, {len(found.models)} model(s), {found.digest}")
+    document_io.print_line(_standing(found))
 
 
 def _standing(found: SnapshotReport) -> str:
@@ -440,7 +441,7 @@ def _pae(file: Path) -> bytes:
     return snapshots.pae(_read(file))
 
 
-snapshot.add_command(document_io.printing(_pae))
+snapshot.add_command(document_io.pae_command(_pae))
 
 
 @snapshot.command("inspect")
@@ -456,21 +457,23 @@ def snapshot_inspect(*, file: Path, root_file: Path | None, as_json: bool) -> No
     """
     from reconciler.publish import snapshots
 
-    found = snapshots.inspect(_read(file), root=document_io.trusted(root_file))
+    found = snapshots.inspect(_read(file), root=document_io.load_root(root_file))
     if as_json:
-        document_io.document(found)
+        document_io.print_json(found)
         return
-    document_io.say(f"snapshot {found.version} of {found.network}, {found.digest}")
-    document_io.say(f"issued {units.rfc3339(found.issued_at)}, until {units.rfc3339(found.expires_at)}")
+    document_io.print_line(f"snapshot {found.version} of {found.network}, {found.digest}")
+    document_io.print_line(f"issued {units.rfc3339(found.issued_at)}, until {units.rfc3339(found.expires_at)}")
     for model in found.models:
-        document_io.say(f"  {model.id:<40} {model.state:<9} {units.human_size(model.bytes):>10}  {', '.join(model.tasks)}  {model.engine}")
-    document_io.say(f"{len(found.models)} model(s), {units.human_size(found.bytes)} in all")
+        document_io.print_line(
+            f"  {model.id:<40} {model.state:<9} {units.human_size(model.bytes):>10}  {', '.join(model.tasks)}  {model.engine}"
+        )
+    document_io.print_line(f"{len(found.models)} model(s), {units.human_size(found.bytes)} in all")
     if found.other_fields:
-        document_io.say(f"further fields: {document_io.clean(', '.join(found.other_fields))}")
+        document_io.print_line(f"further fields: {escape(', '.join(found.other_fields))}")
     for one in found.signatures:
         held = {True: "valid", False: "NOT VALID, or not a key of the root", None: "not checked"}[one.valid]
-        document_io.say(f"signed by {document_io.clean(one.keyid)} ({held})")
-    document_io.say(_standing(found))
+        document_io.print_line(f"signed by {escape(one.keyid)} ({held})")
+    document_io.print_line(_standing(found))
 
 
 @snapshot.command("diff")
@@ -488,21 +491,21 @@ def snapshot_diff(*, before: Path, after: Path, as_json: bool) -> None:
 
     found = snapshots.diff(_read(before), _read(after))
     if as_json:
-        document_io.document(found)
+        document_io.print_json(found)
         return
-    document_io.say(f"snapshot {found.before} -> {found.after}")
+    document_io.print_line(f"snapshot {found.before} -> {found.after}")
     for sign, ids in (("+", found.added), ("-", found.removed)):
         for model_id in ids:
-            document_io.say(f"{sign} {model_id}")
+            document_io.print_line(f"{sign} {model_id}")
     for change in found.changed:
-        document_io.say(f"~ {_place(change)}: {_value(change.before)} -> {_value(change.after)}")
+        document_io.print_line(f"~ {_place(change)}: {_value(change.before)} -> {_value(change.after)}")
     if not (found.added or found.removed or found.changed):
-        document_io.say("the same models and settings")
+        document_io.print_line("the same models and settings")
 
 
 def _place(change: Changed) -> str:
-    return document_io.clean(f"{change.id} {change.field}" if change.id else change.field)
+    return escape(f"{change.id} {change.field}" if change.id else change.field)
 
 
 def _value(value: object) -> str:
-    return document_io.clean(json.dumps(cast("Any", value), ensure_ascii=False))
+    return escape(json.dumps(cast("Any", value), ensure_ascii=False))

@@ -32,13 +32,16 @@ from reconciler.ports import (
     Swapped,
     TestReport,
 )
-from reconciler.report.text import MARKS, STYLES, plain, sentence, short
+from reconciler.report.events import escape, sentence, short
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import TaskID
     from rich.table import Table
 
+#: Two columns of state names read best with one mark each; colour is never the only sign.
+_MARKS = {"active": "●", "inactive": "○", "pending": "◌", "failed": "✗", "archived": "▪", "absent": "·"}
+_STYLES = {"active": "green", "inactive": "dim", "pending": "yellow", "failed": "bold red", "archived": "blue", "absent": "dim"}
 _PIPE_WIDTH = 400
 #: A digest's digits; people read the first twelve, `-v` and the JSON have them all.
 _DIGITS = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52,116}\b")
@@ -51,7 +54,7 @@ _OPS = {
 _OP_STYLES = {"+": "green", "~": "yellow", "-": "red", "!": "magenta", " ": "dim"}
 
 
-class Shown(Protocol):
+class ModelLine(Protocol):
     """What a status line shows of a model."""
 
     @property
@@ -66,7 +69,7 @@ class Shown(Protocol):
     def attempts(self) -> int: ...  # noqa: D102
 
 
-class Pipe:
+class PlainLines:
     """Where nobody sees colours. What is text goes out as it is; rich, which takes longer to load than a plan to make, is for tables."""
 
     is_terminal = False
@@ -91,7 +94,7 @@ class Pipe:
 def console(*, stderr: bool, color: bool) -> Console:
     """Return where people's text goes; without *color*, no terminal codes at all."""
     if not color:
-        return cast("Console", Pipe(stderr=stderr))  # as much of one as is used here
+        return cast("Console", PlainLines(stderr=stderr))  # as much of one as is used here
     from rich.console import Console
 
     return Console(stderr=stderr, highlight=False)
@@ -103,10 +106,10 @@ def plan(to: Console, made: Plan, *, verbose: bool = False) -> None:
     if shown:
         to.print(_changes(sorted(shown, key=lambda one: (not one.changes, one.id))))
     for drifted in made.drift:
-        to.print(f"drift: {plain(drifted)}", style="yellow", markup=False)
+        to.print(f"drift: {escape(drifted)}", style="yellow", markup=False)
     to.print(cost(made), markup=False)
     for warning in made.warnings:
-        to.print(f"warning: {plain(warning)}", style="bold yellow", markup=False)
+        to.print(f"warning: {escape(warning)}", style="bold yellow", markup=False)
 
 
 def _changes(shown: list[ModelChange]) -> Table:
@@ -118,7 +121,7 @@ def _changes(shown: list[ModelChange]) -> Table:
         sign = _OPS[change.op]
         style = _OP_STYLES[sign]
         size = units.human_size(change.download_bytes) if change.download_bytes else ""
-        table.add_row(Text(sign, style), Text(change.id, "bold"), Text(change.op, style), _path(change), Text(plain(change.reason)), size)
+        table.add_row(Text(sign, style), Text(change.id, "bold"), Text(change.op, style), _path(change), Text(escape(change.reason)), size)
     return table
 
 
@@ -140,7 +143,7 @@ def _rejected(made: Plan) -> str:
     return f", {made.summary['reject']} that this node cannot run" if made.summary["reject"] else ""
 
 
-def models(to: Console, shown: Iterable[Shown]) -> None:
+def models(to: Console, shown: Iterable[ModelLine]) -> None:
     """Show models with their states."""
     from rich.table import Table
     from rich.text import Text
@@ -149,12 +152,12 @@ def models(to: Console, shown: Iterable[Shown]) -> None:
     for model in shown:
         size = units.human_size(model.bytes) if model.bytes else ""
         tries = f" (attempt {model.attempts})" if model.attempts else ""
-        state = Text(f"{MARKS[model.state]} {model.state}", STYLES[model.state])
-        table.add_row(state, Text(model.id, "bold"), size, Text(_DIGITS.sub(r"\1…", plain(model.reason)) + tries))
+        state = Text(f"{_MARKS[model.state]} {model.state}", _STYLES[model.state])
+        table.add_row(state, Text(model.id, "bold"), size, Text(_DIGITS.sub(r"\1…", escape(model.reason)) + tries))
     to.print(table)
 
 
-class Explained(Shown, Protocol):
+class ModelDetails(ModelLine, Protocol):
     """What is shown of one model that was asked for by name."""
 
     @property
@@ -165,14 +168,14 @@ class Explained(Shown, Protocol):
     def test(self) -> TestReport | UnsetType | None: ...  # noqa: D102
 
 
-def explained(to: Console, model: Explained, store: Path, again: str) -> None:
+def model_details(to: Console, model: ModelDetails, store: Path, again: str) -> None:
     """Show one model's last test job and, if it does not serve, what happened, where it lies in *store*, and when it is tried *again*."""
     if isinstance(model.test, TestReport):
         _test_report(to, model.test)
     if model.attempts:
         to.print(f"attempts: {model.attempts}", markup=False)
     if model.last_error:
-        to.print(f"last error: {plain(model.last_error)}", markup=False)
+        to.print(f"last error: {escape(model.last_error)}", markup=False)
     if model.quarantine:
         to.print(f"quarantined: {store / model.quarantine}", markup=False)
     if model.state in {"failed", "pending"}:
@@ -184,19 +187,19 @@ def _test_report(to: Console, report: TestReport) -> None:
     device = report.device or "no device"
     gpu = f", {report.gpu_layers} layers on the GPU, {units.human_size(report.gpu_memory_used)} used" if report.gpu_layers else ""
     lines = [
-        f"test job: {report.verdict}{': ' + plain(report.reason) if report.reason else ''}",
+        f"test job: {report.verdict}{': ' + escape(report.reason) if report.reason else ''}",
         f"  tested on {device}{gpu}, {report.engine} {report.engine_version}, sandbox {report.sandbox or 'none'}",
         f"  loaded in {report.load_seconds:.2f}s, {report.tokens} tokens, {report.tokens_per_second:.1f} tokens/s",
     ]
     if report.dimension:
         lines.append(f"  embedding of {report.dimension} components")
     if report.text:
-        lines.append(f"  answer: {plain(report.text)[:200]}")
+        lines.append(f"  answer: {escape(report.text)[:200]}")
     for line in lines:
         to.print(line, markup=False)
 
 
-class Lines:
+class EventLines:
     """A reporter for logs: one plain line for each thing that matters."""
 
     def __init__(self, to: Console, *, quiet: bool = False, verbose: bool = False) -> None:
@@ -245,7 +248,7 @@ def _style(event: Event) -> str:
     return "bold" if isinstance(event, RunEnded | Swapped) else ""
 
 
-class Moving(Lines):
+class ProgressBars(EventLines):
     """A reporter for a terminal: a moving line for each model at work, plain lines above them."""
 
     def __init__(self, to: Console, *, quiet: bool = False, verbose: bool = False) -> None:
@@ -316,4 +319,4 @@ def _fetching(event: FetchProgress) -> str:
     if event.done >= event.total:
         return f"verifying  {size}"
     left = f"  {units.human_size(event.rate)}/s  {units.human_time((event.total - event.done) / event.rate)} left" if event.rate else ""
-    return f"fetching  {size}{left}  {plain(event.source).partition('://')[2].partition('/')[0]}"
+    return f"fetching  {size}{left}  {escape(event.source).partition('://')[2].partition('/')[0]}"

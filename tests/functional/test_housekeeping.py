@@ -13,7 +13,7 @@ from rich.console import Console
 from reconciler.commands import apply, maintenance, verify
 from reconciler.demo.server import Server
 from reconciler.ports import HashProgress
-from reconciler.report.terminal import Moving
+from reconciler.report.terminal import ProgressBars
 from tests.node import Node, deaf, flip, later, tiny, traces
 from tests.twins.node import EventLog
 
@@ -228,7 +228,7 @@ def test_verify_says_how_far_it_is(used: Node) -> None:
 
 def test_a_terminal_shows_how_far_verify_is() -> None:
     seen = io.StringIO()
-    with Moving(Console(file=seen, force_terminal=True, width=100)) as people:
+    with ProgressBars(Console(file=seen, force_terminal=True, width=100)) as people:
         people(HashProgress(done=1 << 20, total=4 << 20))
         people._progress.refresh()
         assert "hashing" in seen.getvalue()

@@ -1,6 +1,8 @@
-"""Amounts as people write them on a command line: sizes, times, shares."""
+"""Options that several commands have, and the amounts that people write on a command line: sizes, times, shares."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import click
 
@@ -48,3 +50,12 @@ class Share(click.ParamType[float]):
         if not 0 < found <= 1:
             self.fail(f"{text!r} is not a share; write it like 10%", param, ctx)
         return found
+
+
+FILE = click.Path(path_type=Path, dir_okay=False)
+LOCK_TIMEOUT = click.option("--lock-timeout", type=Seconds(), default=0.0, metavar="TIME", help="Wait so long for another run, as in 30s.")
+ONLY = click.option("--only", multiple=True, metavar="ID", help="This model alone (may be given again).")
+EXCEPT = click.option("--except", "excluded", multiple=True, metavar="ID", help="All but this model; what is taken away stops as ever.")
+LOCKED = click.option("--locked", is_flag=True, help="Refuse a lock that is not what the snapshot compiles to; never fetch a new one.")
+OFFLINE = click.option("--offline", is_flag=True, help="Touch no network at all.")
+YES = click.option("-y", "--yes", is_flag=True, help="Do not ask.")

@@ -1,0 +1,97 @@
+"""
+Events as sentences for people, and as JSON lines for programs.
+
+What came from a server is escaped: it cannot forge a line or a colour.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from datetime import datetime
+from typing import IO, Any
+
+import msgspec
+
+from reconciler.core import units
+from reconciler.ports import BlobReady, Event, FetchProgress, Incident, ModelDone, ModelPhase, Notice, RunEnded, RunStarted, Swapped
+
+
+def escape(text: str) -> str:
+    """Return *text* on one line with control characters escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def short(name: str) -> str:
+    """Return a digest's beginning, enough for the eye."""
+    algorithm, _, digits = name.partition(":")
+    return f"{algorithm}:{digits[:12]}…" if digits else name
+
+
+def sentence(event: Event) -> str:
+    """Return *event* as one line."""
+    match event:
+        case RunStarted():
+            models = units.count(event.models, "model")
+            return f"applying lock {short(event.lock)}: {models}, {units.human_size(event.download_bytes)} to download"
+        case FetchProgress():
+            return f"{short(event.digest)}: {units.human_size(event.done)} of {units.human_size(event.total)}"
+        case BlobReady():
+            return f"verified {short(event.digest)}, {units.human_size(event.size)}{_from(event.sources)}"
+        case ModelPhase():
+            return f"{event.model}: {event.phase}{': ' + escape(event.detail) if event.detail else ''}"
+        case ModelDone():
+            return f"{event.model}: {event.state} ({escape(event.reason)})"
+        case Swapped():
+            return f"generation {event.generation}:{_signed('+', event.added)}{_signed('-', event.removed)} ({escape(event.what)})"
+        case Incident():
+            about = " ".join(part for part in (event.model, short(event.blob), event.source) if part)
+            return f"incident {event.kind}: {escape(about)}{': ' if about else ''}{escape(event.detail)}"
+        case Notice():
+            return escape(event.text)
+        case RunEnded():
+            failed = f", {event.failed} failed" if event.failed else ""
+            done = "done" if event.changed else "nothing to do"
+            return f"{done}: {event.active} active{failed}, generation {event.generation}, {units.human_time(event.seconds)}"
+        case _:
+            raise AssertionError(event)
+
+
+def _from(sources: tuple[str, ...]) -> str:
+    return f" from {', '.join(escape(source) for source in sources)}" if sources else ""
+
+
+def _signed(sign: str, models: tuple[str, ...]) -> str:
+    return "".join(f" {sign}{model}" for model in models)
+
+
+class JsonLines:
+    """A reporter that writes to a stream. A reader that went away, or a full disk behind it, ends nothing, and is remembered."""
+
+    def __init__(self, stream: IO[str], now: Callable[[], datetime]) -> None:
+        self._stream = stream
+        #: Why nothing more is written.
+        self.failure: OSError | None = None
+        self._now = now
+        self._lock = ""
+        self._guard = threading.Lock()
+
+    def __call__(self, event: Event, /) -> None:
+        """Write one event."""
+        with self._guard:
+            if isinstance(event, RunStarted):
+                self._lock = event.lock
+            self._write(event)
+
+    def _write(self, event: Event) -> None:
+        tree: dict[str, Any] = msgspec.to_builtins(event)
+        head = {"type": tree.pop("type"), "at": units.rfc3339(self._now()), "lock": self._lock}
+        if not isinstance(event, FetchProgress):
+            head["message"] = sentence(event)
+        line = msgspec.json.encode(head | tree).decode()
+        if self.failure is None:
+            try:
+                self._stream.write(line + "\n")
+                self._stream.flush()
+            except OSError as error:  # nobody reads any more: the run goes on
+                self.failure = error
