@@ -16,9 +16,9 @@ from msgspec import structs
 
 from reconciler.apply import activate, records, retire
 from reconciler.apply.prepare import Batch, Preparation, Prepared
-from reconciler.apply.run_state import Fate, RunState
+from reconciler.apply.run_state import RunState
 from reconciler.core import lifecycle
-from reconciler.core.errors import BlobDamaged, FetchError, HashMismatch, InternalError, SizeMismatch, SmokeFailed, StoreError
+from reconciler.core.errors import BlobDamaged, DiskFull, FetchError, HashMismatch, InternalError, SizeMismatch, SmokeFailed, StoreError
 from reconciler.core.lock import LockedModel
 from reconciler.core.plan import WORK
 from reconciler.core.state import ActiveModel, ModelState, Passed, TreeSeen
@@ -122,11 +122,9 @@ def _give_up(run: RunState, ports: Ports, one: Prepared) -> RunState:
         return _leave_untested(run, ports, one, one.report.reason)
     if isinstance(one.error, InternalError):
         return _leave_as_it_was(run, ports, one.model, one.error)
-    fate: Fate = "refused" if isinstance(one.error, StoreError) and not isinstance(one.error, BlobDamaged) else "failed"
-    run = run.with_fate(model.id, fate)
-    if one.error is not None and _serves_listed(run, one) and not _must_leave(run, one):
-        ports.report(Notice(level="warning", text=f"{model.id} could not be tested: {one.error.message}"))
-        return records.settle(run, ports, model.id, "active", f"not-tested: {one.error.name}: {one.error.message}")
+    if isinstance(one.error, StoreError) and not isinstance(one.error, BlobDamaged):
+        return _leave_refused(run, ports, one, one.error)
+    run = run.with_fate(model.id, "failed")
     error = one.error or SmokeFailed(one.report.reason if one.report else "it has no tree")
     if not isinstance(error, FetchError):
         kind = error.name if error.name in {"smoke-failed", "unpack-refused", "disk-full", "blob-damaged"} else "smoke-failed"
@@ -141,6 +139,21 @@ def _leave_untested(run: RunState, ports: Ports, one: Prepared, why: str) -> Run
         ports.report(Incident(kind="sandbox-unavailable", model=one.model.id, detail=why))
     state: ModelState = "active" if _serves_listed(run, one) else "pending"
     return records.settle(run.with_fate(one.model.id, "untested"), ports, one.model.id, state, f"not-tested: {why}")
+
+
+def _leave_refused(run: RunState, ports: Ports, one: Prepared, error: StoreError) -> RunState:
+    """Blame no model for a disk that refuses: it stays as it was, and the next run tries again. One incident tells of all of them."""
+    model, before = one.model.id, run.changes[one.model.id].from_
+    if not run.ended("refused"):
+        is_full = isinstance(error, DiskFull)
+        ports.report(Incident(kind=error.name, detail=error.message) if is_full else Notice(level="warning", text=error.message))
+    run = run.with_fate(model, "refused")
+    why = f"{error.name}: {error.message}"
+    if before == "failed":  # the record of that failure stays
+        ports.report(ModelDone(model=model, state=before, reason=lifecycle.reason("failed-before", why)))
+        return run
+    state: ModelState = "pending" if before == "active" and _must_leave(run, one) else before
+    return records.settle(run, ports, model, state, lifecycle.reason("not-installed" if state == "absent" else "not-tested", why))
 
 
 def _leave_as_it_was(run: RunState, ports: Ports, model: LockedModel, error: InternalError) -> RunState:

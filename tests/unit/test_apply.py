@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from reconciler.core import lifecycle
-from reconciler.core.errors import DiskFull, FetchError
+from reconciler.core.errors import DiskFull, FetchError, StoreError
 from reconciler.core.node import NodeFacts
 from reconciler.core.state import Generation
-from reconciler.ports import ModelDone, ModelPhase, RunEnded, RunStarted, Swapped
+from reconciler.ports import FetchFailed, ModelDone, ModelPhase, RunEnded, RunStarted, Swapped, Want
 from tests.twins.content import Files, changed, name_of, tar
 from tests.twins.fetch import StagingFetcher
 from tests.twins.node import FACTS, POLICY, MemoryNode
@@ -101,6 +101,53 @@ def test_a_bug_of_this_program_is_blamed_on_no_model(node: MemoryNode) -> None:
     node.tester.crashes.clear()
     node.run(lock)
     assert set(node.active()) == {"a:v1", "b:v1", "c:v1"}
+
+
+@pytest.mark.parametrize("error", [DiskFull("no inodes are left"), StoreError("Read-only file system"), StoreError("File too large")])
+@pytest.mark.parametrize("where", ["the tree", "the name of a blob", "the download"])
+def test_what_the_disk_refuses_is_blamed_on_no_model(
+    node: MemoryNode, monkeypatch: pytest.MonkeyPatch, error: StoreError, where: str
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    def refused(_self: object, wants: list[Want], _report: object) -> Iterator[FetchFailed]:
+        for want in wants:
+            yield FetchFailed(digest=want.digest, error=error)
+
+    lock = node.lock(node.item("a:v1", A), node.item("b:v1", B), node.item("c:v1", C))
+    with monkeypatch.context() as broken:
+        broken.setattr(type(node.trees), "assemble", refuse) if where == "the tree" else None
+        broken.setattr(type(node.blobs), "adopt", refuse) if where == "the name of a blob" else None
+        broken.setattr(StagingFetcher, "fetch", refused) if where == "the download" else None
+        outcome = node.run(lock)
+
+    assert outcome.failed == ("a:v1", "b:v1", "c:v1")
+    assert {record.state for record in node.ledger.records.values()} == {"absent"}
+    assert all(error.message in record.reason and not record.attempts for record in node.ledger.records.values())
+    assert node.housekeeping.quarantined == []
+    assert node.heard.kinds() == ["disk-full"] * isinstance(error, DiskFull), "one incident, however many models"
+    node.run(lock)
+    assert set(node.active()) == {"a:v1", "b:v1", "c:v1"}
+
+
+def test_a_repair_that_the_disk_refuses_ends_service_and_blames_nobody(node: MemoryNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = node.lock(node.item("a:v1", A))
+    node.run(lock)
+    node.damage(next(iter(A.values())))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise DiskFull("no space")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(type(node.trees), "assemble", refuse)
+        node.run(lock)
+
+    assert node.active() == {}
+    assert node.ledger.records["a:v1"].state == "pending"
+    assert node.housekeeping.quarantined == []
+    node.run(lock)
+    assert set(node.active()) == {"a:v1"}
 
 
 def test_a_bug_while_blobs_are_moved_leaves_every_model_as_it_was(node: MemoryNode, monkeypatch: pytest.MonkeyPatch) -> None:
