@@ -41,7 +41,8 @@ def pages() -> dict[str, str]:
         "reference/errors.md": _errors(),
         "reference/events.md": _events(),
         "reference/metrics.md": _metrics(),
-        "reference/documents.md": _documents(),
+        "reference/documents.md": _documents("JSON documents of the network", ("envelope", "root", "snapshot")),
+        "reference/output.md": _documents("JSON documents of a node", ("index", "status", "plan", "incidents")),
         **{f"reference/commands-{name}.md": _commands(title, names) for name, (title, names) in _SECTIONS.items()},
     }
     return {path: _MADE + text.rstrip() + "\n" for path, text in made.items()}
@@ -162,16 +163,30 @@ def _metrics() -> str:
 # -- documents -----------------------------------------------------------------------------------------------
 
 
-def _documents() -> str:
+def _documents(title: str, names: tuple[str, ...]) -> str:
     text = (
-        "# JSON documents\n\nThe JSON Schema (draft 2020-12) of every document, made from the types that read and write it.\n"
-        "The tables show the first level of each.\n\n| document | schema |\n|---|---|\n"
+        f'# {title}\n\nEvery field, from the types that read and write it. A field that is not "always there" may be missing, and has its default\n'
+        "then. The JSON Schemas (draft 2020-12): "
     )
-    text += "".join(f"| {name} | [{name}.schema.json](../schemas/{name}.schema.json) |\n" for name in schemas.DOCUMENTS)
-    for name, kind in schemas.DOCUMENTS.items():
-        if isinstance(kind, type) and issubclass(kind, msgspec.Struct) and name != "settings":
-            text += f"\n## {name}\n\n{_prose(kind.__doc__)}\n\n{_fields(kind)}"
+    text += ", ".join(f"[{name}](../schemas/{name}.schema.json)" for name in names) + ".\n"
+    shown: set[type] = set()
+    for name in names:
+        for kind in _structs(schemas.DOCUMENTS[name]):
+            if kind not in shown:
+                shown.add(kind)
+                heading = f"## {name}" if kind == next(iter(_structs(schemas.DOCUMENTS[name]))) else f"### {kind.__name__}"
+                text += f"\n{heading}\n\n{_prose(kind.__doc__)}\n\n{_fields(kind)}"
     return text
+
+
+def _structs(kind: Any) -> Iterator[type[msgspec.Struct]]:
+    """Yield the types of objects in *kind*, each before those inside it."""
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        yield kind
+        for field in msgspec.structs.fields(kind):
+            yield from _structs(field.type)
+    for inner in get_args(kind):
+        yield from _structs(inner)
 
 
 # -- commands ------------------------------------------------------------------------------------------------
@@ -280,13 +295,14 @@ def _type(kind: Any) -> str:
 def _words(found: dict[str, Any], defined: dict[str, Any]) -> str:
     if "$ref" in found:
         name = found["$ref"].rsplit("/", 1)[1]
-        return _words(defined[name], defined) if "enum" in defined.get(name, {}) else "object"
+        return _words(defined[name], defined) if "enum" in defined.get(name, {}) else name
     if "anyOf" in found:
         return " or ".join(dict.fromkeys(_words(one, defined) for one in found["anyOf"]))
     if "enum" in found:
         return " or ".join(f"`{one}`" for one in found["enum"])
     if found.get("type") == "array":
-        return f"list of {_words(found.get('items', {}) or {}, defined)}s" if isinstance(found.get("items"), dict) else "list"
+        items = _words(found["items"], defined) if isinstance(found.get("items"), dict) else "any"
+        return f"list of {items}"
     if found.get("type") == "integer" and ("minimum" in found or "maximum" in found):
         low, high = found.get("minimum"), found.get("maximum")
         return f"integer, {low} to {high}" if low is not None and high is not None else f"integer, {low} or more"
