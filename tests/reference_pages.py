@@ -140,7 +140,10 @@ def _fields(kind: type[msgspec.Struct]) -> str:
 def _needed(field: msgspec.structs.FieldInfo) -> str:
     if field.required:
         return "always there"
-    return "missing" if _default(field) is msgspec.UNSET else f"`{_toml(_default(field))}`"
+    default = _default(field)
+    if isinstance(default, msgspec.Struct):
+        return "that of its fields"
+    return "missing" if default is msgspec.UNSET else f"`{_toml(default)}`"
 
 
 # -- metrics -------------------------------------------------------------------------------------------------
@@ -165,8 +168,8 @@ def _metrics() -> str:
 
 def _documents(title: str, names: tuple[str, ...]) -> str:
     text = (
-        f'# {title}\n\nEvery field, from the types that read and write it. A field that is not "always there" may be missing, and has its default\n'
-        "then. The JSON Schemas (draft 2020-12): "
+        f"# {title}\n\nEvery field, from the types that read and write it. A field that has a default may be missing. The JSON Schemas\n"
+        "(draft 2020-12): "
     )
     text += ", ".join(f"[{name}](../schemas/{name}.schema.json)" for name in names) + ".\n"
     shown: set[type] = set()
@@ -305,6 +308,7 @@ def _words(found: dict[str, Any], defined: dict[str, Any]) -> str:
         return f"list of {items}"
     if found.get("type") == "integer" and ("minimum" in found or "maximum" in found):
         low, high = found.get("minimum"), found.get("maximum")
+        high = None if high == 2**53 - 1 else high  # what every reader of JSON holds exactly
         return f"integer, {low} to {high}" if low is not None and high is not None else f"integer, {low} or more"
     return {"date-time": "RFC 3339 time"}.get(str(found.get("format")), str(found.get("type", "any")))
 
