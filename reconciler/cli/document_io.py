@@ -23,6 +23,7 @@ from reconciler.core.errors import PublishError
 if TYPE_CHECKING:
     from reconciler.core.trust import TrustRoot
     from reconciler.publish.keys import PublicKey
+    from reconciler.publish.snapshots import EditResult
 
 _MOST_KEY_BYTES = 64 << 10
 
@@ -101,6 +102,19 @@ def write(path: Path, data: bytes, *, new: bool = False) -> None:
         atomic.write(atomic.target_of(path), data)
 
 
+def read_snapshot(file: Path) -> bytes:
+    """Return the bytes of a snapshot's envelope; raises PublishError."""
+    return read(file, maker=f"reconcile snapshot new {file} --network NAME")
+
+
+def write_snapshot(file: Path, made: EditResult) -> None:
+    """Write the edited snapshot *made* to *file* and report which signatures it no longer has."""
+    write(file, made.data)
+    if made.dropped:
+        note(f"{len(made.dropped)} signature(s) no longer hold and were dropped: {', '.join(key[:16] for key in made.dropped)}")
+    print_line(f"wrote {file}: snapshot {made.version}, unsigned")
+
+
 def passphrase(path: Path | None, what: str, *, confirm: bool = False) -> Callable[[], bytes]:
     """Return what gives the passphrase when it is needed: the first line of *path*, or a person at a terminal."""
 
@@ -126,7 +140,7 @@ def private_key(path: Path, passphrase_file: Path | None) -> Any:
     with _named(path):
         key = keys.load_private(pem, passphrase(passphrase_file, str(path)))
     if b"ENCRYPTED" not in pem and path.stat().st_mode & 0o077:
-        warn(f"{path} has no passphrase and others on this machine may read it: chmod 600 {path}")
+        note(f"{path} has no passphrase and others on this machine may read it: chmod 600 {path}")
     return key
 
 
@@ -160,7 +174,7 @@ def print_line(text: str) -> None:
     click.echo(text)
 
 
-def warn(text: str) -> None:
+def note(text: str) -> None:
     """Tell the operator something that must not be missed, on standard error."""
     click.echo(f"note: {text}", err=True)
 

@@ -59,3 +59,4 @@ EXCEPT = click.option("--except", "excluded", multiple=True, metavar="ID", help=
 LOCKED = click.option("--locked", is_flag=True, help="Refuse a lock that is not what the snapshot compiles to; never fetch a new one.")
 OFFLINE = click.option("--offline", is_flag=True, help="Touch no network at all.")
 YES = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+MODEL_STATE = click.Choice(["enabled", "disabled", "archived"])

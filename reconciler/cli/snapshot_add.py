@@ -1,0 +1,273 @@
+"""``snapshot add``: a model file or archive is measured, its header read, and the model written to the snapshot."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+import click
+
+from reconciler.cli import document_io
+from reconciler.cli.options import FILE, MODEL_STATE, Size
+from reconciler.core import units
+from reconciler.core.errors import FetchError, PublishError, UnpackRefused
+from reconciler.report.events import escape
+
+if TYPE_CHECKING:
+    from reconciler.core.gguf import GgufFacts
+    from reconciler.core.snapshot import Artifact, Model, Task, Unpack
+    from reconciler.publish.artifacts import Measured
+
+_TASK = click.Choice(["chat", "completion", "embedding"])
+
+
+@click.command("add")
+@click.argument("file", type=FILE)
+@click.argument("model_id", metavar="NAME:VERSION")
+@click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
+@click.option("--url", "urls", multiple=True, help="Where nodes fetch it, beside a SOURCE that is a URL; {path}: the file's name.")
+@click.option("--path", "paths", multiple=True, help="The file's name in the model's folder, for each SOURCE in turn [default: its own].")
+@click.option("--unpack", type=click.Choice(["tar", "tar.gz", "tar.xz", "tar.zst", "zip"]), help="SOURCE is an archive.")
+@click.option("--entrypoint", help="The file that the engine is given [default: the only file, or the first GGUF].")
+@click.option("--task", "tasks", type=_TASK, multiple=True, help="What it is for [default: what its GGUF header tells].")
+@click.option("--engine", default="llama-cpp", help="The engine that loads it.")
+@click.option("--engine-version", default="", show_default=False, metavar="SPEC", help="Versions that will do, as in '>=0.3,<0.5'.")
+@click.option("--gpu-memory", type=Size(), metavar="SIZE", help="Memory on the GPU [default: an estimate, to be confirmed].")
+@click.option("--memory", type=Size(), metavar="SIZE", default=0, help="Main memory; 0: nodes do not ask.")
+@click.option("--state", type=MODEL_STATE, default="enabled")
+@click.option("--prompt", default="Hello", help="The test job's prompt.")
+@click.option("--smoke-task", type=_TASK, help="The test job's task [default: the first of the model's].")
+@click.option("--max-tokens", type=click.IntRange(1, 4096), default=8, help="The test job generates at most so many.")
+@click.option("--expect-text", help="The answer must contain this.")
+@click.option("--expect-regex", help="The answer must match this.")
+@click.option("--expect-tokens", "min_tokens", type=click.IntRange(0), default=1, help="At least so many tokens must come.")
+@click.option("--timeout", default="120s", metavar="TIME", help="The test job's time.")
+@click.option("--max-size", type=Size(), default="1TiB", metavar="SIZE", help="Refuse a file that is larger.")
+@click.option("--ca-file", type=FILE, help="Authorities for https, instead of the system's.")
+def snapshot_add(*, file: Path, model_id: str, sources: tuple[str, ...], max_size: int, ca_file: Path | None, **given: Any) -> None:
+    """
+    Add a model: each SOURCE, a file or URL, is read whole for its digest and size.
+
+    \b
+      reconcile snapshot add snapshot.json tiny:v1 tiny.gguf --url https://models.example.org/tiny.gguf
+      reconcile snapshot add snapshot.json tiny:v2 https://models.example.org/tiny-v2.gguf \\
+          --prompt "The capital of France is" --expect-regex Paris
+
+    A SOURCE that is a URL is also where nodes fetch it, https only, or http to this very machine. An archive that is a file is read as
+    nodes read it, and refused if they would.
+    """
+    from reconciler.fetch.sources import host_of, is_loopback_name
+    from reconciler.publish import snapshots
+
+    data = document_io.read_snapshot(file)
+    _check_not_listed(data, model_id)
+    if len(given["paths"]) not in {0, len(sources)}:
+        raise PublishError(f"{len(sources)} SOURCEs and {len(given['paths'])} --path", hint="give --path once for each SOURCE, or never")
+    measured = [_measured(source, max_size, ca_file) for source in sources]
+    told, refusals = _told(sources, measured)
+    members = _unpacked(sources, given["unpack"])
+    model = _model(model_id, sources, measured, given, told, members)
+    document_io.write_snapshot(file, snapshots.edit(data, lambda found: snapshots.with_model(found, model), now=document_io.now()))
+    if not all(artifact.urls for artifact in model.artifacts):
+        document_io.note("it names no --url: nodes have it from the snapshot's --fallback, or from mirrors of their own")
+    if given["unpack"] and members is None:
+        document_io.note(f"whether nodes unpack an archive at an address was not looked at; from a file it is. Pack it so: {_PACK}")
+    if any(url.startswith("http://") and not is_loopback_name(host_of(url)) for url in given["urls"]):
+        document_io.note("nodes refuse plain http to another machine, unless they set [download] allow_http")
+    if any("?" in url for artifact in model.artifacts for url in artifact.urls):
+        document_io.note("a URL carries a query, and everybody reads snapshots: make sure that it is no secret and does not run out")
+    for refusal in refusals:
+        document_io.note(f"an engine may refuse this: {escape(refusal)}")
+    size = units.human_size(sum(one.size for one in measured))
+    document_io.print_line(f"added {model.id}: {size}, {', '.join(model.tasks)}, {_memory(model)}")
+    if told:
+        parts = f"{told.architecture}, {told.quantisation}, {told.parameters:,} parameters, context {told.context_length:,}"
+        document_io.print_line(f"its header tells: {escape(parts)}")
+        if given["gpu_memory"] is None:
+            document_io.note(
+                "the GPU memory is an estimate: load it on a node, look, and give --gpu-memory (0: a node without a GPU will do)"
+            )
+
+
+def _check_not_listed(data: bytes, model_id: str) -> None:
+    """Refuse a duplicate before its bytes are read, which may take an hour."""
+    from reconciler.publish import snapshots
+
+    name, colon, version = model_id.partition(":")
+    if not (name and colon and version):
+        raise PublishError(f"{model_id!r} is no model id", hint="write it as NAME:VERSION, as in mistral-7b-instruct:v1")
+    if any(entry.id.casefold() == model_id.casefold() for entry in snapshots.inspect(data).models):
+        raise PublishError(f"the snapshot lists {model_id} already", hint="another content is another version, as in NAME:v2")
+
+
+def _measured(source: str, max_size: int, ca_file: Path | None) -> Measured:
+    from reconciler.fetch import http
+    from reconciler.publish import artifacts
+
+    if not http.is_url(source):
+        path = Path(source)
+        size = path.stat().st_size if path.is_file() else 0
+        return artifacts.measure(_shown(artifacts.read_chunks(path, max_bytes=max_size), size, source), head_bytes=_HEAD_BYTES)
+    with http.opened(source, timeout_seconds=60, ca_file=str(ca_file or "")) as answer:
+        if answer.length is None and not answer.chunked:
+            raise FetchError(f"{escape(source)} does not say how long it is, so a part could pass for the whole")
+        chunks = http.chunks(answer, source, max_bytes=max_size)
+        return artifacts.measure(_shown(chunks, answer.length or 0, source), head_bytes=_HEAD_BYTES)
+
+
+_HEAD_BYTES = 64 << 20  # of a GGUF, what comes before the tensors: vocabularies have tens of megabytes
+
+
+#: GNU tar's own format, its default, has long names that nodes refuse.
+_PACK = "tar --format=ustar --dereference --hard-dereference"
+
+
+def _unpacked(sources: tuple[str, ...], kind: Unpack | None) -> tuple[str, ...] | None:
+    """
+    Return the files that nodes will make of the archives *sources*; None where these are no archives, or lie elsewhere.
+
+    Raises:
+        UnpackRefused: they would refuse one.
+    """
+    from reconciler.fetch import http
+    from reconciler.unpack import extract
+
+    if kind is None or any(http.is_url(source) for source in sources):
+        return None
+    found: list[str] = []
+    for source in sources:
+        try:
+            found += extract.list_files(Path(source).resolve(), kind)
+        except UnpackRefused as error:
+            hint = error.hint or f"pack it again: {_PACK}"
+            raise UnpackRefused(f"every node would refuse {source}: {error.message}", hint=hint) from None
+    if twice := next((path for path, count in Counter(found).items() if count > 1), None):
+        raise UnpackRefused(f"every node would refuse these archives: {twice!r} is in two of them")
+    return tuple(found)
+
+
+def _shown(chunks: Iterator[bytes], size: int, source: str) -> Iterator[bytes]:
+    """Pass *chunks* on, with a bar on a terminal."""
+    if not sys.stderr.isatty():
+        yield from chunks
+        return
+    bar: Any = click.progressbar(length=size or None, label=escape(source)[-40:], file=sys.stderr)
+    with bar:
+        for chunk in chunks:
+            yield chunk
+            bar.update(len(chunk))
+
+
+def _told(sources: tuple[str, ...], measured: list[Measured]) -> tuple[GgufFacts | None, list[str]]:
+    """
+    Return what the first header that tells anything tells, or what is wrong with all of them. A model in parts has its header in the
+    first, and the others count as weights.
+    """
+    from msgspec.structs import replace
+
+    from reconciler.core import file_type, gguf
+    from reconciler.publish import artifacts
+
+    refusals = []
+    for source, one in sorted(zip(sources, measured, strict=True), key=lambda pair: pair[0]):
+        artifacts.refuse_substitute(source, one)
+        try:
+            found = artifacts.gguf_facts(one)
+        except gguf.Malformed as error:
+            refusals.append(f"{source}: {error}")
+            continue
+        if found:
+            others = sum(other.size for other in measured if other is not one and other.head.startswith(gguf.MAGIC))
+            return replace(found, gpu_bytes_estimate=found.gpu_bytes_estimate + others * 6 // 5), []
+        if _name(source).endswith(".gguf"):
+            kind = file_type.identify(one.head, one.size)
+            refusals.append(f"{source} is {kind.text}{'; ' if kind.hint else ''}{kind.hint}")
+    return None, refusals
+
+
+def _tasks(told: GgufFacts | None) -> tuple[Task, ...]:
+    if told and told.embedding:
+        return ("embedding",)
+    return ("chat", "completion") if told and told.chat_template else ("completion",)
+
+
+def _model(
+    model_id: str,
+    sources: tuple[str, ...],
+    measured: list[Measured],
+    given: dict[str, Any],
+    told: GgufFacts | None,
+    members: tuple[str, ...] | None,
+) -> Model:
+    from reconciler.core.snapshot import Expect, Model, Runtime, Smoke
+
+    artifacts = _artifacts(sources, measured, given)
+    files = tuple(one.path for one in artifacts if not one.unpack) if members is None else members
+    entrypoint = given["entrypoint"] or _entrypoint(files)
+    if members is not None and entrypoint not in members:
+        raise PublishError(f"the entrypoint {entrypoint!r} is in no archive", hint=f"they hold: {', '.join(members[:10]) or 'nothing'}")
+    tasks: tuple[Task, ...] = tuple(dict.fromkeys(given["tasks"])) or _tasks(told)
+    name, _, version = model_id.partition(":")
+    task: Task = given["smoke_task"] or tasks[0]
+    return Model(
+        name=name,
+        version=version,
+        state=given["state"],
+        tasks=tasks,
+        runtime=Runtime(engine=given["engine"], version=given["engine_version"]),
+        gpu_memory=(told.gpu_bytes_estimate if told else 0) if given["gpu_memory"] is None else given["gpu_memory"],
+        memory=given["memory"],
+        artifacts=artifacts,
+        entrypoint=entrypoint,
+        smoke=Smoke(
+            task=task,
+            prompt=given["prompt"],
+            max_tokens=given["max_tokens"],
+            expect=Expect(
+                text=given["expect_text"],
+                regex=given["expect_regex"],
+                min_tokens=0 if task == "embedding" else given["min_tokens"],
+                dimension=(told.embedding_length or None) if told and task == "embedding" else None,
+            ),
+            timeout=given["timeout"],
+        ),
+    )
+
+
+def _artifacts(sources: tuple[str, ...], measured: list[Measured], given: dict[str, Any]) -> tuple[Artifact, ...]:
+    from reconciler.core.snapshot import Artifact
+    from reconciler.fetch import http
+
+    if len(sources) > 1 and any("{path}" not in url for url in given["urls"]):
+        raise PublishError("one --url for several SOURCEs", hint="write {path} in it where the file's name goes")
+    unpack: Unpack | None = given["unpack"]
+    made = []
+    for index, (source, one) in enumerate(zip(sources, measured, strict=True)):
+        path = given["paths"][index] if given["paths"] else _name(source)
+        own = (source,) if http.is_url(source) else ()
+        urls = (*own, *(url.replace("{path}", path) for url in given["urls"]))
+        made.append(Artifact(path=path, digest=one.digest, size=one.size, urls=tuple(dict.fromkeys(urls)), unpack=unpack))
+    return tuple(made)
+
+
+def _name(source: str) -> str:
+    return unquote(urlsplit(source).path if "://" in source else source).rstrip("/").rpartition("/")[2]
+
+
+def _entrypoint(files: tuple[str, ...]) -> str:
+    models = [path for path in files if path.endswith(".gguf")]
+    if len(files) == 1:
+        return files[0]
+    if models:
+        return min(models)
+    raise PublishError("it is not plain which file the engine is given", hint="name it with --entrypoint")
+
+
+def _memory(model: Model) -> str:
+    if not model.gpu_memory:
+        return "no GPU memory"
+    return f"{units.human_size(model.gpu_memory)} of GPU memory"
