@@ -271,7 +271,7 @@ def _option(option: click.Option, context: click.Context) -> str:
 
 
 def comments_of(kind: type) -> dict[str, str]:
-    """Return the ``#:`` comment above each field of the class *kind* and of the classes that it extends."""
+    """Return the ``#:`` comment above, or behind, each field of the class *kind* and of the classes that it extends."""
     found: dict[str, str] = {}
     for base in reversed([one for one in kind.__mro__ if one.__module__.startswith("reconciler")]):
         lines = textwrap.dedent(inspect.getsource(base)).splitlines()
@@ -282,7 +282,7 @@ def comments_of(kind: type) -> dict[str, str]:
 
 
 def _above(lines: list[str], number: int) -> str:
-    said: list[str] = []
+    said = [part for part in lines[number].partition("  #: ")[2:] if part]
     while number and lines[number - 1].strip().startswith("#:"):
         number -= 1
         said.insert(0, lines[number].strip()[2:].strip())
