@@ -1,17 +1,21 @@
 """
-The downloader: aria2c as a child of ours, spoken to through aria2p.
+The downloader: aria2c as a child process, called over JSON-RPC through aria2p.
 
 Rules that hold here:
 
 1. It starts when it is first needed, from the packaged static build, else from the system's absolute path; never from ``PATH``.
-2. Its secret is new for each start and stands in a private file, not in its arguments. Before the secret is sent, the port is shown to
-   belong to our child, and the child to refuse whoever does not have it: any local user may connect to a port.
-3. It dies with us: the kernel kills it when the thread that keeps it ends, it looks for our process itself, and it inherits the staging
-   folder's lock, so that no later run can mistake one that is still there.
-4. A call that fails, stalls or answers nonsense means that the child is lost: it is killed, and whoever needs it starts another.
-5. It reaches the hosts of the transfer and no other: all else goes to a proxy that is a closed port. aria2 has no option against
-   redirects, and the redirect of a server that was honest when it was asked first would otherwise be followed anywhere.
+2. Its secret is new for each start and is passed in a private file, not in its arguments. Before the secret is sent, the port is checked to
+   belong to our child. A child that answers calls without the secret is given up: any local user may connect to a port.
+3. It ends with us: the kernel kills it when the thread that started it ends, it watches our process itself, and it inherits the staging
+   folder's lock, so that a later run notices one that is still there.
+4. A call that fails, stalls or has a malformed answer means that the child is lost: it is killed, and the next ``start`` starts another.
+5. It reaches the hosts of its download and no other: all else goes to a proxy that is a closed port. aria2 has no option against
+   redirects, and would otherwise follow a server that redirects only after it was probed.
 6. What it reports is progress and never evidence. "Complete" means that hashing may finish.
+
+Of aria2p, ``Client`` is used: JSON-RPC calls, the secret, and many calls in one (``multicall2``). Its ``API`` is not: it makes at least one
+call for each download, where one for all is needed, and it starts no process. ``Client.post`` uses the proxies of the environment, which
+would see the secret; that one method is replaced.
 """
 
 from __future__ import annotations
@@ -49,11 +53,11 @@ _STATUS_KEYS = ["gid", "status", "totalLength", "completedLength", "downloadSpee
 
 
 class DaemonLost(Exception):
-    """The child is gone, hung, or not ours; what it did so far is in its files."""
+    """The child is gone, hangs, or is not ours; what it downloaded so far is in its files."""
 
 
 class Download(Struct, frozen=True, kw_only=True):
-    """A file to download: *urls* hold the same *size* bytes, *connections* at most are used for it."""
+    """A file to download into *folder*: *urls* have the same *size* bytes; at most *connections* are used for it."""
 
     gid: str
     urls: tuple[str, ...]
@@ -63,7 +67,7 @@ class Download(Struct, frozen=True, kw_only=True):
 
 
 class Daemon:
-    """The child and the way to talk to it. For one thread at a time."""
+    """The child process and the calls to it. For one thread at a time."""
 
     def __init__(self, settings: FetchSettings, root: Path, lock: int, credentials: Credentials) -> None:
         self._settings, self._root, self._lock, self._credentials = settings, root, lock, credentials
@@ -91,7 +95,7 @@ class Daemon:
 
         Raises:
             FetchError: there is no aria2c, or it does not start.
-            DaemonLost: what started does not behave like ours.
+            DaemonLost: it started, and does not behave as it must.
         """
         if self._process:
             return
@@ -106,7 +110,7 @@ class Daemon:
         raise FetchError("aria2c does not start", hint=f"try it by hand: {binary} --version")
 
     def add(self, downloads: Sequence[Download]) -> dict[str, str]:
-        """Begin *downloads*, all in one call; return what is wrong with those that were refused, by gid."""
+        """Start *downloads*, all in one call; return why some were refused, by gid."""
         self._limit_file_size(max(it.size for it in downloads))
         calls: list[Call] = [("aria2.addUri", [list(it.urls), self._options(it)]) for it in downloads]
         answers = self._call(calls)
@@ -114,27 +118,27 @@ class Daemon:
         return {gid: text for gid, text in refused.items() if "not unique" not in text}  # a repeated call: it has begun already
 
     def poll(self, gids: Sequence[str]) -> dict[str, Status]:
-        """Return how each of *gids* stands, all in one call; one that aria2 does not know is left out."""
+        """Return the status of each of *gids*, all in one call; one that aria2 does not know is left out."""
         answers = self._call([("aria2.tellStatus", [gid, _STATUS_KEYS]) for gid in gids])
         try:
             return {gid: aria2_protocol.status(answer[0]) for gid, answer in zip(gids, answers, strict=True) if isinstance(answer, list)}
         except (LookupError, TypeError, ValueError) as error:
-            raise self._give_up(f"it answers nonsense ({type(error).__name__})") from None
+            raise self._give_up(f"its answer is malformed ({type(error).__name__})") from None
 
     def add_mirrors(self, gid: str, urls: Sequence[str]) -> None:
-        """Give a running transfer more mirrors."""
+        """Add mirrors to a running download."""
         self._call([("aria2.changeUri", [gid, 1, [], list(urls)])])
 
     def stop(self, gids: Sequence[str]) -> None:
-        """Have downloads stopped; they are when ``poll`` says so."""
+        """Stop downloads; ``poll`` shows when they have stopped."""
         self._call([("aria2.forceRemove", [gid]) for gid in gids])
 
     def forget(self, gids: Sequence[str]) -> None:
-        """Free what aria2 remembers of downloads that ended."""
+        """Make aria2 forget downloads that ended."""
         self._call([("aria2.removeDownloadResult", [gid]) for gid in gids])
 
     def kill(self) -> None:
-        """End the child, at once and for good; idempotent. What it wrote stays."""
+        """Kill the child; idempotent. What it wrote stays."""
         process, self._process, self._client = self._process, None, None
         self._file_size_limit = 0
         if process:
@@ -146,12 +150,12 @@ class Daemon:
             self._folder = None
 
     def end(self) -> None:
-        """End the child, from another thread: the one that talks to it finds it lost, and gives back what belonged to it."""
+        """Kill the child from another thread. The thread that calls it finds it lost, and frees what belonged to it."""
         if process := self._process:
             process.kill()
 
     def close(self) -> None:
-        """End the child and give everything back; idempotent."""
+        """Kill the child and free everything; idempotent."""
         self.kill()
         self._closed_proxy.close()
 
@@ -159,7 +163,7 @@ class Daemon:
 
     def _spawn(self, binary: Path, secret: str, port: int) -> None:
         for left in self._root.glob(".aria2.*"):
-            files.delete(left)  # of a run that was killed; the lock says that nobody uses it
+            files.delete(left)  # of a run that was killed; the lock shows that nobody uses it
         self._folder = self._root / f".aria2.{secrets.token_hex(4)}"
         self._folder.mkdir(mode=0o700)
         if self._credentials.text():
@@ -172,7 +176,7 @@ class Daemon:
         command = [*prefix, str(binary), f"--conf-path={self._folder / 'aria2.conf'}"]
         started = threading.Event()
         failure: list[OSError] = []
-        # The kernel's promise is tied to the *thread* that forked: one that lives as long as the child keeps it.
+        # PR_SET_PDEATHSIG is about the *thread* that forked: this one lives as long as the child.
         self._parent_thread = threading.Thread(target=self._run_child, args=(command, started, failure), name="aria2", daemon=True)
         self._parent_thread.start()
         started.wait()
@@ -181,7 +185,7 @@ class Daemon:
 
     def _run_child(self, command: list[str], started: threading.Event, failure: list[OSError]) -> None:
         try:
-            # HOME is empty: no ~/.netrc, no ~/.aria2. No *_proxy from our environment: the settings alone say which proxy is used.
+            # HOME is empty: no ~/.netrc, no ~/.aria2. No *_proxy from our environment: only the settings name a proxy.
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=self._folder,
                 env={"HOME": str(self._folder), "LANG": "C.UTF-8"},
@@ -196,21 +200,21 @@ class Daemon:
         process.wait()
 
     def _is_listening(self, port: int) -> bool:
-        """Wait until our child, and nobody else, listens on *port*; return whether it came to that."""
+        """Wait until our child listens on *port*; return whether it does, and no other process."""
         assert self._process
         deadline = time.monotonic() + _START_SECONDS
         while time.monotonic() < deadline and self._process.poll() is None:
             owner = _owns_port(self._process.pid, port)
             if owner is not None:
                 return owner
-            time.sleep(0.002)  # it tells nobody that it listens, and its end would be an event without a port
+            time.sleep(0.002)  # there is no event for a port that begins to listen
         return False
 
     def _limit_file_size(self, size: int) -> None:
         """
-        Let no file grow far past the largest that is wanted: the last fence against an endless answer, when nobody looks.
+        Let no file grow far past the largest that is wanted: the last bound on an endless answer, between two polls.
 
-        It ends the whole child (SIGXFSZ). The soft limit alone, so that a larger file can be asked for later.
+        Past the limit the kernel ends the child (SIGXFSZ). Only the soft limit is set, so that it can be raised for a larger file.
         """
         if size + _FILE_SIZE_MARGIN > self._file_size_limit and self._process:
             self._file_size_limit = size + _FILE_SIZE_MARGIN
@@ -227,14 +231,14 @@ class Daemon:
         client = self._client
         client.post = lambda payload: session.post(client.server, data=payload, timeout=client.timeout).json()
         self._answers_anybody.clear()
-        # aria2 lets whoever does not know the secret wait for two seconds; a fetch need not wait with him.
+        # aria2 delays its answer to a call without the secret by two seconds; the fetch does not wait for that.
         threading.Thread(target=self._check_requires_secret, args=(client,), name="probe", daemon=True).start()
         self._call([("aria2.getVersion", [])])
         assert self._folder
         (self._folder / "aria2.conf").unlink()  # read once, at the start
 
     def _check_requires_secret(self, client: Any) -> None:
-        """Call without the secret: a child that answers is open to every user of this machine."""
+        """Call without the secret: a child that answers that obeys every user of this machine."""
         import requests
 
         with contextlib.suppress(requests.exceptions.RequestException, OSError, ValueError), requests.Session() as session:
@@ -261,13 +265,13 @@ class Daemon:
         except (requests.exceptions.RequestException, OSError):
             raise self._give_up("it is gone") from None
         except (ClientException, LookupError, TypeError, ValueError, AttributeError) as error:  # what a wrong answer makes of aria2p
-            raise self._give_up(f"it answers nonsense ({type(error).__name__})") from None
+            raise self._give_up(f"its answer is malformed ({type(error).__name__})") from None
         if not isinstance(found, list) or len(found) != len(calls):
-            raise self._give_up("it answers nonsense (another number of answers)")
+            raise self._give_up("its answer is malformed (another number of answers)")
         return found
 
     def _call_twice(self, calls: list[Call]) -> Any:
-        """Call; where there is no answer in time, once more, since a busy disk holds aria2 up for seconds. All calls bear repeating."""
+        """Call; where there is no answer in time, once more, since a busy disk delays aria2 for seconds. All calls are idempotent."""
         import requests
 
         try:
@@ -282,7 +286,7 @@ class Daemon:
         return DaemonLost(why)
 
     def _is_stopped(self) -> bool:
-        """Whether somebody has stopped it (SIGSTOP): it would never answer."""
+        """Whether the child is stopped (SIGSTOP), and would never answer."""
         try:
             stat = Path(f"/proc/{self.pid}/stat").read_text(encoding="latin-1")
         except OSError:
@@ -296,9 +300,9 @@ class Daemon:
         unproxied = {"all-proxy": f"http://127.0.0.1:{self._closed_proxy.getsockname()[1]}", "no-proxy": ",".join(sorted(hosts))}
         proxied = {"all-proxy": self._settings.proxy, "no-proxy": "localhost,127.0.0.1,::1"}
         return {
-            "gid": download.gid,  # ours, so that a call whose answer was lost can be told from one that never came
+            "gid": download.gid,  # ours, so that a call whose answer was lost can be told from one that never arrived
             "dir": str(download.folder),
-            "out": staging.DATA,  # never the server's word, and flat: `../` in it would leave the folder
+            "out": staging.DATA,  # never a name from the server, and flat: `../` in it would leave the folder
             "split": str(download.connections),
             "max-connection-per-server": str(download.connections),
             "piece-length": str(piece),
@@ -309,7 +313,7 @@ class Daemon:
 
 
 def preload() -> None:
-    """Load what talking to aria2 needs; it takes longer than aria2's own start, and can be done while sources are resolved."""
+    """Import what calls to aria2 need. That takes longer than aria2's own start, and can be done while sources are probed."""
     import aria2p  # noqa: F401
 
 

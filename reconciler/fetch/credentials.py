@@ -1,8 +1,8 @@
 """
 Credentials by host, from a netrc file that the operator names.
 
-``default`` entries are ignored: they would send a password to whoever a redirect names. What is handed to the downloader is a file of our
-own with the same entries, in a folder that nobody else reads; it looks a host up anew after each redirect, as it must.
+``default`` entries are ignored: they would send a password to any host that a redirect names. aria2 gets a file of our own with the same
+entries, in a folder that only this user can read; after each redirect it looks up the new host's entry.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ class Credentials:
         self._by_host = by_host
 
     def header(self, url: str) -> str | None:
-        """Return the Authorization header for *url*, if its host has one and nobody on the way can read it."""
+        """Return the Authorization header for *url*, if its host has credentials and the connection is encrypted or local."""
         found = self._by_host.get(sources.host_of(url))
         return found.header() if found and sources.may_authorize(url) else None
 
     def covers(self, urls: tuple[str, ...]) -> bool:
-        """Whether the downloader may use them for *urls*: each has one or is public, and none would carry one in the clear."""
+        """Whether aria2 may use them for *urls*: at least one host has credentials, and none of these would be sent unencrypted."""
         known = [url for url in urls if sources.host_of(url) in self._by_host]
         return bool(known) and all(sources.may_authorize(url) for url in known)
 

@@ -1,16 +1,16 @@
 """
-The port ``Fetcher``, over aria2.
+Implements the port ``Fetcher`` with aria2.
 
-One loop in the caller's thread drives all blobs: it takes what resolvers, downloader and hashers have to say, lets each transfer go on, and
-sleeps until one of them has more. Nothing runs between two steps of the iterator but what was begun already; closing it ends that too.
+One loop in the caller's thread drives all transfers: it takes the results of resolver, aria2 and hashing, lets each transfer act on them,
+and sleeps until there are more. Between two steps of the iterator only what was started before runs on; closing the iterator ends that too.
 
 Rules that hold here:
 
-1. One call a round to the downloader, whatever the number of files; four rounds a second, and more only where a file is about to end.
-2. A downloader that is lost is started again, and everything continues from the disk; one that keeps getting lost without having
-   brought anything fails its blobs, and theirs alone.
+1. One call to aria2 a round, whatever the number of files; four rounds a second, and more only where a file is about to end.
+2. When aria2 is lost it is started again, and everything continues from the disk. If it is lost again and again without having downloaded
+   anything, the blobs that need it fail.
 3. At most ten progress events a second in all, each file in its turn.
-4. ``close`` is for any thread: the step that runs is ended, and what is left of the run fails. A step is all that may use what it closes.
+4. ``close`` may be called from any thread: it ends the step that runs, and all blobs that are left fail.
 """
 
 from __future__ import annotations
@@ -25,22 +25,21 @@ from pathlib import Path
 
 from reconciler.core.errors import FetchError, ReconcileError, SettingsError
 from reconciler.fetch import aria2_daemon, credentials, hashing, sources
+from reconciler.fetch.progress import POLL_SECONDS, poll_interval
 from reconciler.fetch.resolver import Resolver
 from reconciler.fetch.settings import FetchSettings
 from reconciler.fetch.staging import Staging
 from reconciler.fetch.transfer import Transfer, TransferContext
-from reconciler.ports import Fetched, FetchFailed, FetchProgress, Notice, Reporter, Want
+from reconciler.ports import Fetched, FetchFailed, Notice, Reporter, Want
 
-_POLL_SECONDS = 0.25
-_POLL_LEAST = 0.01
 _PROGRESS_SECONDS = 0.1
-#: Small files that are given to the downloader ahead of their turn, so that it need not wait for the next round.
+#: Small files that are given to aria2 ahead of their turn, so that it need not wait for the next round.
 _QUEUED_AHEAD = 32
 _QUEUED_AHEAD_BYTES = 64 << 20
 
 
 class OfflineFetcher:
-    """The fetcher of a run that may touch no network: it fails every blob, with a sentence that says so."""
+    """The fetcher of an offline run: every blob fails, with an error that says so."""
 
     def fetch(self, wants: Sequence[Want], report: Reporter) -> Iterator[Fetched | FetchFailed]:
         """Yield a refusal for each of *wants*."""
@@ -53,7 +52,7 @@ class OfflineFetcher:
 
 
 class Aria2Fetcher:
-    """Fetches blobs into *staging*, a folder on the store's file system that is this object's alone."""
+    """Fetches blobs into *staging*, a folder on the store's file system that only this object uses."""
 
     def __init__(self, staging: Path, settings: FetchSettings) -> None:
         self._settings = settings
@@ -90,7 +89,7 @@ class Aria2Fetcher:
         self._staging.open()
         try:
             known = credentials.read(self._settings.netrc)
-        except SettingsError as error:  # no model's fault: nobody can be asked for it now
+        except SettingsError as error:  # the node's fault and no model's
             raise FetchError(error.message, hint=error.hint) from None
         self._daemon = self._daemon or aria2_daemon.Daemon(self._settings, self._staging.root, self._staging.lock, known)
         self._hashers = self._hashers or hashing.Hashers(max(self._settings.concurrent, os.cpu_count() or 1))
@@ -103,11 +102,11 @@ class Aria2Fetcher:
             return next(outcomes, None)
 
     def close(self) -> None:
-        """End the downloader, the hashing processes and what is being fetched, from any thread and for good; idempotent."""
+        """End aria2, the hashing processes and what is being fetched, from any thread and for good; idempotent."""
         self._closed.set()
         daemon, hashers = self._daemon, self._hashers
         if daemon:
-            daemon.end()  # a call that it leaves unanswered would hold the step up
+            daemon.end()  # an unanswered call to it would delay the step
         if hashers:
             hashers.wake()
         with self._step:
@@ -166,7 +165,7 @@ class _Run:
                 self._context.hashers.wait(self._pause(time.monotonic()))
 
     def stop(self) -> None:
-        """End what still runs, and leave what a later run may continue."""
+        """End what still runs; files that a later run may continue stay."""
         self._context.resolver.close()
         if any(transfer.gid for transfer in self._active):
             self._daemon.kill()
@@ -177,7 +176,7 @@ class _Run:
                 self._context.staging.remove_if_empty(transfer.want.digest)
 
     def _admit_waiting(self) -> None:
-        """Let waiting blobs begin: large ones as the operator permits, small ones as many as can be asked for at once."""
+        """Let waiting transfers begin: large ones as the settings permit, small ones as many as can be probed at once."""
         settings = self._context.settings
         for _ in range(min(self._context.resolver.free_slots, len(self._small))):
             self._active.append(self._small.popleft())
@@ -196,7 +195,7 @@ class _Run:
         try:
             self._start_downloads(now)
             downloading = [transfer for transfer in self._active if transfer.gid]
-            if downloading and now >= self._polled_at + self._poll_interval(downloading):
+            if downloading and now >= self._polled_at + poll_interval([transfer.progress for transfer in downloading]):
                 self._poll(downloading)
                 self._polled_at = time.monotonic()
         except aria2_daemon.DaemonLost as error:
@@ -230,7 +229,7 @@ class _Run:
             gid = transfer.gid
             with _failures_of(transfer):
                 if gid not in statuses:
-                    transfer.on_refused("it forgot the transfer", now)
+                    transfer.on_refused("it forgot the download", now)
                 elif transfer.on_status(statuses[gid], now):
                     stop.append(gid)
             if not transfer.gid:
@@ -241,10 +240,10 @@ class _Run:
         self._daemon.forget([gid for gid in over if gid in statuses])
 
     def _restart_daemon(self, why: str) -> None:
-        downloaded = sum(transfer.downloaded for transfer in self._by_token.values())
+        downloaded = sum(transfer.progress.done for transfer in self._by_token.values())
         self._restarts = 1 if downloaded > self._most_downloaded + (1 << 20) else self._restarts + 1
         self._most_downloaded = max(downloaded, self._most_downloaded)
-        self._context.report(Notice(level="warning", text=f"the downloader was lost ({why}); it is started again"))
+        self._context.report(Notice(level="warning", text=f"aria2c was lost ({why}); it is started again"))
         lost = [transfer for transfer in self._active if transfer.phase in {"downloading", "stopping"}]
         for transfer in lost:
             transfer.on_daemon_lost(time.monotonic())
@@ -256,18 +255,11 @@ class _Run:
 
     # -- time ------------------------------------------------------------------------------------------
 
-    @staticmethod
-    def _poll_interval(downloading: list[Transfer]) -> float:
-        """Return how long to wait between two polls: until the next file should end, within limits."""
-        left = [(transfer.want.size - transfer.downloaded) / transfer.speed for transfer in downloading if transfer.speed > 0]
-        fresh = 0.02 if any(transfer.speed == 0 and transfer.want.size < (16 << 20) for transfer in downloading) else _POLL_SECONDS
-        return min(max(min(left, default=_POLL_SECONDS) / 2, _POLL_LEAST), _POLL_SECONDS, fresh)
-
     def _pause(self, now: float) -> float:
         downloading = [transfer for transfer in self._active if transfer.gid]
-        until = [now + _POLL_SECONDS]
+        until = [now + POLL_SECONDS]
         if downloading:
-            until.append(self._polled_at + self._poll_interval(downloading))
+            until.append(self._polled_at + poll_interval([transfer.progress for transfer in downloading]))
         until += [transfer.wake_at for transfer in self._active if transfer.phase in {"selecting", "probing"} and transfer.wake_at]
         return max(0.0, min(until) - now)
 
@@ -279,16 +271,13 @@ class _Run:
             if transfer.phase in {"downloading", "stopping", "hashing"}:
                 self._progress_at = now
                 self._active.append(self._active.pop(index))
-                self._context.report(FetchProgress(
-                    digest=transfer.want.digest, done=min(transfer.downloaded, transfer.want.size), total=transfer.want.size,
-                    rate=transfer.speed, hashed=transfer.hashed, source=transfer.source,
-                ))  # fmt: skip
+                self._context.report(transfer.event())
                 return
 
 
 @contextlib.contextmanager
 def _failures_of(transfer: Transfer) -> Iterator[None]:
-    """Let what the disk refuses to one blob be that blob's failure."""
+    """Let an error fail this one transfer and no other."""
     try:
         yield
     except ReconcileError as error:

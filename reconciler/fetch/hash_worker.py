@@ -1,18 +1,17 @@
 """
-The hashing process: ``python -m reconciler.fetch.hash_worker``, spoken to over its standard streams, one JSON object a line.
+The hashing process: ``python -m reconciler.fetch.hash_worker``. Its messages are JSON objects, one a line, over its standard streams.
 
 Rules that hold here:
 
 1. The file is hashed through a memory map, or through a buffer that ``read`` fills, whichever costs this machine less: the map took half
-   of the time on one processor and a fifth more on another. The first windows find out. A file that shrinks, or a disk that fails, may
-   kill the process that maps it (SIGBUS); that is why this is a process of its own. Whoever started it takes its death as "not verified".
-2. A window is given back before the next is mapped: memory stays flat whatever the file's size.
+   of the time on one processor and a fifth more on another. Both are measured on the first windows. A file that shrinks, or a disk that
+   fails, may kill the process that maps it (SIGBUS). That is why this is a process of its own: its death means "not verified".
+2. A window is unmapped before the next is mapped: memory stays flat whatever the file's size.
 3. It holds one file at a time and ends when its standard input ends, also in the middle of a file.
-4. It imports the standard library alone (and blake3 where needed), so that it starts in some milliseconds.
+4. It imports only the standard library (and blake3 where needed), so that it starts in a few milliseconds.
 
-Asked ``{"path", "algorithm", "size", "threads", "upto"}``, then ``{"upto"}`` as more of the file is there, or ``{"stop": true}``.
-It answers ``{"hashed"}`` now and then,
-and at last ``{"hex", "size", "device", "inode", "mtime_ns"}``, ``{"error"}`` or ``{"stopped": true}``.
+Input: ``{"path", "algorithm", "size", "threads", "upto"}``, then ``{"upto"}`` as more of the file is there, or ``{"stop": true}``.
+Output: ``{"hashed"}`` now and then; at the end ``{"hex", "size", "device", "inode", "mtime_ns"}``, ``{"error"}`` or ``{"stopped": true}``.
 """
 
 from __future__ import annotations
@@ -38,17 +37,17 @@ WINDOW_PARALLEL = 64 << 20
 FOLLOW_LEAST = 1 << 20
 #: How much is read at once: it stays in the processor's cache until it is hashed.
 BUFFER = 256 << 10
-#: How many windows each way is tried on; the best of each counts, for others want the processor and the disk too.
+#: How many windows each way is tried on. The best of each counts: other programs use the processor and the disk too.
 TRIALS = 4
 REPORT_SECONDS = 0.1
 
 
 class InputClosed(Exception):
-    """Nobody listens any more."""
+    """The standard input ended."""
 
 
 class Cancelled(Exception):
-    """The file is not wanted any more."""
+    """The parent sent ``stop``."""
 
 
 class MessageStream:
@@ -86,7 +85,7 @@ def open_plain(path: str) -> int:
 
 
 class ReadStrategy:
-    """The two ways to the bytes of a window, and what each has cost at best, in processor seconds a byte."""
+    """The two ways to read a window (map or buffer), and the least that each has cost, in processor seconds a byte."""
 
     def __init__(self) -> None:
         self._readers = (_mapped, _read)
@@ -159,7 +158,7 @@ def _hash(stream: MessageStream, strategy: ReadStrategy, fd: int, request: dict[
 
 
 def _read(made: Any, fd: int, start: int, length: int) -> None:
-    """Hash *length* bytes from *start* by way of a buffer."""
+    """Hash *length* bytes from *start* through a buffer."""
     buffer = memoryview(bytearray(min(BUFFER, length)))
     end = start + length
     while start < end:
@@ -171,7 +170,7 @@ def _read(made: Any, fd: int, start: int, length: int) -> None:
 
 
 def _mapped(made: Any, fd: int, start: int, length: int) -> None:
-    """Hash *length* bytes from *start* by way of a map. It must begin at a page; what lies before *start* in it was hashed already."""
+    """Hash *length* bytes from *start* through a map. A map begins at a page; what lies before *start* in it was hashed already."""
     base = start - start % mmap.ALLOCATIONGRANULARITY
     if os.fstat(fd).st_size < start + length:
         raise ValueError(f"it ends at byte {os.fstat(fd).st_size}, before {start + length}")  # the usual case; SIGBUS is for the race

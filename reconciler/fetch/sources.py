@@ -1,5 +1,5 @@
 """
-Where bytes may come from, and what a server's first answer says.
+Where bytes may come from, and what a server's first answer means.
 
 Rules that hold here, none of which touches the network:
 
@@ -7,7 +7,8 @@ Rules that hold here, none of which touches the network:
    unless the operator allows it.
 2. A host must be named: by ``allowed_hosts``, or (where that is empty) by a source or a fallback. A redirect is a URL like any other.
 3. A name may lead to a public address. A private or link-local one (cloud metadata is at 169.254.169.254) needs the *settings* to name the
-   host: the network's word alone must not make a node knock on its operator's own doors. Loopback is fine where it is written as such.
+   host: a snapshot alone must not make a node send requests into its operator's own network. Loopback needs no setting where it is
+   written as such.
 4. Credentials go to the host that they are for, over TLS or to loopback, and to no other.
 5. The signed size is known before the first byte: an answer with another length is refused before it is read.
 6. Whatever is shown to people has no user, no query and no control character.
@@ -38,33 +39,49 @@ _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 #: Answers after which the same request may work later (RFC 9110 15.5, RFC 6585 4).
 TRANSIENT = frozenset({408, 421, 425, 429, 500, 502, 503, 504, 507, 509, 520, 521, 522, 523, 524})
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
+#: Answers that are about the file or the node, and never about the range that was asked for.
+_FINAL = frozenset({401, 404, 407, 410, 451})
 _STATUS_TEXT = {
     400: "it does not understand the request", 401: "it asks for credentials that this node does not have",
     403: "it refuses this node", 404: "it does not have the file", 407: "the proxy asks for credentials",
-    410: "it no longer has the file", 416: "its file is shorter than the signed size", 429: "it asks to come back later",
+    410: "it no longer has the file", 416: "it refuses a range within the signed size", 429: "it asks to come back later",
     451: "it may not give the file", 503: "it is overloaded",
 }  # fmt: skip
 
 
 class Failure(Struct, frozen=True, kw_only=True):
-    """Why a source did not give the bytes; *permanent*: not in this run. *retry_after* is what the server asked for, in seconds."""
+    """
+    Why a source did not give the bytes.
+
+    *permanent*: the same request fails again in this run. *final*: so does any other request for the same file, whatever its ranges.
+    *retry_after* is what the server asked for, in seconds.
+    """
 
     text: str
     permanent: bool = True
+    final: bool = False
     kind: Kind = "source-failed"
     retry_after: float = 0.0
 
 
 class Refused(Exception):
-    """A URL or an answer that the rules do not let pass."""
+    """What the rules do not let pass."""
+
+    final = True
 
     def __init__(self, text: str, *, kind: Kind = "source-failed") -> None:
         super().__init__(text)
-        self.failure = Failure(text=text, kind=kind)
+        self.failure = Failure(text=text, kind=kind, final=self.final)
+
+
+class UnusableAnswer(Refused):
+    """An answer that cannot be the blob's; another request to the same source may get another."""
+
+    final = False
 
 
 class Rules(Struct, frozen=True, kw_only=True):
-    """Which *hosts* may be asked (None: any), and which of them the operator named."""
+    """Which *hosts* may be asked (None: any), and which of them are *trusted*, that is, named by the operator."""
 
     hosts: frozenset[str] | None
     trusted: frozenset[str]
@@ -95,7 +112,7 @@ class Rules(Struct, frozen=True, kw_only=True):
 
     def check_address(self, host: str, address: Address) -> None:
         """
-        Let *host* lead to *address*, or not.
+        Refuse *address* unless *host* may lead to it.
 
         Raises:
             Refused: it is an address that only the settings may send us to, or no host's address at all.
@@ -110,7 +127,7 @@ class Rules(Struct, frozen=True, kw_only=True):
 
 
 class Answer(Struct, frozen=True, kw_only=True):
-    """A first answer that may be the blob's: whether *ranges* can be had, how long the answer's *body* is (-1: it does not say)."""
+    """A first answer that may be the blob's: whether the source gives *ranges*, and the length of the *body* in bytes (-1: unknown)."""
 
     ranges: bool
     body: int
@@ -134,49 +151,49 @@ def order(want: Want, fallback: tuple[str, ...]) -> tuple[str, ...]:
 
 def check_answer(status: int, headers: Mapping[str, list[str]], size: int) -> Answer:
     """
-    Return what the answer to a request for the first bytes of a blob of *size* bytes is good for; header names are in lower case.
+    Return what an answer says of a blob of *size* bytes whose beginning was asked for; header names are in lower case.
 
     Raises:
         Refused: it is no 200 or 206, or of another length, or not the plain bytes.
     """
     coding = _single(headers, "content-encoding") or "identity"
     if coding.lower() != "identity":
-        raise Refused(f"it sends {clean(coding)}-encoded bytes, although plain ones were asked for")
+        raise UnusableAnswer(f"it sends {clean(coding)}-encoded bytes, although plain ones were asked for")
     length = _length(headers)
     if status == 206:
         return _check_range(headers, length, size)
     if status != 200:
-        raise Refused(status_text(status))
+        raise UnusableAnswer(status_text(status))
     if length >= 0 and length != size:
-        raise Refused(f"its file has {length} bytes, not the signed {size}", kind="size-mismatch")
+        raise UnusableAnswer(f"its file has {length} bytes, not the signed {size}", kind="size-mismatch")
     return Answer(ranges=False, body=length)
 
 
 def _check_range(headers: Mapping[str, list[str]], length: int, size: int) -> Answer:
     if (_single(headers, "content-type") or "").lower().startswith("multipart/"):
-        raise Refused("it answers a request for one range with several parts")
+        raise UnusableAnswer("it answers a request for one range with several parts")
     found = _CONTENT_RANGE.fullmatch((_single(headers, "content-range") or "").strip())
     if not found:
-        raise Refused("it sends a part of the file without saying which")
+        raise UnusableAnswer("it sends a part of the file without saying which")
     if found[3] != "*" and int(found[3]) != size:
-        raise Refused(f"its file has {found[3]} bytes, not the signed {size}", kind="size-mismatch")
+        raise UnusableAnswer(f"its file has {found[3]} bytes, not the signed {size}", kind="size-mismatch")
     if int(found[1]) != 0 or int(found[2]) >= size:
-        raise Refused(f"it sends bytes {found[1]} to {found[2]}, which were not asked for")
+        raise UnusableAnswer(f"it sends bytes {found[1]} to {found[2]}, which were not asked for")
     body = int(found[2]) + 1
     if length not in {-1, body}:
-        raise Refused("its Content-Length and its Content-Range disagree")
+        raise UnusableAnswer("its Content-Length and its Content-Range disagree")
     return Answer(ranges=True, body=body)
 
 
 def failure_of_status(status: int, headers: Mapping[str, list[str]], now: float) -> Failure:
-    """Return what an answer that is neither a redirect nor bytes means for this run; *now* is in seconds since 1970."""
+    """Return the failure that an answer other than a redirect or bytes stands for; *now* is in seconds since 1970."""
     kind: Kind = "size-mismatch" if status == 416 else "source-failed"
     wait = retry_after(_single(headers, "retry-after") or "", now) if status in TRANSIENT else 0.0
-    return Failure(text=status_text(status), permanent=status not in TRANSIENT, kind=kind, retry_after=wait)
+    return Failure(text=status_text(status), permanent=status not in TRANSIENT, final=status in _FINAL, kind=kind, retry_after=wait)
 
 
 def status_text(status: int) -> str:
-    """Return what an HTTP status says, for people."""
+    """Return what an HTTP status means, for people."""
     meaning = _STATUS_TEXT.get(status) or ("it has an error of its own" if status >= 500 else "it does not give the file")
     return f"HTTP {status}: {meaning}"
 
@@ -275,7 +292,7 @@ def _embedded_ipv4(address: Address) -> Address:
 def _single(headers: Mapping[str, list[str]], name: str) -> str | None:
     values = {value.strip() for value in headers.get(name, ())}
     if len(values) > 1:
-        raise Refused(f"it sends two different {name} headers")
+        raise UnusableAnswer(f"it sends two different {name} headers")
     return next(iter(values), None)
 
 
@@ -284,7 +301,7 @@ def _length(headers: Mapping[str, list[str]]) -> int:
     if text is None:
         return -1
     if not _LENGTH.fullmatch(text):
-        raise Refused("its Content-Length is no length")
+        raise UnusableAnswer("its Content-Length is no length")
     if "transfer-encoding" in headers:
-        raise Refused("it sends both a Content-Length and a Transfer-Encoding")  # RFC 9112 6.3: an error, or an attack
+        raise UnusableAnswer("it sends both a Content-Length and a Transfer-Encoding")  # RFC 9112 6.3: an error, or an attack
     return int(text)

@@ -19,7 +19,8 @@ import pytest
 
 from reconciler.core import digest as digests
 from reconciler.fetch import hash_worker
-from reconciler.fetch.hashing import Hashers, Job
+from reconciler.fetch.hash_process import Job
+from reconciler.fetch.hashing import Hashers
 from tests.fetching import children_of, name_of, some
 
 BIG = 24 << 20

@@ -11,7 +11,7 @@ A, B, C = "https://a.example/x", "https://b.example/x", "https://c.example/x"
 SETTINGS = FetchSettings(attempts=3, backoff_seconds=1.0, backoff_cap_seconds=8.0)
 DIGEST = "sha256:" + "0" * 64
 BROKE = Failure(text="the connection failed", permanent=False)
-GONE = Failure(text="HTTP 404")
+GONE = Failure(text="HTTP 404", final=True)
 LIED = Failure(text="its bytes hash to something else", kind="hash-mismatch")
 
 
@@ -37,7 +37,9 @@ def test_failures_are_tried_again_with_a_growing_pause_and_not_for_ever() -> Non
     it.record_failure((A,), BROKE, 1)
     assert it.next(1) == RetryLater(3.0)
     it.record_failure((A,), BROKE, 3)
-    assert isinstance(it.next(99), GiveUp)
+    assert it.next(99) == TrySources((A,)), "the last try, in one plain request"
+    it.record_failure((A,), BROKE, 99)
+    assert isinstance(it.next(999), GiveUp)
 
 
 def test_gained_bytes_start_the_count_anew() -> None:
@@ -106,9 +108,76 @@ def test_a_slow_source_is_left_for_the_next_and_kept_if_there_is_none() -> None:
 
 def test_a_slow_source_without_another_is_not_tried_for_ever() -> None:
     it = selector(A)
-    for now in (0, 100, 200):
+    for now in (0, 100, 200, 300):
         it.record_slow((A,), now)
-    assert isinstance(it.next(300), GiveUp)
+    assert isinstance(it.next(400), GiveUp)
+
+
+REFUSED = Failure(text="HTTP 416")
+
+
+def test_a_source_is_exhausted_only_after_one_plain_request() -> None:
+    it = selector(A)
+    it.record_failure((A,), REFUSED, 0)
+    assert (it.next(0), it.mode(A)) == (TrySources((A,)), "plain")
+    it.record_failure((A,), REFUSED, 0)
+    assert isinstance(it.next(0), GiveUp)
+
+
+def test_a_wrong_length_ends_a_source_after_one_plain_request_and_wrong_bytes_at_once() -> None:
+    for failure, tries in ((Failure(text="long", kind="size-mismatch"), ["parallel", "plain"]), (LIED, ["parallel"])):
+        it, modes = selector(A), []
+        while isinstance(it.next(0), TrySources):
+            modes.append(it.mode(A))
+            it.record_wrong_bytes((A,), failure, resumed=False)
+        assert modes == tries
+
+
+def test_what_says_nothing_about_ranges_is_final() -> None:
+    it = selector(A)
+    it.record_failure((A,), GONE, 0)
+    assert isinstance(it.next(0), GiveUp)
+
+
+def test_a_transfer_that_gained_nothing_is_tried_over_one_connection_and_then_plainly() -> None:
+    it = selector(A)
+    modes = [it.mode(A)]
+    for now in (0, 10, 20):
+        it.record_interrupted((A,), BROKE, now, gained=False)
+        assert it.next(now + 9) == TrySources((A,))
+        modes.append(it.mode(A))
+    assert modes == ["parallel", "single", "single", "plain"]
+    it.record_interrupted((A,), BROKE, 30, gained=False)
+    assert isinstance(it.next(99), GiveUp)
+
+
+def test_a_transfer_that_gained_keeps_its_connections() -> None:
+    it = selector(A)
+    it.record_interrupted((A,), BROKE, 0, gained=True)
+    assert it.mode(A) == "parallel"
+
+
+def test_bytes_are_not_given_up_for_a_source_that_stopped_answering() -> None:
+    it = selector(A)
+    for now in (0, 10, 20):
+        it.record_failure((A,), BROKE, now, may_restart=False)
+    assert it.mode(A) == "parallel"
+    assert isinstance(it.next(99), GiveUp)
+
+
+def test_sources_whose_ranges_work_come_first() -> None:
+    it = selector(A, B, C)
+    it.record_failure((A,), REFUSED, 0)
+    assert it.next(0) == TrySources((B, C))
+    it.record_failure((B,), GONE, 0)
+    it.record_failure((C,), GONE, 0)
+    assert (it.next(0), it.mode(A)) == (TrySources((A,)), "plain")
+
+
+def test_a_source_that_wants_to_be_left_alone_is_not_asked_plainly_either() -> None:
+    it = selector(A)
+    it.record_failure((A,), Failure(text="HTTP 429", permanent=False, retry_after=3600), 0)
+    assert isinstance(it.next(0), GiveUp)
 
 
 def test_the_error_says_what_each_source_did_without_secrets() -> None:
@@ -125,8 +194,9 @@ def test_the_error_says_what_each_source_did_without_secrets() -> None:
 def test_the_error_is_named_for_the_worst() -> None:
     for failure, kind in ((GONE, FetchError), (LIED, HashMismatch), (Failure(text="long", kind="size-mismatch"), SizeMismatch)):
         it = selector(A, B)
-        it.record_wrong_bytes((A,), failure, resumed=False)
         it.record_failure((B,), GONE, 0)
+        while isinstance(it.next(0), TrySources):
+            it.record_wrong_bytes((A,), failure, resumed=False)
         stop = it.next(0)
         assert isinstance(stop, GiveUp)
         assert type(stop.error) is kind

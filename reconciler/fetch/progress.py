@@ -1,0 +1,61 @@
+"""
+How far transfers have come: whether one is slow, stuck or further than ever, and when the downloader is worth asking again.
+
+Bytes and seconds; the clock is the caller's, and so is what follows from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from reconciler.fetch import aria2_protocol
+from reconciler.fetch.settings import FetchSettings
+
+POLL_SECONDS = 0.25
+_SHORTEST_POLL_SECONDS = 0.01
+#: A file below this size may end before the downloader has told its speed: it is asked sooner.
+_SOON_BYTES, _SOON_SECONDS = 16 << 20, 0.02
+
+
+class Progress:
+    """The progress of one file of *size* bytes: *done* of them are in staging, and come in at *speed* bytes a second."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.done = self.speed = 0
+        self._resumed = self._furthest = 0
+        self._watched_at, self._watched_done = 0.0, 0
+
+    def restart(self, resumed: int) -> None:
+        """Begin an attempt with *resumed* bytes that are there already."""
+        self.done = self._resumed = resumed
+
+    def watch(self, now: float) -> None:
+        """Measure from here on whether it is slow."""
+        self._watched_at, self._watched_done = now, self.done
+
+    def is_slow(self, now: float, settings: FetchSettings) -> bool:
+        """Whether it was slower than the settings permit, for as long as they permit that; it is measured anew then."""
+        seconds, gained = now - self._watched_at, self.done - self._watched_done
+        if seconds < settings.slow_seconds:
+            return False
+        self.watch(now)
+        return gained < aria2_protocol.least_rate(settings) * seconds
+
+    def is_stuck(self) -> bool:
+        """Whether this attempt brought nothing to what was there before."""
+        return self.done <= self._resumed
+
+    def is_further(self) -> bool:
+        """Whether this attempt came clearly further than any before it; from now on it counts as one before."""
+        if self.done <= self._furthest + max(self.size // 64, 1):
+            return False
+        self._furthest = self.done
+        return True
+
+
+def poll_interval(files: Sequence[Progress]) -> float:
+    """Return how many seconds to wait between two polls: half of the time until the next of *files* should end, within limits."""
+    left = [(file.size - file.done) / file.speed for file in files if file.speed > 0]
+    soon = _SOON_SECONDS if any(file.speed == 0 and file.size < _SOON_BYTES for file in files) else POLL_SECONDS
+    return min(max(min(left, default=POLL_SECONDS) / 2, _SHORTEST_POLL_SECONDS), POLL_SECONDS, soon)
