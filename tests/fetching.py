@@ -46,8 +46,8 @@ def want(data: bytes, *urls: str) -> Want:
     return Want(digest=name_of(data), size=len(data), sources=urls)
 
 
-class Heard:
-    """A reporter that remembers."""
+class EventRecorder:
+    """A reporter that records all events."""
 
     def __init__(self) -> None:
         self.events: list[Event] = []
@@ -67,14 +67,14 @@ class Heard:
         return {incident.kind for incident in self.incidents}
 
 
-def collect(fetcher: Fetcher, wants: Sequence[Want], heard: Heard | None = None) -> dict[str, Fetched | FetchFailed]:
+def collect(fetcher: Fetcher, wants: Sequence[Want], recorder: EventRecorder | None = None) -> dict[str, Fetched | FetchFailed]:
     """Fetch *wants* to the end and return the outcomes by digest; a run that does not end fails the test and shows where it hangs."""
     outcomes: dict[str, Fetched | FetchFailed] = {}
     raised: list[BaseException] = []
 
     def run() -> None:
         try:
-            for outcome in fetcher.fetch(wants, heard or Heard()):
+            for outcome in fetcher.fetch(wants, recorder or EventRecorder()):
                 assert outcome.digest not in outcomes
                 outcomes[outcome.digest] = outcome
         except BaseException as error:

@@ -43,7 +43,7 @@ class Exchange:
         return (int(found[1]), int(found[2]) if found[2] else None) if found else None
 
     @property
-    def is_question(self) -> bool:
+    def is_probe(self) -> bool:
         """Whether only the first byte is asked for."""
         return self.range == (0, 0)
 
@@ -240,9 +240,9 @@ def first(one: Behaviour, then: Behaviour, times: int = 1) -> Behaviour:
     return lambda it: (one if it.nth < times else then)(it)
 
 
-def asked_politely(question: Behaviour, transfer: Behaviour) -> Behaviour:
-    """Behave like *question* when the first byte alone is asked for, like *transfer* otherwise."""
-    return lambda it: (question if it.is_question else transfer)(it)
+def on_probe(probe: Behaviour, transfer: Behaviour) -> Behaviour:
+    """Behave like *probe* when the first byte alone is asked for, like *transfer* otherwise."""
+    return lambda it: (probe if it.is_probe else transfer)(it)
 
 
 # -- lengths ---------------------------------------------------------------------------------------

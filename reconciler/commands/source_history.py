@@ -1,8 +1,8 @@
 """
-Fetching with a memory: a source that lied about a blob before is asked for it last, and never beside others.
+A source that gave wrong bytes for a blob in an earlier run is asked for that blob last, and never together with others.
 
-What is remembered are the incidents of earlier runs. Nobody is shut out for good: where no other source gives the blob, those that lied
-are asked again, each byte being checked as ever.
+The ledger's incidents are the record. No source is excluded: where no other source gives the blob, those with a record are asked again, and
+every byte is checked as always.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from reconciler.ports import Fetched, Fetcher, FetchFailed, Reporter, Want
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-#: A lie is forgotten after so many seconds.
+#: Older incidents do not count.
 MEMORY_SECONDS = 30 * 86400.0
 
 
 class FetcherWithHistory:
-    """A fetcher that asks through *fetcher*; *lied* are pairs of a blob and a source, as incidents name them."""
+    """Fetches through *fetcher*. *lied*: pairs of the digest of a blob and a source that gave wrong bytes, as incidents name them."""
 
     def __init__(self, fetcher: Fetcher, lied: frozenset[tuple[str, str]]) -> None:
         self._fetcher = fetcher
@@ -36,7 +36,7 @@ class FetcherWithHistory:
         suspects = {want.digest: self._suspects(want) for want in wants}
         left = []
         outcomes = self._fetcher.fetch([_without(want, suspects[want.digest]) for want in wants], report)
-        with contextlib.closing(cast("Generator[Fetched | FetchFailed]", outcomes)):  # whoever closes this closes that
+        with contextlib.closing(cast("Generator[Fetched | FetchFailed]", outcomes)):  # closing this iterator closes that one
             for outcome in outcomes:
                 if isinstance(outcome, FetchFailed) and isinstance(outcome.error, FetchError) and suspects[outcome.digest]:
                     left.append(outcome.digest)
@@ -47,12 +47,12 @@ class FetcherWithHistory:
             yield from self._fetcher.fetch(again, report)
 
     def _suspects(self, want: Want) -> tuple[str, ...]:
-        """Return the sources of *want* that lied, unless there is no other."""
+        """Return the sources of *want* that gave wrong bytes before, unless there are no others."""
         found = tuple(url for url in want.sources if (want.digest, sources.redact(url)) in self._lied)
         return found if len(found) < len(want.sources) else ()
 
     def close(self) -> None:
-        """End whatever was started; idempotent."""
+        """End what the fetcher started; idempotent."""
         self._fetcher.close()
 
 

@@ -1,5 +1,5 @@
 """
-What is said to aria2 and what its answers mean: its configuration, its JSON-RPC answers and exit codes, and its control file.
+aria2's formats: its configuration, its JSON-RPC answers and error codes, and its control file.
 
 Rules that hold here, none of which touches a file or a socket:
 
@@ -47,11 +47,11 @@ def configuration(settings: FetchSettings, secret: str, port: int, home: Path, c
         "rpc-secret": secret,
         "rpc-listen-all": "false",
         "rpc-allow-origin-all": "false",  # no web page may talk to it
-        "rpc-save-upload-metadata": "false",  # nothing is written but the file that was asked for
+        "rpc-save-upload-metadata": "false",  # it writes only the file that was asked for
         "rpc-max-request-size": "16M",  # hundreds of transfers are added in one call
         "stop-with-process": os.getpid(),
         "quiet": "true",
-        # -- what a server may make it do: nothing but send bytes
+        # -- a server may make it do nothing but receive bytes
         "follow-torrent": "false",
         "follow-metalink": "false",  # a content type would make it download other files, named by the server
         "enable-dht": "false",
@@ -59,7 +59,7 @@ def configuration(settings: FetchSettings, secret: str, port: int, home: Path, c
         "bt-enable-lpd": "false",
         "enable-peer-exchange": "false",
         "http-accept-gzip": "false",
-        "no-want-digest-header": "true",  # the server's own digest is worth nothing here
+        "no-want-digest-header": "true",  # the server's own digest proves nothing
         "remote-time": "false",  # the modification time is ours to compare
         "user-agent": "reconciler",
         "check-certificate": "true",
@@ -70,8 +70,8 @@ def configuration(settings: FetchSettings, secret: str, port: int, home: Path, c
         "auto-file-renaming": "false",
         "allow-overwrite": "false",
         "continue": "true",  # what ``staging`` found to be there
-        # True, against the usual advice: false makes it start again from byte 0 *in the same file*, behind the back of the hashing that
-        # already passed there. An error 8 ends the attempt here, and the next one has a file of its own.
+        # True, against the usual advice: false makes it start again from byte 0 *in the same file*, where hashing has passed already.
+        # An error 8 ends the attempt here, and the next one has a file of its own.
         "always-resume": "true",
         "auto-save-interval": "0",  # it is never used: ``staging`` writes it anew. Saving it stops the transfer for an fsync
         "stream-piece-selector": "inorder",
@@ -83,15 +83,15 @@ def configuration(settings: FetchSettings, secret: str, port: int, home: Path, c
         "lowest-speed-limit": least_rate(settings) // max(1, settings.connections),
         "timeout": _bounded(settings.timeout_seconds, 600),
         "connect-timeout": _bounded(min(settings.timeout_seconds, 15.0), 600),
-        "max-tries": 3,  # of a connection; the source is asked anew by us
+        "max-tries": 3,  # of a connection; later tries of the source are ours
         "retry-wait": 1,
         "max-file-not-found": 1,
-        "max-download-result": 10000,  # an ended transfer that it forgets would look like a lost one
+        "max-download-result": 10000,  # an ended download that it forgets looks like a lost one
         "uri-selector": "feedback",
         "server-stat-timeout": 3600,
     }  # fmt: skip
     if authority:
-        lines["ca-certificate"] = str(authority)  # the static build and Debian's look in different places
+        lines["ca-certificate"] = str(authority)  # the static build and Debian's have different defaults
     if credentials.text():
         lines["netrc-path"] = str(home / "netrc")  # by host, looked up anew after each redirect; a header would travel along
     else:
@@ -114,7 +114,7 @@ def _bounded(value: float, most: int) -> int:
 
 
 class Status(Struct, frozen=True, kw_only=True):
-    """What aria2 says of a transfer; *prefix* is how many bytes from the front are in the file for good."""
+    """The status of a download: sizes in bytes, *speed* in bytes a second; the first *prefix* bytes are complete and final."""
 
     gid: str
     state: str
@@ -128,7 +128,7 @@ class Status(Struct, frozen=True, kw_only=True):
 
 
 class Ending(Struct, frozen=True, kw_only=True):
-    """What the end of a transfer means. *discard*: what is on the disk cannot be continued. *node*: this machine is at fault."""
+    """Why a download failed. *discard*: what is on the disk cannot be continued. *node*: this machine is at fault, not the source."""
 
     failure: Failure
     discard: bool = False

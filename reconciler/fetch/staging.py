@@ -1,15 +1,15 @@
 """
-Files that are being fetched, and what earlier runs left of them.
+The folder of files that are being fetched, and of what earlier runs left of them.
 
-``<staging>/<algorithm>-<hex>/<attempt>/data``: one folder a blob, one folder an attempt, always the same flat name in it.
+``<staging>/<algorithm>-<hex>/<attempt>/data``: one folder for each blob, in it one for each attempt, with a file of a fixed name.
 
 Rules that hold here:
 
-1. Everything is private (0700) and looked at before it is used; links, devices, pipes and other people's files are deleted, not followed.
-2. Nothing on the disk is believed. What was written is found by asking the file system (``SEEK_DATA``), and the downloader's record is
-   written anew from that each time (``record``). The digest decides in the end.
-3. One process at a time: a lock that the downloader inherits, so that one that outlived its parent still holds it.
-4. A blob keeps one attempt at most. Its folder is as old as the last run that came back for it: by that age the store clears it.
+1. Everything is private (0700) and checked before it is used; links, devices, pipes and other users' files are deleted, not followed.
+2. What the file system says was written (``SEEK_DATA``) decides what is continued, and aria2's control file is written from that each time
+   (``aria2_protocol``). Whether the bytes are right is decided by the digest alone.
+3. One process at a time: aria2 inherits the lock, so that one that outlived its parent still holds it.
+4. A blob keeps one attempt at most. Its folder gets a new time whenever a run continues it; the store deletes old ones.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _LOCK_SECONDS = 10.0
 _PIECE = 1 << 20
 _LARGE_PIECE = 8 << 20
 _FEW_PIECES = 32
-#: Above this, pieces grow further: each is a bit in every report.
+#: With more pieces than this they grow: each is a bit in every status of aria2.
 _MOST_PIECES = 2048
 _MOST_RECORDED_BYTES = 1 << 20
 
@@ -83,17 +83,17 @@ class Staging:
 
     @property
     def lock(self) -> int:
-        """The lock's descriptor, for the downloader to inherit."""
+        """The lock's file descriptor, for aria2 to inherit."""
         return self._lock
 
     def close(self) -> None:
-        """Give the lock back."""
+        """Release the lock."""
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
 
     def resume(self, name: str, size: int) -> Attempt | None:
-        """Return the attempt that an earlier transfer left, ready to be continued; delete all else that lies there."""
+        """Return the attempt that an earlier transfer left, ready to be continued; delete everything else of this blob."""
         with files.translate_errors(f"look at what is left of {name}"):
             best: Attempt | None = None
             pieces: _Pieces = []
@@ -112,7 +112,7 @@ class Staging:
 
     @staticmethod
     def record_pieces(attempt: Attempt, bitfield: str) -> None:
-        """Remember which pieces were reported as complete. Not synced: after a power cut it may say too much, and the digest decides."""
+        """Record which pieces aria2 reports as complete. Not synced: after a power cut it may list too many, and the digest decides."""
         if bitfield and bitfield != attempt.recorded:
             attempt.recorded = bitfield
             with contextlib.suppress(OSError):
@@ -155,7 +155,7 @@ class Staging:
             yield from _listed(folder)
 
     def _pieces_of(self, path: Path, size: int) -> _Pieces:
-        """Return what there is of the attempt at *path*, by pieces."""
+        """Return the ranges that are there of the attempt at *path*, for each piece."""
         try:
             _check_own_folder(path)
             known = _read_recorded(path / _PIECES)
@@ -215,7 +215,7 @@ def length(path: Path) -> int:
 
 
 def _check_own_folder(path: Path) -> None:
-    """Let *path* be a folder of this user and nobody else's; raise ``NotADirectoryError`` where it cannot be."""
+    """Make *path* private; raise ``NotADirectoryError`` where it is no folder of this user."""
     seen = path.lstat()
     if not stat.S_ISDIR(seen.st_mode) or seen.st_uid != os.geteuid():
         raise NotADirectoryError(errno.ENOTDIR, "it is not a folder of this user")
@@ -253,7 +253,7 @@ def _read_recorded(path: Path) -> str:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Write *data* to the file *path*, in place: of both files that are written so, a torn one only says that less is there."""
+    """Write *data* to the file *path*, in place: the two files that are written so only list fewer bytes when they are torn."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
     with os.fdopen(fd, "wb") as file:
         file.write(data)

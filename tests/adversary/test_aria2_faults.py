@@ -22,7 +22,7 @@ from reconciler.fetch import aria2_daemon, credentials
 from reconciler.fetch.downloader import Aria2Fetcher
 from reconciler.ports import FetchFailed, FetchProgress, Notice
 from tests import hostile_server as bad
-from tests.fetching import FAST, HUNG_SECONDS, LARGE, SMALL, Heard, children_of, collect, good, my_aria2, name_of, named, some, want
+from tests.fetching import FAST, HUNG_SECONDS, LARGE, SMALL, EventRecorder, children_of, collect, good, my_aria2, name_of, named, some, want
 from tests.hostile_server import HostileServer, honest
 from tests.processes import outliving
 
@@ -35,7 +35,7 @@ def server() -> Iterator[HostileServer]:
         yield running
 
 
-class Saboteur(Heard):
+class Saboteur(EventRecorder):
     """Does something to the downloader as soon as some bytes are there, *times* times."""
 
     def __init__(self, act: Callable[[int], None], times: int = 1, after: int = 200_000) -> None:
@@ -82,7 +82,7 @@ def test_a_downloader_that_keeps_dying_fails_its_blobs_and_no_others(tmp_path: P
     small = some(SMALL, 3)
     settings = msgspec.structs.replace(FAST, direct_bytes=SMALL, restarts=3)
     saboteur = Saboteur(kill, times=100, after=-1)
-    url = server.on("/x", bad.asked_politely(honest(DATA), bad.silent))
+    url = server.on("/x", bad.on_probe(honest(DATA), bad.silent))
     fetcher = Aria2Fetcher(tmp_path, settings)
     try:
         outcomes = collect(fetcher, [want(DATA, url), want(small, server.on("/small", honest(small)))], saboteur)
@@ -169,7 +169,7 @@ def _until(act: Callable[[], object], seconds: float = 20.0) -> None:
 
 def test_a_port_that_is_taken_is_not_spoken_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Somebody else listens where aria2c should: he never hears the secret, and another port is tried."""
-    heard: list[bytes] = []
+    recorder: list[bytes] = []
     with socket.create_server(("127.0.0.1", 0)) as other:
         taken = other.getsockname()[1]
         free = aria2_daemon._free_port
@@ -184,9 +184,9 @@ def test_a_port_that_is_taken_is_not_spoken_to(tmp_path: Path, monkeypatch: pyte
         other.settimeout(0)
         with contextlib.suppress(BlockingIOError):
             connection, _ = other.accept()
-            heard.append(connection.recv(65536))
+            recorder.append(connection.recv(65536))
             connection.close()
-    assert heard == []
+    assert recorder == []
 
 
 def test_no_aria2c_is_a_clear_error(tmp_path: Path, server: HostileServer) -> None:
@@ -325,7 +325,7 @@ def test_a_downloader_that_outlived_its_run_keeps_the_next_one_out(tmp_path: Pat
     first, second = Aria2Fetcher(tmp_path, FAST), Aria2Fetcher(tmp_path, FAST)
     try:
         first._staging.open()
-        outcome = next(second.fetch([want(DATA, "http://127.0.0.1:1/x")], Heard()))
+        outcome = next(second.fetch([want(DATA, "http://127.0.0.1:1/x")], EventRecorder()))
         assert isinstance(outcome, FetchFailed)
         assert isinstance(outcome.error, StoreBusy)
     finally:
@@ -338,7 +338,7 @@ def test_closing_the_iterator_stops_the_transfer(tmp_path: Path, server: Hostile
     small = some(3 << 20, 5)
     fetcher = Aria2Fetcher(tmp_path, FAST)
     try:
-        outcomes = fetcher.fetch([want(DATA, url), want(small, server.on("/small", honest(small)))], Heard())
+        outcomes = fetcher.fetch([want(DATA, url), want(small, server.on("/small", honest(small)))], EventRecorder())
         next(outcomes)
         outcomes.close()  # type: ignore[attr-defined]
         assert my_aria2() == []
@@ -357,7 +357,7 @@ def test_closing_from_another_thread_ends_the_run_at_once_and_for_good(tmp_path:
     outcomes: dict[str, object] = {}
     raised: list[BaseException] = []
 
-    def heard(event: object, /) -> None:
+    def recorder(event: object, /) -> None:
         if when in {"moving", "hanging"} and isinstance(event, FetchProgress) and event.done:
             for pid in my_aria2() if when == "hanging" else []:
                 archive(pid)
@@ -365,7 +365,7 @@ def test_closing_from_another_thread_ends_the_run_at_once_and_for_good(tmp_path:
 
     def run() -> None:
         try:
-            for outcome in fetcher.fetch(wants, heard):
+            for outcome in fetcher.fetch(wants, recorder):
                 outcomes[outcome.digest] = outcome
                 if when in {"asking", "waiting"}:
                     reached.set()

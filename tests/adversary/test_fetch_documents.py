@@ -310,7 +310,7 @@ def test_what_is_meant_as_an_envelope_is_judged_by_its_signatures(server: Hostil
 
 
 @pytest.fixture
-def heard(node: Node, server: HostileServer) -> Node:
+def online_node(node: Node, server: HostileServer) -> Node:
     """Return a node that has a lock, and whose network is the hostile server from now on."""
     node.publish()
     envelope = (node.folder / "published.json").read_bytes()
@@ -323,37 +323,37 @@ def heard(node: Node, server: HostileServer) -> Node:
 
 
 @pytest.mark.parametrize("page", ["login page", "bucket", "registry", "plain text", "nothing"])
-def test_a_node_behind_a_login_page_is_a_node_without_a_network(heard: Node, server: HostileServer, page: str) -> None:
+def test_a_node_behind_a_login_page_is_a_node_without_a_network(online_node: Node, server: HostileServer, page: str) -> None:
     data, content_type, _ = PAGES[page]
-    lock = (heard.folder / "models.lock").read_bytes()
+    lock = (online_node.folder / "models.lock").read_bytes()
     server.on("/snapshot.json", sends(data, content_type))
     server.on("/2.root.json", sends(data, content_type))
 
-    locked = heard.run("lock", "--json")
-    synced = heard.run("sync")
+    locked = online_node.run("lock", "--json")
+    synced = online_node.run("sync")
 
     assert (locked.code, locked.json["error"]["name"]) == (1, "source-failed")
     assert "the last known lock stays" in synced.out + synced.err
     assert synced.code == 0
-    assert (heard.folder / "models.lock").read_bytes() == lock
-    assert not set(heard.kinds()) & {"bad-envelope", "bad-signature"}
+    assert (online_node.folder / "models.lock").read_bytes() == lock
+    assert not set(online_node.kinds()) & {"bad-envelope", "bad-signature"}
 
 
-def test_a_login_page_in_place_of_a_root_does_not_hide_the_snapshot(heard: Node, server: HostileServer) -> None:
+def test_a_login_page_in_place_of_a_root_does_not_hide_the_snapshot(online_node: Node, server: HostileServer) -> None:
     server.on("/2.root.json", sends(LOGIN, "text/html"))
-    (heard.folder / "next.json").write_bytes(heard.network.snapshot())
-    server.on("/snapshot.json", sends((heard.folder / "next.json").read_bytes()))
+    (online_node.folder / "next.json").write_bytes(online_node.network.snapshot())
+    server.on("/snapshot.json", sends((online_node.folder / "next.json").read_bytes()))
 
-    ran = heard.run("lock", "--json")
+    ran = online_node.run("lock", "--json")
 
     assert ran.code == 0, ran
-    assert "version = 2" in (heard.folder / "models.lock").read_text()
+    assert "version = 2" in (online_node.folder / "models.lock").read_text()
 
 
-def test_a_root_that_is_fetched_by_hand_says_that_a_page_stands_there(heard: Node, server: HostileServer) -> None:
+def test_a_root_that_is_fetched_by_hand_says_that_a_page_stands_there(online_node: Node, server: HostileServer) -> None:
     url = server.on("/2.root.json", sends(LOGIN, "text/html"))
 
-    ran = command("trust", "update", url, "--config", str(heard.folder / "reconcile.toml"))
+    ran = command("trust", "update", url, "--config", str(online_node.folder / "reconcile.toml"))
 
     assert ran.code == 1, ran
     assert "source-failed" in ran.err
@@ -361,10 +361,10 @@ def test_a_root_that_is_fetched_by_hand_says_that_a_page_stands_there(heard: Nod
 
 
 @pytest.mark.parametrize("damaged", [b'{"payload": "e30="}', ENVELOPE, ENVELOPE[:-5], b'{"schema": 1}'])
-def test_a_malformed_envelope_is_refused_as_one(heard: Node, server: HostileServer, damaged: bytes) -> None:
+def test_a_malformed_envelope_is_refused_as_one(online_node: Node, server: HostileServer, damaged: bytes) -> None:
     server.on("/snapshot.json", sends(damaged))
 
-    ran = heard.run("sync", "--json")
+    ran = online_node.run("sync", "--json")
 
     assert ran.code == 4
     assert json.loads(ran.out.splitlines()[-1])["error"]["name"] in {"bad-envelope", "bad-signature"}

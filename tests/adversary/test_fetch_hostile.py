@@ -18,7 +18,7 @@ from reconciler.fetch.downloader import Aria2Fetcher
 from reconciler.fetch.settings import FetchSettings
 from reconciler.ports import FetchFailed
 from tests import hostile_server as bad
-from tests.fetching import DIRECT, FAST, LARGE, SMALL, Heard, collect, files_under, good, my_aria2, name_of, some, want
+from tests.fetching import DIRECT, FAST, LARGE, SMALL, EventRecorder, collect, files_under, good, my_aria2, name_of, some, want
 from tests.hostile_server import Behaviour, HostileServer, honest
 
 
@@ -40,7 +40,7 @@ def fetching(staging: Path, settings: FetchSettings = FAST) -> Iterator[Aria2Fet
 
 def _late(evil: Behaviour, data: bytes) -> Behaviour:
     """Be honest to whoever asks for the first byte, and evil to the downloader."""
-    return bad.asked_politely(honest(data), evil)
+    return bad.on_probe(honest(data), evil)
 
 
 DATA = some(LARGE, 1)
@@ -113,17 +113,17 @@ def test_nothing_of_a_hostile_server_is_handed_on(
 ) -> None:
     url = server.on("/evil", evil)
     fine = server.on("/fine", honest(OTHER))
-    heard = Heard()
+    recorder = EventRecorder()
     with fetching(tmp_path) as fetcher:
-        outcomes = collect(fetcher, [want(DATA, url), want(OTHER, fine)], heard)
+        outcomes = collect(fetcher, [want(DATA, url), want(OTHER, fine)], recorder)
         good(outcomes[name_of(OTHER)], OTHER)
         failed = outcomes[name_of(DATA)]
     assert isinstance(failed, FetchFailed), failed
     assert url in failed.error.message
-    told = [it for it in heard.incidents if it.blob == name_of(DATA)]
-    assert {it.source for it in told} == {url}
-    assert kind in {it.kind for it in told}
-    assert any(word in it.detail for it in told), told
+    incidents = [it for it in recorder.incidents if it.blob == name_of(DATA)]
+    assert {it.source for it in incidents} == {url}
+    assert kind in {it.kind for it in incidents}
+    assert any(word in it.detail for it in incidents), incidents
     for path in files_under(tmp_path):
         if path.name == "data" and path.stat().st_size == LARGE:
             assert path.read_bytes() == OTHER
@@ -134,9 +134,9 @@ def test_one_honest_mirror_among_liars_is_enough(
     tmp_path: Path, server: HostileServer, _name: str, evil: Behaviour, kind: str, word: str
 ) -> None:
     urls = (server.on("/evil", evil), server.on("/gone", bad.status(404)), server.on("/true", honest(DATA)))
-    heard = Heard()
+    recorder = EventRecorder()
     with fetching(tmp_path) as fetcher:
-        good(collect(fetcher, [want(DATA, *urls)], heard)[name_of(DATA)], DATA)
+        good(collect(fetcher, [want(DATA, *urls)], recorder)[name_of(DATA)], DATA)
 
 
 SHORT = DATA[:SMALL]
@@ -163,30 +163,30 @@ def test_small_blobs_are_fetched_by_the_same_rules(
 ) -> None:
     url, fine = server.on("/evil", evil), server.on("/true", honest(SHORT))
     beside = OTHER[:SMALL]
-    heard = Heard()
+    recorder = EventRecorder()
     settings = msgspec.structs.replace(DIRECT, min_rate_bytes=1 << 16)
     with fetching(tmp_path, settings) as fetcher:
-        outcomes = collect(fetcher, [want(SHORT, url), want(beside, server.on("/beside", honest(beside)))], heard)
+        outcomes = collect(fetcher, [want(SHORT, url), want(beside, server.on("/beside", honest(beside)))], recorder)
         good(outcomes[name_of(beside)], beside)
         assert isinstance(outcomes[name_of(SHORT)], FetchFailed)
         good(collect(fetcher, [want(SHORT, url, fine)])[name_of(SHORT)], SHORT)
-    assert {it.source for it in heard.incidents} == {url}
-    assert kind in heard.kinds()
-    assert any(word in it.detail for it in heard.incidents), heard.incidents
+    assert {it.source for it in recorder.incidents} == {url}
+    assert kind in recorder.kinds()
+    assert any(word in it.detail for it in recorder.incidents), recorder.incidents
 
 
 def test_contents_that_change_on_resume_are_not_mixed(tmp_path: Path, server: HostileServer) -> None:
     """The first connection gives the front of one file and breaks; later ones give another file's rest, with another ETag."""
-    url = server.on("/x", bad.asked_politely(honest(DATA), bad.first(bad.reset_after(DATA, LARGE // 2), honest(OTHER, etag="b"))))
-    heard = Heard()
+    url = server.on("/x", bad.on_probe(honest(DATA), bad.first(bad.reset_after(DATA, LARGE // 2), honest(OTHER, etag="b"))))
+    recorder = EventRecorder()
     with fetching(tmp_path) as fetcher:
-        assert isinstance(collect(fetcher, [want(DATA, url)], heard)[name_of(DATA)], FetchFailed)
+        assert isinstance(collect(fetcher, [want(DATA, url)], recorder)[name_of(DATA)], FetchFailed)
         good(collect(fetcher, [want(DATA, url, server.on("/true", honest(DATA)))])[name_of(DATA)], DATA)
-    assert "hash-mismatch" in heard.kinds()
+    assert "hash-mismatch" in recorder.kinds()
 
 
 def test_a_reset_is_continued_and_not_begun_again(tmp_path: Path, server: HostileServer) -> None:
-    url = server.on("/x", bad.asked_politely(honest(DATA), bad.first(bad.reset_after(DATA, 700_000), honest(DATA), times=6)))
+    url = server.on("/x", bad.on_probe(honest(DATA), bad.first(bad.reset_after(DATA, 700_000), honest(DATA), times=6)))
     with fetching(tmp_path) as fetcher:
         good(collect(fetcher, [want(DATA, url)])[name_of(DATA)], DATA)
 
@@ -213,11 +213,11 @@ def test_the_liar_among_mixed_mirrors_is_named(tmp_path: Path, server: HostileSe
     for order in (("/lie", "/true"), ("/true", "/lie")):
         # At this rate neither is done before the other has begun.
         urls = {path: server.on(path, honest(data, rate=4 << 20)) for path, data in (("/lie", wrong), ("/true", big))}
-        heard = Heard()
+        recorder = EventRecorder()
         with fetching(tmp_path) as fetcher:
-            outcome = good(collect(fetcher, [want(big, *(urls[path] for path in order))], heard)[name_of(big)], big)
+            outcome = good(collect(fetcher, [want(big, *(urls[path] for path in order))], recorder)[name_of(big)], big)
             outcome.path.unlink()
-        assert {it.source for it in heard.incidents if it.source} == {urls["/lie"]}
+        assert {it.source for it in recorder.incidents if it.source} == {urls["/lie"]}
         assert outcome.sources == (urls["/true"],)
 
 
@@ -238,8 +238,8 @@ def test_a_mirror_that_answers_late_is_there_when_the_first_one_breaks(tmp_path:
         honest(big)(it)
 
     slowly = honest(big, rate=1 << 20)
-    first = server.on("/first", bad.asked_politely(slowly, bad.first(slowly, bad.reset_after(big, 1000), times=calls)))
-    second = server.on("/second", bad.asked_politely(late, honest(big)))
+    first = server.on("/first", bad.on_probe(slowly, bad.first(slowly, bad.reset_after(big, 1000), times=calls)))
+    second = server.on("/second", bad.on_probe(late, honest(big)))
     with fetching(tmp_path) as fetcher:
         outcome = good(collect(fetcher, [want(big, first, second)])[name_of(big)], big)
     assert outcome.sources == (first, second)
@@ -248,21 +248,21 @@ def test_a_mirror_that_answers_late_is_there_when_the_first_one_breaks(tmp_path:
 
 def test_hashing_follows_the_download(tmp_path: Path, server: HostileServer) -> None:
     big = some(12 << 20, 7)
-    heard = Heard()
+    recorder = EventRecorder()
     with fetching(tmp_path) as fetcher:
-        good(collect(fetcher, [want(big, server.on("/x", honest(big, rate=2 << 20)))], heard)[name_of(big)], big)
-    assert any(0 < event.hashed <= event.done < event.total for event in heard.progress)
+        good(collect(fetcher, [want(big, server.on("/x", honest(big, rate=2 << 20)))], recorder)[name_of(big)], big)
+    assert any(0 < event.hashed <= event.done < event.total for event in recorder.progress)
 
 
 def test_a_slow_source_is_left_for_the_next(tmp_path: Path, server: HostileServer) -> None:
-    slow = server.on("/slow", bad.asked_politely(honest(DATA), honest(DATA, rate=20_000)))
+    slow = server.on("/slow", bad.on_probe(honest(DATA), honest(DATA, rate=20_000)))
     # The second answers too late to be used together with the first.
     settings = msgspec.structs.replace(FAST, min_rate_bytes=4 << 20)
-    heard = Heard()
+    recorder = EventRecorder()
     with fetching(tmp_path, settings) as fetcher:
         late = server.on("/fast", bad.first(bad.status(503, ("Retry-After", "0")), honest(DATA)))
-        good(collect(fetcher, [want(DATA, slow, late)], heard)[name_of(DATA)], DATA)
-    assert any(it.source == slow and "slower than" in it.detail for it in heard.incidents)
+        good(collect(fetcher, [want(DATA, slow, late)], recorder)[name_of(DATA)], DATA)
+    assert any(it.source == slow and "slower than" in it.detail for it in recorder.incidents)
 
 
 def test_retry_after_is_kept_to(tmp_path: Path, server: HostileServer) -> None:
@@ -325,11 +325,11 @@ def test_an_endless_answer_is_stopped_long_before_the_disk_is_full(tmp_path: Pat
 def test_what_servers_say_reaches_people_without_secrets_and_control_characters(tmp_path: Path, server: HostileServer) -> None:
     server.on("/x", bad.redirect("https://\x1b[31mred.example/?token=hush"))
     url = server.url("/x") + "?signature=hush"
-    heard = Heard()
+    recorder = EventRecorder()
     with fetching(tmp_path) as fetcher:
-        outcome = collect(fetcher, [want(DATA, url)], heard)[name_of(DATA)]
+        outcome = collect(fetcher, [want(DATA, url)], recorder)[name_of(DATA)]
     assert isinstance(outcome, FetchFailed)
-    text = outcome.error.message + repr(heard.incidents)
+    text = outcome.error.message + repr(recorder.incidents)
     assert "hush" not in text
     assert "\x1b" not in text
 
@@ -340,17 +340,17 @@ def test_progress_is_at_most_ten_events_a_second(tmp_path: Path, server: Hostile
     blobs = [some(3 << 20, seed) for seed in range(4)]
     times: list[float] = []
 
-    class Timed(Heard):
+    class Timed(EventRecorder):
         def __call__(self, event: object, /) -> None:
             super().__call__(event)  # type: ignore[arg-type]
             times.append(time.monotonic())
 
-    heard = Timed()
+    recorder = Timed()
     wants = [want(data, server.on(f"/{index}", honest(data, rate=1 << 20))) for index, data in enumerate(blobs)]
     with fetching(tmp_path) as fetcher:
-        collect(fetcher, wants, heard)
-    progress = [at for at, event in zip(times, heard.events, strict=True) if event in heard.progress]
+        collect(fetcher, wants, recorder)
+    progress = [at for at, event in zip(times, recorder.events, strict=True) if event in recorder.progress]
     assert len(progress) > 1
     assert all(later - earlier >= 0.09 for earlier, later in zip(progress, progress[10:], strict=False))
     assert all(later - earlier > 0.9 for earlier, later in zip(progress, progress[10:], strict=False))
-    assert {event.digest for event in heard.progress} == {it.digest for it in wants}
+    assert {event.digest for event in recorder.progress} == {it.digest for it in wants}

@@ -22,7 +22,7 @@ from reconciler.fetch import staging as stagings
 from reconciler.fetch.downloader import Aria2Fetcher
 from reconciler.fetch.staging import Staging
 from reconciler.ports import FetchFailed
-from tests.fetching import FAST, LARGE, SMALL, Heard, collect, files_under, good, name_of, some, want
+from tests.fetching import FAST, LARGE, SMALL, EventRecorder, collect, files_under, good, name_of, some, want
 from tests.hostile_server import HostileServer, honest, no_ranges
 
 DATA = some(LARGE, 1)
@@ -49,10 +49,10 @@ def attempt(root: Path, name: str = "left") -> Path:
     return path
 
 
-def fetch(root: Path, server: HostileServer, heard: Heard | None = None) -> Path:
+def fetch(root: Path, server: HostileServer, recorder: EventRecorder | None = None) -> Path:
     fetcher = Aria2Fetcher(root, FAST)
     try:
-        return good(collect(fetcher, [want(DATA, server.url("/x"))], heard)[NAME], DATA).path
+        return good(collect(fetcher, [want(DATA, server.url("/x"))], recorder)[NAME], DATA).path
     finally:
         fetcher.close()
 
@@ -88,9 +88,9 @@ def test_a_whole_file_is_hashed_and_nothing_is_fetched(root: Path, server: Hosti
 def test_wrong_bytes_of_an_earlier_run_cost_a_download_and_blame_nobody(root: Path, server: HostileServer, left: bytes) -> None:
     """Zeros of the full length are what a crash after a preallocation leaves, and what aria2 calls complete."""
     (attempt(root) / "data").write_bytes(left)
-    heard = Heard()
-    fetch(root, server, heard)
-    assert [(it.kind, it.source) for it in heard.incidents] == [("hash-mismatch", "")]
+    recorder = EventRecorder()
+    fetch(root, server, recorder)
+    assert [(it.kind, it.source) for it in recorder.incidents] == [("hash-mismatch", "")]
 
 
 def too_long(path: Path) -> None:
@@ -276,7 +276,7 @@ def test_a_download_that_takes_many_runs_counts_as_new_with_each_of_them(root: P
 
 def test_what_was_adopted_leaves_no_folder(root: Path, server: HostileServer) -> None:
     fetcher = Aria2Fetcher(root, FAST)
-    for outcome in fetcher.fetch([want(DATA, server.url("/x"))], Heard()):
+    for outcome in fetcher.fetch([want(DATA, server.url("/x"))], EventRecorder()):
         good(outcome, DATA).path.rename(root / "adopted")
     fetcher.close()
     assert [path.name for path in files_under(root)] == ["adopted"]

@@ -43,7 +43,7 @@ def on_ranges(behaviour: Behaviour, *, but_the_first_byte: bool = False) -> Call
 
     def made(data: bytes) -> Behaviour:
         def behave(it: Exchange) -> None:
-            refused = it.range is not None and not (but_the_first_byte and it.is_question)
+            refused = it.range is not None and not (but_the_first_byte and it.is_probe)
             (behaviour if refused else honest(data))(it)
 
         return behave

@@ -29,7 +29,7 @@ from reconciler.fetch.settings import FetchSettings
 from reconciler.fetch.sources import Failure, Rules
 from reconciler.ports import Fetched, FetchFailed, Want
 from tests import hostile_server as bad
-from tests.fetching import DIRECT, FAST, LARGE, SMALL, Heard, collect, good, name_of, some, want
+from tests.fetching import DIRECT, FAST, LARGE, SMALL, EventRecorder, collect, good, name_of, some, want
 from tests.hostile_server import Behaviour, Exchange, HostileServer, honest
 
 DATA = some(LARGE, 1)
@@ -83,10 +83,12 @@ def authority(tmp_path: Path) -> Authority:
 
 
 @contextlib.contextmanager
-def fetched(staging: Path, settings: FetchSettings, wants: list[Want], heard: Heard | None = None) -> Iterator[Fetched | FetchFailed]:
+def fetched(
+    staging: Path, settings: FetchSettings, wants: list[Want], recorder: EventRecorder | None = None
+) -> Iterator[Fetched | FetchFailed]:
     fetcher = Aria2Fetcher(staging, settings)
     try:
-        yield collect(fetcher, wants, heard)[wants[0].digest]
+        yield collect(fetcher, wants, recorder)[wants[0].digest]
     finally:
         fetcher.close()
 
@@ -106,13 +108,13 @@ def test_an_unknown_an_expired_and_another_hosts_certificate_are_refused(
     tmp_path: Path, authority: Authority, settings: FetchSettings, data: bytes, trusted: bool, days: int, host: str
 ) -> None:
     settings = msgspec.structs.replace(settings, ca_file=authority.file if trusted else None)
-    heard = Heard()
+    recorder = EventRecorder()
     with HostileServer(tls=authority.server(days=days, host=host)) as server:
         wanted = want(data, server.on("/x", honest(data)))
-        with fetched(tmp_path / "s", settings, [wanted], heard) as outcome:
+        with fetched(tmp_path / "s", settings, [wanted], recorder) as outcome:
             assert isinstance(outcome, FetchFailed)
         assert server.requests == []
-    assert any("certificate" in it.detail for it in heard.incidents)
+    assert any("certificate" in it.detail for it in recorder.incidents)
 
 
 def guarded(behaviour: Behaviour, pair: str) -> Behaviour:
@@ -159,11 +161,11 @@ def test_credentials_never_cross_a_host(tmp_path: Path, settings: FetchSettings,
 
 
 def test_credentials_do_not_follow_a_redirect_that_the_downloader_meets(tmp_path: Path) -> None:
-    """Within the allowed hosts, and after the source was asked politely: the downloader looks the host up anew."""
+    """Within the allowed hosts, and after the source was probed: the downloader looks the host up anew."""
     with HostileServer() as server, HostileServer() as other:
         away = f"http://localhost:{other.port}/y"
         other.on("/y", honest(DATA))
-        behaviour = bad.asked_politely(honest(DATA), bad.redirect(away))
+        behaviour = bad.on_probe(honest(DATA), bad.redirect(away))
         url = server.on("/x", guarded(behaviour, "ann:word"))
         second = f"http://localhost:{other.port}/y"
         known = msgspec.structs.replace(FAST, netrc=netrc(tmp_path, "machine 127.0.0.1 login ann password word\n"))
@@ -255,12 +257,12 @@ def test_a_name_that_leads_to_a_private_address_is_not_asked(
     with HostileServer() as server:
         server.on("/x", honest(data))
         url = f"http://models.example:{server.port}/x"
-        heard = Heard()
-        with fetched(tmp_path / "s", msgspec.structs.replace(settings, allow_http=True), [want(data, url)], heard) as outcome:
+        recorder = EventRecorder()
+        with fetched(tmp_path / "s", msgspec.structs.replace(settings, allow_http=True), [want(data, url)], recorder) as outcome:
             assert isinstance(outcome, FetchFailed)
         assert server.requests == []
-    assert any("private address" in it.detail for it in heard.incidents)
-    assert {it.blob for it in heard.incidents} == {name_of(data)}
+    assert any("private address" in it.detail for it in recorder.incidents)
+    assert {it.blob for it in recorder.incidents} == {name_of(data)}
 
 
 # -- threads ---------------------------------------------------------------------------------------

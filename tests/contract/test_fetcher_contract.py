@@ -11,7 +11,7 @@ import pytest
 from reconciler.core.errors import HashMismatch, ReconcileError
 from reconciler.fetch.downloader import Aria2Fetcher
 from reconciler.ports import Fetched, Fetcher, FetchFailed
-from tests.fetching import DIRECT, FAST, LARGE, Heard, collect, good, my_aria2, name_of, some, want
+from tests.fetching import DIRECT, FAST, LARGE, EventRecorder, collect, good, my_aria2, name_of, some, want
 from tests.hostile_server import HostileServer, honest
 from tests.memory_fetcher import MemoryFetcher
 
@@ -66,41 +66,41 @@ def test_a_second_fetch_with_the_same_object(world: World) -> None:
 
 def test_other_bytes_of_the_same_length_are_refused(world: World) -> None:
     data, lie = some(70_000, 1), some(70_000, 2)
-    heard = Heard()
+    recorder = EventRecorder()
     url = world.serve("/lie", lie)
-    outcome = collect(world.fetcher, [want(data, url)], heard)[name_of(data)]
+    outcome = collect(world.fetcher, [want(data, url)], recorder)[name_of(data)]
     assert isinstance(outcome, FetchFailed)
     assert isinstance(outcome.error, HashMismatch)
-    assert [(it.kind, it.blob, it.source) for it in heard.incidents] == [("hash-mismatch", name_of(data), url)]
+    assert [(it.kind, it.blob, it.source) for it in recorder.incidents] == [("hash-mismatch", name_of(data), url)]
 
 
 def test_the_next_source_is_taken_and_the_liar_named(world: World) -> None:
     data, lie = some(70_000, 1), some(70_000, 2)
-    heard = Heard()
+    recorder = EventRecorder()
     bad, fine = world.serve("/lie", lie), world.serve("/true", data)
-    outcome = good(collect(world.fetcher, [want(data, bad, fine)], heard)[name_of(data)], data)
+    outcome = good(collect(world.fetcher, [want(data, bad, fine)], recorder)[name_of(data)], data)
     assert outcome.sources == (fine,)
-    assert {(it.kind, it.source) for it in heard.incidents} == {("hash-mismatch", bad)}
+    assert {(it.kind, it.source) for it in recorder.incidents} == {("hash-mismatch", bad)}
 
 
 def test_another_length_is_refused(world: World) -> None:
     data = some(70_000, 1)
     for index, lie in enumerate((data[:-1], data + b"x")):
-        heard = Heard()
-        outcome = collect(world.fetcher, [want(data, world.serve(f"/{index}", lie))], heard)[name_of(data)]
+        recorder = EventRecorder()
+        outcome = collect(world.fetcher, [want(data, world.serve(f"/{index}", lie))], recorder)[name_of(data)]
         assert isinstance(outcome, FetchFailed)
-        assert heard.kinds() == {"size-mismatch"}
+        assert recorder.kinds() == {"size-mismatch"}
 
 
 def test_a_source_that_is_not_there_fails_its_blob_alone(world: World) -> None:
     data, lost = some(70_000, 1), some(70_000, 2)
-    heard = Heard()
-    outcomes = collect(world.fetcher, [want(lost, world.nowhere), want(data, world.serve("/x", data))], heard)
+    recorder = EventRecorder()
+    outcomes = collect(world.fetcher, [want(lost, world.nowhere), want(data, world.serve("/x", data))], recorder)
     good(outcomes[name_of(data)], data)
     failed = outcomes[name_of(lost)]
     assert isinstance(failed, FetchFailed)
     assert isinstance(failed.error, ReconcileError)
-    assert "source-failed" in heard.kinds()
+    assert "source-failed" in recorder.kinds()
 
 
 def test_no_source_at_all_is_a_failure(world: World) -> None:
@@ -123,7 +123,7 @@ def test_other_algorithms(world: World, algorithm: str) -> None:
 def test_closing_the_iterator_stops_and_the_next_fetch_goes_on(world: World) -> None:
     blobs = [some(LARGE, seed) for seed in range(3)]
     wants = [want(data, world.serve(f"/{index}", data)) for index, data in enumerate(blobs)]
-    outcomes = world.fetcher.fetch(wants, Heard())
+    outcomes = world.fetcher.fetch(wants, EventRecorder())
     next(outcomes)
     outcomes.close()  # type: ignore[attr-defined]
     again = collect(world.fetcher, wants)

@@ -196,7 +196,7 @@ def slow(node: Node) -> Iterator[tuple[HostileServer, bytes]]:
 
 
 def transfers(server: HostileServer) -> int:
-    return len([it for it in server.asked("/slow") if not it.is_question])
+    return len([it for it in server.asked("/slow") if not it.is_probe])
 
 
 @pytest.fixture
