@@ -7,13 +7,13 @@ Rules that hold here:
    elsewhere at a second look-up gains nothing. With a proxy, the proxy looks names up.
 2. A document's redirects are followed here, at most five, each to an address that would be allowed by itself: https, or http to this very
    machine. From a public address, none leads to a private one.
-3. Time is bounded as a whole: one deadline from the connection to the last header, and one for the body. Whoever drips bytes meets it.
+3. Time is bounded as a whole: one deadline from the connection to the last header, and one for the body, however slowly bytes come in.
 4. A body that ends early, is compressed, or is larger than the cap is a failure of the network, said as one, and never half a document.
 5. So is a page that stands where a document was asked for (``error_pages``). Whatever is meant as a document is judged by its signatures.
 
 ``http.client`` is what this stands on. urllib3 2.8 was tried in its place: its timeouts count each read, so that a server which drips its
 headers holds a caller for ever (rule 3); between its look-up and its connection there is no place for a check, except a pool for each
-address (rule 1); its redirects, retries and decoding would be switched off (rules 2 and 4). requests and httpx stand on the same ground.
+address (rule 1); its redirects, retries and decoding would be switched off (rules 2 and 4). requests and httpx count time in the same way.
 """
 
 from __future__ import annotations
