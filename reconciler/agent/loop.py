@@ -254,7 +254,7 @@ class Agent:
             message=result.message,
             ended_at=result.at,
             seconds=round(result.seconds, 3),
-            succeeded_at=result.at if good else before.succeeded_at,
+            succeeded_at=result.at if good else before.succeeded_at and min(before.succeeded_at, result.at),  # a clock may have been ahead
             failures=before.failures + 1 if failed else 0 if good else before.failures,
             totals=before.totals | {result.outcome: before.totals.get(result.outcome, 0) + 1},
         )

@@ -25,7 +25,7 @@ from reconciler.fetch.hashing import Checked, Hashers
 from reconciler.ports import Event, HashProgress, Incident, Notice, Reporter
 from reconciler.store import blobs, generations, observe
 from reconciler.store.layout import Layout
-from reconciler.store.ledger import Ledger, Verification
+from reconciler.store.ledger import COLD_VERIFIED, Ledger, Verification
 from reconciler.store.trees import files_of, is_linked
 
 
@@ -64,10 +64,6 @@ class _Store(Struct, frozen=True):
     ledger: Ledger
     report: Reporter
     clock: Clock
-
-
-#: When each copy in cold storage was hashed last, in the ledger.
-_COLD = "cold"
 
 
 def verify(
@@ -155,7 +151,7 @@ def ages(context: NodeContext) -> list[float]:
 
 def _files(layout: Layout, ledger: Ledger, state: NodeState) -> list[_File]:
     hot = {name: seen.verified_at for name, seen in ledger.verifications().items()}
-    cold = ledger.fact(_COLD, dict[str, datetime]) or {}
+    cold = ledger.fact(COLD_VERIFIED, dict[str, datetime]) or {}
     return [
         *(_File(name, seen.size, layout.blob(name), _seconds(hot.get(name)), False) for name, seen in state.blobs.items()),
         *(_File(name, seen.size, layout.cold_blob(name), _seconds(cold.get(name)), True) for name, seen in state.archived.items()),
@@ -217,8 +213,8 @@ def _record(done: Checked, store: _Store) -> list[Damage]:
 
 def _record_cold(done: Checked, store: _Store) -> list[Damage]:
     if done.ok:
-        known = store.ledger.fact(_COLD, dict[str, datetime]) or {}
-        store.ledger.set_fact(_COLD, known | {done.digest: store.clock()})
+        known = store.ledger.fact(COLD_VERIFIED, dict[str, datetime]) or {}
+        store.ledger.set_fact(COLD_VERIFIED, known | {done.digest: store.clock()})
         return []
     if not done.found:  # a process without memory, or a disk that is away, says nothing about the bytes
         return [_logged("cold", done, f"its copy in cold storage cannot be read, and stays: {done.error}", store)]
@@ -239,7 +235,7 @@ def _logged(kind: str, done: Checked, detail: str, store: _Store) -> Damage:
 
 def _forget_removed(store: _Store, state: NodeState) -> None:
     """Forget the times of copies that have left cold storage."""
-    known = store.ledger.fact(_COLD, dict[str, datetime]) or {}
-    left = {name: min(at, store.clock()) for name, at in known.items() if name in state.archived}  # a wrong clock wrote later ones
+    known = store.ledger.fact(COLD_VERIFIED, dict[str, datetime]) or {}
+    left = {name: at for name, at in known.items() if name in state.archived}
     if left != known:
-        store.ledger.set_fact(_COLD, left)
+        store.ledger.set_fact(COLD_VERIFIED, left)

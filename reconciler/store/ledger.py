@@ -44,6 +44,10 @@ _INCIDENT_FIELDS = ("kind", "model", "blob", "source", "detail")
 _T = TypeVar("_T")
 
 
+#: The fact that says when each blob in cold storage was hashed and found good.
+COLD_VERIFIED = "cold"
+
+
 class Listing(Struct, frozen=True, kw_only=True):
     """One file of a tree: its path in the tree, its blob, and its size in bytes."""
 
@@ -276,6 +280,9 @@ class Ledger:
         text = units.rfc3339(now)
         if self._rows("SELECT 1 FROM blobs WHERE verified_at > ? LIMIT 1", (text,)):
             self._write("UPDATE blobs SET verified_at = ? WHERE verified_at > ?", (text, text))
+        cold = self.fact(COLD_VERIFIED, dict[str, datetime]) or {}
+        if any(at > now for at in cold.values()):
+            self.set_fact(COLD_VERIFIED, {name: min(at, now) for name, at in cold.items()})
 
     # -- incidents and history ---------------------------------------------------------------------
 

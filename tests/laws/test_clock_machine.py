@@ -24,7 +24,7 @@ from reconciler.core.errors import NotYetValid, Rollback, TrustError
 from reconciler.core.state import Generation, Passed
 from reconciler.ports import Incident, TestReport
 from reconciler.store.clock import BootTime, ClockReading, elapsed_seconds, run_clock
-from reconciler.store.ledger import Ledger, Verification
+from reconciler.store.ledger import COLD_VERIFIED, Ledger, Verification
 from tests.hostile_network import HostileNetwork, Node
 from tests.network import payload_of
 from tests.storenode import StoreNode, memory
@@ -316,7 +316,9 @@ def test_a_test_and_a_hash_from_the_future_are_as_old_as_the_first_run_with_the_
     with Ledger.writing(tmp_path / "ledger.db") as ledger:
         ledger.tested("a:v1", TestReport(verdict="passed"), passed, late)
         ledger.record_verified(name_of(b"x"), Verification(size=1, inode=1, mtime_ns=1, verified_at=late))
+        ledger.set_fact(COLD_VERIFIED, {name_of(b"y"): late, name_of(b"z"): NOW - GRACE})
         ledger.limit_times(NOW)
+        assert ledger.fact(COLD_VERIFIED, dict[str, datetime]) == {name_of(b"y"): NOW, name_of(b"z"): NOW - GRACE}
         assert ledger.passed()["a:v1"].at == NOW
         assert ledger.verifications()[name_of(b"x")].verified_at == NOW
 

@@ -569,3 +569,20 @@ def test_two_hundred_cycles_leave_nothing_behind(tmp_path: Path) -> None:
     assert memory_later - memory < 64 * 1024
     assert sum(world.health.totals.values()) == 200
     assert json.loads(status.health_path(world.load().layout).read_bytes())["schema"] == 1
+
+
+def test_a_success_of_a_clock_that_was_ahead_hides_no_silence(tmp_path: Path) -> None:
+    world = World(tmp_path, [0, StoreError("no disk"), StoreError("no disk")])
+    seen: list[status.Health] = []
+
+    def set_back(number: int) -> None:
+        seen.append(world.health)
+        if number == 1:
+            world.now -= 200 * 86400
+
+    world.during_wait = set_back
+    world.agent().run()
+
+    assert seen[1].succeeded_at is not None
+    assert seen[1].ended_at is not None
+    assert seen[1].succeeded_at <= seen[1].ended_at
