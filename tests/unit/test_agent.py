@@ -572,17 +572,22 @@ def test_two_hundred_cycles_leave_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_a_success_of_a_clock_that_was_ahead_hides_no_silence(tmp_path: Path) -> None:
-    world = World(tmp_path, [0, StoreError("no disk"), StoreError("no disk")])
+    class Corrected(World):
+        ahead = timedelta(days=200)
+
+        def clock(self) -> datetime:
+            return super().clock() + self.ahead
+
+    world = Corrected(tmp_path, [0, StoreError("no disk"), StoreError("no disk")])
     seen: list[status.Health] = []
 
-    def set_back(number: int) -> None:
+    def correct(_: int) -> None:
         seen.append(world.health)
-        if number == 1:
-            world.now -= 200 * 86400
+        world.ahead = timedelta()
 
-    world.during_wait = set_back
+    world.during_wait = correct
     world.agent().run()
 
-    assert seen[1].succeeded_at is not None
+    assert seen[0].succeeded_at == START + timedelta(days=200, seconds=2)
     assert seen[1].ended_at is not None
-    assert seen[1].succeeded_at <= seen[1].ended_at
+    assert seen[1].succeeded_at == seen[1].ended_at
