@@ -23,8 +23,9 @@ from msgspec import Struct
 
 from reconciler import files
 from reconciler.core import units
-from reconciler.core.errors import ReconcileError
+from reconciler.core.errors import ReconcileError, SettingsError
 from reconciler.core.node import Limits, NodeFacts, Policy
+from reconciler.core.text import printable
 from reconciler.fetch.settings import FetchSettings
 from reconciler.settings import Runtimes, Settings
 from reconciler.store.layout import Layout
@@ -74,9 +75,14 @@ class NodeContext(Struct, frozen=True, kw_only=True):
 
 
 def from_settings(settings: Settings, *, clock: Clock = wall_clock) -> NodeContext:
-    """Return the values of *settings*."""
+    """
+    Return the values of *settings*.
+
+    Raises:
+        SettingsError: a path is not UTF-8.
+    """
     network = settings.network
-    return NodeContext(
+    made = NodeContext(
         folder=Path(settings.base),
         snapshot=_source(settings, network.snapshot),
         root_path=settings.path(network.root),
@@ -98,6 +104,31 @@ def from_settings(settings: Settings, *, clock: Clock = wall_clock) -> NodeConte
         jitter_seconds=units.seconds(settings.agent.jitter),
         clock=clock,
     )
+    _check_encodable(made)
+    return made
+
+
+#: Where temporary folders are made, in the order in which the variables count.
+_TEMPORARY = ("TMPDIR", "TEMP", "TMP")
+
+
+def _check_encodable(context: NodeContext) -> None:
+    """
+    Refuse paths that are not UTF-8: child processes get them in JSON, which holds nothing else.
+
+    Such a path comes from the working directory, from a home folder, from a link or from the environment, since the settings are UTF-8.
+    """
+    paths = {
+        "the trust root": context.root_path, "the lockfile": context.lock_path, "[network] snapshot": context.snapshot,
+        "the store": os.path.realpath(context.layout.root), "cold storage": os.path.realpath(context.layout.cold),
+        "[download] ca_file": context.download.ca_file or "", "[download] netrc": context.download.netrc or "",
+    } | {f"${name}": os.environ.get(name, "") for name in _TEMPORARY}  # fmt: skip
+    for what, path in paths.items():
+        try:
+            str(path).encode()
+        except UnicodeEncodeError:
+            hint = "rename the folder, or put it elsewhere"
+            raise SettingsError(f"{what}: the path {printable(str(path))} is not UTF-8", hint=hint) from None
 
 
 def _source(settings: Settings, text: str) -> str:

@@ -32,7 +32,7 @@ from reconciler.commands.context import NodeContext, existing_folder
 from reconciler.commands.load_lock import VerifiedLock
 from reconciler.core import units
 from reconciler.core.disk import INODES_HINT
-from reconciler.core.errors import ReconcileError
+from reconciler.core.errors import ReconcileError, SettingsError
 from reconciler.core.lock import LockedModel
 from reconciler.fetch import http
 from reconciler.fetch.http import Endpoint
@@ -90,9 +90,16 @@ def examine(load: Callable[[], NodeContext], *, offline: bool = False) -> tuple[
     try:
         node = load()
     except ReconcileError as error:
-        node = contexts.from_settings(Settings())
-        return (from_error("settings", error), *run_checks(MACHINE, CheckInput(node=node, now=node.clock(), offline=offline)))
+        return (from_error("settings", error), *_machine_alone(offline=offline))
     return run_checks((*MACHINE, *NODE), CheckInput(node=node, now=node.clock(), offline=offline))
+
+
+def _machine_alone(*, offline: bool) -> tuple[CheckResult, ...]:
+    try:
+        node = contexts.from_settings(Settings(base="/"))
+    except SettingsError:  # of the environment, and told already
+        return ()
+    return run_checks(MACHINE, CheckInput(node=node, now=node.clock(), offline=offline))
 
 
 def run_checks(checks: tuple[Check, ...], given: CheckInput) -> tuple[CheckResult, ...]:
@@ -300,9 +307,8 @@ def ledger(given: CheckInput) -> Iterator[CheckResult]:
 
 
 def _quick_check(path: Path) -> str:
-    quoted = str(path.absolute()).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
     try:
-        connection = sqlite3.connect(f"file:{quoted}?mode=ro", uri=True, timeout=5)
+        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=5)
     except sqlite3.Error as error:
         return str(error)
     try:
