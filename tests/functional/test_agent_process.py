@@ -414,21 +414,21 @@ class Trouble:
                 pass
 
 
-def test_two_hundred_cycles_of_trouble_leave_nothing_behind(node: Node) -> None:
-    """Damage, garbage, a bad model, no network, a busy store and a lost ledger, five times over: bounded, and well in the end."""
+def test_a_hundred_and_twenty_cycles_of_trouble_leave_nothing_behind(node: Node) -> None:
+    """Damage, garbage, a bad model, no network, a busy store and a lost ledger, three times over: bounded, and well in the end."""
     node.configure('[agent]\nscrub_after = "0s"\n')
     trouble = Trouble(node)
-    marks = Marks(node, cycles=200, first=80)
+    marks = Marks(node, cycles=120, first=40)
     look = marks.look
 
     def both(left: int) -> None:
         look(left)
-        trouble.cause(200 - left)
+        trouble.cause(120 - left)
 
     marks.look = both  # type: ignore[method-assign]
     totals = marks.run()
 
-    assert sum(totals.values()) == 200
+    assert sum(totals.values()) == 120
     assert {"done", "models-failed", "busy", "refused", "error"} == totals.keys(), totals
     assert node.states() == {"a:v1": "active"}
     assert (node.store / "active/models/a/v1/a.gguf").read_bytes() == tiny("a")
