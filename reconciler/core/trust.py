@@ -148,13 +148,21 @@ def check_fresh(verified: Verified, root: TrustRoot, *, now: datetime, trust_sta
     """
     found = verified.snapshot
     if now >= root.expires_at:
-        raise RootExpired(f"root {root.version} of {root.network!r} expired at {units.rfc3339(root.expires_at)}")
+        message = f"root {root.version} of {root.network!r} expired at {units.rfc3339(root.expires_at)}"
+        raise RootExpired(message, hint=_with_clock(RootExpired.hint, now))
     check_clock(now, trust_state, limits=limits)
     _check_version(verified, trust_state)
     if found.issued_at > now + timedelta(seconds=limits.clock_skew_seconds):
-        raise NotYetValid(f"snapshot {found.version} was issued at {units.rfc3339(found.issued_at)}, which is in the future")
+        message = f"snapshot {found.version} was issued at {units.rfc3339(found.issued_at)}, which is in the future"
+        raise NotYetValid(message, hint=_with_clock(NotYetValid.hint, now))
     if now >= found.expires_at:
-        raise Expired(f"snapshot {found.version} expired at {units.rfc3339(found.expires_at)}")
+        message = f"snapshot {found.version} expired at {units.rfc3339(found.expires_at)}"
+        raise Expired(message, hint=_with_clock(Expired.hint, now))
+
+
+def _with_clock(hint: str, now: datetime) -> str:
+    """Return *hint* with what the clock says: in a message, it would make each incident another one."""
+    return f"{hint}; the clock says {units.rfc3339(now)}"
 
 
 def check_clock(now: datetime, trust_state: TrustState, *, limits: Limits = _LIMITS) -> None:
@@ -169,8 +177,8 @@ def check_clock(now: datetime, trust_state: TrustState, *, limits: Limits = _LIM
     if trust_state.issued_at and now < trust_state.issued_at - timedelta(seconds=limits.clock_back_seconds):
         issued = units.rfc3339(trust_state.issued_at)
         raise NotYetValid(
-            f"the clock says {units.rfc3339(now)}, but the snapshot that this store accepted was issued at {issued}: the clock is behind",
-            hint="set this machine's clock and keep it set: `timedatectl set-ntp true`",
+            f"the snapshot that this store accepted was issued at {issued}, which is in the future: the clock is behind",
+            hint=_with_clock("set this machine's clock and keep it set: `timedatectl set-ntp true`", now),
         )
 
 

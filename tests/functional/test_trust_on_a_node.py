@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -307,3 +307,13 @@ def test_nothing_switches_the_checks_off(used: Node) -> None:
 
 def test_floor_lost_is_a_trust_error() -> None:
     assert issubclass(TrustStateLost, TrustError)
+
+
+def test_a_clock_that_stays_behind_is_one_incident_however_often_it_is_asked(used: Node) -> None:
+    minutes = iter(range(100))
+    context = used.context(lambda: datetime.fromtimestamp(60 * next(minutes), UTC))
+    for _ in range(3):
+        with pytest.raises(NotYetValid):
+            apply.sync(context, deaf)
+    logged = [one for one in status_command.incidents(used.context()) if one.kind == "not-yet-valid"]
+    assert [one.times for one in logged] == [3]
