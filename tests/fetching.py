@@ -20,13 +20,13 @@ from reconciler.ports import Event, Fetched, Fetcher, FetchFailed, FetchProgress
 #: A run of these tests that takes longer is hung.
 HUNG_SECONDS = 90.0
 
-#: Every limit as in life, only shorter; small blobs go through aria2 too.
+#: Short limits; small blobs go through aria2 too.
 FAST = FetchSettings(
     connections=4, concurrent=4, timeout_seconds=1.5, slow_seconds=1.5, attempts=2, backoff_seconds=0.02, backoff_cap_seconds=0.5,
     rpc_seconds=2.0, direct_bytes=0,
 )  # fmt: skip
 
-#: The way of small blobs, which come with the answer that resolves their source.
+#: As for small blobs, which come with the answer that resolves their source.
 DIRECT = msgspec.structs.replace(FAST, direct_bytes=1 << 30)
 
 LARGE = 5 * (1 << 20) + 12345
@@ -93,7 +93,7 @@ def collect(fetcher: Fetcher, wants: Sequence[Want], recorder: EventRecorder | N
 
 
 def good(outcome: Fetched | FetchFailed, data: bytes) -> Fetched:
-    """Check that *outcome* vouches for *data*, and rightly."""
+    """Check that *outcome* is ``Fetched``, and that its file and numbers are those of *data*."""
     assert isinstance(outcome, Fetched), outcome
     seen = outcome.path.lstat()
     assert outcome.path.read_bytes() == data

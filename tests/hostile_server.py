@@ -48,7 +48,7 @@ class Exchange:
         return self.range == (0, 0)
 
     def send(self, data: bytes | memoryview) -> None:
-        """Send *data*, or learn that nobody listens."""
+        """Send *data*; raise where the client is gone or the server closes."""
         if self.server.closing.is_set():
             raise Gone
         self.sock.sendall(data)
@@ -383,7 +383,7 @@ def status(code: int, *headers: tuple[str, object]) -> Behaviour:
 
 
 def redirect(to: str, code: int = 302) -> Behaviour:
-    """Send the client elsewhere."""
+    """Redirect to *to*."""
     return status(code, ("Location", to))
 
 
@@ -398,7 +398,7 @@ def gzipped(data: bytes) -> Behaviour:
 
 
 def login_page(it: Exchange) -> None:
-    """Answer with a friendly page and status 200."""
+    """Answer with a login page and status 200."""
     page = b"<html>Please log in</html>"
     it.head(200, ("Content-Type", "text/html"), ("Content-Length", len(page)))
     it.body(page)

@@ -1,4 +1,4 @@
-"""The downloader dies, hangs, is replaced or talks nonsense: the blobs arrive all the same, or the run says why, and nothing is left."""
+"""aria2c dies, hangs, is replaced or sends malformed answers: the blobs arrive, or the run says why, and no process is left."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def server() -> Iterator[HostileServer]:
 
 
 class Saboteur(EventRecorder):
-    """Does something to the downloader as soon as some bytes are there, *times* times."""
+    """Does something to aria2c as soon as some bytes are there, *times* times."""
 
     def __init__(self, act: Callable[[int], None], times: int = 1, after: int = 200_000) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ def test_a_downloader_that_keeps_dying_fails_its_blobs_and_no_others(tmp_path: P
 
 
 def _fake(tmp_path: Path, body: str) -> Path:
-    """Write an aria2c of our own making."""
+    """Write a program that stands in for aria2c."""
     path = tmp_path / "aria2c"
     path.write_text(f"#!{sys.executable} -I\n{body}")
     path.chmod(0o755)
@@ -142,7 +142,7 @@ def test_a_downloader_that_talks_nonsense_is_given_up(tmp_path: Path, server: Ho
 
 
 def test_a_downloader_that_answers_without_the_secret_is_refused(tmp_path: Path) -> None:
-    """Every user of the machine could give it orders."""
+    """Every user of the machine could call it."""
     answer = "import json; said = json.dumps({'id': 1, 'result': [{}] if b'multicall' in asked else {}}).encode()"
     body = _FAKE_SERVER.replace("ANSWER", answer)
     daemon = aria2_daemon.Daemon(msgspec.structs.replace(FAST, aria2c=_fake(tmp_path, body)), tmp_path, -1, credentials.read(None))
@@ -168,7 +168,7 @@ def _until(act: Callable[[], object], seconds: float = 20.0) -> None:
 
 
 def test_a_port_that_is_taken_is_not_spoken_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Somebody else listens where aria2c should: he never hears the secret, and another port is tried."""
+    """Another process listens on the port: it never receives the secret, and another port is tried."""
     recorder: list[bytes] = []
     with socket.create_server(("127.0.0.1", 0)) as other:
         taken = other.getsockname()[1]
@@ -348,7 +348,7 @@ def test_closing_the_iterator_stops_the_transfer(tmp_path: Path, server: Hostile
 
 @pytest.mark.parametrize("when", ["asking", "moving", "hanging", "waiting"])
 def test_closing_from_another_thread_ends_the_run_at_once_and_for_good(tmp_path: Path, server: HostileServer, when: str) -> None:
-    """As an apply does that is interrupted: whoever iterates is in the middle of a call, of a wait, or between two outcomes."""
+    """As an interrupted apply does: the iterating thread is inside a call, waits, or is between two outcomes."""
     small = some(SMALL, 5)
     behaviour = bad.silent if when == "asking" else honest(DATA, rate=1 << 18)
     wants = [want(DATA, server.on("/slow", behaviour)), want(small, server.on("/small", honest(small)))]

@@ -1,8 +1,8 @@
 """
-Servers that lie, stall and wander off.
+Servers that send wrong bytes, stall, or redirect elsewhere.
 
-Of each: nothing unverified is handed on, the run ends, an honest blob beside it arrives, the incident names the source and the cause; and
-with one honest mirror the blob arrives after all.
+For each: no unverified byte is handed on, the run ends, another blob from an honest server arrives, and the incident names the source and
+the cause. With one honest mirror the blob itself arrives.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def fetching(staging: Path, settings: FetchSettings = FAST) -> Iterator[Aria2Fet
 
 
 def _late(evil: Behaviour, data: bytes) -> Behaviour:
-    """Be honest to whoever asks for the first byte, and evil to the downloader."""
+    """Answer probes for the first byte honestly, and the downloader like *evil*."""
     return bad.on_probe(honest(data), evil)
 
 
@@ -198,7 +198,7 @@ def test_a_server_without_ranges_serves_the_blob(tmp_path: Path, server: Hostile
 
 
 def test_a_server_that_stops_honouring_ranges_is_started_from_byte_0(tmp_path: Path, server: HostileServer) -> None:
-    """aria2 alone says error 8 for ever."""
+    """aria2 by itself ends with error 8 each time."""
     path = tmp_path / name_of(DATA).replace(":", "-") / "left"
     path.mkdir(parents=True)
     (path / "data").write_bytes(DATA[: 2 << 20])
@@ -287,7 +287,7 @@ def test_a_source_that_failed_for_good_is_not_asked_again(tmp_path: Path, server
 
 
 def test_a_redirect_after_the_question_leads_nowhere_else(tmp_path: Path, server: HostileServer) -> None:
-    """The first answer was honest, the downloader is sent to another host: it reaches nobody there."""
+    """The probe is answered honestly, and the downloader is redirected to another host: it cannot reach it."""
     with HostileServer() as elsewhere:
         there = elsewhere.on("/stolen", honest(DATA))
         away = there.replace("127.0.0.1", "localhost")

@@ -1,4 +1,4 @@
-"""What earlier runs, crashes and other people left in staging, and a disk that is full: nothing of it is believed or followed."""
+"""What earlier runs, crashes and other users left in staging is neither trusted nor followed; and a disk that is full."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def open_to_others(path: Path) -> None:
 
 
 def folders_deeper_than_any_stack(path: Path) -> None:
-    """As nobody can delete who goes down by recursion, or by names: the path is longer than PATH_MAX too."""
+    """Recursion or full paths cannot delete it: the path is longer than PATH_MAX."""
     here = os.open(path, os.O_RDONLY)
     for _ in range(1500):
         os.mkdir("deeper", dir_fd=here)
@@ -261,7 +261,7 @@ def test_staging_that_is_a_link_or_a_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_download_that_takes_many_runs_counts_as_new_with_each_of_them(root: Path) -> None:
-    """Whoever clears the store goes by the age of the blob's folder, which the bytes in it do not change."""
+    """The store deletes old folders by their age, which writing to the files in them does not change."""
     (attempt(root) / "data").write_bytes(DATA[: 1 << 20])
     folder = attempt(root).parent
     os.utime(folder, (1000, 1000))
@@ -284,7 +284,7 @@ def test_what_was_adopted_leaves_no_folder(root: Path, server: HostileServer) ->
 
 
 def test_a_file_system_without_holes_is_continued_from_nothing(root: Path, server: HostileServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It would say that everything is there."""
+    """It would report every byte as written."""
     monkeypatch.setattr(Staging, "_granularity", lambda _: 0)
     (attempt(root) / "data").write_bytes(DATA[: 3 << 20])
     fetch(root, server)
@@ -330,7 +330,7 @@ print(json.dumps([first, left, incidents, run()]))
 
 @pytest.mark.parametrize("direct", [0, 1 << 30], ids=["aria2", "direct"])
 def test_a_full_disk_fails_one_blob_and_leaves_nothing(tmp_path: Path, server: HostileServer, direct: int) -> None:
-    """A file system of 8 MiB, in a mount namespace of its own; then it grows, and the next run finds a way."""
+    """A file system of 8 MiB in a mount namespace of its own; when it has grown, the next run succeeds."""
     big, small = some(20 << 20, 3), some(SMALL, 4)
     wants = [want(small, server.on("/small", honest(small))), want(big, server.on("/big", honest(big)))]
     mount = tmp_path / "mount"

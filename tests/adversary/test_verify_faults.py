@@ -119,7 +119,7 @@ def test_hashing_follows_a_file_that_grows(tmp_path: Path, hashers: Hashers) -> 
 
 
 def test_a_file_cut_short_while_it_is_mapped_kills_the_worker_and_nobody_else(tmp_path: Path, hashers: Hashers) -> None:
-    """SIGBUS: the kernel's answer to whoever reads a mapped page that the file no longer has."""
+    """SIGBUS: what the kernel sends when a mapped page is read that the file no longer has."""
     path, _ = big(tmp_path)
     other, name = big(tmp_path, 2)
     job = hashers.start(path, "sha256", BIG, upto=0)
@@ -214,7 +214,7 @@ def test_a_scrub_reports_each_file(tmp_path: Path, hashers: Hashers) -> None:
 
 
 def test_a_rate_is_kept_to(tmp_path: Path, hashers: Hashers) -> None:
-    """The grants are counted, not the seconds: never more than the rate allows at the time."""
+    """Bytes that may be read are counted, not seconds: never more than the rate allows at that time."""
     import time
 
     path, name = big(tmp_path)
@@ -233,7 +233,7 @@ def test_closing_a_scrub_stops_it(tmp_path: Path, hashers: Hashers) -> None:
 
 
 def test_hashing_takes_no_memory_for_large_files(tmp_path: Path) -> None:
-    """What the worker maps is given back: its peak is far below the file's size."""
+    """Windows are unmapped: the worker's peak memory is far below the file's size."""
     path = tmp_path / "huge"
     with path.open("wb") as file:
         file.truncate(600 << 20)

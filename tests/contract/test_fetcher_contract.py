@@ -1,4 +1,4 @@
-"""What every Fetcher promises: aria2 with a real server, and the memory twin."""
+"""What every ``Fetcher`` guarantees: the one that uses aria2, with a real server, and the memory twin."""
 
 from __future__ import annotations
 

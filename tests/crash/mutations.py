@@ -72,8 +72,9 @@ DURABLE, BLOBS, TREES, MADE, LEDGER, DATABASE, OBSERVE, WRITER, KEEPER, FLOOR, L
 TRUST, DSSE, LOCK, PLAN, LIFECYCLE, GGUF, STRICT = (
     f"reconciler/core/{name}.py" for name in ("trust", "dsse", "lock", "plan", "lifecycle", "gguf", "strict_json")
 )
-STAGING, HASHER, PASSAGE, VERIFY, RESOLVE, ARIA2, DOCUMENT = (
-    f"reconciler/fetch/{name}.py" for name in ("staging", "hash_worker", "transfer", "hashing", "resolver", "aria2_daemon", "http")
+STAGING, HASHER, TRANSFER, VERIFY, RESOLVE, ARIA2, DOCUMENT, SELECTION = (
+    f"reconciler/fetch/{name}.py"
+    for name in ("staging", "hash_worker", "transfer", "hashing", "resolver", "aria2_daemon", "http", "source_selection")
 )
 CONFIRM, NETWORK, RUN, SETUP, UPKEEP, SCRUB, CONTEXT, NODE_TRUST = (
     f"reconciler/commands/{name}.py" for name in ("load_lock", "lock", "apply", "init", "maintenance", "verify", "context", "node_trust")
@@ -110,9 +111,10 @@ TESTS = {
     STAGING: _LEFT,
     HASHER: ("adversary/test_verify_faults",),
     VERIFY: ("adversary/test_verify_faults", "crash/test_damage"),
-    PASSAGE: _FETCH,
+    TRANSFER: _FETCH,
     RESOLVE: _FETCH,
     ARIA2: ("adversary/test_store_attacks",),
+    SELECTION: ("unit/test_source_selection", "adversary/test_fetch_ranges"),
     DOCUMENT: ("adversary/test_fetch_documents", "functional/test_trust_on_a_node", "functional/test_operator"),
     CONFIRM: _ENGINE,
     BALLAST: ("unit/test_reserve", "crash/test_full_disk"),
@@ -188,16 +190,18 @@ def _links() -> Iterator[Mutation]:
 
 def _bytes() -> Iterator[Mutation]:
     """What compares digests and sizes, and sees that a file is the one that was hashed."""
-    yield once("hash of a download", PASSAGE, "elif hashed.found != self.want.digest:", "elif False:")
-    yield never("announced size of a download", PASSAGE, "status.total not in {0, self.want.size} or status.done > self.want.size")
-    yield never("size of a download", PASSAGE, "length != self.want.size")
-    yield never("size of a download that was interrupted", PASSAGE, "staging.length(self.attempt.data) > self.want.size")
+    yield once("hash of a download", TRANSFER, "elif hashed.found != self.want.digest:", "elif False:")
+    yield never("announced size of a download", TRANSFER, "status.total not in {0, self.want.size} or status.done > self.want.size")
+    yield never("size of a download", TRANSFER, "length != self.want.size")
+    yield never("size of a download that was interrupted", TRANSFER, "staging.length(self.attempt.data) > self.want.size")
     yield never("size of a small download: more", RESOLVE, "len(data) > request.size")
     yield never("size of a small download: less", RESOLVE, "len(data) < request.size")
     yield never("size of what was hashed", HASHER, "seen.st_size != size")
     yield never("end of a file that is mapped", HASHER, "os.fstat(fd).st_size < start + length")
     yield never("end of a file that is read", HASHER, "not count")
     yield once("hash in a scrub", VERIFY, "ok=done.found == name", "ok=True")
+    yield once("bytes that a later run can use, for a plain request", SELECTION, "exhausted and may_restart and", "exhausted and")
+    yield once("a source that gave wrong bytes", SELECTION, 'failure.kind == "size-mismatch" and source.mode', "source.mode")
     yield never("size of a document", DOCUMENT, "got > max_bytes")
     yield never("end of a document", DOCUMENT, "whole is not None and got != whole")
     yield never("redirect of a document into a private network", DOCUMENT, "is_private and not may_be_private")

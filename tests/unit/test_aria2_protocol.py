@@ -1,4 +1,4 @@
-"""What is told of a file that is to be continued."""
+"""aria2's control file, as it is written for a file that is to be continued; and the prefix that a bitfield stands for."""
 
 from __future__ import annotations
 
