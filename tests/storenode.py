@@ -33,7 +33,7 @@ from reconciler.store.ledger import Ledger
 from reconciler.store.trees import Trees
 from tests.network import Network
 from tests.twins.content import Files
-from tests.twins.fetch import Internet, StagingFetcher, TarUnpacker
+from tests.twins.fetch import Internet, MemoryFetcher, TarUnpacker
 from tests.twins.node import FACTS, POLICY, Clock, EventLog, SnapshotAuthor
 from tests.twins.testing import MemoryHooks, MemoryTester
 
@@ -94,7 +94,7 @@ class StoreNode(SnapshotAuthor):
             ledger=ledger,
             housekeeping=StoreHousekeeping(self.layout, ledger, wanted, self.policy, now),
             hooks=self.hooks,
-            fetcher=StagingFetcher(self.layout.staging, self.internet),
+            fetcher=MemoryFetcher(self.layout.staging, self.internet),
             tester=self.tester,
             report=wiring.with_history(self.heard, ledger, wanted.snapshot.digest, "apply", now),
             now=now,

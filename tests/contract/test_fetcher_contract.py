@@ -13,7 +13,7 @@ from reconciler.fetch.downloader import Aria2Fetcher
 from reconciler.ports import Fetched, Fetcher, FetchFailed
 from tests.fetching import DIRECT, FAST, LARGE, EventRecorder, collect, good, my_aria2, name_of, some, want
 from tests.hostile_server import HostileServer, honest
-from tests.memory_fetcher import MemoryFetcher
+from tests.twins.fetch import Internet, MemoryFetcher
 
 
 @dataclass
@@ -30,13 +30,13 @@ class World:
 @pytest.fixture(params=["aria2", "direct", "memory"])
 def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
     if request.param == "memory":
-        sources: dict[str, bytes] = {}
+        internet = Internet()
 
         def put(path: str, data: bytes) -> str:
-            sources[f"memory:{path}"] = data
+            internet.pages[f"memory:{path}"] = data
             return f"memory:{path}"
 
-        yield World(MemoryFetcher(tmp_path, sources), put, "memory:/nowhere")
+        yield World(MemoryFetcher(tmp_path, internet), put, "memory:/nowhere")
         return
     with HostileServer() as server:
         fetcher = Aria2Fetcher(tmp_path, FAST if request.param == "aria2" else DIRECT)

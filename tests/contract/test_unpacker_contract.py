@@ -14,8 +14,8 @@ from reconciler.core.errors import StoreError, UnpackRefused
 from reconciler.core.node import Limits
 from reconciler.ports import Unpacker
 from reconciler.unpack.extract import PlainUnpacker
-from tests import archives, memory_unpacker
-from tests.memory_unpacker import MemoryUnpacker, Packed
+from tests import archives
+from tests.twins.unpack import MemoryUnpacker, Packed, pack
 
 
 class Subject(NamedTuple):
@@ -44,7 +44,7 @@ def _zipped(name: str, what: str, text: str) -> archives.Zipped:
 
 
 SUBJECTS = {
-    "memory": Subject(MemoryUnpacker, memory_unpacker.pack, "tar"),
+    "memory": Subject(MemoryUnpacker, pack, "tar"),
     "tar": Subject(PlainUnpacker, _tar, "tar"),
     "tar.gz": Subject(PlainUnpacker, lambda members: archives.packed(_tar(members), "tar.gz"), "tar.gz"),
     "tar.xz": Subject(PlainUnpacker, lambda members: archives.packed(_tar(members), "tar.xz"), "tar.xz"),

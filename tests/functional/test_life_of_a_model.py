@@ -20,7 +20,7 @@ from reconciler.runtime import devices, engines
 from tests.network import Document
 from tests.node import Node, Ran, deaf, flip, later, tiny
 from tests.twins.content import name_of
-from tests.twins.fetch import Internet, StagingFetcher
+from tests.twins.fetch import Internet, MemoryFetcher
 from tests.twins.node import EventLog
 
 #: A test job that no model passes.
@@ -272,7 +272,7 @@ def test_a_source_that_lied_is_asked_again_where_there_is_no_other(tmp_path: Pat
     internet, heard = Internet(), EventLog()
     wants = [Want(digest=name_of(data), size=3, sources=(f"https://{data.decode()}/x", "https://honest/x")) for data in (b"one", b"two")]
     internet.pages = {"https://one/x": b"one", "https://two/x": b"two"}
-    fetcher = source_history.FetcherWithHistory(StagingFetcher(tmp_path, internet), frozenset({(name_of(b"one"), "https://one/x")}))
+    fetcher = source_history.FetcherWithHistory(MemoryFetcher(tmp_path, internet), frozenset({(name_of(b"one"), "https://one/x")}))
 
     outcomes = {outcome.digest: outcome for outcome in fetcher.fetch(wants, heard)}
 

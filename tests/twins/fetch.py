@@ -7,9 +7,10 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from reconciler.core.errors import StoreError, UnpackRefused
-from reconciler.ports import Fetched, FetchFailed, Incident, Reporter, Want
-from tests.twins.content import name_of, tar_members, url_of
+from reconciler.core import digest
+from reconciler.core.errors import FetchError, HashMismatch, StoreError, UnpackRefused
+from reconciler.ports import Fetched, FetchFailed, FetchProgress, Incident, Reporter, Want
+from tests.twins.content import tar_members, url_of
 
 
 class Internet:
@@ -26,8 +27,8 @@ class Internet:
         self.pages.pop(url_of(data), None)
 
 
-class StagingFetcher:
-    """Writes into a staging folder what the *internet* has, and vouches for what it wrote."""
+class MemoryFetcher:
+    """Writes into a staging folder what the *internet* has; a URL that it does not have does not answer."""
 
     def __init__(self, staging: Path, internet: Internet) -> None:
         self._staging = staging
@@ -35,19 +36,28 @@ class StagingFetcher:
         self.closed = False
 
     def fetch(self, wants: Sequence[Want], report: Reporter) -> Iterator[Fetched | FetchFailed]:
-        from reconciler.core.errors import FetchError
-
         for want in wants:
             self._internet.asked.append(want.digest)
-            good = [url for url in want.sources if name_of(self._internet.pages.get(url, b"")) == want.digest]
-            if not good:
-                report(Incident(kind="source-failed", blob=want.digest, detail="nobody has it"))
-                yield FetchFailed(digest=want.digest, error=FetchError(f"no source gave {want.digest}"))
-                continue
             try:
-                yield self._kept(want, self._internet.pages[good[0]], good[0])
+                yield self._fetch_one(want, report)
             except OSError as error:
                 yield FetchFailed(digest=want.digest, error=StoreError(f"cannot write: {error.strerror}"))
+
+    def _fetch_one(self, want: Want, report: Reporter) -> Fetched | FetchFailed:
+        error = FetchError(f"no source gave {want.digest}")
+        for url in want.sources:
+            data = self._internet.pages.get(url)
+            if data is None:
+                report(Incident(kind="source-failed", blob=want.digest, source=url, detail="it does not answer"))
+            elif len(data) != want.size:
+                report(Incident(kind="size-mismatch", blob=want.digest, source=url, detail=f"it has {len(data)} bytes"))
+            elif digest.of(data, digest.parse(want.digest)[0]) != want.digest:
+                error = HashMismatch(f"no source gave {want.digest}")
+                report(Incident(kind="hash-mismatch", blob=want.digest, source=url, detail="it has other bytes"))
+            else:
+                report(FetchProgress(digest=want.digest, done=want.size, total=want.size, source=url))
+                return self._kept(want, data, url)
+        return FetchFailed(digest=want.digest, error=error)
 
     def _kept(self, want: Want, data: bytes, url: str) -> Fetched:
         folder = self._staging / want.digest.replace(":", "-")

@@ -26,7 +26,7 @@ from reconciler.store.clock import BootTime
 from reconciler.store.generations import path_of
 from tests.network import Document, Network
 from tests.twins.content import Files, name_of, tar, url_of
-from tests.twins.fetch import Internet, StagingFetcher
+from tests.twins.fetch import Internet, MemoryFetcher
 from tests.twins.store import MemoryBlobs, MemoryGenerations, MemoryHousekeeping, MemoryLedger, MemoryTrees
 from tests.twins.testing import MemoryHooks, MemoryTester
 
@@ -172,7 +172,7 @@ class MemoryNode(SnapshotAuthor):
             ledger=self.ledger,
             housekeeping=self.housekeeping,
             hooks=self.hooks,
-            fetcher=StagingFetcher(staging, self.internet),
+            fetcher=MemoryFetcher(staging, self.internet),
             tester=self.tester,
             report=self.heard,
             now=self.clock,

@@ -15,7 +15,7 @@ from reconciler.core.node import NodeFacts
 from reconciler.core.state import Generation
 from reconciler.ports import FetchFailed, ModelDone, ModelPhase, RunEnded, RunStarted, Swapped, Want
 from tests.twins.content import Files, changed, name_of, tar
-from tests.twins.fetch import StagingFetcher
+from tests.twins.fetch import MemoryFetcher
 from tests.twins.node import FACTS, POLICY, MemoryNode
 
 A: Files = {"a.gguf": b"aaaa"}
@@ -119,7 +119,7 @@ def test_what_the_disk_refuses_is_blamed_on_no_model(
     with monkeypatch.context() as broken:
         broken.setattr(type(node.trees), "assemble", refuse) if where == "the tree" else None
         broken.setattr(type(node.blobs), "adopt", refuse) if where == "the name of a blob" else None
-        broken.setattr(StagingFetcher, "fetch", refused) if where == "the download" else None
+        broken.setattr(MemoryFetcher, "fetch", refused) if where == "the download" else None
         outcome = node.run(lock)
 
     assert outcome.failed == ("a:v1", "b:v1", "c:v1")
@@ -154,7 +154,7 @@ def test_a_bug_while_blobs_are_moved_leaves_every_model_as_it_was(node: MemoryNo
     def broken(*_: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(StagingFetcher, "fetch", broken)
+    monkeypatch.setattr(MemoryFetcher, "fetch", broken)
 
     outcome = node.run(node.lock(node.item("a:v1", A), node.item("b:v1", B)))
 
@@ -251,7 +251,7 @@ def test_a_test_that_could_not_run_leaves_it_pending_never_failed(node: MemoryNo
 # -- what may not serve ----------------------------------------------------------------------------
 
 
-class Watching(StagingFetcher):
+class Watching(MemoryFetcher):
     """Remembers which models were active when the first byte was asked for."""
 
     seen: list[set[str]]
@@ -273,7 +273,7 @@ def test_what_the_network_takes_away_stops_serving_at_the_first_swap_before_any_
     stays, other = node.item("c:v1", C), node.item("b:v1", B)
     node.run(node.lock(node.item("a:v1", A), stays))
     swaps = len(node.generations.sequence)
-    monkeypatch.setattr("tests.twins.node.StagingFetcher", lambda *arguments: Watching(node, *arguments))
+    monkeypatch.setattr("tests.twins.node.MemoryFetcher", lambda *arguments: Watching(node, *arguments))
     if damaged:
         node.damage(b"aaaa")
     items = [stays, other] if state == "unlisted" else [node.item("a:v1", A, state="disabled"), stays, other]
@@ -806,7 +806,7 @@ def test_a_run_that_stops_stops_its_transfers(node: MemoryNode, monkeypatch: pyt
     lock = node.lock(node.item("a:v1", A), node.item("b:v1", B))
     closed = threading.Event()
 
-    class Endless(StagingFetcher):
+    class Endless(MemoryFetcher):
         def fetch(self, wants, report):  # type: ignore[no-untyped-def]
             yield next(super().fetch(wants, report))
             closed.wait(30)
@@ -815,7 +815,7 @@ def test_a_run_that_stops_stops_its_transfers(node: MemoryNode, monkeypatch: pyt
         def close(self) -> None:
             closed.set()
 
-    monkeypatch.setattr("tests.twins.node.StagingFetcher", Endless)
+    monkeypatch.setattr("tests.twins.node.MemoryFetcher", Endless)
     monkeypatch.setattr(node.generations, "swap", _refuse)
 
     with pytest.raises(OSError, match="the disk says no"):
@@ -832,12 +832,12 @@ def _refuse(_entries: object) -> None:
 
 
 def test_a_fetcher_that_raises_ends_what_waits_and_fails_no_model(node: MemoryNode, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Broken(StagingFetcher):
+    class Broken(MemoryFetcher):
         def fetch(self, wants, report):  # type: ignore[no-untyped-def]
             yield next(super().fetch(wants, report))
             raise RuntimeError("a bug")
 
-    monkeypatch.setattr("tests.twins.node.StagingFetcher", Broken)
+    monkeypatch.setattr("tests.twins.node.MemoryFetcher", Broken)
 
     outcome = node.run(node.lock(node.item("a:v1", A), node.item("b:v1", B)))
 
