@@ -125,24 +125,24 @@ class TestReport(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     __test__ = False
 
-    verdict: Verdict
+    verdict: Verdict  #: How it ended.
     #: One sentence for people; empty when it passed.
     reason: str = ""
-    load_seconds: float = 0.0
-    run_seconds: float = 0.0
-    tokens: int = 0
-    tokens_per_second: float = 0.0
+    load_seconds: float = 0.0  #: Time until the model was loaded.
+    run_seconds: float = 0.0  #: Time until it had answered.
+    tokens: int = 0  #: Tokens that were generated.
+    tokens_per_second: float = 0.0  #: Tokens divided by `run_seconds`.
     #: The answer, cut to 2,000 characters.
     text: str = ""
-    token_ids: tuple[int, ...] = ()
-    dimension: int = 0
+    token_ids: tuple[int, ...] = ()  #: Their ids.
+    dimension: int = 0  #: Components of an embedding.
     #: What really ran it: ``cpu``, or the GPU's name with the layers that it held.
     device: str = ""
-    gpu_layers: int = 0
-    gpu_memory_used: int = 0
-    engine: str = ""
-    engine_version: str = ""
-    sandbox: str = ""
+    gpu_layers: int = 0  #: Layers on the GPU.
+    gpu_memory_used: int = 0  #: Bytes on the GPU.
+    engine: str = ""  #: The engine.
+    engine_version: str = ""  #: Its version.
+    sandbox: str = ""  #: The sandbox that confined it.
 
 
 class Tester(Protocol):

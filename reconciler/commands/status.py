@@ -51,46 +51,46 @@ from reconciler.store.ledger import Change, Ledger, LoggedIncident
 class SnapshotStatus(Struct, frozen=True, kw_only=True):
     """Which snapshot a status speaks of."""
 
-    version: int
-    digest: str
-    expires_at: datetime
+    version: int  #: Its version.
+    digest: str  #: SHA-256 of its payload.
+    expires_at: datetime  #: Until when it may be acted on.
 
 
 class ModelStatus(Struct, frozen=True, kw_only=True):
     """One model: its state and why."""
 
-    id: str
-    state: ModelState
-    reason: str
-    tasks: tuple[str, ...] = ()
-    tree: str | None = None
+    id: str  #: Model id.
+    state: ModelState  #: Its state.
+    reason: str  #: Why; begins with a word of a closed list.
+    tasks: tuple[str, ...] = ()  #: What it is for.
+    tree: str | None = None  #: Digest of its tree.
     #: Relative to the store's ``active``; null where it is not active.
     path: str | None = None
-    bytes: int = 0
-    attempts: int = 0
-    last_error: str | None = None
-    since: datetime | None = None
+    bytes: int = 0  #: Size of its files.
+    attempts: int = 0  #: Failures since it last passed.
+    last_error: str | None = None  #: The last failure.
+    since: datetime | None = None  #: When it came into this state.
     #: The folder of the last record of its failure, relative to the store; null where none is kept.
     quarantine: str | None = None
     #: Its last test job, of a model that was asked for by name; null where none ever ran.
     test: TestReport | UnsetType | None = UNSET
-    tested_at: datetime | UnsetType | None = UNSET
+    tested_at: datetime | UnsetType | None = UNSET  #: When that was.
 
 
 class Status(Struct, frozen=True, kw_only=True):
     """A node's status, as the router and a fleet's controller read it."""
 
-    schema: int = 1
-    network: str
-    snapshot: SnapshotStatus
-    lock: str
-    generation: int
-    active_digest: str
-    node: NodeFacts
-    models: tuple[ModelStatus, ...]
+    schema: int = 1  #: Version of this form.
+    network: str  #: The network's name.
+    snapshot: SnapshotStatus  #: The snapshot that the lock was compiled from.
+    lock: str  #: Digest of the lock.
+    generation: int  #: Number of the active generation.
+    active_digest: str  #: Digest of the active set: the same on two nodes that serve the same bytes.
+    node: NodeFacts  #: What this machine has.
+    models: tuple[ModelStatus, ...]  #: Every model, sorted by model id.
     #: Why nothing new is installed now, as an error's name and message; null where all is well.
     refused: str | None = None
-    drift: tuple[str, ...] = ()
+    drift: tuple[str, ...] = ()  #: What differs from what the last run left.
     #: When an agent that waits begins its next cycle, which tries again what is failed or pending; null without one.
     next_sync_at: datetime | None = None
 

@@ -27,9 +27,9 @@ class Disk(Struct, frozen=True, kw_only=True):
 
     #: Bytes.
     needed: int
-    free: int
-    reserve: int
-    inodes_needed: int = 0
+    free: int  #: Bytes.
+    reserve: int  #: Bytes, from the settings.
+    inodes_needed: int = 0  #: Files and folders that it makes.
     #: None where the file system does not count inodes, as btrfs.
     inodes_free: int | None = None
 

@@ -32,16 +32,16 @@ _LIMITS = Limits()
 class Signature(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One signature of an envelope; *keyid* only says which key to try."""
 
-    keyid: Annotated[str, Meta(max_length=256)]
-    sig: Annotated[str, Meta(max_length=256)]
+    keyid: Annotated[str, Meta(max_length=256)]  #: SHA-256 of the key, in hex.
+    sig: Annotated[str, Meta(max_length=256)]  #: Ed25519 signature over the PAE, in base64.
 
 
 class Envelope(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename={"payload_type": "payloadType"}):
     """A DSSE v1 envelope as it stands in a file."""
 
-    payload_type: Annotated[str, Meta(max_length=256)]
-    payload: str
-    signatures: tuple[Signature, ...]
+    payload_type: Annotated[str, Meta(max_length=256)]  #: What the payload is.
+    payload: str  #: The signed bytes, in base64.
+    signatures: tuple[Signature, ...]  #: At most 64 are checked.
 
     def pae(self) -> bytes:
         """Return the bytes that are signed."""

@@ -12,22 +12,22 @@ from msgspec import Struct
 class Gpu(Struct, frozen=True, kw_only=True):
     """One GPU, as its driver names it."""
 
-    name: str
-    total_bytes: int
-    free_bytes: int
-    driver: str = ""
+    name: str  #: As its driver names it.
+    total_bytes: int  #: Its memory.
+    free_bytes: int  #: Free memory.
+    driver: str = ""  #: The driver's version.
 
 
 class NodeFacts(Struct, frozen=True, kw_only=True):
     """What this machine has, measured at the start of a run."""
 
-    gpus: tuple[Gpu, ...] = ()
-    memory_bytes: int = 0
-    disk_total_bytes: int = 0
-    disk_free_bytes: int = 0
+    gpus: tuple[Gpu, ...] = ()  #: Its GPUs.
+    memory_bytes: int = 0  #: Main memory.
+    disk_total_bytes: int = 0  #: Size of the store's file system.
+    disk_free_bytes: int = 0  #: Free space on it.
     #: 0: the file system does not count inodes, as btrfs.
     disk_total_inodes: int = 0
-    disk_free_inodes: int = 0
+    disk_free_inodes: int = 0  #: Free inodes on it.
     #: Installed engines by name, with their versions: ``{"llama-cpp": "0.3.36"}``.
     engines: dict[str, str] = {}
     #: What test jobs run on: the GPUs' names and driver, or ``cpu``. A change of it calls for new tests.

@@ -32,11 +32,11 @@ BlobOp = Literal["fetch", "check", "restore"]
 class ModelChange(Struct, frozen=True, kw_only=True, rename={"from_": "from"}):
     """What is done with one model, and why."""
 
-    id: str
-    op: Op
+    id: str  #: Model id.
+    op: Op  #: What is done.
     from_: ModelState
     to: ModelState
-    reason: str
+    reason: str  #: Why; begins with a word of a closed list.
     #: Bytes that are fetched for it; a blob shared by several models counts for the first.
     download_bytes: int = 0
 
@@ -49,9 +49,9 @@ class ModelChange(Struct, frozen=True, kw_only=True, rename={"from_": "from"}):
 class BlobChange(Struct, frozen=True, kw_only=True):
     """What is done with one blob: fetched, hashed again, or brought back from cold storage."""
 
-    digest: str
-    op: BlobOp
-    bytes: int
+    digest: str  #: The blob.
+    op: BlobOp  #: What is done.
+    bytes: int  #: Its size.
 
 
 class ActiveChange(Struct, frozen=True, kw_only=True):
@@ -62,28 +62,28 @@ class ActiveChange(Struct, frozen=True, kw_only=True):
     differs from its index and is written anew.
     """
 
-    op: Literal["stop", "announce", "rebuild"]
-    reason: str
-    id: str = ""
+    op: Literal["stop", "announce", "rebuild"]  #: What is done.
+    reason: str  #: Why.
+    id: str = ""  #: Model id, for `stop`.
 
 
 class Plan(Struct, frozen=True, kw_only=True):
     """Everything that ``apply`` will do."""
 
-    schema: Literal[1] = 1
-    lock: str
-    generation: int
+    schema: Literal[1] = 1  #: Version of this form.
+    lock: str  #: Digest of the lock.
+    generation: int  #: The active generation that it was made for.
     #: Digest of the snapshot that the lock was compiled from.
     snapshot: str
-    changes: bool
-    summary: dict[str, int]
-    disk: Disk
-    models: tuple[ModelChange, ...]
-    blobs: tuple[BlobChange, ...]
+    changes: bool  #: Whether there is anything to do.
+    summary: dict[str, int]  #: How many models for each operation, and `download_bytes`, `disk_bytes`.
+    disk: Disk  #: What it needs of the disk.
+    models: tuple[ModelChange, ...]  #: Every model, with what is done to it.
+    blobs: tuple[BlobChange, ...]  #: What is done to blobs.
     #: What is done with the active set itself, in this order, before the models.
     active: tuple[ActiveChange, ...] = ()
-    drift: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
+    drift: tuple[str, ...] = ()  #: What differs from what the last run left.
+    warnings: tuple[str, ...] = ()  #: What a person should read before.
 
 
 def diff(lock: Lock, lock_digest: str, state: NodeState, node: NodeFacts, policy: Policy, *, now: datetime) -> Plan:

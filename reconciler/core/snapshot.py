@@ -47,8 +47,8 @@ MAX_COMPONENT_BYTES = 255  # NAME_MAX of every file system a store is put on
 class Runtime(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The engine that a model needs, and the versions of it that will do, as a PEP 440 specifier set."""
 
-    engine: Name
-    version: Annotated[str, Meta(max_length=256)] = ""
+    engine: Name  #: Its name.
+    version: Annotated[str, Meta(max_length=256)] = ""  #: Versions that will do (PEP 440); empty: any.
 
 
 class Expect(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -71,11 +71,11 @@ class Expect(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class Smoke(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The test inference job of a model."""
 
-    task: Task = "completion"
-    prompt: Text = "Hello"
-    max_tokens: Annotated[int, Meta(ge=1, le=4096)] = 8
-    seed: Annotated[int, Meta(ge=0, le=2**32 - 1)] = 0
-    expect: Expect = Expect()
+    task: Task = "completion"  #: What is asked of the model.
+    prompt: Text = "Hello"  #: The input.
+    max_tokens: Annotated[int, Meta(ge=1, le=4096)] = 8  #: At most so many are generated.
+    seed: Annotated[int, Meta(ge=0, le=2**32 - 1)] = 0  #: Of the random numbers.
+    expect: Expect = Expect()  #: What the answer must be.
     #: A duration; the node's own limit holds if it is shorter.
     timeout: Annotated[str, Meta(max_length=16)] = "120s"
 
@@ -83,29 +83,29 @@ class Smoke(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class Artifact(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One file as it is downloaded: a model file, or an archive whose members take its place."""
 
-    path: Annotated[str, Meta(min_length=1, max_length=MAX_PATH_BYTES)]
-    digest: Digest
-    size: Positive
+    path: Annotated[str, Meta(min_length=1, max_length=MAX_PATH_BYTES)]  #: Its path in the model's tree.
+    digest: Digest  #: Digest of its bytes.
+    size: Positive  #: Its size in bytes.
     urls: Annotated[tuple[Annotated[str, Meta(min_length=8, max_length=4096)], ...], Meta(max_length=64)] = ()
-    unpack: Unpack | None = None
+    unpack: Unpack | None = None  #: How it is unpacked; null: not at all.
 
 
 class Model(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One model that the network approved, with what it needs."""
 
-    name: Name
-    version: Version
-    state: Wanted = "enabled"
-    tasks: Annotated[tuple[Task, ...], Meta(min_length=1, max_length=3)]
-    runtime: Runtime
+    name: Name  #: Its name.
+    version: Version  #: Its version; with the name the model id.
+    state: Wanted = "enabled"  #: What nodes do with it.
+    tasks: Annotated[tuple[Task, ...], Meta(min_length=1, max_length=3)]  #: What it is for.
+    runtime: Runtime  #: The engine that it needs.
     #: Bytes of memory on the GPU; 0: none needed.
     gpu_memory: Count = 0
     #: Bytes of main memory; 0: none needed.
     memory: Count = 0
-    artifacts: Annotated[tuple[Artifact, ...], Meta(min_length=1, max_length=MAX_ARTIFACTS)]
+    artifacts: Annotated[tuple[Artifact, ...], Meta(min_length=1, max_length=MAX_ARTIFACTS)]  #: Its files.
     #: The file that the engine is given, as a path in the model's tree.
     entrypoint: Annotated[str, Meta(min_length=1, max_length=MAX_PATH_BYTES)]
-    smoke: Smoke = Smoke()
+    smoke: Smoke = Smoke()  #: Its test job.
 
     @property
     def id(self) -> str:
@@ -126,14 +126,14 @@ class Snapshot(Struct, frozen=True, kw_only=True):
     """A versioned document that lists every model a node may hold."""
 
     schema: Literal[1]
-    network: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,127}(?!\n)$")]
-    version: Positive
-    issued_at: Instant
-    expires_at: Instant
-    sources: Sources = Sources()
+    network: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,127}(?!\n)$")]  #: The network's name.
+    version: Positive  #: Rises with each change.
+    issued_at: Instant  #: When it was made.
+    expires_at: Instant  #: Until when it may be acted on.
+    sources: Sources = Sources()  #: Where blobs may be fetched from, for all models.
     #: A test job's result is good for so long; absent: until the runtime or the device changes.
     retest_after: Annotated[str, Meta(max_length=16)] | UnsetType = UNSET
-    models: Annotated[tuple[Model, ...], Meta(max_length=MAX_MODELS)]
+    models: Annotated[tuple[Model, ...], Meta(max_length=MAX_MODELS)]  #: Every model that a node may hold.
 
 
 def decode(payload: bytes) -> Snapshot:

@@ -70,14 +70,14 @@ class Record(Struct, frozen=True, kw_only=True, omit_defaults=True):
 class ActiveModel(Struct, frozen=True, kw_only=True):
     """A model that is eligible for job routing, as ``active/index.json`` names it."""
 
-    id: str
-    tasks: tuple[Task, ...]
-    runtime: Runtime
+    id: str  #: Model id.
+    tasks: tuple[Task, ...]  #: What it is for.
+    runtime: Runtime  #: The engine that it was tested with.
     #: The model's folder, relative to ``active``.
     path: str
-    entrypoint: str
-    bytes: int
-    tree: str
+    entrypoint: str  #: The file that the engine is given, relative to `path`.
+    bytes: int  #: Size of its files.
+    tree: str  #: Digest of its tree.
 
 
 class Generation(Struct, frozen=True, kw_only=True):

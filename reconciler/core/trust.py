@@ -47,33 +47,33 @@ _LIMITS = Limits()
 class Key(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A public key as PEM SubjectPublicKeyInfo."""
 
-    scheme: Literal["ed25519"]
-    public: Annotated[str, Meta(max_length=1024)]
+    scheme: Literal["ed25519"]  #: The algorithm.
+    public: Annotated[str, Meta(max_length=1024)]  #: PEM.
 
 
 class Role(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The keys that may sign a kind of document, and how many of them must."""
 
-    keyids: Annotated[tuple[KeyId, ...], Meta(min_length=1, max_length=64)]
-    threshold: Positive
+    keyids: Annotated[tuple[KeyId, ...], Meta(min_length=1, max_length=64)]  #: Keys that may sign.
+    threshold: Positive  #: How many of them must.
 
 
 class Roles(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The two kinds of document that there are."""
 
-    root: Role
-    snapshot: Role
+    root: Role  #: For the next root.
+    snapshot: Role  #: For snapshots.
 
 
 class TrustRoot(Struct, frozen=True, kw_only=True, dict=True):
     """The keys and thresholds that may sign; versioned and rotated."""
 
     schema: Literal[1]
-    network: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,127}(?!\n)$")]
-    version: Positive
-    expires_at: Instant
-    keys: Annotated[dict[KeyId, Key], Meta(max_length=128)]
-    roles: Roles
+    network: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,127}(?!\n)$")]  #: The network's name.
+    version: Positive  #: The next root has the next number.
+    expires_at: Instant  #: Until when it may be used.
+    keys: Annotated[dict[KeyId, Key], Meta(max_length=128)]  #: Public keys by key id.
+    roles: Roles  #: Who may sign what.
 
     @cached_property
     def verifiers(self) -> dict[str, Any]:

@@ -28,9 +28,9 @@ from reconciler.store.layout import Layout
 class Index(Struct, frozen=True, kw_only=True):
     """The content of ``index.json``: the models eligible for job routing."""
 
-    schema: int = 1
-    generation: int
-    models: tuple[ActiveModel, ...]
+    schema: int = 1  #: Version of this form.
+    generation: int  #: Its number.
+    models: tuple[ActiveModel, ...]  #: Sorted by model id.
 
 
 class Generations:

@@ -68,15 +68,15 @@ class Verification(Struct, frozen=True, kw_only=True):
 class LoggedIncident(Struct, frozen=True, kw_only=True):
     """An incident as it was logged; *times* counts its repetitions until *last_at*."""
 
-    id: int
-    at: datetime
-    kind: str
-    model: str
-    blob: str
-    source: str
-    detail: str
-    times: int = 1
-    last_at: datetime | None = None
+    id: int  #: Its number.
+    at: datetime  #: When it happened first.
+    kind: str  #: A word of a closed list.
+    model: str  #: Model id, or empty.
+    blob: str  #: Digest, or empty.
+    source: str  #: URL of the source at fault, or empty.
+    detail: str  #: What happened.
+    times: int = 1  #: How often within a day.
+    last_at: datetime | None = None  #: When it happened last, if more than once.
 
 
 class Change(Struct, frozen=True, kw_only=True):
