@@ -27,7 +27,7 @@ from msgspec import Struct
 from reconciler.agent import service
 from reconciler.agent.cycle import CycleSteps, NodeSteps
 from reconciler.commands import status
-from reconciler.commands.context import NodeContext, RunOptions
+from reconciler.commands.context import NodeContext, RunOptions, report_bug
 from reconciler.commands.status import CycleOutcome, Health, Phase
 from reconciler.core import units
 from reconciler.core.errors import ReconcileError, StoreBusy, TrustError, UsageError
@@ -203,8 +203,9 @@ class Agent:
         try:
             self._context = self._load()
             self._report(Notice(level="info", text="settings read again"))
-        except ReconcileError as error:
-            self._report(Notice(level="warning", text=f"the settings stay as they were: {error.message}"))
+        except Exception as error:  # noqa: BLE001  as for a cycle
+            known = error if isinstance(error, ReconcileError) else self._bug(error)
+            self._report(Notice(level="warning", text=f"the settings stay as they were: {known.message}"))
         service.notify("READY=1")
 
     # -- a cycle -----------------------------------------------------------------------------------
@@ -227,8 +228,12 @@ class Agent:
             return "refused", f"{error.name}: {error.message}", error
         except ReconcileError as error:
             return "error", f"{error.name}: {error.message}", error
-        except Exception as error:  # noqa: BLE001  a fault of this program must not end the service that mends nodes
-            return "error", f"unexpected {type(error).__name__}: {error}", error
+        except Exception as error:  # noqa: BLE001  a bug must not end the service that mends nodes
+            found = self._bug(error)
+            return "error", f"{found.name}: {found.message}", found
+
+    def _bug(self, error: Exception) -> ReconcileError:
+        return report_bug(error, self._context.layout)
 
     def _sync_and_scrub(self) -> tuple[CycleOutcome, str]:
         longest = max(self._interval, BACKOFF_SECONDS) + self._context.jitter_seconds
@@ -302,8 +307,9 @@ class Agent:
     def _warned(self, what: str) -> Iterator[None]:
         try:
             yield
-        except (ReconcileError, OSError) as error:
-            self._report(Notice(level="warning", text=f"{what} could not be written: {error}"))
+        except Exception as error:  # noqa: BLE001  as for a cycle
+            known = error if isinstance(error, ReconcileError | OSError) else self._bug(error)
+            self._report(Notice(level="warning", text=f"{what} could not be written: {known}"))
 
     def _first_health(self) -> Health:
         """Return the health to begin with: counts and the last success go on where the last agent stopped."""

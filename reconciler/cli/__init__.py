@@ -132,6 +132,11 @@ def run(arguments: list[str]) -> int:
     except OSError as error:  # a folder that is not there, a full disk behind the terminal
         print_error(from_os_error(error), json=json)
         return 1
+    except Exception as error:  # noqa: BLE001  whatever it is, a person gets one sentence
+        from reconciler.commands.context import report_bug
+
+        print_error(report_bug(error), json=json)
+        return 1
     return code if isinstance(code, int) else 0
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from reconciler.report.events import JsonLines
     from reconciler.report.terminal import EventLines
     from reconciler.settings import Settings
+    from reconciler.store.layout import Layout
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 CONFIG_NAME = "reconcile.toml"
@@ -48,6 +49,7 @@ class CommandContext:
         self.verbose = verbose
         self._streamed = False
         self._has_no_settings = False
+        self._layout: Layout | None = None
 
     def settings(self) -> Settings:
         """
@@ -79,7 +81,19 @@ class CommandContext:
         """Return the settings that hold here as values, for the functions of ``commands``."""
         from reconciler.commands import context
 
-        return context.from_settings(self.settings())
+        node = context.from_settings(self.settings())
+        self._layout = node.layout
+        return node
+
+    def explain(self, error: Exception) -> ReconcileError:
+        """Return *error* if it is one of this program's own, else what tells of it: the system refused, or it is a bug and has a report."""
+        if isinstance(error, ReconcileError):
+            return error
+        if isinstance(error, OSError):
+            return from_os_error(error)
+        from reconciler.commands.context import report_bug
+
+        return report_bug(error, self._layout)
 
     def check_output(self, path: Path) -> None:
         """
@@ -257,10 +271,10 @@ def common_options(*, json: bool = True) -> Callable[[_F], _F]:
                 context.check_output(context.json_into)
             try:
                 return command(context, **given)
-            except BrokenPipeError:
+            except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
                 raise
-            except (ReconcileError, OSError) as error:
-                said = error if isinstance(error, ReconcileError) else from_os_error(error)
+            except Exception as error:  # noqa: BLE001  whatever it is, a person gets one sentence
+                said = context.explain(error)
                 context.report_error(said)
                 raise said from None
 

@@ -23,7 +23,7 @@ from msgspec import Struct
 
 from reconciler import files
 from reconciler.core import units
-from reconciler.core.errors import ReconcileError, SettingsError
+from reconciler.core.errors import InternalError, ReconcileError, SettingsError
 from reconciler.core.node import Limits, NodeFacts, Policy
 from reconciler.core.text import printable
 from reconciler.fetch.settings import FetchSettings
@@ -213,25 +213,41 @@ def hold_store(context: NodeContext, *, timeout_seconds: float = 0.0) -> Iterato
         writer_lock.hold(layout.lock_file, timeout_seconds=timeout_seconds),
         reserve.released_when_full(layout.space_reserve),
         Ledger.writing(layout.ledger) as ledger,
-        bugs_reported(context, ledger),
+        _bugs_logged(layout, ledger),
     ):
         yield ledger
 
 
 @contextlib.contextmanager
-def bugs_reported(context: NodeContext, ledger: Ledger | None = None) -> Iterator[None]:
-    """Raise an exception that nobody raised on purpose as an ``InternalError``, with a report and, where the store is held, an incident."""
+def _bugs_logged(layout: Layout, ledger: Ledger) -> Iterator[None]:
+    """Raise an exception that nobody raised on purpose as an ``InternalError``, with a report and an incident."""
     try:
         yield
     except (ReconcileError, OSError):
         raise
     except Exception as error:
         from reconciler.ports import Incident
+
+        found = report_bug(error, layout)
+        with contextlib.suppress(ReconcileError):
+            ledger.log_incident(Incident(kind=found.name, detail=found.message), wall_clock())
+        raise found from error
+
+
+def report_bug(error: Exception, layout: Layout | None = None) -> InternalError:
+    """
+    Write a report of *error*, an exception that nobody raised on purpose, and return the error that names the report; raises nothing.
+
+    The report goes into the store at *layout*; where there is none that can be written, into a new private folder for temporary files.
+    """
+    try:
+        import tempfile
+
         from reconciler.store import crash_report  # with all that describes a traceback, which nothing else needs
 
-        now = wall_clock()
-        found = crash_report.internal_error(context.layout, error, {"command": " ".join(sys.argv[1:2])}, now)
-        if ledger is not None:
-            with contextlib.suppress(ReconcileError):
-                ledger.log_incident(Incident(kind=found.name, detail=found.message), now)
-        raise found from error
+        if layout is None or not os.access(layout.root, os.W_OK | os.X_OK):
+            folder = Path(tempfile.mkdtemp(prefix="reconcile-"))
+            layout = Layout(folder, folder / "archive")
+        return crash_report.internal_error(layout, error, {"command": " ".join(sys.argv[1:2])}, wall_clock())
+    except Exception as second:  # noqa: BLE001  a bug in what reports bugs must not hide the first
+        return InternalError(f"{type(error).__name__}; no report could be written: {type(second).__name__}")

@@ -116,8 +116,7 @@ def run_check(check: Check, given: CheckInput) -> tuple[CheckResult, ...]:
     except ReconcileError as error:
         found.append(from_error(name, error))
     except Exception as error:  # noqa: BLE001  a broken check must not hide what the others find
-        text = f"could not be examined: {type(error).__name__}: {error}"
-        found.append(CheckResult(name=name, level="error", text=text, hint="this is a fault of reconcile: report it with this line"))
+        found.append(from_error(name, contexts.report_bug(error, given.node.layout)))
     return tuple(found)
 
 

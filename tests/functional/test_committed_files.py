@@ -6,23 +6,20 @@ import codecs
 import json
 import re
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from reconciler.demo.server import Server
 from tests.node import Node, run, tiny
 
 Damage = Callable[[bytes], bytes]
 
 
 @pytest.fixture
-def node(tmp_path: Path) -> Iterator[Node]:
-    with Server() as server:
-        made = Node(tmp_path / "node", server)
-        made.publish(made.item("a:v1", tiny("a")), made.item("b:v1", tiny("b")))
-        yield made
+def node(node: Node) -> Node:
+    node.publish(node.item("a:v1", tiny("a")), node.item("b:v1", tiny("b")))
+    return node
 
 
 def crlf(data: bytes) -> bytes:

@@ -177,7 +177,7 @@ def test_a_fault_of_ours_does_not_end_the_agent(tmp_path: Path) -> None:
     world.agent().run()
 
     assert world.health.totals == {"error": 2, "done": 1}
-    assert "unexpected ZeroDivisionError" in world.warnings()[0]
+    assert "internal-error: ZeroDivisionError" in world.warnings()[0]
 
 
 def test_failed_models_are_told_and_do_not_slow_the_agent_down(tmp_path: Path) -> None:
@@ -304,6 +304,25 @@ def test_settings_that_do_not_hold_are_not_taken(tmp_path: Path) -> None:
 
     assert world.waits == [300.0, 300.0]
     assert any("the settings stay as they were" in text for text in world.warnings())
+
+
+def test_a_bug_while_settings_are_read_again_leaves_those_in_use(tmp_path: Path) -> None:
+    world = World(tmp_path, [0, 0])
+    agent = world.agent()
+
+    def broken() -> NodeContext:
+        raise KeyError("a bug")
+
+    def hup(number: int) -> None:
+        if number == 1:
+            agent._load = broken
+            world.hup()
+
+    world.during_wait = hup
+    agent.run()
+
+    assert len(world.synced) >= 2
+    assert any("the settings stay as they were: KeyError in " in text for text in world.warnings())
 
 
 def test_settings_that_do_not_hold_at_the_start_are_refused(tmp_path: Path) -> None:
