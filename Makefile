@@ -37,11 +37,11 @@ check: $(READY)
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/lint-imports
 	$(BIN)/reconcile lock --check
-	$(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 # The documentation as a site, in build/site. A link that leads nowhere is an error.
 docs: $(READY)
-	$(BIN)/mkdocs build
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 # The reference pages of the documentation, from the code. A test compares them.
 reference: $(READY)

@@ -63,9 +63,9 @@ def _settings() -> str:
     text = (
         "# Settings\n\n`reconcile.toml`: every key, its type and its default. The file is found by `--config`, by `$RECONCILE_CONFIG`,\n"
         "or in the working directory or the nearest folder above it. Relative paths are relative to the file. An unknown key is an\n"
-        "error that names the nearest known one. Sizes are written as `10GiB`, times as `30s`, `5m`, `24h`, `30d`.\n\nSettings that were\n"
-        "found, and not named by `--config` or `$RECONCILE_CONFIG`, are refused (`untrusted-file`) where another user of the machine\n"
-        "can change them or a file that they name.\n"
+        "error that names the nearest known one. Sizes are written as `10GiB`, times as `30s`, `5m`, `24h`, `30d`.\n\n"
+        "Settings that were found, and not named by `--config` or `$RECONCILE_CONFIG`, are refused (`untrusted-file`) where another\n"
+        "user of the machine can change them or a file that they name.\n"
     )
     return text + "".join(_table_of_settings(name, kind) for name, kind in _tables(settings.Settings, ""))
 
