@@ -1,19 +1,20 @@
 """
-A look at a GGUF file's header before any engine sees it (ggml's gguf.md, versions 2 and 3).
+Checks a GGUF file's header before any engine reads it (ggml's gguf.md, versions 2 and 3).
 
 Engines abort on some malformed headers and read past the end on others, and their fixes were bypassed within months. What is plainly
-malformed is refused here, in a language without pointers, with a sentence that says where. It is no proof that an engine is safe with
-the rest: that is what the sandbox is for.
+malformed is refused here, in a memory-safe language, with a message that says where. That does not prove that an engine is safe with
+the rest: test jobs run in a sandbox.
 
 Rules that hold here:
 
-1. Every length is checked against what is left of the file before anything is read; what is not needed is passed over, not read.
+1. Every length is checked against what is left of the file before anything is read; what is not needed is skipped.
 2. Memory is bounded by one window of the file and the list of tensors, time by the caps below.
-3. A tensor type that is not known here is the engine's business; only its place is checked.
+3. Of a tensor type that is not known here, only the position is checked.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import stat
@@ -117,30 +118,30 @@ def check(path: Path) -> GgufFacts:
         kind = file_type.identify(os.pread(fd, file_type.HEAD_BYTES, 0), seen.st_size)
         if kind.name not in {"gguf", "unknown"}:
             raise Malformed(f"it is {kind.text}{'; ' if kind.hint else ''}{kind.hint}")
-        return _facts(_Front(fd, seen.st_size))
+        return _facts(_Reader(fd, seen.st_size))
     finally:
         os.close(fd)
 
 
-def _facts(front: _Front) -> GgufFacts:
+def _facts(reader: _Reader) -> GgufFacts:
     """Walk the header from front to back."""
-    version, tensors, keys = _counts(front)
-    found = _keys(front, keys)
+    version, tensors, keys = _counts(reader)
+    found = _keys(reader, keys)
     alignment = _alignment(found)
-    listed = [_tensor(front, index, alignment) for index in range(tensors)]
-    start = -(-front.offset // alignment) * alignment
-    _check_places(listed, start, front.size)
+    found_tensors = [_tensor(reader, index, alignment) for index in range(tensors)]
+    start = -(-reader.offset // alignment) * alignment
+    _check_places(found_tensors, start, reader.size)
     _check_vocabulary(found)
-    return _told(version, found, listed)
+    return _facts_of(version, found, found_tensors)
 
 
-def _counts(front: _Front) -> tuple[int, int, int]:
-    if front.take(4, "the magic") != MAGIC:
+def _counts(reader: _Reader) -> tuple[int, int, int]:
+    if reader.take(4, "the magic") != MAGIC:
         raise Malformed("it does not begin with the magic GGUF")
-    version = front.number("I", "the version")
+    version = reader.number("I", "the version")
     if version not in {2, 3}:
         raise Malformed(f"version {version} is not known; 2 and 3 are")
-    tensors, keys = front.number("q", "the number of tensors"), front.number("q", "the number of keys")
+    tensors, keys = reader.number("q", "the number of tensors"), reader.number("q", "the number of keys")
     if not 0 <= tensors <= MAX_TENSORS:
         raise Malformed(f"it claims {tensors:,} tensors, not from 0 to {MAX_TENSORS:,}")
     if not 0 <= keys <= MAX_KEYS:
@@ -151,7 +152,7 @@ def _counts(front: _Front) -> tuple[int, int, int]:
 # -- the file from front to back -------------------------------------------------------------------
 
 
-class _Front:
+class _Reader:
     """A file's bytes in order, one window of them in memory. No read goes past the end; a file that shrinks meanwhile is malformed."""
 
     def __init__(self, fd: int, size: int) -> None:
@@ -167,37 +168,37 @@ class _Front:
 
     def number(self, code: str, where: str) -> Any:
         length = struct.calcsize("<" + code)
-        self._hold(length, where)
+        self._fill(length, where)
         self._at += length
         return struct.unpack_from("<" + code, self._window, self._at - length)[0]
 
     def take(self, length: int, where: str) -> bytes:
-        self._hold(length, where)
+        self._fill(length, where)
         self._at += length
         return self._window[self._at - length : self._at]
 
-    def pass_over(self, length: int, where: str) -> None:
+    def skip(self, length: int, where: str) -> None:
         self._refuse_past_end(length, where)
         self._at += length
 
     def string(self, most: int, where: str) -> str:
-        """Return the first bytes of a string and pass over the rest of it."""
+        """Return the first bytes of a string and skip the rest of it."""
         length = self.number("Q", f"the length of {where}")
         if length > most:
             raise Malformed(f"{where} claims {length:,} bytes at offset {self.offset:,}, more than {most:,}")
         self._refuse_past_end(length, where)
         kept = self.take(min(length, max(_KEPT, MAX_KEY)), where)
-        self.pass_over(length - len(kept), where)
+        self.skip(length - len(kept), where)
         return kept.decode(errors="replace")
 
-    def pass_over_strings(self, count: int, where: str) -> None:
+    def skip_strings(self, count: int, where: str) -> None:
         """Pass over *count* strings. Written for speed: a vocabulary has hundreds of thousands of them."""
         unpack = struct.Struct("<Q").unpack_from
         window, at, end = self._window, self._at, len(self._window)
         for _ in range(count):
             if at + 8 > end:
                 self._at = at
-                self._hold(8, where)
+                self._fill(8, where)
                 window, at, end = self._window, self._at, len(self._window)
             length = unpack(window, at)[0]
             at += 8
@@ -209,8 +210,8 @@ class _Front:
             at += length
         self._at = at
 
-    def _hold(self, length: int, where: str) -> None:
-        """Have the next *length* bytes in the window; they are never many."""
+    def _fill(self, length: int, where: str) -> None:
+        """Read the next *length* bytes, which are never many, into the window."""
         if self._at + length <= len(self._window):
             return
         self._refuse_past_end(length, where)
@@ -227,45 +228,45 @@ class _Front:
 # -- keys ------------------------------------------------------------------------------------------
 
 
-def _keys(front: _Front, count: int) -> dict[str, Any]:
+def _keys(reader: _Reader, count: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for index in range(count):
-        at = front.offset
-        key = front.string(MAX_KEY, f"the name of key {index}")
+        at = reader.offset
+        key = reader.string(MAX_KEY, f"the name of key {index}")
         if not key:
             raise Malformed(f"key {index} at offset {at:,} has no name")
         if key in found:
             raise Malformed(f"the key {key[:80]!r} is there twice, again at offset {at:,}")
-        kind = front.number("I", f"the type of {key[:80]!r}")
-        found[key] = _value(front, kind, key[:80])
+        kind = reader.number("I", f"the type of {key[:80]!r}")
+        found[key] = _value(reader, kind, key[:80])
     return found
 
 
-def _value(front: _Front, kind: int, key: str) -> Any:
-    if kind == _BOOL and (octet := front.take(1, f"the value of {key!r}")[0]) > 1:
+def _value(reader: _Reader, kind: int, key: str) -> Any:
+    if kind == _BOOL and (octet := reader.take(1, f"the value of {key!r}")[0]) > 1:
         raise Malformed(f"{key!r} is {octet}, neither true nor false")
     if kind == _BOOL:
         return bool(octet)
     if kind in _SCALARS:
-        return front.number(_SCALARS[kind], f"the value of {key!r}")
+        return reader.number(_SCALARS[kind], f"the value of {key!r}")
     if kind == _STRING:
-        return front.string(MAX_STRING, f"the value of {key!r}")[:_KEPT]
+        return reader.string(MAX_STRING, f"the value of {key!r}")[:_KEPT]
     if kind == _ARRAY:
-        return _array(front, key)
+        return _array(reader, key)
     raise Malformed(f"{key!r} has the type {kind}, which does not exist")
 
 
-def _array(front: _Front, key: str) -> _List:
-    kind, count = front.number("I", f"the element type of {key!r}"), front.number("Q", f"the length of {key!r}")
+def _array(reader: _Reader, key: str) -> _List:
+    kind, count = reader.number("I", f"the element type of {key!r}"), reader.number("Q", f"the length of {key!r}")
     if kind not in _SCALARS and kind != _STRING:  # arrays of arrays are in no file that an engine reads
         raise Malformed(f"the array {key!r} has elements of the type {kind}, which is not known here")
     least = _SIZES.get(kind, 8)
-    if count * least > front.size - front.offset or (kind == _STRING and count > MAX_STRINGS):
-        raise Malformed(f"the array {key!r} claims {count:,} elements at offset {front.offset:,}, more than it can have")
+    if count * least > reader.size - reader.offset or (kind == _STRING and count > MAX_STRINGS):
+        raise Malformed(f"the array {key!r} claims {count:,} elements at offset {reader.offset:,}, more than it can have")
     if kind == _STRING:
-        front.pass_over_strings(count, repr(key))
+        reader.skip_strings(count, repr(key))
     else:
-        front.pass_over(count * least, f"the array {key!r}")
+        reader.skip(count * least, f"the array {key!r}")
     return _List(kind, count)
 
 
@@ -294,30 +295,23 @@ def _check_vocabulary(keys: dict[str, Any]) -> None:
 # -- tensors ---------------------------------------------------------------------------------------
 
 
-def _tensor(front: _Front, index: int, alignment: int) -> _Tensor:
-    name = front.string(MAX_NAME, f"the name of tensor {index}")
+def _tensor(reader: _Reader, index: int, alignment: int) -> _Tensor:
+    name = reader.string(MAX_NAME, f"the name of tensor {index}")
     shown = name[:80]
-    dimensions = front.number("I", f"the number of dimensions of tensor {shown!r}")
+    dimensions = reader.number("I", f"the number of dimensions of tensor {shown!r}")
     if not 1 <= dimensions <= 4:
         raise Malformed(f"tensor {shown!r} has {dimensions:,} dimensions, not 1 to 4")
-    shape = [front.number("q", f"a dimension of tensor {shown!r}") for _ in range(dimensions)]
+    shape = [reader.number("q", f"a dimension of tensor {shown!r}") for _ in range(dimensions)]
     if any(side <= 0 for side in shape):
         raise Malformed(f"tensor {shown!r} has the dimensions {shape}")
-    kind = front.number("I", f"the type of tensor {shown!r}")
+    kind = reader.number("I", f"the type of tensor {shown!r}")
     if kind > _MAX_TYPE:
         raise Malformed(f"tensor {shown!r} has the type {kind:,}, which does not exist")
-    offset = front.number("Q", f"the offset of tensor {shown!r}")
+    offset = reader.number("Q", f"the offset of tensor {shown!r}")
     if offset % alignment:
         raise Malformed(f"tensor {shown!r} begins at {offset:,}, which is not a multiple of {alignment}")
-    elements = _product(shape)
+    elements = math.prod(shape)
     return _Tensor(name, elements, offset, _bytes(shown, shape[0], elements, kind))
-
-
-def _product(shape: list[int]) -> int:
-    found = 1
-    for side in shape:
-        found *= side
-    return found
 
 
 def _bytes(name: str, row: int, elements: int, kind: int) -> int:
@@ -327,10 +321,10 @@ def _bytes(name: str, row: int, elements: int, kind: int) -> int:
     return elements // packed * size or 1
 
 
-def _check_places(listed: list[_Tensor], start: int, size: int) -> None:
+def _check_places(found_tensors: list[_Tensor], start: int, size: int) -> None:
     names: set[str] = set()
     end, before = 0, ""
-    for tensor in sorted(listed, key=lambda one: one.offset):
+    for tensor in sorted(found_tensors, key=lambda one: one.offset):
         shown = tensor.name[:80]
         if tensor.name in names:
             raise Malformed(f"tensor {shown!r} is there twice")
@@ -342,20 +336,20 @@ def _check_places(listed: list[_Tensor], start: int, size: int) -> None:
             raise Malformed(f"tensor {shown!r} reaches to byte {start + end:,} of a file with {size:,}: it is not whole")
 
 
-# -- what it all tells -----------------------------------------------------------------------------
+# -- facts -----------------------------------------------------------------------------------------
 
 _LAYER = re.compile(r"blk\.([0-9]{1,9})\.")
 _POOLING = {0: "none", 1: "mean", 2: "cls", 3: "last", 4: "rank"}
 
 
-def _told(version: int, keys: dict[str, Any], listed: list[_Tensor]) -> GgufFacts:
+def _facts_of(version: int, keys: dict[str, Any], found_tensors: list[_Tensor]) -> GgufFacts:
     architecture, parts = _architecture(keys), max(1, _whole(keys, "split.count"))
     blocks = _whole(keys, f"{architecture}.block_count")
-    _check_blocks(f"{architecture}.block_count", blocks, listed, whole=parts == 1)
+    _check_blocks(f"{architecture}.block_count", blocks, found_tensors, whole=parts == 1)
     width, context = _whole(keys, f"{architecture}.embedding_length"), _whole(keys, f"{architecture}.context_length")
     if context > MAX_CONTEXT:
         raise Malformed(f"{architecture}.context_length is {context:,}, more than {MAX_CONTEXT:,}")
-    weights = sum(tensor.size for tensor in listed)
+    weights = sum(tensor.size for tensor in found_tensors)
     cache = 2 * 2 * blocks * width * min(context, 4096)
     pooling = _POOLING.get(_whole(keys, f"{architecture}.pooling_type"), "unknown") if f"{architecture}.pooling_type" in keys else ""
     return GgufFacts(
@@ -366,7 +360,7 @@ def _told(version: int, keys: dict[str, Any], listed: list[_Tensor]) -> GgufFact
         embedding_length=width,
         block_count=blocks,
         quantisation=FILE_TYPES.get(_whole(keys, "general.file_type"), "unknown") if "general.file_type" in keys else "unknown",
-        parameters=sum(tensor.elements for tensor in listed),
+        parameters=sum(tensor.elements for tensor in found_tensors),
         chat_template="tokenizer.chat_template" in keys,
         embedding=pooling not in {"", "none", "rank"},
         tensor_bytes=weights,
@@ -385,13 +379,13 @@ def _architecture(keys: dict[str, Any]) -> str:
     return found
 
 
-def _check_blocks(key: str, claimed: int, listed: list[_Tensor], *, whole: bool) -> None:
+def _check_blocks(key: str, claimed: int, found_tensors: list[_Tensor], *, whole: bool) -> None:
     """Refuse more layers than an engine takes, than there are tensors for, or fewer than tensors name."""
     if claimed > MAX_LAYERS:
         raise Malformed(f"{key} is {claimed:,}, more than {MAX_LAYERS}")
-    if whole and listed and claimed > len(listed):
-        raise Malformed(f"{key} is {claimed:,}, and the file has only {len(listed):,} tensors")
-    layers = [int(found[1]) for tensor in listed if (found := _LAYER.match(tensor.name))]
+    if whole and found_tensors and claimed > len(found_tensors):
+        raise Malformed(f"{key} is {claimed:,}, and the file has only {len(found_tensors):,} tensors")
+    layers = [int(found[1]) for tensor in found_tensors if (found := _LAYER.match(tensor.name))]
     if claimed and layers and max(layers) >= claimed:
         raise Malformed(f"{key} is {claimed:,}, and a tensor is named for layer {max(layers):,}")
 
