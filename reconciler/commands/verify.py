@@ -44,6 +44,8 @@ class Verified(Struct, frozen=True, kw_only=True):
     checked: int
     bytes: int
     damage: tuple[Damage, ...]
+    #: Paths where only blobs and trees belong, and that are neither: nothing uses them, and nothing deletes them.
+    unexpected: tuple[str, ...] = ()
     repaired: bool = False
 
 
@@ -100,7 +102,17 @@ def verify(
                     tracker.finished(done.digest, done.size)
                     damage += record(done, store)
         _forget_removed(store, state)
-    return Verified(checked=len(chosen), bytes=sum(file.size for file in chosen), damage=tuple(damage))
+        unexpected = _unexpected(layout)
+    for path in unexpected:
+        report(Notice(level="warning", text=f"{path} is no blob and no tree: nothing uses it and nothing deletes it; move it away"))
+    return Verified(
+        checked=len(chosen), bytes=sum(file.size for file in chosen), damage=tuple(damage), unexpected=tuple(map(str, unexpected))
+    )
+
+
+def _unexpected(layout: Layout) -> list[Path]:
+    folders = (layout.blobs, layout.trees, layout.cold / "blobs")
+    return [folder / path for folder in folders for path in observe.unexpected_paths(folder)]
 
 
 def _check_lock(context: NodeContext, ledger: Ledger, report: Reporter) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+import stat
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from reconciler.core.lock import Lock
 from reconciler.core.node import Policy
 from reconciler.core.state import Generation, Record
 from reconciler.ports import TestReport
-from reconciler.store import atomic, crash_report, generations
+from reconciler.store import atomic, crash_report, generations, observe
 from reconciler.store.layout import Layout
 from reconciler.store.ledger import Ledger
 from reconciler.store.trees import files_of
@@ -239,8 +240,8 @@ class StoreHousekeeping:
     def _made_of(self, trees: set[str]) -> set[str]:
         """Return the blobs of *trees* whose listings were lost with the ledger, found by their hard links."""
         folders = [folder for folder in map(self._layout.tree, trees) if folder.is_dir()]
-        files = {_identity(folder / path) for folder in folders for path in files_of(folder)}
-        return {name for name, path in _by_digest(self._layout.blobs) if _identity(path) in files} if files else set()
+        links = {_identity((folder / path).lstat()) for folder in folders for path in files_of(folder)}
+        return {name for name, seen in observe.scan(self._layout.blobs).items() if _identity(seen) in links} if links else set()
 
     def _kept(self, gone: list[int]) -> list[Generation]:
         kept: list[Generation] = []
@@ -258,18 +259,16 @@ class StoreHousekeeping:
         )
 
     def _trees(self, roots: tuple[set[str], set[str]]) -> list[Garbage]:
-        folder = [(algorithm.name, prefix) for algorithm in _folders(self._layout.trees) for prefix in _folders(algorithm)]
-        names = [f"{algorithm}:{path.name}" for algorithm, prefix in folder for path in _folders(prefix)]
         return [
             Garbage(kind="tree", name=name, bytes=0, reason="no listed model or kept generation needs it")
-            for name in sorted(names)
-            if name not in roots[0] and digests.is_digest(name)
+            for name, seen in sorted(observe.scan(self._layout.trees).items())
+            if name not in roots[0] and stat.S_ISDIR(seen.st_mode)
         ]
 
     def _blobs(self, roots: tuple[set[str], set[str]]) -> list[Garbage]:
         return [
-            Garbage(kind="blob", name=name, bytes=path.lstat().st_size, reason="no listed model, kept generation or grace period needs it")
-            for name, path in sorted(_by_digest(self._layout.blobs))
+            Garbage(kind="blob", name=name, bytes=seen.st_size, reason="no listed model, kept generation or grace period needs it")
+            for name, seen in sorted(observe.scan(self._layout.blobs).items())
             if name not in roots[1]
         ]
 
@@ -278,8 +277,8 @@ class StoreHousekeeping:
         back = {name for model in self._lock.model if model.state != "archived" for name in model.blobs}
         needed = {*self._lock.blob, *(name for record in self._leaving() for name in record.blobs)}
         return [
-            Garbage(kind="cold", name=name, bytes=path.lstat().st_size, reason="in cold storage, and no archived model needs it")
-            for name, path in sorted(_by_digest(self._layout.cold / "blobs"))
+            Garbage(kind="cold", name=name, bytes=seen.st_size, reason="in cold storage, and no archived model needs it")
+            for name, seen in sorted(observe.scan(self._layout.cold / "blobs").items())
             if name not in needed or (name in back and self._layout.blob(name).is_file())
         ]
 
@@ -309,18 +308,8 @@ def _is_archived(record: Record | None) -> bool:
     return record is not None and record.state == "archived"
 
 
-def _identity(path: Path) -> tuple[int, int]:
-    seen = path.lstat()
+def _identity(seen: os.stat_result) -> tuple[int, int]:
     return seen.st_dev, seen.st_ino
-
-
-def _by_digest(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Yield the files under *folder* with their digests."""
-    for algorithm in _folders(folder):
-        for prefix in _folders(algorithm):
-            for path in prefix.iterdir():
-                if digests.is_digest(f"{algorithm.name}:{path.name}"):
-                    yield f"{algorithm.name}:{path.name}", path
 
 
 def _folders(path: Path) -> list[Path]:

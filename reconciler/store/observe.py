@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from reconciler import files
@@ -51,7 +53,7 @@ def _observe(layout: Layout, ledger: Ledger) -> NodeState:
     drift = (*drift, *(f"active: the link of {model} does not lead to its tree" for model in misdirected))
     unfinished = bool(ledger.fact("running", bool))
     known = ledger.verifications()
-    found = _scan(layout.blobs)
+    found = scan(layout.blobs)
     blobs = {name: _blob(seen, known.get(name)) for name, seen in found.items()}
     remembered = ledger.trees()
     trees = [_tree(layout, recipe, tree, listing, found) for recipe, (tree, listing) in remembered.items()]
@@ -64,7 +66,7 @@ def _observe(layout: Layout, ledger: Ledger) -> NodeState:
         active=active,
         blobs=blobs,
         trees={seen.recipe: seen for seen in trees if not seen.damaged or layout.tree(seen.digest).is_dir()},
-        archived={name: _blob(seen, None) for name, seen in _scan(layout.cold / "blobs").items()},
+        archived={name: _blob(seen, None) for name, seen in scan(layout.cold / "blobs").items()},
         records=ledger.records(),
         passed=ledger.passed(),
         drift=(*drift, *lost, *damaged, *damaged_trees),
@@ -95,19 +97,45 @@ def _active(layout: Layout) -> tuple[Generation, tuple[str, ...]]:
         return Generation(), (error.message,)
 
 
-def _scan(folder: Path) -> dict[str, os.stat_result]:
-    """Return the files at *folder*/<algorithm>/<2 hex>/<hex>, by digest."""
+def scan(folder: Path) -> dict[str, os.stat_result]:
+    """Return what is at *folder*/<algorithm>/<2 hex>/<hex>, by digest; links are not followed."""
     found = {}
     for algorithm in digest.HEX_LENGTHS:
         for prefix in _entries(folder / algorithm):
             for entry in _entries(prefix.path):
                 name = f"{algorithm}:{entry.name}"
-                if digest.is_digest(name) and entry.name.startswith(prefix.name):
+                if digest.is_digest(name) and entry.name[:2] == prefix.name:
                     try:
                         found[name] = entry.stat(follow_symlinks=False)
                     except FileNotFoundError:  # deleted meanwhile by a run that holds the store
                         continue
     return found
+
+
+def unexpected_paths(folder: Path) -> tuple[str, ...]:
+    """Return the paths in *folder*, which holds blobs or trees, that are at no digest's place: ``scan`` does not see them."""
+    return tuple(sorted(_unexpected(folder)))
+
+
+def _unexpected(folder: Path) -> Iterator[str]:
+    for algorithm in _entries(folder):
+        if algorithm.name not in digest.HEX_LENGTHS or not algorithm.is_dir(follow_symlinks=False):
+            yield algorithm.name
+            continue
+        for prefix in _entries(algorithm.path):
+            path = f"{algorithm.name}/{prefix.name}"
+            if not _PREFIX.fullmatch(prefix.name) or not prefix.is_dir(follow_symlinks=False):
+                yield path
+                continue
+            for entry in _entries(prefix.path):
+                is_placed = digest.is_digest(f"{algorithm.name}:{entry.name}") and entry.name[:2] == prefix.name
+                if not is_placed and not _OWN.fullmatch(entry.name):
+                    yield f"{path}/{entry.name}"
+
+
+_PREFIX = re.compile("[0-9a-f]{2}")
+#: Copies in cold storage that are being made, or were set aside as damaged.
+_OWN = re.compile(r"\.[0-9a-f]+\.(tmp|damaged)")
 
 
 def _entries(path: Path | str | int) -> list[os.DirEntry[str]]:

@@ -235,3 +235,42 @@ def test_a_terminal_shows_how_far_verify_is() -> None:
         assert "1.0 MiB of 4.0 MiB" in seen.getvalue()
         people(HashProgress(done=4 << 20, total=4 << 20))
         assert not people._tasks
+
+
+def test_a_file_that_is_no_blob_among_the_blobs_is_reported_and_neither_used_nor_deleted(node: Node) -> None:
+    node.publish(node.item("a:v1", tiny("a")))
+    assert node.run("apply").code == 0
+    (blob,) = node.blobs()
+    strange = [blob.with_name("notes.txt"), node.store / "blobs" / "sha256" / "00" / blob.name, node.store / "trees" / "x"]
+    for path in strange:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("kept by a person")
+
+    ran = node.run("verify", "--json")
+
+    assert ran.code == 0
+    assert ran.json["unexpected"] == [str(path) for path in sorted(strange[:2]) + strange[2:]]
+    assert ran.json["damage"] == []
+    ran = node.run("verify")
+    assert [path for path in strange if f"{path.parent}/{path.name[:12]}" not in ran.out] == []
+    assert ran.out.count("is no blob and no tree") == len(strange)
+    assert node.run("gc", "--dry-run", "--json").json["items"] == []
+    assert [node.run(command).code for command in ("gc", "plan", "apply", "status")] == [0, 0, 0, 0]
+    assert all(path.read_text() == "kept by a person" for path in strange)
+    assert node.states() == {"a:v1": "active"}
+
+
+def test_what_nobody_needs_is_deleted_although_its_like_is_in_a_wrong_folder(node: Node) -> None:
+    node.configure('grace = "0s"\n')
+    node.publish(node.item("a:v1", tiny("a")), node.item("b:v1", tiny("b")))
+    assert node.run("apply").code == 0
+    copies = [node.store / "blobs" / "sha256" / "00" / blob.name for blob in node.blobs()]
+    copies[0].parent.mkdir(exist_ok=True)
+    for copy in copies:
+        copy.write_text("a copy")
+    node.publish(node.item("a:v1", tiny("a")))
+    assert node.run("apply").code == 0
+
+    assert node.run("gc", "--dry-run", "--json").json["items"] == []
+    assert node.run("gc").code == 0
+    assert node.run("verify", "--json").json["unexpected"] == [str(copy) for copy in sorted(copies)]

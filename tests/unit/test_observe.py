@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from reconciler.core.errors import StoreError
-from reconciler.store import generations
+from reconciler.store import generations, observe
 from reconciler.store.ledger import Ledger
 from tests.storenode import StoreNode, memory, traces
 from tests.twins.content import Files, changed, name_of
@@ -205,3 +205,45 @@ def test_a_plan_reads_while_another_process_writes(node: StoreNode) -> None:
         assert node.state().unfinished
         ledger.set_running(running=False)
         assert not node.plan(lock).changes
+
+
+# -- what belongs nowhere --------------------------------------------------------------------------
+
+DIGITS = name_of(b"").partition(":")[2]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "README", "sha256/README", "sha256/zz/x", "sha256/ab/notes.txt", f"sha256/00/{DIGITS}", f"sha256/{DIGITS}",
+        f"sha256/{DIGITS[:2]}/{DIGITS}.part", f"sha256/{DIGITS[:2]}/{DIGITS.upper()}", f"md5/{DIGITS[:2]}/{DIGITS}",
+        f"sha256/{DIGITS[:1]}/{DIGITS}",
+    ],
+)  # fmt: skip
+def test_a_path_that_is_no_digests_is_named_and_is_no_blob(tmp_path: Path, path: str) -> None:
+    blob = tmp_path / "sha256" / DIGITS[:2] / DIGITS
+    for file in (blob, tmp_path / path):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+
+    assert list(observe.scan(tmp_path)) == [f"sha256:{DIGITS}"]
+    (found,) = observe.unexpected_paths(tmp_path)
+    assert path.startswith(found)
+
+
+def test_a_link_among_the_folders_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "blobs" / "sha256").mkdir(parents=True)
+    (tmp_path / "blobs" / "sha256" / "ab").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "blobs" / "sha512").symlink_to(tmp_path / "elsewhere")
+
+    assert observe.unexpected_paths(tmp_path / "blobs") == ("sha256/ab", "sha512")
+
+
+def test_copies_in_the_making_and_damaged_ones_belong_in_cold_storage(tmp_path: Path) -> None:
+    folder = tmp_path / "sha256" / DIGITS[:2]
+    folder.mkdir(parents=True)
+    (folder / f".{DIGITS}.tmp").touch()
+    (folder / f".{DIGITS}.damaged").touch()
+
+    assert observe.unexpected_paths(tmp_path) == ()
