@@ -343,6 +343,15 @@ def test_the_site_is_built_without_a_warning_and_loads_nothing_from_elsewhere(tm
         assert not [url for found in loaded for url in found if "//" in url and not url.startswith("data:")], page
 
 
+def test_the_forms_for_issues_ask_for_something() -> None:
+    forms = [path for path in (TOP / ".github" / "ISSUE_TEMPLATE").glob("*.yml") if path.name != "config.yml"]
+    assert len(forms) == 2
+    for path in forms:
+        form = yaml.safe_load(path.read_text())
+        assert form.keys() == {"name", "description", "body"}
+        assert any(part.get("validations", {}).get("required") for part in form["body"])
+
+
 # -- words -----------------------------------------------------------------------------------------------------------
 
 
