@@ -183,20 +183,29 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     def _files(self) -> Iterator[tuple[str, Path]]:
         """Yield every file and folder that these settings name, with the key that names it."""
+        yield from ((key, self.path(text)) for key, text in self.paths())
+        yield "the envelope beside [network] lockfile", self.envelope_path
+        for key, argv in self._commands():
+            yield from ((key, path) for path in self._programs(argv))
+
+    def paths(self) -> Iterator[tuple[str, str]]:
+        """Yield every path that these settings name but those in commands, as it is written, with the key that names it."""
         network, download = self.network, self.download
         named = [
             ("[network] root", network.root), ("[network] snapshot", network.snapshot), ("[network] lockfile", network.lockfile),
             ("[network] root_updates", network.root_updates), ("[download] ca_file", download.ca_file),
             ("[download] netrc", download.netrc), ("[store] path", self.store.path), ("[store] archive", self.store.archive),
         ]  # fmt: skip
-        yield from ((key, self.path(text)) for key, text in named if text and "://" not in text)
-        yield "the envelope beside [network] lockfile", self.envelope_path
-        commands = [
-            ("[hooks] activated", self.hooks.activated), ("[hooks] healthy", self.hooks.healthy),
-            ("[runtime.openai] argv", self.runtime.openai.argv),
-        ]  # fmt: skip
-        for key, argv in commands:
-            yield from ((key, path) for path in self._programs(argv))
+        yield from ((key, text) for key, text in named if text and "://" not in text)
+
+    def _commands(self) -> Iterator[tuple[str, Argv]]:
+        yield "[hooks] activated", self.hooks.activated
+        yield "[hooks] healthy", self.hooks.healthy
+        yield "[runtime.openai] argv", self.runtime.openai.argv
+
+    def programs(self) -> Iterator[tuple[str, str]]:
+        """Yield the program of every command that is named by a path, as it is written, with the key that names it."""
+        yield from ((key, argv[0]) for key, argv in self._commands() if argv and "/" in argv[0])
 
     def _programs(self, argv: Argv) -> Iterator[Path]:
         """Yield what a command may run: its program, and each further word that can be a script, as in ``["sh", "tell.sh"]``."""
@@ -287,6 +296,7 @@ def _check(settings: Settings) -> None:
     for table, key in _TIMES:
         _check_amount(f"[{table}] {key}", units.seconds, getattr(getattr(settings, table), key), least=0.001 if key in _SPANS else 0)
     _check_addresses(settings)
+    _check_homes(settings)
     _check_places(settings)
     _check_server(settings.runtime.openai)
     for template in settings.download.fallback:
@@ -336,6 +346,15 @@ def _check_address(name: str, check: Callable[[str], None], text: str) -> None:
         raise ValueError(f"{name}: {error}") from None
 
 
+def _check_homes(settings: Settings) -> None:
+    """Refuse a path that begins with ``~`` where the home folder is not known: no such user, or a container without ``HOME``."""
+    for key, text in (*settings.paths(), *settings.programs()):
+        try:
+            settings.path(text)
+        except RuntimeError:
+            raise ValueError(f"{key}: {text!r}: the home folder that ~ stands for is not known here; write the path in full") from None
+
+
 def _check_places(settings: Settings) -> None:
     """Refuse a file or folder that is to be two things: what is written last would be the end of the other."""
     network = settings.network
@@ -352,10 +371,7 @@ def _check_places(settings: Settings) -> None:
 
 
 def _take(taken: dict[Path, str], key: str, settings: Settings, text: str) -> None:
-    try:
-        place = Path(os.path.normpath(settings.path(text)))
-    except RuntimeError as error:  # whose home is not known
-        raise ValueError(f"{key}: {text!r}: {error}") from None
+    place = Path(os.path.normpath(settings.path(text)))
     if place in taken:
         raise ValueError(f"{key}: {place} is {taken[place]} too")
     taken[place] = key

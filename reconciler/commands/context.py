@@ -73,6 +73,13 @@ class NodeContext(Struct, frozen=True, kw_only=True):
     jitter_seconds: float
     clock: Clock
 
+    @property
+    def envelope_hint(self) -> str:
+        """How a damaged envelope beside the lock is mended: where it is the settings' own snapshot, it cannot be fetched."""
+        if self.snapshot == str(self.envelope_path):
+            return f"bring it back from git: `git checkout HEAD -- {self.envelope_path.name}`"
+        return "run `reconcile lock` to get it anew, or bring it back from git"
+
 
 def from_settings(settings: Settings, *, clock: Clock = wall_clock) -> NodeContext:
     """

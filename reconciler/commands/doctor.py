@@ -91,7 +91,8 @@ def examine(load: Callable[[], NodeContext], *, offline: bool = False) -> tuple[
         node = load()
     except ReconcileError as error:
         return (from_error("settings", error), *_machine_alone(offline=offline))
-    return run_checks((*MACHINE, *NODE), CheckInput(node=node, now=node.clock(), offline=offline))
+    given = CheckInput(node=node, now=node.clock(), offline=offline)
+    return tuple(result for check in (*MACHINE, *NODE) for result in run_check(check, given))
 
 
 def _machine_alone(*, offline: bool) -> tuple[CheckResult, ...]:
@@ -99,12 +100,8 @@ def _machine_alone(*, offline: bool) -> tuple[CheckResult, ...]:
         node = contexts.from_settings(Settings(base="/"))
     except SettingsError:  # of the environment, and told already
         return ()
-    return run_checks(MACHINE, CheckInput(node=node, now=node.clock(), offline=offline))
-
-
-def run_checks(checks: tuple[Check, ...], given: CheckInput) -> tuple[CheckResult, ...]:
-    """Return the results of *checks*."""
-    return tuple(result for check in checks for result in run_check(check, given))
+    given = CheckInput(node=node, now=node.clock(), offline=offline)
+    return tuple(result for check in MACHINE for result in run_check(check, given))
 
 
 def run_check(check: Check, given: CheckInput) -> tuple[CheckResult, ...]:

@@ -118,18 +118,11 @@ def verify_files(context: NodeContext, files: LockFiles) -> VerifiedLock:
 
 def _verified(context: NodeContext, files: LockFiles) -> VerifiedLock:
     root = node_trust.trusted_root(context, files.roots)
-    with documents.named(str(context.envelope_path), envelope_hint(context), files.envelope):
+    with documents.named(str(context.envelope_path), context.envelope_hint, files.envelope):
         verified = trust.open_snapshot(files.envelope, root, limits=context.limits)
     lock = locks.compile(verified)
     locks.check(files.lock, lock)
     return verified_lock(lock, files.lock, verified, root)
-
-
-def envelope_hint(context: NodeContext) -> str:
-    """Return how the envelope beside the lock is mended; where it is the settings' own snapshot, there is nothing to fetch it from."""
-    if context.snapshot == str(context.envelope_path):
-        return f"bring it back from git: `git checkout HEAD -- {context.envelope_path.name}`"
-    return "run `reconcile lock` to get it anew, or bring it back from git"
 
 
 # -- the cache -------------------------------------------------------------------------------------

@@ -92,7 +92,7 @@ def fetch_snapshot(context: NodeContext, source: str, root: TrustRoot, ledger: L
     """Return the verified snapshot at *source*, else at the settings' place, with its lock. Changes nothing; raises as ``update_lock``."""
     place = source or context.snapshot
     envelope, etag = _fetch_envelope(context, source, ledger)
-    hint = load_lock.envelope_hint(context) if place == str(context.envelope_path) else ""
+    hint = context.envelope_hint if place == str(context.envelope_path) else ""
     with documents.named(place, hint, envelope):
         accepted = trust_state.read(context.layout, ledger)
         verified = trust.verify(envelope, root, now=now, trust_state=accepted, limits=context.limits)

@@ -70,14 +70,17 @@ def trusted_root(context: NodeContext, roots: RootFiles | None = None) -> TrustR
 
 def fetch_newer_roots(context: NodeContext, ledger: Ledger) -> TrustRoot:
     """Fetch newer roots from where the settings say, one version at a time, until there is none; return the root that is trusted then."""
-    trusted = trusted_root(context)
-    template = context.root_updates
-    for _ in range(context.limits.root_rotations if template else 0):
+    del ledger  # whoever has one holds the store
+    root = trusted_root(context)
+    for _ in range(context.limits.root_rotations if context.root_updates else 0):
         try:
-            trusted = apply_roots(context, (template.replace("{version}", str(trusted.version + 1)),), ledger)
+            newer = _apply(context, root, (context.root_updates.replace("{version}", str(root.version + 1)),))
         except (FetchError, SettingsError):
             break
-    return trusted
+        if newer.version == root.version:  # the same document under each number
+            break
+        root = newer
+    return root
 
 
 def apply_roots(context: NodeContext, sources: tuple[str, ...], ledger: Ledger) -> TrustRoot:
@@ -88,7 +91,11 @@ def apply_roots(context: NodeContext, sources: tuple[str, ...], ledger: Ledger) 
         TrustError: one does not follow from the one before it; those before it stay applied.
     """
     del ledger  # whoever has one holds the store
-    trusted, found = trusted_root(context), []
+    return _apply(context, trusted_root(context), sources)
+
+
+def _apply(context: NodeContext, trusted: TrustRoot, sources: tuple[str, ...]) -> TrustRoot:
+    found = []
     for source in sources:
         envelope = documents.fetch(source, context.download, cap=context.limits.root_bytes).data or b""
         with documents.named(source, data=envelope):

@@ -13,10 +13,11 @@ from typing import Any
 import click
 import pytest
 
-from reconciler.commands import apply, node_trust
+from reconciler.commands import apply, documents, node_trust
 from reconciler.commands import status as status_command
 from reconciler.commands.context import hold_store
 from reconciler.core.errors import Expired, NotYetValid, TrustError, TrustStateLost
+from reconciler.fetch import http
 from tests import network as networks
 from tests.node import Node, deaf, tiny, traces
 from tests.node import run as command
@@ -208,6 +209,36 @@ def test_roots_are_walked_on_sync_and_a_crash_between_is_a_resume(used: Node) ->
     assert shown["version"] == 3
     assert shown["roles"]["snapshot"]["keyids"] == [key.id for key in networks.keys("second", 2)]
     assert serves(used)
+
+
+def test_a_relative_place_of_newer_roots_is_relative_to_the_settings(used: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (used.folder / "2.json").write_bytes(used.network.rotate())
+    text = (used.folder / "reconcile.toml").read_text()
+    (used.folder / "reconcile.toml").write_text(text.replace("[network]\n", '[network]\nroot_updates = "{version}.json"\n'))
+    monkeypatch.chdir(tmp_path)
+
+    assert used.run("sync").code == 0
+    assert node_trust.trusted_root(used.context()).version == 2
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_server_that_gives_one_root_under_every_number_is_asked_no_more_than_once_too_often(
+    used: Node, monkeypatch: pytest.MonkeyPatch, version: int
+) -> None:
+    rotated = used.network.rotate()
+    root = {1: (used.folder / "root.json").read_bytes(), 2: rotated}[version]
+    text = (used.folder / "reconcile.toml").read_text()
+    (used.folder / "reconcile.toml").write_text(text.replace("[network]\n", '[network]\nroot_updates = "{version}.json"\n'))
+    asked: list[str] = []
+
+    def fetch(source: str, *_: object, **__: object) -> http.Document:
+        asked.append(Path(source).name)
+        return http.Document(data=root)
+
+    monkeypatch.setattr(documents, "fetch", fetch)
+    with hold_store(used.context()) as ledger:
+        assert node_trust.fetch_newer_roots(used.context(), ledger).version == version
+    assert asked == ["2.json", "3.json"][:version]
 
 
 def test_a_root_that_skips_or_is_not_signed_by_the_old_one_is_refused(used: Node, tmp_path: Path) -> None:

@@ -115,3 +115,21 @@ def test_a_proxy_is_taken(proxy: str) -> None:
 def test_a_nul_in_a_value_is_refused(text: str) -> None:
     with pytest.raises(SettingsError, match="NUL character"):
         settings.decode(text.encode(), Path("/"))
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("[network] root", '[network]\nroot = "~nobody-here/x"\n'),
+        ("[network] snapshot", '[network]\nsnapshot = "~nobody-here/x"\n'),
+        ("[network] root_updates", '[network]\nroot_updates = "~nobody-here/{version}.json"\n'),
+        ("[download] ca_file", '[download]\nca_file = "~nobody-here/x"\n'),
+        ("[download] netrc", '[download]\nnetrc = "~nobody-here/x"\n'),
+        ("[store] path", '[store]\npath = "~nobody-here/x"\n'),
+        ("[hooks] healthy", '[hooks]\nhealthy = ["~nobody-here/x"]\n'),
+    ],
+)
+def test_a_home_that_is_not_known_is_refused_with_its_key(tmp_path: Path, key: str, text: str) -> None:
+    with pytest.raises(SettingsError) as refused:
+        settings.decode(text.encode(), tmp_path)
+    assert f"{key}: '~nobody-here/" in refused.value.message
