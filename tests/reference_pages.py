@@ -316,7 +316,9 @@ def _words(found: dict[str, Any], defined: dict[str, Any]) -> str:
 
 
 def _prose(text: str | None) -> str:
-    return re.sub(r"``(.+?)``", r"`\1`", inspect.cleandoc(text or ""))
+    """Return the text of a docstring in Markdown, in which ``<store>`` outside of code would be an element of HTML."""
+    marked = re.sub(r"``(.+?)``", r"`\1`", inspect.cleandoc(text or ""))
+    return "".join(part if part.startswith("`") else part.replace("<", "&lt;") for part in re.split(r"(`[^`]*`)", marked))
 
 
 def _cell(text: str | None) -> str:
