@@ -31,6 +31,9 @@ from reconciler.core.errors import DiskFull, StoreError, UntrustedFile
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _LOCK_RETRY_SECONDS = 0.05
+_PAGE = 4096
+#: Errors of a file system that is full, limited or read-only, which concern no single file.
+_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _IN_THE_WAY = "something else is in its place: move it away, and run again"
 _NOT_YOURS = "run as the user whom the store belongs to (`ls -l`)"
 #: What to do about an error of the system.
@@ -75,6 +78,30 @@ def store_error(what: str, error: OSError, on: Path | None = None) -> StoreError
         return DiskFull(f"cannot {what}: no inodes are left: the file system takes no more files, whatever space it has", hint=INODES_HINT)
     kind = DiskFull if number in {errno.ENOSPC, errno.EDQUOT} else StoreError
     return kind(f"cannot {what}: {error.strerror or error}", hint=_HINTS.get(number, ""))
+
+
+def refusal(folder: Path) -> OSError | None:
+    """Return why the file system takes no page of a new file in *folder*; None where it does. For callers whose own error does not say."""
+    probe = folder / f".probe.{os.urandom(6).hex()}.tmp"
+    try:
+        fd = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(fd, bytes(_PAGE))
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+            probe.unlink(missing_ok=True)
+    except OSError as error:
+        return error
+    return None
+
+
+def refusal_in(text: str) -> OSError | None:
+    """Return the error that *text* of another program names, where it is one of a full, limited or read-only file system."""
+    for number in _REFUSALS:
+        if f"[Errno {number}]" in text or os.strerror(number) in text:
+            return OSError(number, os.strerror(number))
+    return None
 
 
 def _lacks_inodes(path: object) -> bool:

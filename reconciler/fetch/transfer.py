@@ -18,6 +18,7 @@ from collections import deque
 
 from msgspec import Struct
 
+from reconciler import files
 from reconciler.core import digest as digests
 from reconciler.core.errors import DiskFull, ReconcileError, StoreError
 from reconciler.fetch import aria2_daemon, aria2_protocol, hashing, sources, staging
@@ -353,21 +354,28 @@ class Transfer:
     def _on_unreadable(self, error: str, now: float) -> None:
         """Try again, ``attempts`` times: the bytes are here and cannot be read, which is this machine's fault and no source's."""
         self._unreadable += 1
-        if "ENOSPC" in error or "[Errno 28]" in error or "[Errno 122]" in error:
-            self._on_disk_error(error, now, full=True)
+        if files.refusal_in(error):
+            self._on_disk_error(error, now)
         elif self._unreadable >= self.context.settings.attempts:
             self.fail(StoreError(f"cannot verify {self.want.digest}: {error}", hint="check this machine's disk (`dmesg`)"))
         else:
             self._report_blames([Blame("", Failure(text=f"the file in staging could not be verified: {error}", kind="hash-mismatch"))])
             self._retry(now, discard=True)
 
-    def _on_disk_error(self, text: str, now: float, *, full: bool) -> None:
-        if full and not self._disk_full_retried and self.want.size <= RETRY_DISK_FULL_BYTES:
+    def _on_disk_error(self, text: str, now: float, *, full: bool = False) -> None:
+        """End with what the file system refuses, of which *text* tells only a part; on a full one, a small blob is tried once more."""
+        what = f"keep {self.want.digest}"
+        refused = files.refusal_in(text) or files.refusal(self.context.staging.root)
+        if refused:
+            error = files.store_error(what, refused, self.context.staging.root)
+        else:
+            error = (DiskFull if full else StoreError)(f"cannot {what}: {text}")
+        if isinstance(error, DiskFull) and not self._disk_full_retried and self.want.size <= RETRY_DISK_FULL_BYTES:
             self._disk_full_retried = True
             self._retry(now, discard=True)
             self.wake_at = now + 2 * self.context.settings.backoff_seconds
             return
-        self.fail((DiskFull if full else StoreError)(f"cannot keep {self.want.digest}: {text}"))
+        self.fail(error)
 
     def _report_blames(self, blames: list[Blame]) -> None:
         for blame in blames:

@@ -11,7 +11,6 @@ Rules that hold here:
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
 from pathlib import Path
 
@@ -35,7 +34,6 @@ CREATE TABLE IF NOT EXISTS history (
 );
 """
 _SCHEMA_VERSION = 1
-_PAGE = 4096
 
 
 def open_writable(path: Path) -> sqlite3.Connection:
@@ -120,23 +118,7 @@ def store_error(error: sqlite3.Error, path: Path | None) -> StoreError:
     """
     if not isinstance(error, sqlite3.OperationalError):
         return StoreError(f"the ledger refused: {error}", hint="run `reconcile apply`: it puts a damaged ledger aside")
-    if path is not None and (refused := _refusal(path)) is not None:
+    if path is not None and (refused := files.refusal(path.parent)) is not None:
         return files.store_error(f"write the ledger ({error})", refused, path)
     kind = DiskFull if "full" in str(error) else StoreError
     return kind(f"the ledger refused: {error}")
-
-
-def _refusal(path: Path) -> OSError | None:
-    """Return why the system takes no page of a file beside *path*; None where it does, or where another run holds the database."""
-    probe = path.with_name(f".{path.name}.{os.urandom(6).hex()}.tmp")
-    try:
-        fd = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            os.write(fd, bytes(_PAGE))
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-            probe.unlink(missing_ok=True)
-    except OSError as error:
-        return error
-    return None

@@ -6,6 +6,9 @@ import base64
 import fcntl
 import json
 import os
+import resource
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -231,8 +234,8 @@ def test_no_space_is_refused_before_the_first_byte(node: Node, small_disk: Path)
     assert json.loads(ran.out.splitlines()[-1])["error"]["name"] == "disk-full"
     assert "short" in ran.err
     assert not [path for path in (small_disk / "store").rglob("*") if path.is_file() and "blobs" in path.parts]
-    assert {key: value for key, value in traces(small_disk, ledger=False).items() if "blobs" in key} == {
-        key: value for key, value in before.items() if "blobs" in key
+    assert {key: value for key, value in traces(small_disk, ledger=False).items() if "blobs/" in key} == {
+        key: value for key, value in before.items() if "blobs/" in key
     }
 
 
@@ -333,3 +336,21 @@ def test_a_plan_that_cannot_be_saved_is_said_by_its_name(used: Node) -> None:
 
     assert ran.code == 1
     assert "/dev/full: No space left on device" in ran.err
+
+
+def test_a_file_that_is_larger_than_the_system_takes_is_blamed_on_no_model(used: Node) -> None:
+    used.publish(used.item("a:v1", tiny("a")), used.item("b:v1", tiny("b", width=64)))
+
+    ran = subprocess.run(
+        [sys.executable, "-m", "reconciler", "apply", "--config", used.folder / "reconcile.toml"],
+        capture_output=True, text=True, timeout=120,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100 << 10, 100 << 10)),
+    )  # fmt: skip
+
+    assert ran.returncode == 3, ran
+    assert "File too large" in ran.stdout
+    assert used.states() == {"a:v1": "active", "b:v1": "absent"}
+    assert used.kinds() == []
+    assert used.records() == []
+    assert used.run("apply").code == 0
+    assert used.states() == {"a:v1": "active", "b:v1": "active"}
