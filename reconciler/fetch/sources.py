@@ -186,9 +186,14 @@ def _check_range(headers: Mapping[str, list[str]], length: int, size: int) -> An
 
 
 def failure_of_status(status: int, headers: Mapping[str, list[str]], now: float) -> Failure:
-    """Return the failure that an answer other than a redirect or bytes stands for; *now* is in seconds since 1970."""
+    """
+    Return the failure that an answer other than a redirect or bytes stands for; *now* is in seconds since 1970.
+
+    A date in Retry-After is compared with the server's own Date where it sends one: the clock here may be wrong.
+    """
     kind: Kind = "size-mismatch" if status == 416 else "source-failed"
-    wait = retry_after(_single(headers, "retry-after") or "", now) if status in TRANSIENT else 0.0
+    sent = _date(_single(headers, "date") or "")
+    wait = retry_after(_single(headers, "retry-after") or "", now if sent is None else sent) if status in TRANSIENT else 0.0
     return Failure(text=status_text(status), permanent=status not in TRANSIENT, final=status in _FINAL, kind=kind, retry_after=wait)
 
 
@@ -203,10 +208,16 @@ def retry_after(text: str, now: float) -> float:
     text = text.strip()
     if _LENGTH.fullmatch(text):
         return float(min(int(text), 86400))
+    at = _date(text)
+    return 0.0 if at is None else min(max(at - now, 0.0), 86400.0)
+
+
+def _date(text: str) -> float | None:
+    """Return an HTTP date in seconds since 1970, or None where it is none."""
     try:
-        return min(max(parsedate_to_datetime(text).timestamp() - now, 0.0), 86400.0)
+        return parsedate_to_datetime(text).timestamp()
     except (ValueError, TypeError, OverflowError):
-        return 0.0
+        return None
 
 
 def redirect_target(url: str, headers: Mapping[str, list[str]]) -> str:

@@ -144,6 +144,12 @@ def test_which_refusals_are_final(status: int, permanent: bool) -> None:
     assert sources.failure_of_status(status, {}, 0.0).permanent is permanent
 
 
+@pytest.mark.parametrize("now", [0.0, 60.0, 1e9, 9e9])
+def test_retry_after_is_counted_from_the_servers_own_date_whatever_the_clock_says(now: float) -> None:
+    answer = headers(retry_after="Thu, 01 Jan 1970 00:02:00 GMT", date="Thu, 01 Jan 1970 00:01:30 GMT")
+    assert sources.failure_of_status(503, answer, now).retry_after == 30
+
+
 def test_retry_after_in_seconds_and_as_a_date() -> None:
     assert sources.failure_of_status(429, headers(retry_after="120"), 0.0).retry_after == 120
     assert sources.failure_of_status(404, headers(retry_after="120"), 0.0).retry_after == 0
