@@ -1,8 +1,8 @@
 """
-The command line: options in, engine called, text or JSON out, error to exit code.
+The command line: it reads options, calls a function of ``commands``, prints text or JSON, and turns an error into an exit code.
 
-Nothing is decided here. Each room of commands is imported when one of them is asked for, and each command imports what it needs when
-it runs, so that ``plan`` loads no downloader, no engine and no other command.
+Nothing is decided here. A module of commands is imported when one of its commands is asked for, and each command imports what it needs
+when it runs, so that ``plan`` loads no downloader, no engine and no other command.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from reconciler import __version__
 from reconciler.cli.command_context import from_os_error, print_error
 from reconciler.core.errors import ReconcileError, UsageError
 
-#: The commands, by whom they are for, each with the module that it is in.
+#: The commands by section of the help text, each with the module that defines it.
 _SECTIONS = {
     "The node": {"init": "node", "lock": "node", "plan": "node", "apply": "node", "sync": "node", "agent": "node", "status": "node"},
     "Housekeeping": {
@@ -32,21 +32,21 @@ _SECTIONS = {
         "retry": "maintenance",
         "doctor": "maintenance",
     },
-    "The network": {"trust": "maintenance", "key": "operator", "root": "operator", "snapshot": "operator"},
-    "To see it work": {"demo": "maintenance"},
+    "Trust and publishing": {"trust": "maintenance", "key": "operator", "root": "operator", "snapshot": "operator"},
+    "Demonstration": {"demo": "maintenance"},
 }  # fmt: skip
 _MODULES = {name: module for names in _SECTIONS.values() for name, module in names.items()}
 
 
-_Answer = Callable[[int, FrameType | None], Any] | signal.Handlers
+_Handler = Callable[[int, FrameType | None], Any] | signal.Handlers
 
 
 class _OutputClosed(Exception):
-    """Nobody reads standard output any more."""
+    """The reader of standard output has closed it."""
 
 
 class _Sections(click.Group):
-    """A group that imports a command when it is asked for, and whose help lists them by whom they are for."""
+    """A group that imports a command when it is asked for, and whose help lists them by section."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of all commands."""
@@ -62,7 +62,7 @@ class _Sections(click.Group):
         return found
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; click would make a pipe that nobody reads an exit code of its own."""
+        """Run the command. click would give a closed pipe an exit code of its own."""
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
@@ -88,14 +88,14 @@ def cli() -> None:
     """
     Decide which AI models this node holds, and make it so.
 
-    The network signs a list of models; this node verifies it, locks it, shows the difference and carries it out.
+    The network signs a list of models. This node verifies it, locks it, shows what would change, and applies the changes.
 
     \b
       reconcile init --root root.json --snapshot https://…/snapshot.json
-      reconcile lock        what the network says, as models.lock
-      reconcile plan        what would happen here, and why
-      reconcile apply       make it so
-      reconcile status      what is active, and what is not
+      reconcile lock        the signed snapshot, compiled to models.lock
+      reconcile plan        what would change on this node, and why
+      reconcile apply       carry it out
+      reconcile status      the state of each model, and why
     """
 
 
@@ -103,15 +103,15 @@ def main() -> NoReturn:
     """Run the command line and exit with its code."""
     _open_streams()
     _set_signal_handlers(_terminate, signal.default_int_handler)
-    gc.disable()  # a plan makes a hundred thousand values and no cycles: looking for them takes a tenth of its time; runs enable it
+    gc.disable()  # a plan makes a hundred thousand values and no cycles; searching for cycles takes a tenth of its time. Runs enable it
     code = run(sys.argv[1:])
-    _set_signal_handlers(signal.SIG_DFL, signal.SIG_DFL)  # the answer is given: nothing is left to unwind
-    gc.freeze()  # at its end the interpreter would look for them after all
+    _set_signal_handlers(signal.SIG_DFL, signal.SIG_DFL)  # the result is printed: nothing is left to clean up
+    gc.freeze()  # else the interpreter searches for cycles when it exits
     sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:
-    """Run one command line; return the exit code. The one place in which an error becomes one."""
+    """Run one command line and return the exit code. Errors become exit codes here and nowhere else."""
     json = "--json" in arguments
     try:
         code = cli.main(arguments, prog_name="reconcile", standalone_mode=False)
@@ -126,8 +126,8 @@ def run(arguments: list[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted: the next run finishes what this one began", err=True)
         return 130
-    except (_OutputClosed, BrokenPipeError):  # before OSError, of which it is one
-        sys.stderr.close()  # the interpreter would complain about standard output once more at its end
+    except (_OutputClosed, BrokenPipeError):  # before OSError, its base class
+        sys.stderr.close()  # else the interpreter reports the closed standard output once more when it exits
         return 141
     except OSError as error:  # a folder that is not there, a full disk behind the terminal
         print_error(from_os_error(error), json=json)
@@ -155,7 +155,7 @@ def _report_usage_error(error: click.ClickException, *, json: bool) -> int:
 
 
 def _open_streams() -> None:
-    """Give closed streams a place, and let no terminal's encoding stop a run."""
+    """Open streams that are closed on the null device, and escape characters that the terminal's encoding lacks."""
     if sys.stdin is None:
         sys.stdin = Path(os.devnull).open()  # noqa: SIM115  as below
     for name in ("stdout", "stderr"):
@@ -166,14 +166,14 @@ def _open_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _set_signal_handlers(end: _Answer, interrupt: _Answer) -> None:
-    """Answer what ends a run with *end*, and an interrupt with *interrupt*; what the run was started without (nohup) stays ignored."""
+def _set_signal_handlers(end: _Handler, interrupt: _Handler) -> None:
+    """Handle SIGTERM and SIGHUP with *end*, SIGINT with *interrupt*. A signal that is ignored from the start (nohup) stays ignored."""
     for number, answer in ((signal.SIGTERM, end), (signal.SIGHUP, end), (signal.SIGINT, interrupt)):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, answer)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
-    """Leave through every ``finally``, so that children end and the store is let go."""
+    """Raise SystemExit, so that every ``finally`` runs: child processes end and the store's lock is released."""
     del frame
     raise SystemExit(128 + number)

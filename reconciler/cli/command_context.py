@@ -1,8 +1,8 @@
 """
-Between a command and its terminal: which settings, where text and JSON go, how an error is said.
+What a command gets from its caller: the settings, where text and JSON are written, how errors are reported, whether it may ask.
 
-With ``--json``, standard output is JSON only and people's text goes to standard error; ``--json-into FILE`` puts the JSON there
-and leaves the terminal to people. There is never a prompt without a terminal.
+With ``--json``, standard output is JSON only and text for people goes to standard error. ``--json-into FILE`` writes the JSON to a file
+and the text to the terminal. There is never a prompt without a terminal.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 CONFIG_NAME = "reconcile.toml"
-_NOT_YOURS = "run as the user whom it belongs to (`ls -l`)"
+_NOT_YOURS = "run as the user that owns it (`ls -l`)"
 
 
 class CommandContext:
-    """What one command knows of its surroundings."""
+    """The common options of one command, and what follows from them."""
 
     def __init__(self, *, config: Path | None, json: bool, json_into: Path | None, color: bool, quiet: bool, verbose: bool) -> None:
         self.config = config
@@ -53,7 +53,7 @@ class CommandContext:
 
     def settings(self) -> Settings:
         """
-        Return the settings that hold here; all defaults, relative to the working directory, where no file is found.
+        Return the caller's settings; without a settings file, the defaults, relative to the working directory.
 
         Settings that the caller named (``--config``, ``$RECONCILE_CONFIG``) are used with all that they name. What is found by looking
         in the working directory and above it is used only if nobody but root and the caller can change it, and what it names.
@@ -68,7 +68,7 @@ class CommandContext:
         if path is not None:
             return settings.decode(_read(path, Path.read_bytes), path.absolute().parent, str(path))
         path, uid = find_config(), os.geteuid()
-        with _naming_the_way_out(path):
+        with _with_config_hint(path):
             if path is None:
                 self._has_no_settings = True
                 found = settings.Settings(base=str(Path.cwd()))
@@ -97,37 +97,37 @@ class CommandContext:
 
     def check_output(self, path: Path) -> None:
         """
-        See that *path*, where somebody wants something written, is nothing that the node lives by.
+        Check that *path*, an output that the caller names, is none of the node's own files.
 
         Raises:
-            UsageError: the node lives by what is there.
+            UsageError: it is one.
         """
         from reconciler.settings import Settings
 
         config = named_config(self.config) or find_config()
         try:
             settings = self.settings()
-        except SettingsError:  # of which the command tells; until then the defaults say what is the node's
+        except SettingsError:  # the command reports it; until then, the defaults name the node's files
             settings = Settings(base=str((config or Path(CONFIG_NAME)).absolute().parent))
         is_config = config is not None and os.path.realpath(config) == os.path.realpath(path)
         if own := "the settings" if is_config else settings.own(path):
-            raise UsageError(f"{path} is {own}, and is not written over", hint="name another file")
+            raise UsageError(f"{path} is {own}, and is not overwritten", hint="name another file")
 
     def write_output(self, path: Path, data: bytes) -> None:
-        """Write what was asked for to *path*, which `output` let pass; raises OSError."""
+        """Write *data* to *path*, which ``check_output`` accepted; raises OSError."""
         with _named(path):
             path.write_bytes(data)
 
     @property
     def console(self) -> Console:
-        """Where people's text goes."""
+        """The console for people: standard output, or standard error with ``--json``."""
         from reconciler.report import terminal
 
         stream = sys.stderr if self.json else sys.stdout
         return terminal.console(stderr=self.json, color=self.color and stream.isatty())
 
     def show(self, value: object, show: Callable[[Console], None]) -> None:
-        """Give *value* to programs as one JSON document where they asked for it, and *show* it to people."""
+        """Write *value* as one JSON document where the options ask for it; else call *show* with the console for people."""
         data = to_json(value)
         if self.json_into:
             self.write_output(self.json_into, data.encode())
@@ -138,9 +138,9 @@ class CommandContext:
             show(self.console)
 
     def report_error(self, error: ReconcileError) -> None:
-        """Tell of *error* where programs asked for JSON: after the events of a run, in place of the document of another command."""
+        """Write *error* to the file of ``--json-into``: after the events of a run, or in place of another command's document."""
         if self._has_no_settings and isinstance(error, LockMismatch | SettingsError) and not isinstance(error, UntrustedFile):
-            error.hint += f"; no {CONFIG_NAME} is here or above: `reconcile init` writes one, and --config names another"
+            error.hint += f"; there is no {CONFIG_NAME} in this folder or a parent: `reconcile init` writes one, and --config names another"
         if self.json_into:
             with contextlib.suppress(OSError), self.json_into.open("ab" if self._streamed else "wb") as file:
                 file.write(_error_json(error) + b"\n")
@@ -148,10 +148,10 @@ class CommandContext:
     @contextlib.contextmanager
     def reporter(self, *, stream: bool = True) -> Iterator[Reporter]:
         """
-        Give a listener for a run's events: moving lines on a terminal, plain ones elsewhere, JSON where programs asked for it.
+        Give a reporter for a run's events: progress bars on a terminal, plain lines elsewhere, JSON lines where the options ask for it.
 
         Raises:
-            OSError: the run is over, and standard output or the file did not take all that there was to say of it.
+            OSError: the run is over, and standard output or the file could not be written completely.
         """
         gc.enable()  # a run may take hours
         with contextlib.ExitStack() as stack:
@@ -160,14 +160,14 @@ class CommandContext:
             into = self._events(stack.enter_context(self._opened(self.json_into))) if self.json_into and stream else None
             listeners = [one for one in (people, output, into) if one is not None]
 
-            def tell(event: Event) -> None:
+            def report(event: Event) -> None:
                 for listener in listeners:
                     listener(event)
 
-            yield tell
-            said = output or (None if self.json else people)
-            if said and said.failure:
-                raise said.failure
+            yield report
+            standard_output = output or (None if self.json else people)
+            if standard_output and standard_output.failure:
+                raise standard_output.failure
             if self.json_into and into and into.failure:
                 with _named(self.json_into):
                     raise into.failure
@@ -185,7 +185,7 @@ class CommandContext:
         try:
             yield file
         finally:
-            with _named(path):  # what was not written yet is written now, or not
+            with _named(path):  # closing writes what is buffered, and may fail
                 file.close()
 
     def _lines(self) -> EventLines:
@@ -197,29 +197,30 @@ class CommandContext:
 
     @property
     def is_interactive(self) -> bool:
-        """Whether there is somebody to ask."""
+        """Whether a person can be asked: standard input and output are a terminal, and no program reads the output."""
         return not self.json and sys.stdin.isatty() and sys.stdout.isatty()
 
     def confirm(self, question: str) -> None:
-        """Ask on a terminal; raises what ends the command where the answer is no."""
+        """Ask on a terminal; raises ``click.exceptions.Exit`` if the answer is no."""
         if not click.confirm(question, default=False):
             click.echo("nothing was done", err=True)
             raise click.exceptions.Exit(130)
 
     def require_confirmation(self, question: str) -> None:
         """
-        Ask on a terminal, and take nothing else for an answer.
+        Ask on a terminal.
 
         Raises:
-            UsageError: there is none, or programs read.
+            UsageError: nobody can be asked.
+            click.exceptions.Exit: the answer is no.
         """
         if not self.is_interactive:
-            raise UsageError(f"there is nobody to ask: {question}", hint="say so with --yes")
+            raise UsageError(f"confirmation is required, and there is no terminal: {question}", hint="confirm with --yes")
         self.confirm(question)
 
 
 def to_json(value: object) -> str:
-    """Return *value* as a JSON document that people can read, too."""
+    """Return *value* as an indented JSON document."""
     return msgspec.json.format(msgspec.json.encode(value, order="deterministic"), indent=2).decode() + "\n"
 
 
@@ -244,8 +245,8 @@ def _read(path: Path, read: Callable[[Path], bytes]) -> bytes:
 
 
 @contextlib.contextmanager
-def _naming_the_way_out(found: Path | None) -> Iterator[None]:
-    """Add to the refusal of a file that was *found* how the caller can use it all the same."""
+def _with_config_hint(found: Path | None) -> Iterator[None]:
+    """Add to the refusal of a file that was *found* the option with which the caller can use it anyway."""
     try:
         yield
     except UntrustedFile as error:
@@ -255,7 +256,7 @@ def _naming_the_way_out(found: Path | None) -> Iterator[None]:
 
 
 def common_options(*, json: bool = True) -> Callable[[_F], _F]:
-    """Add the options that every command of the node has; the command gets a ``Shell`` as its first argument."""
+    """Add the options that every command of the node has. The command gets a ``CommandContext`` as its first argument."""
 
     def decorate(command: _F) -> _F:
         def run(**given: Any) -> Any:
@@ -274,24 +275,26 @@ def common_options(*, json: bool = True) -> Callable[[_F], _F]:
             except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
                 raise
             except Exception as error:  # noqa: BLE001  whatever it is, a person gets one sentence
-                said = context.explain(error)
-                context.report_error(said)
-                raise said from None
+                explained = context.explain(error)
+                context.report_error(explained)
+                raise explained from None
 
         run.__name__, run.__doc__ = command.__name__, command.__doc__
         run.__dict__.update(command.__dict__)
         wrapped: Any = run
         path = click.Path(path_type=Path, dir_okay=False)
         options = [
-            click.option("-v", "--verbose", is_flag=True, help="Say more."),
-            click.option("-q", "--quiet", is_flag=True, help="Say only what went wrong."),
-            click.option("--color/--no-color", default=True, help="Colour on a terminal (NO_COLOR is heard too)."),
-            click.option("--config", type=path, help="The settings' file, else $RECONCILE_CONFIG, else the nearest above."),
+            click.option("-v", "--verbose", is_flag=True, help="Print more details."),
+            click.option("-q", "--quiet", is_flag=True, help="Print only errors and warnings."),
+            click.option("--color/--no-color", default=True, help="Use colour on a terminal (also respects NO_COLOR)."),
+            click.option(
+                "--config", type=path, help="Settings file. Default: $RECONCILE_CONFIG, then reconcile.toml in this folder or a parent."
+            ),
         ]
         if json:
             options += [
-                click.option("--json-into", type=path, metavar="FILE", help="JSON into FILE, people's text here."),
-                click.option("--json", is_flag=True, help="JSON on standard output, people's text on standard error."),
+                click.option("--json-into", type=path, metavar="FILE", help="Write JSON to FILE and text here."),
+                click.option("--json", is_flag=True, help="Write JSON to standard output and text to standard error."),
             ]
         for option in options:
             wrapped = option(wrapped)
@@ -303,25 +306,25 @@ def common_options(*, json: bool = True) -> Callable[[_F], _F]:
 
 @contextlib.contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Say of which file the system speaks: of writes it does not."""
+    """Add *path* to an error of the system, which names no file when a write fails."""
     try:
         yield
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None
 
 
-#: What a write says of a disk, a quota or a device that takes no more.
-_UNWRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
+#: Errors of a write to a full or failing disk, quota or device.
+_WRITE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
 
 
 def from_os_error(error: OSError) -> StoreError:
-    """Return what the system refused, as an error of ours."""
-    where = error.filename or ("standard output" if error.errno in _UNWRITTEN else "the system refused")
+    """Return an error of the operating system as a ``StoreError``."""
+    where = error.filename or ("standard output" if error.errno in _WRITE_ERRORS else "the system refused")
     return StoreError(f"{where}: {error.strerror or error}", hint=_NOT_YOURS if isinstance(error, PermissionError) else "")
 
 
 def print_error(error: ReconcileError, *, json: bool) -> None:
-    """Tell of an error: what, why and what to do next; what cannot be told here is told by the exit code."""
+    """Print an error with its hint. If that fails too, the exit code is all that remains."""
     if json:
         with contextlib.suppress(OSError):
             click.echo(_error_json(error).decode())

@@ -1,7 +1,7 @@
 """
-Files, passphrases and times, as the operator's commands take them.
+Reading and writing of keys, passphrases, times and signed documents, for the commands of the network's operator.
 
-Nothing here decides: what may be signed is said in ``publish``. Files are written whole or not at all, a new one never over another.
+Nothing is decided here: ``publish`` decides what may be signed. Files are written atomically, and a new file never replaces another.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _MOST_KEY_BYTES = 64 << 10
 
 
 class FutureTime(click.ParamType[datetime]):
-    """A time to come, as people write it: ``30d`` from now, ``2027-11-20``, or ``2027-11-20T00:00:00Z``."""
+    """A future instant: ``30d`` (from now), ``2027-11-20``, or ``2027-11-20T00:00:00Z``."""
 
     name = "end"
 
@@ -40,7 +40,7 @@ class FutureTime(click.ParamType[datetime]):
         try:
             end = _instant(value) or now() + timedelta(seconds=units.seconds(value))
         except (ValueError, OverflowError):
-            self.fail(f"{value!r} is no time; write 30d, 2027-11-20 or 2027-11-20T00:00:00Z", param, ctx)
+            self.fail(f"{value!r} is not a time such as 30d, 2027-11-20 or 2027-11-20T00:00:00Z", param, ctx)
         if end <= now():
             self.fail(f"{value} is in the past", param, ctx)
         return end
@@ -58,16 +58,16 @@ PASSPHRASE = click.option(
     type=FILE,
     envvar="RECONCILE_PASSPHRASE_FILE",
     show_envvar=True,
-    help="A file whose first line is the passphrase; without it, a terminal is asked.",
+    help="A file whose first line is the passphrase. Default: ask on the terminal.",
 )
 KEY = click.option("--key", "key_file", type=FILE, required=True, help="Your private key.")
 SIGNER = click.option("--key", "key_file", type=FILE, required=True, help="The signer's public key.")
 SIGNATURE = click.option("--signature", type=FILE, required=True, help="The signature: 64 bytes, or base64 of them.")
-JSON = click.option("--json", "as_json", is_flag=True, help="JSON on standard output.")
+JSON = click.option("--json", "as_json", is_flag=True, help="Write JSON to standard output.")
 
 
 def now() -> datetime:
-    """Return the instant."""
+    """Return the current instant."""
     from reconciler.commands.context import wall_clock
 
     return wall_clock()
@@ -75,9 +75,9 @@ def now() -> datetime:
 
 def read(path: Path, *, most: int = 32 << 20, maker: str = "") -> bytes:
     """
-    Return the bytes of *path*, and one more than *most* at most, so that whoever checks sizes sees that there are too many.
+    Return the bytes of *path*, at most one more than *most*, so that the check of the size sees that there are too many.
 
-    *maker* is the command that makes such a file, for whoever has none yet.
+    *maker* is the command that makes such a file; the hint names it if there is none.
 
     Raises:
         PublishError: it cannot be read.
@@ -91,11 +91,11 @@ def read(path: Path, *, most: int = 32 << 20, maker: str = "") -> bytes:
 
 
 def write(path: Path, data: bytes, *, new: bool = False) -> None:
-    """Write *data* to *path*, whole or not at all; a *new* file never over another."""
+    """Write *data* to *path*, atomically; a *new* file never replaces another."""
     from reconciler.store import atomic
 
     if new and path.exists():
-        raise PublishError(f"{path} is there already", hint="choose another name; nothing is overwritten")
+        raise PublishError(f"{path} already exists", hint="choose another name; nothing is overwritten")
     if new:
         atomic.create(path, data)
     else:
@@ -111,12 +111,12 @@ def write_snapshot(file: Path, made: EditResult) -> None:
     """Write the edited snapshot *made* to *file* and report which signatures it no longer has."""
     write(file, made.data)
     if made.dropped:
-        note(f"{len(made.dropped)} signature(s) no longer hold and were dropped: {', '.join(key[:16] for key in made.dropped)}")
+        note(f"{len(made.dropped)} signature(s) are no longer valid and were removed: {', '.join(key[:16] for key in made.dropped)}")
     print_line(f"wrote {file}: snapshot {made.version}, unsigned")
 
 
 def passphrase(path: Path | None, what: str, *, confirm: bool = False) -> Callable[[], bytes]:
-    """Return what gives the passphrase when it is needed: the first line of *path*, or a person at a terminal."""
+    """Return a function that returns the passphrase: the first line of *path*, or a person's answer on the terminal."""
 
     def ask() -> bytes:
         if path is not None:
@@ -155,7 +155,7 @@ def public_key(path: Path) -> PublicKey:
 
 @contextlib.contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Say which of several keys it is that is refused."""
+    """Add the file's name to the refusal of a key."""
     try:
         yield
     except PublishError as error:
@@ -163,24 +163,24 @@ def _named(path: Path) -> Iterator[None]:
 
 
 def load_root(path: Path | None) -> TrustRoot | None:
-    """Return the root in *path*, if one is named."""
+    """Return the trust root in *path*, or None without a *path*."""
     from reconciler.core import trust
 
     return trust.pin(read(path)) if path else None
 
 
 def print_line(text: str) -> None:
-    """Tell the operator what was done."""
+    """Print what was done."""
     click.echo(text)
 
 
 def note(text: str) -> None:
-    """Tell the operator something that must not be missed, on standard error."""
+    """Print something that must not be missed to standard error."""
     click.echo(f"note: {text}", err=True)
 
 
 def print_json(value: object) -> None:
-    """Give *value* to a program."""
+    """Print *value* as JSON."""
     click.echo(to_json(value), nl=False)
 
 
@@ -192,29 +192,29 @@ def read_signature(path: Path) -> bytes:
 
 
 def pae_command(pae: Callable[[Path], bytes]) -> click.Command:
-    """Return the command ``pae``, which prints what *pae* makes of a file."""
+    """Return the command ``pae``, which prints the bytes that *pae* returns for a file."""
 
     @click.command("pae")
     @click.argument("file", type=FILE)
-    @click.option("--out", type=FILE, help="Write there and not to standard output.")
+    @click.option("--out", type=FILE, help="Write to this file instead of standard output.")
     def command(*, file: Path, out: Path | None) -> None:
-        """Print the very bytes that are signed, for openssl or a hardware token."""
+        """Print the bytes to be signed, for openssl or a hardware token."""
         _raw(pae(file), out)
 
     return command
 
 
 def _raw(data: bytes, out: Path | None) -> None:
-    """Give bytes to a file or a pipe; never to a terminal, which would act on them."""
+    """Write bytes to a file or a pipe; never to a terminal, which would interpret them."""
     if out:
         write(out, data)
     elif sys.stdout.isatty():
-        raise PublishError("these are bytes to be signed and not to be read", hint="pipe them on, or name a file with --out")
+        raise PublishError("the bytes to be signed are not printed on a terminal", hint="pipe them to a program, or name a file with --out")
     else:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
 
 
 def with_suffix(path: Path, suffix: str) -> Path:
-    """Return the file of *path*'s name with another *suffix*."""
+    """Return *path* with *suffix* in place of ``.key``, or added."""
     return path.with_name(path.name.removesuffix(".key") + suffix)

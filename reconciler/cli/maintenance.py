@@ -1,4 +1,4 @@
-"""Housekeeping: verify, gc, rollback, history, incidents, retry, and what this node trusts. Whatever deletes has ``--dry-run``."""
+"""Commands that maintain a node: verify, gc, rollback, history, incidents, retry, doctor, trust; and demo."""
 
 from __future__ import annotations
 
@@ -19,20 +19,22 @@ _LEVELS = {"ok": ("ok     ", "green"), "warning": ("warning", "yellow"), "error"
 
 
 @click.command()
-@click.option("--repair", is_flag=True, help="Then fetch again what is damaged, and test and activate it.")
-@click.option("--sample", type=Share(), default="100%", help="Hash this share, what was not hashed for longest first.")
-@click.option("--limit", type=Size(), default="0", metavar="RATE", help="Bytes a second to read at most, as in 200MiB; 0: no limit.")
+@click.option("--repair", is_flag=True, help="Download damaged files again, then test and activate the models.")
+@click.option("--sample", type=Share(), default="100%", help="Hash this share of the store, those first that were hashed longest ago.")
+@click.option(
+    "--limit", type=Size(), default="0", metavar="RATE", help="Read at most this many bytes per second, e.g. 200MiB; 0: no limit."
+)
 @LOCK_TIMEOUT
 @common_options()
 def verify(context: CommandContext, *, repair: bool, sample: float, limit: int, lock_timeout: float) -> int:
     """
-    Hash the store again and compare with what the network signed.
+    Re-hash all stored files and compare them with the signed digests.
 
-    Asks the network for nothing, unless it repairs. Exit 0: clean, or repaired; 3: damage found and not repaired.
+    Uses the network only to repair. Exit code 0: no damage, or repaired; 3: damage found and not repaired.
 
     \b
       reconcile verify
-      reconcile verify --sample 10% --limit 200MiB     a share each night
+      reconcile verify --sample 10% --limit 200MiB     a tenth of the store, e.g. each night
       reconcile verify --repair
     """
     import msgspec
@@ -61,13 +63,13 @@ def verify(context: CommandContext, *, repair: bool, sample: float, limit: int, 
 
 
 @click.command()
-@click.option("--dry-run", is_flag=True, help="Only show what would go, and why.")
-@click.option("--max", "at_most", type=Size(), metavar="SIZE", help="Free about so much and stop, as in 50GiB.")
+@click.option("--dry-run", is_flag=True, help="Only show what would be deleted, and why.")
+@click.option("--max", "at_most", type=Size(), metavar="SIZE", help="Stop after freeing about this much, e.g. 50GiB.")
 @LOCK_TIMEOUT
 @common_options()
 def gc(context: CommandContext, *, dry_run: bool, at_most: int | None, lock_timeout: float) -> None:
     """
-    Delete what no listed model, kept generation or grace needs.
+    Delete files that no listed model, kept generation or grace period needs.
 
     \b
       reconcile gc --dry-run
@@ -100,10 +102,10 @@ def _show_garbage(to: Console, gone: tuple[Garbage, ...]) -> None:
 @common_options()
 def rollback(context: CommandContext, *, number: int | None, lock_timeout: float) -> None:
     """
-    Return to generation N, or to the one before.
+    Activate generation N again, or the previous one.
 
-    Refused for what the current snapshot does not list: the network's word stands above the node's. The healthy hook is asked, as after
-    an apply. The next apply goes forward again.
+    Models that the snapshot no longer lists cannot be rolled back to. The healthy hook runs, as after an apply. The next apply activates
+    the snapshot's models again.
 
     \b
       reconcile history
@@ -119,14 +121,16 @@ def rollback(context: CommandContext, *, number: int | None, lock_timeout: float
     )
 
 
-COUNT = click.option("-n", "--number", "count", type=click.IntRange(min=1, max=1_000_000), default=30, help="Show the newest so many.")
+COUNT = click.option(
+    "-n", "--number", "count", type=click.IntRange(min=1, max=1_000_000), default=30, help="Show this many, the newest first."
+)
 
 
 @click.command()
 @COUNT
 @common_options()
 def history(context: CommandContext, *, count: int) -> None:
-    """Show which generations were swapped in, when, by what and why."""
+    """Show which generations were activated, when, by which command and why."""
     from reconciler.commands import status
     from reconciler.core import units
 
@@ -137,14 +141,14 @@ def history(context: CommandContext, *, count: int) -> None:
             signed = " ".join([*(f"+{model}" for model in one.added), *(f"-{model}" for model in one.removed)])
             to.print(f"{units.rfc3339(one.at)}  generation {one.generation}  {one.actor}  {signed}  ({one.what})", markup=False)
         if not changes:
-            to.print("nothing yet")
+            to.print("no generation was activated yet")
 
     context.show(changes, show)
 
 
 @click.command()
 @COUNT
-@click.option("--lines", is_flag=True, help="JSON, one incident a line, the oldest first: for jq and log shippers.")
+@click.option("--lines", is_flag=True, help="Print JSON, one incident per line, the oldest first, for jq and log shippers.")
 @common_options()
 def incidents(context: CommandContext, *, count: int, lines: bool) -> None:
     """Show what was refused, failed, quarantined or repaired."""
@@ -176,11 +180,11 @@ def incidents(context: CommandContext, *, count: int, lines: bool) -> None:
 @LOCK_TIMEOUT
 @common_options()
 def retry(context: CommandContext, *, model: str, lock_timeout: float) -> None:
-    """Forget that MODEL failed: the next apply begins with it anew."""
+    """Clear MODEL's failure record so that the next apply retries it immediately."""
     from reconciler.commands import maintenance
 
     maintenance.retry(context.node(), model, lock_timeout_seconds=lock_timeout)
-    context.show({"schema": 1, "model": model}, lambda to: to.print(f"{model} begins anew with the next apply", markup=False))
+    context.show({"schema": 1, "model": model}, lambda to: to.print(f"the next apply retries {model}", markup=False))
 
 
 @click.command()
@@ -188,10 +192,10 @@ def retry(context: CommandContext, *, model: str, lock_timeout: float) -> None:
 @common_options()
 def doctor(context: CommandContext, *, offline: bool) -> int:
     """
-    Say what this machine lacks, and what to do.
+    Check this machine for problems and show how to fix them.
 
-    Looks at Python, aria2c, the sandbox, GPUs, engines, disk, clock, trust root, lock, store and agent, and whether sources answer.
-    Changes nothing. Exit 1 if there is an error.
+    Checks Python, aria2c, the sandbox, GPUs, engines, disk, clock, trust root, lock, store and agent, and whether sources answer.
+    Changes nothing. Exit code 1 if there is an error.
 
     \b
       reconcile doctor
@@ -217,13 +221,13 @@ def doctor(context: CommandContext, *, offline: bool) -> int:
 
 @click.group()
 def trust() -> None:
-    """Show and update what this node trusts."""
+    """Show and update the trust root and the record of accepted snapshots."""
 
 
 @trust.command("show")
 @common_options()
 def trust_show(context: CommandContext) -> None:
-    """Show the trusted root, its keys and thresholds, and the newest snapshot ever accepted."""
+    """Show the trust root, its keys and thresholds, and the newest snapshot ever accepted."""
     from reconciler.commands import node_trust
     from reconciler.core import units
 
@@ -231,7 +235,7 @@ def trust_show(context: CommandContext) -> None:
     root, trust_state = node_trust.trusted_root(node), node_trust.read_trust_state(node)
 
     def show(to: Console) -> None:
-        to.print(f"network {root.network}, root {root.version}, good until {units.rfc3339(root.expires_at)}", markup=False)
+        to.print(f"network {root.network}, root {root.version}, expires {units.rfc3339(root.expires_at)}", markup=False)
         for name, role in (("root", root.roles.root), ("snapshot", root.roles.snapshot)):
             to.print(f"{name}: {role.threshold} of {units.count(len(role.keyids), 'key')}", markup=False)
             for keyid in role.keyids:
@@ -252,7 +256,7 @@ def trust_show(context: CommandContext) -> None:
 @common_options()
 def trust_update(context: CommandContext, *, sources: tuple[str, ...], lock_timeout: float) -> None:
     """
-    Walk newer roots: each must be signed by the one before it and by itself.
+    Apply newer trust roots in order. Each must be signed by its predecessor and by itself.
 
     \b
       reconcile trust update 2.root.json 3.root.json
@@ -270,13 +274,13 @@ def trust_update(context: CommandContext, *, sources: tuple[str, ...], lock_time
 
 
 @trust.command("init")
-@click.option("-y", "--yes", is_flag=True, help="Do not ask; needed without a terminal.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask for confirmation. Required without a terminal.")
 @common_options()
 def trust_init(context: CommandContext, *, yes: bool) -> None:
     """
-    Begin the record of the newest snapshot anew, at the lock that is here.
+    Reset the anti-rollback record to the snapshot in the current lock.
 
-    For a store whose record was lost. Make sure first that the lock is the network's current one: an older one would be accepted.
+    For a store whose record was lost. First check that models.lock is the network's current one: an older one would be accepted.
     """
     from reconciler.commands import init
 
@@ -286,17 +290,19 @@ def trust_init(context: CommandContext, *, yes: bool) -> None:
     if not yes:
         context.require_confirmation("Is this the network's root, and models.lock its current one?")
     made = init.reset_trust_state(node)
-    context.show(made, lambda to: to.print(f"the record begins at snapshot {made.version}", markup=False))
+    context.show(made, lambda to: to.print(f"the anti-rollback record is reset to snapshot {made.version}", markup=False))
 
 
 @click.command()
-@click.option("--folder", type=click.Path(path_type=Path, file_okay=False), help="Play it in this new folder and leave it there.")
+@click.option(
+    "--folder", type=click.Path(path_type=Path, file_okay=False), help="Run in this new folder and keep it. Default: a temporary folder."
+)
 def demo(folder: Path | None) -> None:
     """
-    Play the whole main job here, on real models that it makes.
+    Run the whole workflow here, on small real models that it makes.
 
-    They come from a real server on this machine. It takes under a minute, touches nothing else, and cleans up after itself
-    unless a folder is given.
+    They are downloaded from an HTTP server on this machine. The demo takes under a minute, changes nothing else, and deletes what it
+    made unless a folder is given.
     """
     import shutil
     import sys
@@ -312,4 +318,4 @@ def demo(folder: Path | None) -> None:
         if folder is None:
             shutil.rmtree(place, ignore_errors=True)
         else:
-            click.echo(f"It all lies in {folder}.")
+            click.echo(f"Everything is in {folder}.")

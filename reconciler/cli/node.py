@@ -1,4 +1,4 @@
-"""The commands that make a node what the network says: init, lock, plan, apply, sync, agent, status."""
+"""The commands that bring a node to the state that the signed snapshot asks for: init, lock, plan, apply, sync, agent, status."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def _options(**given: object) -> RunOptions:
 
 
 @click.command()
-@click.option("--root", "root_file", type=FILE, help="The network's trust root, to be pinned.")
-@click.option("--fingerprint", default="", help="The root's fingerprint, told by another way than the file.")
+@click.option("--root", "root_file", type=FILE, help="The network's trust root, which init pins.")
+@click.option("--fingerprint", default="", help="The fingerprint that the root must have, received by another way than the file.")
 @click.option("--snapshot", default="", help="URL or path of the network's signed snapshot.")
 @click.option("--store", default="store", help="The store's folder.")
-@click.option("--force", is_flag=True, help="Replace a reconcile.toml that is there.")
+@click.option("--force", is_flag=True, help="Replace an existing reconcile.toml.")
 @common_options()
 def init(context: CommandContext, *, root_file: Path | None, fingerprint: str, snapshot: str, store: str, force: bool) -> None:
     """
@@ -47,19 +47,19 @@ def init(context: CommandContext, *, root_file: Path | None, fingerprint: str, s
 
 @click.command()
 @click.argument("source", default="", metavar="[SNAPSHOT]")
-@click.option("--check", is_flag=True, help="Only compare: exit 2 if the lock would change. Writes nothing.")
+@click.option("--check", is_flag=True, help="Only compare: exit 2 if the lock would change. Write nothing.")
 @LOCK_TIMEOUT
 @common_options()
 def lock(context: CommandContext, *, source: str, check: bool, lock_timeout: float) -> int:
     """
     Verify a snapshot and compile it to models.lock.
 
-    SNAPSHOT is a file or URL; without it, the one that the settings name. The signed envelope is kept beside the lock as snapshot.json:
+    SNAPSHOT is a file or URL. Default: [network] snapshot in the settings. The signed envelope is kept beside the lock as snapshot.json;
     commit both.
 
     \b
       reconcile lock
-      reconcile lock --check      in CI: is the committed lock what the snapshot compiles to?
+      reconcile lock --check      in CI: exit 0 if the committed lock matches the snapshot
     """
     from reconciler.commands import lock as lock_command
     from reconciler.core import units
@@ -73,10 +73,10 @@ def lock(context: CommandContext, *, source: str, check: bool, lock_timeout: flo
     found, changes = fetched.verified_lock, fetched.changes
     header = found.lock.snapshot
     network_name, count = found.lock.network, len(found.lock.model)
-    held = f"snapshot {header.version} of {network_name}, {units.count(count, 'model')}"
-    said = f"models.lock {'written' if changes else 'is up to date'}: {held}"
+    about = f"snapshot {header.version} of {network_name}, {units.count(count, 'model')}"
+    message = f"models.lock {'written' if changes else 'is up to date'}: {about}"
     tree = {"schema": 1, "lock": found.lock_digest, "changes": changes, "network": network_name, "snapshot": header, "models": count}
-    context.show(tree, lambda to: to.print(said, markup=False))
+    context.show(tree, lambda to: to.print(message, markup=False))
     return 0
 
 
@@ -104,7 +104,7 @@ def plan(
     \b
       reconcile plan
       reconcile plan --detailed-exitcode --json-into plan.json      in CI: 0 no changes, 2 changes, 1 error
-      reconcile plan --out plan.json && reconcile apply plan.json   exactly what was seen, or a refusal
+      reconcile plan --out plan.json && reconcile apply plan.json   apply exactly this plan, or fail if it is stale
     """
     from reconciler.commands import apply as apply_command
     from reconciler.core import plan as plans
@@ -145,9 +145,9 @@ def apply(
     yes: bool,
 ) -> int:
     """
-    Make this node what the lock says: download, verify, test, activate.
+    Apply the lock to this node: download, verify, test, activate.
 
-    Asks on a terminal, never elsewhere. With PLANFILE, does exactly what that plan says, or refuses if it is stale.
+    Asks for confirmation on a terminal, never elsewhere. With PLANFILE, carries out exactly that plan, or fails if it is stale.
 
     \b
       reconcile apply --yes
@@ -165,7 +165,7 @@ def apply(
         if made.changes and not context.quiet:
             terminal.plan(context.console, made)
         if made.changes and context.is_interactive:
-            context.confirm("Carry this out?")
+            context.confirm("Apply this plan?")
     with context.reporter() as report:
         return _code(apply_command.apply(node, report, options, saved=saved))
 
@@ -185,9 +185,9 @@ def sync(
     context: CommandContext, *, only: tuple[str, ...], excluded: tuple[str, ...], locked: bool, offline: bool, lock_timeout: float
 ) -> int:
     """
-    Hear the network, then apply: the line for cron.
+    Fetch the latest snapshot, then apply it. Use this in cron.
 
-    A network that does not answer is a warning: the last known lock is applied.
+    If the snapshot cannot be fetched, sync warns and applies the last accepted lock.
 
     \b
       */5 * * * *  reconcile sync --quiet
@@ -200,10 +200,12 @@ def sync(
 
 
 @click.command()
-@click.option("--once", is_flag=True, help="One cycle, then exit as sync does: for cron or a timer.")
-@click.option("--interval", type=Seconds(), metavar="TIME", help="Time between cycles, as in 5m, instead of the settings'.")
-@click.option("--metrics-file", type=FILE, metavar="FILE", help="Write Prometheus metrics there, for node exporter's textfile collector.")
-@click.option("--metrics-port", type=click.IntRange(0, 65535), metavar="PORT", help="Serve Prometheus metrics on loopback; 0: any port.")
+@click.option("--once", is_flag=True, help="Run one cycle, then exit with the exit code of sync. For cron or a timer.")
+@click.option("--interval", type=Seconds(), metavar="TIME", help="Time between cycles, e.g. 5m. Default: [agent] interval in the settings.")
+@click.option("--metrics-file", type=FILE, metavar="FILE", help="Write Prometheus metrics to FILE, for node exporter's textfile collector.")
+@click.option(
+    "--metrics-port", type=click.IntRange(0, 65535), metavar="PORT", help="Serve Prometheus metrics on loopback at PORT; 0: any free port."
+)
 @LOCKED
 @OFFLINE
 @common_options()
@@ -218,12 +220,12 @@ def agent(
     offline: bool,
 ) -> int:
     """
-    Sync for ever, and look after the store.
+    Run sync repeatedly, and re-hash and repair the store.
 
-    Cycles follow each other with an interval and a jitter; after failures the wait grows, up to an hour. Each cycle also hashes a share
-    of the store, so that every blob is looked at within [agent] scrub_after, and repairs what is damaged. How it is stands in
-    <store>/health.json. SIGTERM and SIGINT end it within seconds, SIGHUP reads the settings anew and begins the next cycle; under
-    systemd it notifies and feeds the watchdog.
+    The time between cycles is [agent] interval plus a random jitter; after failures it grows, up to an hour. Each cycle also hashes a
+    share of the store, so that every blob is hashed once within [agent] scrub_after, and repairs what is damaged. Its health is written
+    to <store>/health.json. SIGTERM and SIGINT end it within seconds. SIGHUP reloads the settings and starts a cycle; invalid settings
+    are rejected and the old ones stay in use. Under systemd it notifies readiness and feeds the watchdog.
 
     \b
       reconcile agent
@@ -258,7 +260,7 @@ def agent(
 @common_options()
 def status(context: CommandContext, *, model: str | None) -> None:
     """
-    Show every model's state and why; of one MODEL, its last test too.
+    Show every model's state and why. For one MODEL, also show its last test.
 
     \b
       reconcile status
@@ -270,23 +272,24 @@ def status(context: CommandContext, *, model: str | None) -> None:
 
     node = context.node()
     found = status_command.status(node, model or "")
-    again = f"with the next sync{', at ' + units.rfc3339(found.next_sync_at) if found.next_sync_at else ''}"
+    again = f"at the next sync{', at ' + units.rfc3339(found.next_sync_at) if found.next_sync_at else ''}"
 
     def show(to: Console) -> None:
+        from reconciler.core.text import printable
         from reconciler.report import terminal
-        from reconciler.report.events import escape, short
+        from reconciler.report.events import short
 
         until = units.rfc3339(found.snapshot.expires_at)
-        to.print(f"{found.network}, snapshot {found.snapshot.version} (good until {until}), generation {found.generation}", markup=False)
+        to.print(f"{found.network}, snapshot {found.snapshot.version} (expires {until}), generation {found.generation}", markup=False)
         if found.refused:
-            to.print(f"warning: nothing new is installed: {escape(found.refused)}", style="bold yellow", markup=False)
+            to.print(f"warning: nothing new is installed: {printable(found.refused)}", style="bold yellow", markup=False)
         terminal.models(to, found.models)
         if model:
             terminal.model_details(to, found.models[0], node.layout.root, again)
         elif any(one.state in {"failed", "pending"} for one in found.models):
-            to.print(f"failed and pending models are tried again {again}", markup=False)
+            to.print(f"failed and pending models are retried {again}", markup=False)
         for drifted in found.drift:
-            to.print(f"drift: {escape(drifted)}", style="yellow", markup=False)
+            to.print(f"drift: {printable(drifted)}", style="yellow", markup=False)
         if not model:
             to.print(f"active set {short(found.active_digest)}", style="dim", markup=False)
 

@@ -19,14 +19,14 @@ from reconciler.cli.options import FILE
 from reconciler.cli.snapshots import snapshot
 from reconciler.core import units
 from reconciler.core.errors import PublishError
-from reconciler.report.events import escape
+from reconciler.core.text import printable
 
 if TYPE_CHECKING:
     from reconciler.core.trust import TrustRoot
     from reconciler.publish.roots import RoleName, RootReport
 
-_OUT = click.option("--out", type=FILE, help="Write there; needed when FILE is signed, since nodes walk through every root.")
-_PREVIOUS = click.option("--previous", type=FILE, help="The root of the version before, whose keys sign the next one too.")
+_OUT = click.option("--out", type=FILE, help="Write to this file. Required if FILE is signed, because nodes need every root of the chain.")
+_PREVIOUS = click.option("--previous", type=FILE, help="The previous version of the root, whose keys must sign this one too.")
 _ROLE = click.Choice(["root", "snapshot"])
 
 __all__ = ["key", "root", "snapshot"]
@@ -34,22 +34,22 @@ __all__ = ["key", "root", "snapshot"]
 
 @click.group()
 def key() -> None:
-    """Make and look at signing keys."""
+    """Make and show signing keys."""
 
 
 @key.command("generate")
 @click.argument("name", type=FILE)
-@click.option("--no-passphrase", is_flag=True, help="Leave the private key unencrypted, for a machine that signs by itself.")
+@click.option("--no-passphrase", is_flag=True, help="Leave the private key unencrypted, for a machine that signs without a person.")
 @PASSPHRASE
 @JSON
 def key_generate(*, name: Path, no_passphrase: bool, passphrase_file: Path | None, as_json: bool) -> None:
     """
-    Make an Ed25519 key pair: NAME.key for you alone, NAME.pub for the root.
+    Make an Ed25519 key pair: NAME.key is secret, NAME.pub goes into the trust root.
 
     \b
       reconcile key generate alice
 
-    NAME.key is PKCS8 PEM of mode 0600, which openssl reads too. A file that is there is never overwritten.
+    NAME.key is a PKCS8 PEM file with mode 0600, which openssl reads too. An existing file is never overwritten.
     """
     from reconciler.publish import keys
     from reconciler.store import atomic
@@ -57,7 +57,7 @@ def key_generate(*, name: Path, no_passphrase: bool, passphrase_file: Path | Non
     private, public = document_io.with_suffix(name, ".key"), document_io.with_suffix(name, ".pub")
     for path in (private, public):
         if path.exists():
-            raise PublishError(f"{path} is there already", hint="choose another name: a key that is overwritten is lost")
+            raise PublishError(f"{path} already exists", hint="choose another name: a key that is overwritten is lost")
     phrase = b"" if no_passphrase else document_io.passphrase(passphrase_file, str(private), confirm=True)()
     if not phrase and not no_passphrase:
         raise PublishError("the passphrase is empty", hint="--no-passphrase leaves the key unencrypted")
@@ -67,7 +67,7 @@ def key_generate(*, name: Path, no_passphrase: bool, passphrase_file: Path | Non
     if as_json:
         document_io.print_json({"keyid": pair.keyid, "private": str(private), "public": str(public)})
         return
-    document_io.print_line(f"wrote {private} (keep it to yourself) and {public} (for the root)\nkey id {pair.keyid}")
+    document_io.print_line(f"wrote {private} (secret) and {public} (for the trust root)\nkey id {pair.keyid}")
 
 
 @key.command("show")
@@ -80,7 +80,7 @@ def key_show(*, file: Path, passphrase_file: Path | None, as_json: bool) -> None
 
     \b
       reconcile key show alice.pub
-      reconcile key show alice.key > alice.pub     the public half, lost and made again
+      reconcile key show alice.key > alice.pub     make a lost public half again
     """
     from reconciler.publish import keys
 
@@ -98,18 +98,32 @@ def key_show(*, file: Path, passphrase_file: Path | None, as_json: bool) -> None
 
 @click.group()
 def root() -> None:
-    """Make, change and sign the root: who may sign, and how many must."""
+    """Make, change and sign the trust root: which keys may sign, and how many must."""
 
 
 @root.command("new")
 @click.argument("file", type=FILE)
-@click.option("--network", required=True, metavar="NAME", help="The network's name, as in resultity-testnet.")
-@click.option("--root-key", "root_keys", multiple=True, required=True, type=FILE, help="A public key that may sign roots.")
-@click.option("--root-threshold", type=click.IntRange(1), default=1, help="How many of them must.")
-@click.option("--snapshot-key", "snapshot_keys", multiple=True, required=True, type=FILE, help="A public key that may sign snapshots.")
-@click.option("--snapshot-threshold", type=click.IntRange(1), default=1, help="How many of them must.")
-@click.option("--expires", type=document_io.FutureTime(), default="365d", metavar="TIME", help="When it ends: 365d, 2027-11-20, …")
-@click.option("--version", type=click.IntRange(1), default=1, help="For a network that starts over: higher than any root nodes have.")
+@click.option("--network", required=True, metavar="NAME", help="The network's name, e.g. resultity-testnet.")
+@click.option(
+    "--root-key", "root_keys", multiple=True, required=True, type=FILE, help="A public key that may sign roots (may be repeated)."
+)
+@click.option("--root-threshold", type=click.IntRange(1), default=1, help="How many of them must sign.")
+@click.option(
+    "--snapshot-key",
+    "snapshot_keys",
+    multiple=True,
+    required=True,
+    type=FILE,
+    help="A public key that may sign snapshots (may be repeated).",
+)
+@click.option("--snapshot-threshold", type=click.IntRange(1), default=1, help="How many of them must sign.")
+@click.option("--expires", type=document_io.FutureTime(), default="365d", metavar="TIME", help="When it expires: 365d, 2027-11-20, …")
+@click.option(
+    "--version",
+    type=click.IntRange(1),
+    default=1,
+    help="The version; for a network that starts over, higher than any root that nodes have.",
+)
 def root_new(
     *,
     file: Path,
@@ -140,7 +154,7 @@ def root_new(
 @root.command("add-key")
 @click.argument("file", type=FILE)
 @click.argument("public", type=FILE, metavar="KEY.pub")
-@click.option("--role", "roles_", type=_ROLE, multiple=True, required=True, help="What it may sign (may be given again).")
+@click.option("--role", "roles_", type=_ROLE, multiple=True, required=True, help="What it may sign (may be repeated).")
 @_OUT
 def root_add_key(*, file: Path, public: Path, roles_: tuple[RoleName, ...], out: Path | None) -> None:
     """
@@ -158,11 +172,13 @@ def root_add_key(*, file: Path, public: Path, roles_: tuple[RoleName, ...], out:
 @root.command("remove-key")
 @click.argument("file", type=FILE)
 @click.argument("keyid", metavar="KEYID")
-@click.option("--role", "roles_", type=_ROLE, multiple=True, default=("root", "snapshot"), help="What it may not sign any more.")
+@click.option(
+    "--role", "roles_", type=_ROLE, multiple=True, default=("root", "snapshot"), help="What it may no longer sign (may be repeated)."
+)
 @_OUT
 def root_remove_key(*, file: Path, keyid: str, roles_: tuple[RoleName, ...], out: Path | None) -> None:
     """
-    Take a key out; KEYID is its id, at least the first 8 digits, or its public file.
+    Remove a key. KEYID is its id, at least its first 8 digits, or the file of the public key.
 
     \b
       reconcile root remove-key root.1.json carol.pub --role snapshot --out root.2.json
@@ -177,11 +193,11 @@ def root_remove_key(*, file: Path, keyid: str, roles_: tuple[RoleName, ...], out
 @click.argument("file", type=FILE)
 @click.option("--root-threshold", type=click.IntRange(1), help="How many root keys must sign.")
 @click.option("--snapshot-threshold", type=click.IntRange(1), help="How many snapshot keys must sign.")
-@click.option("--expires", type=document_io.FutureTime(), metavar="TIME", help="When it ends: 365d, 2027-11-20, …")
+@click.option("--expires", type=document_io.FutureTime(), metavar="TIME", help="When it expires: 365d, 2027-11-20, …")
 @_OUT
 def root_set(*, file: Path, root_threshold: int | None, snapshot_threshold: int | None, expires: datetime | None, out: Path | None) -> None:
     """
-    Change thresholds or the end of a root.
+    Change the thresholds or the expiry of a root.
 
     \b
       reconcile root set root.1.json --expires 365d --out root.2.json
@@ -202,15 +218,15 @@ def _edit(file: Path, out: Path | None, change: Callable[[TrustRoot], TrustRoot]
     data = _read(file)
     if roots.is_signed(data) and out is None:
         raise PublishError(
-            f"{file} is signed, and nodes need it to reach the next one",
-            hint="write the next version to a file of its own, as in --out root.2.json",
+            f"{file} is signed, and nodes need it to verify the next version",
+            hint="write the next version to another file, e.g. --out root.2.json",
         )
     made = roots.edit(data, change)
     document_io.write(out or file, made, new=out is not None)
     found = roots.inspect(made)
     document_io.print_line(f"wrote {out or file}: root {found.version}, unsigned")
     if found.version > 1:
-        document_io.print_line(f"next: enough keys of root {found.version - 1} and of this one sign it, each with --previous")
+        document_io.print_line(f"next: enough keys of root {found.version - 1} and of this root must sign it, each with --previous")
 
 
 @root.command("sign")
@@ -220,7 +236,7 @@ def _edit(file: Path, out: Path | None, change: Callable[[TrustRoot], TrustRoot]
 @PASSPHRASE
 def root_sign(*, file: Path, key_file: Path, previous: Path | None, passphrase_file: Path | None) -> None:
     """
-    Add your signature; the others' stay. Look at the root first: `reconcile root inspect`.
+    Add your signature and keep the others'. First check the root with `reconcile root inspect`.
 
     \b
       reconcile root sign root.2.json --key alice.key --previous root.1.json
@@ -262,7 +278,7 @@ def _signed(file: Path, data: bytes, previous: bytes) -> None:
 
     document_io.write(file, data)
     found = roots.inspect(data, previous=previous)
-    document_io.print_line(f"signed {file}: root {found.version} of {found.network}\n{_standing(found)}")
+    document_io.print_line(f"signed {file}: root {found.version} of {found.network}\n{_completeness(found)}")
 
 
 def _pae(file: Path) -> bytes:
@@ -280,7 +296,7 @@ root.add_command(document_io.pae_command(_pae))
 @JSON
 def root_inspect(*, file: Path, previous: Path | None, as_json: bool) -> None:
     """
-    Show a root, signed or not, with its fingerprint to compare before anybody pins it.
+    Show a root, signed or not, and its fingerprint, which operators of nodes compare before they pin it.
 
     \b
       reconcile root inspect root.2.json --previous root.1.json
@@ -292,34 +308,36 @@ def root_inspect(*, file: Path, previous: Path | None, as_json: bool) -> None:
         document_io.print_json(found)
         return
     document_io.print_line(
-        f"root {found.version} of {found.network}, until {units.rfc3339(found.expires_at)}\nfingerprint {found.fingerprint}"
+        f"root {found.version} of {found.network}, expires {units.rfc3339(found.expires_at)}\nfingerprint {found.fingerprint}"
     )
     for name, role in (("root", found.roles.root), ("snapshot", found.roles.snapshot)):
-        document_io.print_line(f"{name}: {role.threshold} of {len(role.keyids)} keys sign")
+        document_io.print_line(f"{name}: {role.threshold} of {len(role.keyids)} keys must sign")
         for keyid in role.keyids:
-            document_io.print_line(f"  {keyid}{_mark(found, keyid) if name == 'root' else ''}")
-    _say_others(found)
-    document_io.print_line(_standing(found))
+            document_io.print_line(f"  {keyid}{_signature_mark(found, keyid) if name == 'root' else ''}")
+    _print_other_signatures(found)
+    document_io.print_line(_completeness(found))
 
 
-def _mark(found: RootReport, keyid: str) -> str:
+def _signature_mark(found: RootReport, keyid: str) -> str:
     signatures = [one for one in found.signatures if one.keyid == keyid]
     return ("  signed" if signatures[0].valid else "  INVALID SIGNATURE") if signatures else ""
 
 
-def _say_others(found: RootReport) -> None:
+def _print_other_signatures(found: RootReport) -> None:
     for one in found.signatures:
         if not one.role:
             known = one.previous and one.valid
-            of = "a key of the root before" if known else "not a key of this root; --previous tells whether of the one before"
-            document_io.print_line(f"signed by {escape(one.keyid)} ({of})")
+            of = (
+                "a key of the previous root" if known else "not a key of this root; --previous shows whether it is one of the previous root"
+            )
+            document_io.print_line(f"signed by {printable(one.keyid)} ({of})")
 
 
-def _standing(found: RootReport) -> str:
+def _completeness(found: RootReport) -> str:
     if found.complete:
-        return "complete: nodes take it"
-    missing = [f"{found.missing} signature(s) of its own root keys"] if found.missing else []
+        return "complete: nodes will accept it"
+    missing = [f"{found.missing} signature(s) by its own root keys"] if found.missing else []
     if found.missing_previous:
         count = "the" if found.missing_previous < 0 else str(found.missing_previous)
-        missing.append(f"{count} signature(s) of root {found.version - 1} (see --previous)")
-    return f"incomplete: it lacks {' and '.join(missing)}"
+        missing.append(f"{count} signature(s) by root {found.version - 1} (see --previous)")
+    return f"incomplete: it needs {' and '.join(missing)}"

@@ -1,4 +1,4 @@
-"""Options that several commands have, and the amounts that people write on a command line: sizes, times, shares."""
+"""Options of several commands, and types of their values: sizes, durations, shares."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from reconciler.core import units
 
 
 class Seconds(click.ParamType[float]):
-    """A duration as people write it."""
+    """A duration such as ``30s`` or ``24h``."""
 
     name = "duration"
 
@@ -23,7 +23,7 @@ class Seconds(click.ParamType[float]):
 
 
 class Size(click.ParamType[int]):
-    """A number of bytes as people write it."""
+    """A number of bytes such as ``50GiB``."""
 
     name = "size"
 
@@ -36,7 +36,7 @@ class Size(click.ParamType[int]):
 
 
 class Share(click.ParamType[float]):
-    """A part of the whole, as in 10%."""
+    """A part of the whole, such as ``10%``."""
 
     name = "share"
 
@@ -48,15 +48,17 @@ class Share(click.ParamType[float]):
         except ValueError:
             found = -1.0
         if not 0 < found <= 1:
-            self.fail(f"{text!r} is not a share; write it like 10%", param, ctx)
+            self.fail(f"{text!r} is not a share between 0% and 100%, such as 10%", param, ctx)
         return found
 
 
 FILE = click.Path(path_type=Path, dir_okay=False)
-LOCK_TIMEOUT = click.option("--lock-timeout", type=Seconds(), default=0.0, metavar="TIME", help="Wait so long for another run, as in 30s.")
-ONLY = click.option("--only", multiple=True, metavar="ID", help="This model alone (may be given again).")
-EXCEPT = click.option("--except", "excluded", multiple=True, metavar="ID", help="All but this model; what is taken away stops as ever.")
-LOCKED = click.option("--locked", is_flag=True, help="Refuse a lock that is not what the snapshot compiles to; never fetch a new one.")
-OFFLINE = click.option("--offline", is_flag=True, help="Touch no network at all.")
-YES = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+LOCK_TIMEOUT = click.option(
+    "--lock-timeout", type=Seconds(), default=0.0, metavar="TIME", help="How long to wait for another run to finish, e.g. 30s."
+)
+ONLY = click.option("--only", multiple=True, metavar="ID", help="Apply only this model (may be repeated).")
+EXCEPT = click.option("--except", "excluded", multiple=True, metavar="ID", help="Skip this model (may be repeated). Removals still happen.")
+LOCKED = click.option("--locked", is_flag=True, help="Fail if models.lock does not match the snapshot; do not update it.")
+OFFLINE = click.option("--offline", is_flag=True, help="Do not use the network.")
+YES = click.option("-y", "--yes", is_flag=True, help="Do not ask for confirmation.")
 MODEL_STATE = click.Choice(["enabled", "disabled", "archived"])

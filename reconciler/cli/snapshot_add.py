@@ -15,7 +15,7 @@ from reconciler.cli import document_io
 from reconciler.cli.options import FILE, MODEL_STATE, Size
 from reconciler.core import units
 from reconciler.core.errors import FetchError, PublishError, UnpackRefused
-from reconciler.report.events import escape
+from reconciler.core.text import printable
 
 if TYPE_CHECKING:
     from reconciler.core.gguf import GgufFacts
@@ -29,36 +29,45 @@ _TASK = click.Choice(["chat", "completion", "embedding"])
 @click.argument("file", type=FILE)
 @click.argument("model_id", metavar="NAME:VERSION")
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
-@click.option("--url", "urls", multiple=True, help="Where nodes fetch it, beside a SOURCE that is a URL; {path}: the file's name.")
-@click.option("--path", "paths", multiple=True, help="The file's name in the model's folder, for each SOURCE in turn [default: its own].")
+@click.option(
+    "--url",
+    "urls",
+    multiple=True,
+    help="A URL from which nodes download it, in addition to a SOURCE that is a URL; {path}: the file's name (may be repeated).",
+)
+@click.option(
+    "--path", "paths", multiple=True, help="The file's name in the model's folder, once for each SOURCE, in order [default: its own name]."
+)
 @click.option("--unpack", type=click.Choice(["tar", "tar.gz", "tar.xz", "tar.zst", "zip"]), help="SOURCE is an archive.")
-@click.option("--entrypoint", help="The file that the engine is given [default: the only file, or the first GGUF].")
-@click.option("--task", "tasks", type=_TASK, multiple=True, help="What it is for [default: what its GGUF header tells].")
+@click.option("--entrypoint", help="The file that the engine loads [default: the only file, or the first GGUF].")
+@click.option("--task", "tasks", type=_TASK, multiple=True, help="A task of the model (may be repeated) [default: from its GGUF header].")
 @click.option("--engine", default="llama-cpp", help="The engine that loads it.")
-@click.option("--engine-version", default="", show_default=False, metavar="SPEC", help="Versions that will do, as in '>=0.3,<0.5'.")
-@click.option("--gpu-memory", type=Size(), metavar="SIZE", help="Memory on the GPU [default: an estimate, to be confirmed].")
-@click.option("--memory", type=Size(), metavar="SIZE", default=0, help="Main memory; 0: nodes do not ask.")
+@click.option(
+    "--engine-version", default="", show_default=False, metavar="SPEC", help="Versions of the engine that can run it, e.g. '>=0.3,<0.5'."
+)
+@click.option("--gpu-memory", type=Size(), metavar="SIZE", help="GPU memory that it needs [default: an estimate, to be confirmed].")
+@click.option("--memory", type=Size(), metavar="SIZE", default=0, help="Main memory that it needs; 0: nodes do not check.")
 @click.option("--state", type=MODEL_STATE, default="enabled")
 @click.option("--prompt", default="Hello", help="The test job's prompt.")
 @click.option("--smoke-task", type=_TASK, help="The test job's task [default: the first of the model's].")
-@click.option("--max-tokens", type=click.IntRange(1, 4096), default=8, help="The test job generates at most so many.")
-@click.option("--expect-text", help="The answer must contain this.")
-@click.option("--expect-regex", help="The answer must match this.")
-@click.option("--expect-tokens", "min_tokens", type=click.IntRange(0), default=1, help="At least so many tokens must come.")
-@click.option("--timeout", default="120s", metavar="TIME", help="The test job's time.")
+@click.option("--max-tokens", type=click.IntRange(1, 4096), default=8, help="The most tokens that the test job generates.")
+@click.option("--expect-text", help="The answer must contain this text.")
+@click.option("--expect-regex", help="The answer must match this regular expression.")
+@click.option("--expect-tokens", "min_tokens", type=click.IntRange(0), default=1, help="The fewest tokens that the answer must have.")
+@click.option("--timeout", default="120s", metavar="TIME", help="The longest time that the test job may take.")
 @click.option("--max-size", type=Size(), default="1TiB", metavar="SIZE", help="Refuse a file that is larger.")
-@click.option("--ca-file", type=FILE, help="Authorities for https, instead of the system's.")
+@click.option("--ca-file", type=FILE, help="Certificate authorities for https, instead of the system's.")
 def snapshot_add(*, file: Path, model_id: str, sources: tuple[str, ...], max_size: int, ca_file: Path | None, **given: Any) -> None:
     """
-    Add a model: each SOURCE, a file or URL, is read whole for its digest and size.
+    Add a model. Each SOURCE, a file or URL, is read completely to compute its digest and size.
 
     \b
       reconcile snapshot add snapshot.json tiny:v1 tiny.gguf --url https://models.example.org/tiny.gguf
       reconcile snapshot add snapshot.json tiny:v2 https://models.example.org/tiny-v2.gguf \\
           --prompt "The capital of France is" --expect-regex Paris
 
-    A SOURCE that is a URL is also where nodes fetch it, https only, or http to this very machine. An archive that is a file is read as
-    nodes read it, and refused if they would.
+    Nodes download a SOURCE that is a URL from there; it must be https, or http to this machine. An archive that is a file is checked as
+    nodes check it.
     """
     from reconciler.fetch.sources import host_of, is_loopback_name
     from reconciler.publish import snapshots
@@ -66,72 +75,72 @@ def snapshot_add(*, file: Path, model_id: str, sources: tuple[str, ...], max_siz
     data = document_io.read_snapshot(file)
     _check_not_listed(data, model_id)
     if len(given["paths"]) not in {0, len(sources)}:
-        raise PublishError(f"{len(sources)} SOURCEs and {len(given['paths'])} --path", hint="give --path once for each SOURCE, or never")
-    measured = [_measured(source, max_size, ca_file) for source in sources]
-    told, refusals = _told(sources, measured)
-    members = _unpacked(sources, given["unpack"])
-    model = _model(model_id, sources, measured, given, told, members)
+        raise PublishError(
+            f"{len(sources)} SOURCEs and {len(given['paths'])} --path", hint="give --path once for each SOURCE, or not at all"
+        )
+    measured = [_measure(source, max_size, ca_file) for source in sources]
+    facts, refusals = _read_headers(sources, measured)
+    members = _archive_members(sources, given["unpack"])
+    model = _model(model_id, sources, measured, given, facts, members)
     document_io.write_snapshot(file, snapshots.edit(data, lambda found: snapshots.with_model(found, model), now=document_io.now()))
     if not all(artifact.urls for artifact in model.artifacts):
-        document_io.note("it names no --url: nodes have it from the snapshot's --fallback, or from mirrors of their own")
+        document_io.note("no --url is given: nodes download it from the snapshot's --fallback, or from their own mirrors")
     if given["unpack"] and members is None:
-        document_io.note(f"whether nodes unpack an archive at an address was not looked at; from a file it is. Pack it so: {_PACK}")
+        document_io.note(f"an archive at a URL is not checked, one in a file is. Pack it with: {_PACK}")
     if any(url.startswith("http://") and not is_loopback_name(host_of(url)) for url in given["urls"]):
         document_io.note("nodes refuse plain http to another machine, unless they set [download] allow_http")
     if any("?" in url for artifact in model.artifacts for url in artifact.urls):
-        document_io.note("a URL carries a query, and everybody reads snapshots: make sure that it is no secret and does not run out")
+        document_io.note("a URL has a query, and snapshots are public: make sure that it is not a secret and does not expire")
     for refusal in refusals:
-        document_io.note(f"an engine may refuse this: {escape(refusal)}")
+        document_io.note(f"an engine may refuse this file: {printable(refusal)}")
     size = units.human_size(sum(one.size for one in measured))
     document_io.print_line(f"added {model.id}: {size}, {', '.join(model.tasks)}, {_memory(model)}")
-    if told:
-        parts = f"{told.architecture}, {told.quantisation}, {told.parameters:,} parameters, context {told.context_length:,}"
-        document_io.print_line(f"its header tells: {escape(parts)}")
+    if facts:
+        parts = f"{facts.architecture}, {facts.quantisation}, {facts.parameters:,} parameters, context {facts.context_length:,}"
+        document_io.print_line(f"GGUF header: {printable(parts)}")
         if given["gpu_memory"] is None:
-            document_io.note(
-                "the GPU memory is an estimate: load it on a node, look, and give --gpu-memory (0: a node without a GPU will do)"
-            )
+            document_io.note("the GPU memory is an estimate: measure it on a node, and give --gpu-memory (0: it needs no GPU)")
 
 
 def _check_not_listed(data: bytes, model_id: str) -> None:
-    """Refuse a duplicate before its bytes are read, which may take an hour."""
+    """Refuse a duplicate before the sources are read, which may take an hour."""
     from reconciler.publish import snapshots
 
     name, colon, version = model_id.partition(":")
     if not (name and colon and version):
-        raise PublishError(f"{model_id!r} is no model id", hint="write it as NAME:VERSION, as in mistral-7b-instruct:v1")
+        raise PublishError(f"{model_id!r} is not a model id", hint="write NAME:VERSION, e.g. mistral-7b-instruct:v1")
     if any(entry.id.casefold() == model_id.casefold() for entry in snapshots.inspect(data).models):
-        raise PublishError(f"the snapshot lists {model_id} already", hint="another content is another version, as in NAME:v2")
+        raise PublishError(f"the snapshot lists {model_id} already", hint="new content needs a new version, e.g. NAME:v2")
 
 
-def _measured(source: str, max_size: int, ca_file: Path | None) -> Measured:
+def _measure(source: str, max_size: int, ca_file: Path | None) -> Measured:
     from reconciler.fetch import http
     from reconciler.publish import artifacts
 
     if not http.is_url(source):
         path = Path(source)
         size = path.stat().st_size if path.is_file() else 0
-        return artifacts.measure(_shown(artifacts.read_chunks(path, max_bytes=max_size), size, source), head_bytes=_HEAD_BYTES)
+        return artifacts.measure(_with_progress(artifacts.read_chunks(path, max_bytes=max_size), size, source), head_bytes=_HEAD_BYTES)
     with http.opened(source, timeout_seconds=60, ca_file=str(ca_file or "")) as answer:
         if answer.length is None and not answer.chunked:
-            raise FetchError(f"{escape(source)} does not say how long it is, so a part could pass for the whole")
+            raise FetchError(f"{printable(source)} does not state its length, so an incomplete download would not be noticed")
         chunks = http.chunks(answer, source, max_bytes=max_size)
-        return artifacts.measure(_shown(chunks, answer.length or 0, source), head_bytes=_HEAD_BYTES)
+        return artifacts.measure(_with_progress(chunks, answer.length or 0, source), head_bytes=_HEAD_BYTES)
 
 
-_HEAD_BYTES = 64 << 20  # of a GGUF, what comes before the tensors: vocabularies have tens of megabytes
+_HEAD_BYTES = 64 << 20  # enough for what precedes the tensors of a GGUF file: vocabularies have tens of megabytes
 
 
-#: GNU tar's own format, its default, has long names that nodes refuse.
+#: Not GNU tar's default format, whose long names nodes refuse.
 _PACK = "tar --format=ustar --dereference --hard-dereference"
 
 
-def _unpacked(sources: tuple[str, ...], kind: Unpack | None) -> tuple[str, ...] | None:
+def _archive_members(sources: tuple[str, ...], kind: Unpack | None) -> tuple[str, ...] | None:
     """
-    Return the files that nodes will make of the archives *sources*; None where these are no archives, or lie elsewhere.
+    Return the files that nodes will unpack from the archives *sources*; None if these are not archives, or not local files.
 
     Raises:
-        UnpackRefused: they would refuse one.
+        UnpackRefused: nodes would refuse one.
     """
     from reconciler.fetch import http
     from reconciler.unpack import extract
@@ -143,29 +152,29 @@ def _unpacked(sources: tuple[str, ...], kind: Unpack | None) -> tuple[str, ...] 
         try:
             found += extract.list_files(Path(source).resolve(), kind)
         except UnpackRefused as error:
-            hint = error.hint or f"pack it again: {_PACK}"
+            hint = error.hint or f"pack it with: {_PACK}"
             raise UnpackRefused(f"every node would refuse {source}: {error.message}", hint=hint) from None
     if twice := next((path for path, count in Counter(found).items() if count > 1), None):
-        raise UnpackRefused(f"every node would refuse these archives: {twice!r} is in two of them")
+        raise UnpackRefused(f"every node would refuse these archives: two of them contain {twice!r}")
     return tuple(found)
 
 
-def _shown(chunks: Iterator[bytes], size: int, source: str) -> Iterator[bytes]:
-    """Pass *chunks* on, with a bar on a terminal."""
+def _with_progress(chunks: Iterator[bytes], size: int, source: str) -> Iterator[bytes]:
+    """Yield *chunks*, with a progress bar on a terminal."""
     if not sys.stderr.isatty():
         yield from chunks
         return
-    bar: Any = click.progressbar(length=size or None, label=escape(source)[-40:], file=sys.stderr)
+    bar: Any = click.progressbar(length=size or None, label=printable(source)[-40:], file=sys.stderr)
     with bar:
         for chunk in chunks:
             yield chunk
             bar.update(len(chunk))
 
 
-def _told(sources: tuple[str, ...], measured: list[Measured]) -> tuple[GgufFacts | None, list[str]]:
+def _read_headers(sources: tuple[str, ...], measured: list[Measured]) -> tuple[GgufFacts | None, list[str]]:
     """
-    Return what the first header that tells anything tells, or what is wrong with all of them. A model in parts has its header in the
-    first, and the others count as weights.
+    Return the facts of the first GGUF header, or why there is none. A model in parts has its header in the first, and the others count as
+    weights.
     """
     from msgspec.structs import replace
 
@@ -189,10 +198,10 @@ def _told(sources: tuple[str, ...], measured: list[Measured]) -> tuple[GgufFacts
     return None, refusals
 
 
-def _tasks(told: GgufFacts | None) -> tuple[Task, ...]:
-    if told and told.embedding:
+def _tasks(facts: GgufFacts | None) -> tuple[Task, ...]:
+    if facts and facts.embedding:
         return ("embedding",)
-    return ("chat", "completion") if told and told.chat_template else ("completion",)
+    return ("chat", "completion") if facts and facts.chat_template else ("completion",)
 
 
 def _model(
@@ -200,7 +209,7 @@ def _model(
     sources: tuple[str, ...],
     measured: list[Measured],
     given: dict[str, Any],
-    told: GgufFacts | None,
+    facts: GgufFacts | None,
     members: tuple[str, ...] | None,
 ) -> Model:
     from reconciler.core.snapshot import Expect, Model, Runtime, Smoke
@@ -209,8 +218,10 @@ def _model(
     files = tuple(one.path for one in artifacts if not one.unpack) if members is None else members
     entrypoint = given["entrypoint"] or _entrypoint(files)
     if members is not None and entrypoint not in members:
-        raise PublishError(f"the entrypoint {entrypoint!r} is in no archive", hint=f"they hold: {', '.join(members[:10]) or 'nothing'}")
-    tasks: tuple[Task, ...] = tuple(dict.fromkeys(given["tasks"])) or _tasks(told)
+        raise PublishError(
+            f"no archive contains the entrypoint {entrypoint!r}", hint=f"they contain: {', '.join(members[:10]) or 'nothing'}"
+        )
+    tasks: tuple[Task, ...] = tuple(dict.fromkeys(given["tasks"])) or _tasks(facts)
     name, _, version = model_id.partition(":")
     task: Task = given["smoke_task"] or tasks[0]
     return Model(
@@ -219,7 +230,7 @@ def _model(
         state=given["state"],
         tasks=tasks,
         runtime=Runtime(engine=given["engine"], version=given["engine_version"]),
-        gpu_memory=(told.gpu_bytes_estimate if told else 0) if given["gpu_memory"] is None else given["gpu_memory"],
+        gpu_memory=(facts.gpu_bytes_estimate if facts else 0) if given["gpu_memory"] is None else given["gpu_memory"],
         memory=given["memory"],
         artifacts=artifacts,
         entrypoint=entrypoint,
@@ -231,7 +242,7 @@ def _model(
                 text=given["expect_text"],
                 regex=given["expect_regex"],
                 min_tokens=0 if task == "embedding" else given["min_tokens"],
-                dimension=(told.embedding_length or None) if told and task == "embedding" else None,
+                dimension=(facts.embedding_length or None) if facts and task == "embedding" else None,
             ),
             timeout=given["timeout"],
         ),
@@ -243,7 +254,7 @@ def _artifacts(sources: tuple[str, ...], measured: list[Measured], given: dict[s
     from reconciler.fetch import http
 
     if len(sources) > 1 and any("{path}" not in url for url in given["urls"]):
-        raise PublishError("one --url for several SOURCEs", hint="write {path} in it where the file's name goes")
+        raise PublishError("one --url for several SOURCEs", hint="write {path} in place of the file's name")
     unpack: Unpack | None = given["unpack"]
     made = []
     for index, (source, one) in enumerate(zip(sources, measured, strict=True)):
@@ -264,7 +275,7 @@ def _entrypoint(files: tuple[str, ...]) -> str:
         return files[0]
     if models:
         return min(models)
-    raise PublishError("it is not plain which file the engine is given", hint="name it with --entrypoint")
+    raise PublishError("the file that the engine loads cannot be guessed", hint="name it with --entrypoint")
 
 
 def _memory(model: Model) -> str:

@@ -1,4 +1,4 @@
-"""``snapshot``: the commands with which the network's operator says which models there are."""
+"""``snapshot``: the commands with which the network's operator decides which models nodes hold."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from reconciler.cli.document_io import JSON, PASSPHRASE
 from reconciler.cli.options import FILE, MODEL_STATE
 from reconciler.cli.snapshot_add import snapshot_add
 from reconciler.core import units
-from reconciler.report.events import escape
+from reconciler.core.text import printable
 
 if TYPE_CHECKING:
     from reconciler.core.snapshot import Snapshot, Wanted
@@ -25,18 +25,22 @@ _ROOT = click.option("--root", "root_file", type=FILE, help="The network's root,
 
 @click.group()
 def snapshot() -> None:
-    """Make, change and sign the snapshot: what a node may hold."""
+    """Make, change and sign the snapshot: the list of models that nodes hold."""
 
 
 @snapshot.command("new")
 @click.argument("file", type=FILE)
 @click.option("--network", required=True, metavar="NAME", help="The network's name, as in its root.")
 @click.option(
-    "--expires", type=document_io.FutureTime(), default="30d", metavar="TIME", help="How long it lives; each change begins this time anew."
+    "--expires",
+    type=document_io.FutureTime(),
+    default="30d",
+    metavar="TIME",
+    help="When it expires. Each later change renews it for the same time.",
 )
-@click.option("--version", type=click.IntRange(1), default=1, help="Its first version; higher than any that nodes have seen.")
-@click.option("--fallback", multiple=True, metavar="URL", help="Where any blob may be had: https://…/{algorithm}/{hex}.")
-@click.option("--retest-after", default="", show_default=False, metavar="TIME", help="Test jobs are run again after this time, as in 7d.")
+@click.option("--version", type=click.IntRange(1), default=1, help="Its first version: higher than any that nodes have seen.")
+@click.option("--fallback", multiple=True, metavar="URL", help="A mirror of all blobs: https://…/{algorithm}/{hex} (may be repeated).")
+@click.option("--retest-after", default="", show_default=False, metavar="TIME", help="Test models again after this time, e.g. 7d.")
 def snapshot_new(*, file: Path, network: str, expires: datetime, version: int, fallback: tuple[str, ...], retest_after: str) -> None:
     """
     Make an empty snapshot, unsigned.
@@ -61,7 +65,7 @@ snapshot.add_command(snapshot_add)
 @click.argument("ids", nargs=-1, required=True, metavar="NAME:VERSION...")
 def snapshot_remove(*, file: Path, ids: tuple[str, ...]) -> None:
     """
-    Take models out: nodes stop serving them at once, and delete their bytes after the grace time.
+    Remove models. Nodes stop serving them at once and delete their files after the grace period.
 
     \b
       reconcile snapshot remove snapshot.json tiny:v1
@@ -82,7 +86,7 @@ def snapshot_remove(*, file: Path, ids: tuple[str, ...]) -> None:
 @click.argument("state", type=MODEL_STATE)
 def snapshot_set_state(*, file: Path, model_id: str, state: Wanted) -> None:
     """
-    Say whether a model is enabled, disabled (kept, not served) or archived (moved to cold storage).
+    Set a model's state: enabled, disabled (kept, not served) or archived (moved to cold storage).
 
     \b
       reconcile snapshot set-state snapshot.json tiny:v1 archived
@@ -97,12 +101,12 @@ def snapshot_set_state(*, file: Path, model_id: str, state: Wanted) -> None:
 
 @snapshot.command("set")
 @click.argument("file", type=FILE)
-@click.option("--expires", type=document_io.FutureTime(), metavar="TIME", help="How long it lives from now on.")
-@click.option("--fallback", multiple=True, metavar="URL", help="Where any blob may be had; replaces all that are listed.")
-@click.option("--retest-after", default="", show_default=False, metavar="TIME", help="Test jobs are run again after this time.")
+@click.option("--expires", type=document_io.FutureTime(), metavar="TIME", help="When it expires, from now on.")
+@click.option("--fallback", multiple=True, metavar="URL", help="A mirror of all blobs (may be repeated); replaces those that are listed.")
+@click.option("--retest-after", default="", show_default=False, metavar="TIME", help="Test models again after this time.")
 def snapshot_set(*, file: Path, expires: datetime | None, fallback: tuple[str, ...], retest_after: str) -> None:
     """
-    Issue a snapshot anew before it expires, or change what holds for all models.
+    Renew a snapshot before it expires, or change what applies to all models.
 
     \b
       reconcile snapshot set snapshot.json --expires 30d
@@ -127,7 +131,7 @@ def snapshot_set(*, file: Path, expires: datetime | None, fallback: tuple[str, .
 @PASSPHRASE
 def snapshot_sign(*, file: Path, key_file: Path, root_file: Path | None, passphrase_file: Path | None) -> None:
     """
-    Add your signature; the others' stay. Look at the snapshot first: `inspect`, and `diff` against the last one.
+    Add your signature and keep the others'. First check the snapshot with `inspect`, and with `diff` against the last one.
 
     \b
       reconcile snapshot sign snapshot.json --key ci.key --root root.json
@@ -165,13 +169,13 @@ def _signed(file: Path, data: bytes, root_file: Path | None) -> None:
     document_io.write(file, data)
     found = snapshots.inspect(data, root=document_io.load_root(root_file))
     document_io.print_line(f"signed {file}: snapshot {found.version} of {found.network}, {len(found.models)} model(s), {found.digest}")
-    document_io.print_line(_standing(found))
+    document_io.print_line(_completeness(found))
 
 
-def _standing(found: SnapshotReport) -> str:
+def _completeness(found: SnapshotReport) -> str:
     if found.missing < 0:
-        return f"{len(found.signatures)} signature(s); --root FILE tells whether that is enough"
-    return "complete: nodes take it" if found.missing == 0 else f"incomplete: it lacks {found.missing} signature(s)"
+        return f"{len(found.signatures)} signature(s); --root FILE shows whether they are enough"
+    return "complete: nodes will accept it" if found.missing == 0 else f"incomplete: it needs {found.missing} signature(s)"
 
 
 def _pae(file: Path) -> bytes:
@@ -189,7 +193,7 @@ snapshot.add_command(document_io.pae_command(_pae))
 @JSON
 def snapshot_inspect(*, file: Path, root_file: Path | None, as_json: bool) -> None:
     """
-    Show a snapshot, signed or not; with --root, whose signatures hold.
+    Show a snapshot, signed or not. With --root, check its signatures.
 
     \b
       reconcile snapshot inspect snapshot.json --root root.json
@@ -201,18 +205,18 @@ def snapshot_inspect(*, file: Path, root_file: Path | None, as_json: bool) -> No
         document_io.print_json(found)
         return
     document_io.print_line(f"snapshot {found.version} of {found.network}, {found.digest}")
-    document_io.print_line(f"issued {units.rfc3339(found.issued_at)}, until {units.rfc3339(found.expires_at)}")
+    document_io.print_line(f"issued {units.rfc3339(found.issued_at)}, expires {units.rfc3339(found.expires_at)}")
     for model in found.models:
         document_io.print_line(
             f"  {model.id:<40} {model.state:<9} {units.human_size(model.bytes):>10}  {', '.join(model.tasks)}  {model.engine}"
         )
     document_io.print_line(f"{len(found.models)} model(s), {units.human_size(found.bytes)} in all")
     if found.other_fields:
-        document_io.print_line(f"further fields: {escape(', '.join(found.other_fields))}")
+        document_io.print_line(f"further fields: {printable(', '.join(found.other_fields))}")
     for one in found.signatures:
         held = {True: "valid", False: "NOT VALID, or not a key of the root", None: "not checked"}[one.valid]
-        document_io.print_line(f"signed by {escape(one.keyid)} ({held})")
-    document_io.print_line(_standing(found))
+        document_io.print_line(f"signed by {printable(one.keyid)} ({held})")
+    document_io.print_line(_completeness(found))
 
 
 @snapshot.command("diff")
@@ -239,12 +243,12 @@ def snapshot_diff(*, before: Path, after: Path, as_json: bool) -> None:
     for change in found.changed:
         document_io.print_line(f"~ {_place(change)}: {_value(change.before)} -> {_value(change.after)}")
     if not (found.added or found.removed or found.changed):
-        document_io.print_line("the same models and settings")
+        document_io.print_line("no differences")
 
 
 def _place(change: Changed) -> str:
-    return escape(f"{change.id} {change.field}" if change.id else change.field)
+    return printable(f"{change.id} {change.field}" if change.id else change.field)
 
 
 def _value(value: object) -> str:
-    return escape(json.dumps(cast("Any", value), ensure_ascii=False))
+    return printable(json.dumps(cast("Any", value), ensure_ascii=False))

@@ -1,7 +1,7 @@
 """
 Events as sentences for people, and as JSON lines for programs.
 
-What came from a server is escaped: it cannot forge a line or a colour.
+Text from a server is escaped (``core.text.printable``), so that it cannot forge a line or a colour.
 """
 
 from __future__ import annotations
@@ -14,22 +14,18 @@ from typing import IO, Any
 import msgspec
 
 from reconciler.core import units
+from reconciler.core.text import printable
 from reconciler.ports import BlobReady, Event, FetchProgress, Incident, ModelDone, ModelPhase, Notice, RunEnded, RunStarted, Swapped
 
 
-def escape(text: str) -> str:
-    """Return *text* on one line with control characters escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 def short(name: str) -> str:
-    """Return a digest's beginning, enough for the eye."""
+    """Return a digest shortened to 12 digits, for people."""
     algorithm, _, digits = name.partition(":")
     return f"{algorithm}:{digits[:12]}…" if digits else name
 
 
 def sentence(event: Event) -> str:
-    """Return *event* as one line."""
+    """Return *event* as one line of text."""
     match event:
         case RunStarted():
             models = units.count(event.models, "model")
@@ -39,16 +35,16 @@ def sentence(event: Event) -> str:
         case BlobReady():
             return f"verified {short(event.digest)}, {units.human_size(event.size)}{_from(event.sources)}"
         case ModelPhase():
-            return f"{event.model}: {event.phase}{': ' + escape(event.detail) if event.detail else ''}"
+            return f"{event.model}: {event.phase}{': ' + printable(event.detail) if event.detail else ''}"
         case ModelDone():
-            return f"{event.model}: {event.state} ({escape(event.reason)})"
+            return f"{event.model}: {event.state} ({printable(event.reason)})"
         case Swapped():
-            return f"generation {event.generation}:{_signed('+', event.added)}{_signed('-', event.removed)} ({escape(event.what)})"
+            return f"generation {event.generation}:{_signed('+', event.added)}{_signed('-', event.removed)} ({printable(event.what)})"
         case Incident():
             about = " ".join(part for part in (event.model, short(event.blob), event.source) if part)
-            return f"incident {event.kind}: {escape(about)}{': ' if about else ''}{escape(event.detail)}"
+            return f"incident {event.kind}: {printable(about)}{': ' if about else ''}{printable(event.detail)}"
         case Notice():
-            return escape(event.text)
+            return printable(event.text)
         case RunEnded():
             failed = f", {event.failed} failed" if event.failed else ""
             done = "done" if event.changed else "nothing to do"
@@ -58,7 +54,7 @@ def sentence(event: Event) -> str:
 
 
 def _from(sources: tuple[str, ...]) -> str:
-    return f" from {', '.join(escape(source) for source in sources)}" if sources else ""
+    return f" from {', '.join(printable(source) for source in sources)}" if sources else ""
 
 
 def _signed(sign: str, models: tuple[str, ...]) -> str:
@@ -66,11 +62,11 @@ def _signed(sign: str, models: tuple[str, ...]) -> str:
 
 
 class JsonLines:
-    """A reporter that writes to a stream. A reader that went away, or a full disk behind it, ends nothing, and is remembered."""
+    """A reporter that writes to a stream. A failed write does not end the run; it is kept in ``failure``."""
 
     def __init__(self, stream: IO[str], now: Callable[[], datetime]) -> None:
         self._stream = stream
-        #: Why nothing more is written.
+        #: The first failed write, after which nothing more is written.
         self.failure: OSError | None = None
         self._now = now
         self._lock = ""
@@ -93,5 +89,5 @@ class JsonLines:
             try:
                 self._stream.write(line + "\n")
                 self._stream.flush()
-            except OSError as error:  # nobody reads any more: the run goes on
+            except OSError as error:  # the reader has gone, or the disk is full: the run continues
                 self.failure = error

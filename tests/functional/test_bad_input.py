@@ -301,7 +301,7 @@ def test_nothing_is_written_over_what_the_node_lives_by(used: Node, option: str,
     ran = used.run(command, *words, str(named))
 
     assert ran.code == 64, ran
-    assert "is not written over" in ran.err
+    assert "is not overwritten" in ran.err
     assert place.read_bytes() == before
 
 

@@ -155,7 +155,10 @@ def test_before_init_every_command_names_it(alone: Path) -> None:
         ran = run(command)
         assert ran.code == 4
         assert f"there is no lock yet: {alone}/models.lock" in ran.err
-        assert "hint: run `reconcile lock` to make one; no reconcile.toml is here or above: `reconcile init` writes one" in ran.err
+        assert (
+            "hint: run `reconcile lock` to make one; there is no reconcile.toml in this folder or a parent: `reconcile init` writes one"
+            in ran.err
+        )
 
 
 def test_after_a_bare_init_lock_says_where_the_root_goes(alone: Path) -> None:
@@ -370,9 +373,9 @@ def test_a_failed_model_says_what_happened_where_it_lies_and_when_it_is_tried_ag
     assert "last error: smoke-failed: " in said
     record = Path(said.partition("quarantined: ")[2].partition("\n")[0])
     assert json.loads((record / "record.json").read_bytes())["model"] == "wrong:v1"
-    assert "next try: with the next sync" in said
+    assert "next try: at the next sync" in said
     assert "next try" not in failing.run("status", "a:v1").out
-    assert "failed and pending models are tried again with the next sync" in failing.run("status").out
+    assert "failed and pending models are retried at the next sync" in failing.run("status").out
 
 
 def test_programs_read_of_a_failed_model_where_it_lies_and_of_an_agent_when_it_is_tried_again(failing: Node) -> None:
@@ -389,7 +392,7 @@ def test_programs_read_of_a_failed_model_where_it_lies_and_of_an_agent_when_it_i
         found = failing.run("status", "--json").json
         assert (found["next_sync_at"] is not None) == shown
     service.write_health(layout, Health(phase="waiting", started_at=now, next_at=now + timedelta(minutes=4)))
-    assert f"next try: with the next sync, at {now + timedelta(minutes=4):%Y-%m-%dT%H:%M}" in failing.run("status", "wrong:v1").out
+    assert f"next try: at the next sync, at {now + timedelta(minutes=4):%Y-%m-%dT%H:%M}" in failing.run("status", "wrong:v1").out
 
 
 def test_a_test_job_that_was_not_asked_for_is_left_out_and_one_that_never_ran_is_null(failing: Node) -> None:
