@@ -140,3 +140,24 @@ def test_an_expected_expression_that_backtracks_for_ever_ends(tester: SandboxedT
     smoke = snapshot.Smoke(task="chat", max_tokens=32, timeout="3s", expect=snapshot.Expect(regex=r"(?s)^(.|.)*(.|.)*(.|.)*\x00\x00never$"))
     report = ran(tester, tmp_path, files.whole(template=template).encode(), smoke)
     assert report.verdict == "bad"
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (
+            f"version https://git-lfs.github.com/spec/v1\noid sha256:{'46' * 32}\nsize 4368438944\n".encode(),
+            "a git LFS pointer to sha256:4646",
+        ),
+        (b"<!doctype html><title>Sign in</title>", 'a web page ("Sign in")'),
+        (b"PK\x03\x04" + bytes(40), "a zip archive; if the model is inside, publish it with `unpack`"),
+        (b"GGUF\x00\x00\x00\x03" + bytes(64), "a big-endian GGUF file (version 3)"),
+    ],
+)
+def test_the_reason_of_a_failed_model_names_what_stands_in_its_place(
+    tester: SandboxedTester, tmp_path: Path, data: bytes, said: str
+) -> None:
+    report = ran(tester, tmp_path, data)
+    assert report.verdict == "bad"
+    assert report.reason.startswith("not a sound GGUF file: it is ")
+    assert said in report.reason

@@ -523,3 +523,23 @@ def test_every_command_of_the_operator_says_what_it_does_with_an_example() -> No
         for name, command in group.commands.items():
             assert command.help, name
             assert "\b" in command.help or name == "pae", f"{group.name} {name} has no example"
+
+
+def test_a_pointer_to_a_model_is_not_published_for_it(ready: Terminal) -> None:
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'46' * 32}\nsize 4368438944\n"
+    (ready.folder / "model.gguf").write_text(pointer)
+    before = ready.bytes("snapshot.json")
+
+    ready("snapshot add snapshot.json m:v1 model.gguf", code=1)
+
+    assert f"model.gguf is a git LFS pointer to sha256:{'46' * 32}, 4,368,438,944 bytes (4.1 GiB)" in ready.err
+    assert "git lfs pull" in ready.err
+    assert ready.bytes("snapshot.json") == before
+
+
+def test_a_model_of_another_format_is_noted_with_what_it_is(ready: Terminal) -> None:
+    (ready.folder / "model.gguf").write_bytes((64).to_bytes(8, "little") + b"{" + b" " * 63 + bytes(64))
+
+    ready("snapshot add snapshot.json m:v1 model.gguf --url https://models.example.org/model.gguf")
+
+    assert "note: an engine may refuse this: model.gguf is a safetensors file; convert it to GGUF" in ready.err
