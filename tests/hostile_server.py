@@ -397,11 +397,24 @@ def gzipped(data: bytes) -> Behaviour:
     return behave
 
 
+LOGIN_PAGE = b"<html>Please log in</html>"
+
+
 def login_page(it: Exchange) -> None:
     """Answer with a login page and status 200."""
-    page = b"<html>Please log in</html>"
-    it.head(200, ("Content-Type", "text/html"), ("Content-Length", len(page)))
-    it.body(page)
+    it.head(200, ("Content-Type", "text/html"), ("Content-Length", len(LOGIN_PAGE)))
+    it.body(LOGIN_PAGE)
+
+
+def unsized(page: bytes) -> Behaviour:
+    """Answer with a web page that does not say how long it is."""
+
+    def behave(it: Exchange) -> None:
+        it.head(200, ("Content-Type", "text/html"), ("Connection", "close"))
+        it.body(page)
+        raise Gone
+
+    return behave
 
 
 def metalink(evil: str, data: bytes) -> Behaviour:

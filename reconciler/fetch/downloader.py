@@ -167,6 +167,8 @@ class _Run:
     def stop(self) -> None:
         """End what still runs; files that a later run may continue stay."""
         self._context.resolver.close()
+        if self._preloading:
+            self._preloading.join()
         if any(transfer.gid for transfer in self._active):
             self._daemon.kill()
         for transfer in self._active:

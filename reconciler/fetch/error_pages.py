@@ -1,11 +1,12 @@
 """
-Recognises what stands where a signed document was asked for: a login page, a proxy's error page, a bucket's or a registry's refusal.
+Recognises what stands where a document or a blob was asked for: a login page, a proxy's error page, a bucket's or a registry's refusal.
 
 Rules that hold here, none of which touches the network:
 
 1. What is meant as an envelope is judged by its signatures and by nothing else: a JSON object with one of an envelope's members, whole or
    cut off, and under whatever content type, is never called a page.
 2. All else is described for people: its kind, and a short quote without control characters, tags or line breaks.
+3. A page is the fault of the network on the way and not of who is asked: it is no wrong bytes, and no bad signature.
 """
 
 from __future__ import annotations
@@ -37,21 +38,31 @@ def is_meant_as_envelope(data: bytes) -> bool:
     return bool(found.keys() & {"payload", "payloadType", "signatures"}) if isinstance(found, dict) else bool(_MEMBER.search(body))
 
 
-def describe(content_type: str, data: bytes) -> str:
-    """Return what the page *data* is, with a quote from it, as in ``a web page ("Sign in"): a login page or a proxy?``; empty: no page."""
-    text = data[:MOST_BYTES].decode("utf-8", "replace").removeprefix("\ufeff")
-    kind = content_type.partition(";")[0].strip().lower()
-    if not text.strip():
+def describe_non_envelope(content_type: str, data: bytes) -> str:
+    """Return what *data* is, where it is not meant as an envelope; empty: it is, or nobody can tell."""
+    if is_meant_as_envelope(data):
+        return ""
+    if not data.strip():
         return "nothing: an empty page"
+    is_object = data.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{")
+    return describe(content_type, data) or ("" if is_object else f"what is no JSON object{_quoted(_text(data))}: a proxy, or another file?")
+
+
+def describe(content_type: str, data: bytes) -> str:
+    """Return what page *data* is, with a quote from it, as in ``a web page ("Sign in"): a login page or a proxy?``; empty: no page."""
+    text = _text(data)
+    kind = content_type.partition(";")[0].strip().lower()
     if _HTML.match(text) or (kind in {"text/html", "application/xhtml+xml"} and not text.lstrip().startswith(("{", "["))):
         title = _TITLE.search(text)
         return f"a web page{_quoted(_visible(title[2] if title else text))}: a login page or a proxy?"
     if text.lstrip().startswith("<"):
         return f"an XML page{_quoted(_visible(_xml_parts(text)))}: a bucket's refusal or a proxy?"
-    if not text.lstrip().startswith("{"):
-        return f"what is no JSON object{_quoted(text)}: a proxy, or another file?"
-    said = _json_texts(_parsed(data))
+    said = _json_texts(_parsed(data)) if text.lstrip().startswith("{") else []
     return f"an error of the service{_quoted('; '.join(said))}" if said else ""
+
+
+def _text(data: bytes) -> str:
+    return data[:MOST_BYTES].decode("utf-8", "replace").removeprefix("\ufeff")
 
 
 def _parsed(data: bytes) -> Any:

@@ -213,7 +213,7 @@ def get(
     try:
         with opened(url, timeout_seconds=timeout_seconds, headers=headers, proxy=proxy, ca_file=ca_file, allow_http=allow_http) as answer:
             data = b"".join(chunks(answer, url, max_bytes=max_bytes, within_seconds=timeout_seconds))
-            if not error_pages.is_meant_as_envelope(data) and (page := error_pages.describe(answer.headers.get("Content-Type", ""), data)):
+            if page := error_pages.describe_non_envelope(answer.headers.get("Content-Type", ""), data):
                 raise FetchError(f"{sources.redact(url)} answered with {page}")
             return Document(data=data, etag=answer.headers.get("ETag", "")[:256])
     except _Unchanged:

@@ -32,7 +32,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from reconciler.core import digest as digests
-from reconciler.fetch import hashing, http, sources
+from reconciler.fetch import error_pages, hashing, http, sources
 from reconciler.fetch.credentials import Credentials
 from reconciler.fetch.hash_process import Hashed
 from reconciler.fetch.http import Connection, Endpoint, TlsContext
@@ -215,8 +215,15 @@ class _Worker:
     def _interpret(self, request: ProbeRequest, url: str, response: HTTPResponse, headers: dict[str, list[str]]) -> ProbeResult:
         if response.status not in {200, 206}:
             return sources.failure_of_status(response.status, headers, time.time())
-        answer = sources.check_answer(response.status, headers, request.size)
+        try:
+            answer = sources.check_answer(response.status, headers, request.size)
+        except sources.UnusableAnswer as error:
+            return _failure(response, response.read(error_pages.MOST_BYTES) if _may_be_page(response) else b"", error.failure)
         if request.into is None:
+            if answer.body < 0 and _may_be_page(response):
+                beginning = response.read(error_pages.MOST_BYTES)
+                if len(beginning) < min(request.size, error_pages.MOST_BYTES):
+                    return _failure(response, beginning, _short(beginning, request))
             return Resolved(url=url, ranges=answer.ranges)
         return self._read_body(request, request.into, response)
 
@@ -225,11 +232,12 @@ class _Worker:
         self.deadline = time.monotonic() + self._settings.slow_seconds + min(slowest, _MOST_SECONDS)
         data = response.read(request.size + 1)
         if len(data) > request.size:
-            return Failure(text=f"it sends more than the signed {request.size} bytes", kind="size-mismatch")
+            longer = Failure(text=f"it sends more than the signed {request.size} bytes", kind="size-mismatch")
+            return _failure(response, data, longer)
         if time.monotonic() >= self.deadline:
             return _TIMED_OUT
         if len(data) < request.size:
-            return Failure(text=f"it sent {len(data)} of the signed {request.size} bytes", permanent=False)
+            return _failure(response, data, _short(data, request))
         try:
             return InlineBody(hashed=_written(into, data, digests.parse(request.digest)[0]))
         except OSError as error:
@@ -284,6 +292,21 @@ class _Worker:
         else:
             response.close()
             connection.close()
+
+
+def _may_be_page(response: HTTPResponse) -> bool:
+    kind = (response.getheader("Content-Type") or "").partition(";")[0].strip().lower()
+    return response.status == 200 and (kind.startswith("text/") or kind.endswith(("json", "xml")))
+
+
+def _failure(response: HTTPResponse, data: bytes, otherwise: Failure) -> Failure:
+    """Return what an answer with *data*, which is not the blob, means: a page in its place, or *otherwise*."""
+    page = error_pages.describe(response.getheader("Content-Type") or "", data) if _may_be_page(response) else ""
+    return Failure(text=f"it answered with {page}") if page else otherwise
+
+
+def _short(data: bytes, request: ProbeRequest) -> Failure:
+    return Failure(text=f"it sent {len(data)} of the signed {request.size} bytes", permanent=False)
 
 
 _TIMED_OUT = Failure(text="it did not answer in time", permanent=False)

@@ -54,11 +54,11 @@ def kill(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
-def archive(pid: int) -> None:
+def suspend(pid: int) -> None:
     os.kill(pid, signal.SIGSTOP)
 
 
-@pytest.mark.parametrize("act", [kill, archive])
+@pytest.mark.parametrize("act", [kill, suspend])
 def test_a_downloader_that_dies_or_hangs_is_started_again_and_continues(
     tmp_path: Path, server: HostileServer, act: Callable[[int], None]
 ) -> None:
@@ -318,6 +318,18 @@ def test_a_small_file_is_not_spread_over_more_connections_than_a_kill_may_lose(
     assert sorted(begun) == [4, 6]
 
 
+def test_no_thread_outlives_a_run_in_which_no_source_answers(
+    tmp_path: Path, server: HostileServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread that still imports when the program ends fails, and its traceback is what a person sees last."""
+    monkeypatch.setattr(aria2_daemon, "preload", lambda: threading.Event().wait(0.5))
+    wanted = want(DATA, server.on("/x", bad.status(404)))
+    with contextlib.closing(Aria2Fetcher(tmp_path, FAST)) as fetcher:
+        (outcome,) = fetcher.fetch([wanted], EventRecorder())
+        assert isinstance(outcome, FetchFailed)
+        assert "preload" not in {thread.name for thread in threading.enumerate()}
+
+
 def test_a_downloader_that_outlived_its_run_keeps_the_next_one_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from reconciler.fetch import staging as stagings
 
@@ -360,7 +372,7 @@ def test_closing_from_another_thread_ends_the_run_at_once_and_for_good(tmp_path:
     def recorder(event: object, /) -> None:
         if when in {"moving", "hanging"} and isinstance(event, FetchProgress) and event.done:
             for pid in my_aria2() if when == "hanging" else []:
-                archive(pid)
+                suspend(pid)
             reached.set()
 
     def run() -> None:

@@ -17,14 +17,14 @@ from tests import hostile_server as bad
 from tests.adversary.test_sources_tls import Authority
 from tests.fetching import HUNG_SECONDS
 from tests.hostile_server import Behaviour, Exchange, HostileServer
-from tests.node import Node
+from tests.node import Node, tiny
 from tests.node import run as command
 
 ENVELOPE = json.dumps({"payloadType": "application/vnd.reconciler.snapshot.v1+json", "payload": "e30=", "signatures": []}).encode()
 
 
 @pytest.fixture
-def server() -> Iterator[HostileServer]:
+def hostile() -> Iterator[HostileServer]:
     with HostileServer() as made:
         yield made
 
@@ -80,11 +80,11 @@ def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
     return known
 
 
-def test_a_name_that_leads_elsewhere_at_the_second_look_up_gains_nothing(server: HostileServer, names: dict[str, list[str]]) -> None:
+def test_a_name_that_leads_elsewhere_at_the_second_look_up_gains_nothing(hostile: HostileServer, names: dict[str, list[str]]) -> None:
     names["config.example"] = ["93.184.216.34", "10.0.0.1"]
-    server.on("/s.json", sends(ENVELOPE))
+    hostile.on("/s.json", sends(ENVELOPE))
 
-    assert get(f"http://config.example:{server.port}/s.json", allow_http=True).data == ENVELOPE
+    assert get(f"http://config.example:{hostile.port}/s.json", allow_http=True).data == ENVELOPE
     assert len(names["config.example"]) == 1, "it was looked up once"
 
 
@@ -92,23 +92,23 @@ def test_a_name_that_leads_elsewhere_at_the_second_look_up_gains_nothing(server:
     "away", ["http://127.0.0.1:{port}/x", "http://localhost:{port}/x", "http://inside.example:{port}/x", "http://[::1]:{port}/x"]
 )
 def test_a_redirect_from_a_public_address_to_a_private_one_is_not_followed(
-    server: HostileServer, names: dict[str, list[str]], away: str
+    hostile: HostileServer, names: dict[str, list[str]], away: str
 ) -> None:
     names |= {"config.example": ["93.184.216.34"], "inside.example": ["127.0.0.1"]}
-    server.on("/s.json", bad.redirect(away.format(port=server.port)))
-    server.on("/x", sends(ENVELOPE))
+    hostile.on("/s.json", bad.redirect(away.format(port=hostile.port)))
+    hostile.on("/x", sends(ENVELOPE))
 
     with pytest.raises(FetchError, match="from a public address to"):
-        get(f"http://config.example:{server.port}/s.json", allow_http=True)
-    assert server.asked("/x") == []
+        get(f"http://config.example:{hostile.port}/s.json", allow_http=True)
+    assert hostile.asked("/x") == []
 
 
-def test_an_operators_own_private_server_may_redirect_to_another(server: HostileServer, names: dict[str, list[str]]) -> None:
+def test_an_operators_own_private_server_may_redirect_to_another(hostile: HostileServer, names: dict[str, list[str]]) -> None:
     names |= {"config.internal": ["127.0.0.1"], "files.internal": ["127.0.0.1"]}
-    server.on("/s.json", bad.redirect(f"http://files.internal:{server.port}/x"))
-    server.on("/x", sends(ENVELOPE))
+    hostile.on("/s.json", bad.redirect(f"http://files.internal:{hostile.port}/x"))
+    hostile.on("/x", sends(ENVELOPE))
 
-    assert get(f"http://config.internal:{server.port}/s.json", allow_http=True).data == ENVELOPE
+    assert get(f"http://config.internal:{hostile.port}/s.json", allow_http=True).data == ENVELOPE
 
 
 def test_an_address_that_is_no_hosts_is_not_asked(names: dict[str, list[str]]) -> None:
@@ -119,8 +119,8 @@ def test_an_address_that_is_no_hosts_is_not_asked(names: dict[str, list[str]]) -
 
 
 @pytest.mark.parametrize("to", ["https://user:hush@127.0.0.1/x", "file:///etc/passwd", "http://models.example.org/x", "", "//", "ftp://x/"])
-def test_a_redirect_to_what_is_not_allowed_is_not_followed(server: HostileServer, to: str) -> None:
-    url = server.on("/s.json", bad.redirect(to))
+def test_a_redirect_to_what_is_not_allowed_is_not_followed(hostile: HostileServer, to: str) -> None:
+    url = hostile.on("/s.json", bad.redirect(to))
 
     with pytest.raises(FetchError) as caught:
         get(url)
@@ -144,16 +144,16 @@ def drip_after_a_redirect(it: Exchange) -> None:
 @pytest.mark.parametrize(
     "behaviour", [bad.silent, bad.slow_headers, drip_body, drip_after_a_redirect], ids=["silent", "headers", "body", "redirect"]
 )
-def test_whoever_drips_bytes_meets_the_deadline(server: HostileServer, behaviour: Behaviour) -> None:
-    url = server.on("/s.json", behaviour)
+def test_whoever_drips_bytes_meets_the_deadline(hostile: HostileServer, behaviour: Behaviour) -> None:
+    url = hostile.on("/s.json", behaviour)
 
     with pytest.raises(FetchError):
         get(url)
 
 
 @pytest.mark.parametrize("behaviour", [bad.endless, sends(b"{" + b" " * (2 << 20))], ids=["chunked", "sized"])
-def test_more_than_the_cap_is_cut_off(server: HostileServer, behaviour: Behaviour) -> None:
-    url = server.on("/s.json", behaviour)
+def test_more_than_the_cap_is_cut_off(hostile: HostileServer, behaviour: Behaviour) -> None:
+    url = hostile.on("/s.json", behaviour)
 
     with pytest.raises(TooLarge):
         get(url, timeout_seconds=30.0)
@@ -164,21 +164,21 @@ def test_more_than_the_cap_is_cut_off(server: HostileServer, behaviour: Behaviou
     [bad.garbage, bad.huge_header, bad.gzipped(ENVELOPE), bad.with_length(ENVELOPE, len(ENVELOPE) + 9), bad.status(204), bad.status(206)],
     ids=["no-http", "huge-header", "compressed", "cut", "204", "206"],
 )
-def test_an_answer_that_is_no_document_is_the_networks_fault(server: HostileServer, behaviour: Behaviour) -> None:
+def test_an_answer_that_is_no_document_is_the_networks_fault(hostile: HostileServer, behaviour: Behaviour) -> None:
     with pytest.raises(FetchError):
-        get(server.on("/s.json", behaviour))
+        get(hostile.on("/s.json", behaviour))
 
 
-def test_a_body_without_a_length_is_a_document(server: HostileServer) -> None:
-    assert get(server.on("/a", bad.ancient(ENVELOPE))).data == ENVELOPE
-    assert get(server.on("/b", bad.chunked(ENVELOPE))).data == ENVELOPE
+def test_a_body_without_a_length_is_a_document(hostile: HostileServer) -> None:
+    assert get(hostile.on("/a", bad.ancient(ENVELOPE))).data == ENVELOPE
+    assert get(hostile.on("/b", bad.chunked(ENVELOPE))).data == ENVELOPE
 
 
-def test_what_an_etag_names_is_not_sent_again(server: HostileServer) -> None:
+def test_what_an_etag_names_is_not_sent_again(hostile: HostileServer) -> None:
     def behave(it: Exchange) -> None:
         bad.status(304)(it) if it.headers.get("if-none-match") == '"one"' else bad.honest(ENVELOPE, etag="one")(it)
 
-    url = server.on("/s.json", behave)
+    url = hostile.on("/s.json", behave)
 
     assert get(url).etag == '"one"'
     assert get(url, etag='"one"') == http.Document(data=None, etag='"one"')
@@ -187,34 +187,34 @@ def test_what_an_etag_names_is_not_sent_again(server: HostileServer) -> None:
 # -- proxies and certificates ----------------------------------------------------------------------
 
 
-def test_a_proxy_knows_names_that_we_do_not_and_is_told_its_password(server: HostileServer) -> None:
-    server.on("/s.json", sends(ENVELOPE))
+def test_a_proxy_knows_names_that_we_do_not_and_is_told_its_password(hostile: HostileServer) -> None:
+    hostile.on("/s.json", sends(ENVELOPE))
 
-    found = get("http://config.invalid/s.json", allow_http=True, proxy=f"http://ann:word@127.0.0.1:{server.port}")
+    found = get("http://config.invalid/s.json", allow_http=True, proxy=f"http://ann:word@127.0.0.1:{hostile.port}")
 
     assert found.data == ENVELOPE
-    assert server.requests[0].headers["proxy-authorization"] == "Basic YW5uOndvcmQ="
-    assert server.requests[0].headers["host"] == "config.invalid"
+    assert hostile.requests[0].headers["proxy-authorization"] == "Basic YW5uOndvcmQ="
+    assert hostile.requests[0].headers["host"] == "config.invalid"
 
 
-def test_https_goes_through_the_proxy_as_a_tunnel(server: HostileServer) -> None:
+def test_https_goes_through_the_proxy_as_a_tunnel(hostile: HostileServer) -> None:
     with pytest.raises(FetchError, match="Tunnel connection failed"):
-        get("https://config.invalid/s.json", proxy=f"http://ann:word@127.0.0.1:{server.port}")
-    assert [(it.method, it.headers.get("proxy-authorization")) for it in server.requests] == [("CONNECT", "Basic YW5uOndvcmQ=")]
+        get("https://config.invalid/s.json", proxy=f"http://ann:word@127.0.0.1:{hostile.port}")
+    assert [(it.method, it.headers.get("proxy-authorization")) for it in hostile.requests] == [("CONNECT", "Basic YW5uOndvcmQ=")]
 
 
-def test_the_environments_proxy_is_used_where_the_settings_name_none(server: HostileServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{server.port}")
+def test_the_environments_proxy_is_used_where_the_settings_name_none(hostile: HostileServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{hostile.port}")
     monkeypatch.setenv("no_proxy", "direct.invalid")
-    server.on("/s.json", sends(ENVELOPE))
+    hostile.on("/s.json", sends(ENVELOPE))
 
     assert get("http://config.invalid/s.json", allow_http=True).data == ENVELOPE
     with pytest.raises(FetchError):
         get("http://direct.invalid/s.json", allow_http=True)
 
 
-def test_this_machine_is_not_reached_through_a_proxy(server: HostileServer) -> None:
-    assert get(server.on("/s.json", sends(ENVELOPE)), proxy="http://127.0.0.1:1").data == ENVELOPE
+def test_this_machine_is_not_reached_through_a_proxy(hostile: HostileServer) -> None:
+    assert get(hostile.on("/s.json", sends(ENVELOPE)), proxy="http://127.0.0.1:1").data == ENVELOPE
 
 
 @pytest.mark.parametrize(
@@ -222,14 +222,14 @@ def test_this_machine_is_not_reached_through_a_proxy(server: HostileServer) -> N
 )
 def test_only_a_certificate_that_holds_is_taken(tmp_path: Path, trusted: bool, days: int, host: str) -> None:
     authority = Authority(tmp_path)
-    with HostileServer(tls=authority.server(days=days, host=host)) as server:
-        url = server.on("/s.json", sends(ENVELOPE))
+    with HostileServer(tls=authority.server(days=days, host=host)) as hostile:
+        url = hostile.on("/s.json", sends(ENVELOPE))
         if trusted and days > 0 and host == "127.0.0.1":
             assert get(url, ca_file=str(authority.file)).data == ENVELOPE
             return
         with pytest.raises(FetchError, match="cannot fetch"):
             get(url, ca_file=str(authority.file) if trusted else "")
-        assert server.requests == []
+        assert hostile.requests == []
 
 
 # -- pages in place of documents -------------------------------------------------------------------
@@ -264,8 +264,8 @@ PAGES = {
 
 
 @pytest.mark.parametrize(("data", "content_type", "said"), PAGES.values(), ids=PAGES)
-def test_a_page_in_place_of_a_document_is_named(server: HostileServer, data: bytes, content_type: str, said: str | None) -> None:
-    url = server.on("/s.json", sends(data, content_type))
+def test_a_page_in_place_of_a_document_is_named(hostile: HostileServer, data: bytes, content_type: str, said: str | None) -> None:
+    url = hostile.on("/s.json", sends(data, content_type))
 
     if said is None:
         assert get(url).data == data
@@ -278,14 +278,14 @@ def test_a_page_in_place_of_a_document_is_named(server: HostileServer, data: byt
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 407, 500, 502, 503])
-def test_a_refusal_is_quoted(server: HostileServer, status: int) -> None:
-    url = server.on("/s.json", sends(S3, "application/xml", status))
+def test_a_refusal_is_quoted(hostile: HostileServer, status: int) -> None:
+    url = hostile.on("/s.json", sends(S3, "application/xml", status))
 
     with pytest.raises(FetchError, match=f"answered {status} .*AccessDenied: Access Denied"):
         get(url)
 
 
-def test_a_refusal_whose_page_never_ends_is_a_refusal(server: HostileServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refusal_whose_page_never_ends_is_a_refusal(hostile: HostileServer, monkeypatch: pytest.MonkeyPatch) -> None:
     def behave(it: Exchange) -> None:
         it.head(403, ("Content-Type", "text/html"))
         while True:
@@ -293,7 +293,7 @@ def test_a_refusal_whose_page_never_ends_is_a_refusal(server: HostileServer, mon
 
     monkeypatch.setattr(http, "_PAGE_SECONDS", 0.2)
     with pytest.raises(FetchError, match="answered 403"):
-        get(server.on("/s.json", behave))
+        get(hostile.on("/s.json", behave))
 
 
 @pytest.mark.parametrize(
@@ -304,30 +304,30 @@ def test_a_refusal_whose_page_never_ends_is_a_refusal(server: HostileServer, mon
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("content_type", ["application/json", "text/html", "text/plain", "binary/octet-stream", ""])
-def test_what_is_meant_as_an_envelope_is_judged_by_its_signatures(server: HostileServer, data: bytes, content_type: str) -> None:
+def test_what_is_meant_as_an_envelope_is_judged_by_its_signatures(hostile: HostileServer, data: bytes, content_type: str) -> None:
     """Whatever its type, and however malformed: a bad envelope is refused as one, and never called a page."""
-    assert get(server.on("/s.json", sends(data, content_type))).data == data
+    assert get(hostile.on("/s.json", sends(data, content_type))).data == data
 
 
 @pytest.fixture
-def online_node(node: Node, server: HostileServer) -> Node:
+def online_node(node: Node, hostile: HostileServer) -> Node:
     """Return a node that has a lock, and whose network is the hostile server from now on."""
     node.publish()
     envelope = (node.folder / "published.json").read_bytes()
-    server.on("/snapshot.json", sends(envelope, "text/html"))
+    hostile.on("/snapshot.json", sends(envelope, "text/html"))
     text = (node.folder / "reconcile.toml").read_text()
-    addresses = f'"{server.url("/snapshot.json")}"\nroot_updates = "{server.url("/{version}.root.json")}"'
+    addresses = f'"{hostile.url("/snapshot.json")}"\nroot_updates = "{hostile.url("/{version}.root.json")}"'
     (node.folder / "reconcile.toml").write_text(text.replace('"published.json"', addresses))
     assert node.run("sync").code == 0
     return node
 
 
 @pytest.mark.parametrize("page", ["login page", "bucket", "registry", "plain text", "nothing"])
-def test_a_node_behind_a_login_page_is_a_node_without_a_network(online_node: Node, server: HostileServer, page: str) -> None:
+def test_a_node_behind_a_login_page_is_a_node_without_a_network(online_node: Node, hostile: HostileServer, page: str) -> None:
     data, content_type, _ = PAGES[page]
     lock = (online_node.folder / "models.lock").read_bytes()
-    server.on("/snapshot.json", sends(data, content_type))
-    server.on("/2.root.json", sends(data, content_type))
+    hostile.on("/snapshot.json", sends(data, content_type))
+    hostile.on("/2.root.json", sends(data, content_type))
 
     locked = online_node.run("lock", "--json")
     synced = online_node.run("sync")
@@ -339,10 +339,25 @@ def test_a_node_behind_a_login_page_is_a_node_without_a_network(online_node: Nod
     assert not set(online_node.kinds()) & {"bad-envelope", "bad-signature"}
 
 
-def test_a_login_page_in_place_of_a_root_does_not_hide_the_snapshot(online_node: Node, server: HostileServer) -> None:
-    server.on("/2.root.json", sends(LOGIN, "text/html"))
+def test_a_login_page_in_place_of_a_blob_is_no_fault_of_the_model_or_the_source(node: Node, hostile: HostileServer) -> None:
+    small, large = tiny("a"), tiny("a") + bytes(1 << 20)
+    items = [
+        node.item(name, data, serve=False, urls=[hostile.on(f"/{name[0]}", bad.login_page)])
+        for name, data in (("a:v1", small), ("b:v1", large))
+    ]
+    node.publish(*items)
+
+    assert node.run("apply").code == 3
+
+    assert set(node.kinds()) == {"source-failed"}
+    assert not node.records(), "nothing is in quarantine"
+    assert "a login page or a proxy?" in node.run("incidents").out
+
+
+def test_a_login_page_in_place_of_a_root_does_not_hide_the_snapshot(online_node: Node, hostile: HostileServer) -> None:
+    hostile.on("/2.root.json", sends(LOGIN, "text/html"))
     (online_node.folder / "next.json").write_bytes(online_node.network.snapshot())
-    server.on("/snapshot.json", sends((online_node.folder / "next.json").read_bytes()))
+    hostile.on("/snapshot.json", sends((online_node.folder / "next.json").read_bytes()))
 
     ran = online_node.run("lock", "--json")
 
@@ -350,8 +365,8 @@ def test_a_login_page_in_place_of_a_root_does_not_hide_the_snapshot(online_node:
     assert "version = 2" in (online_node.folder / "models.lock").read_text()
 
 
-def test_a_root_that_is_fetched_by_hand_says_that_a_page_stands_there(online_node: Node, server: HostileServer) -> None:
-    url = server.on("/2.root.json", sends(LOGIN, "text/html"))
+def test_a_root_that_is_fetched_by_hand_says_that_a_page_stands_there(online_node: Node, hostile: HostileServer) -> None:
+    url = hostile.on("/2.root.json", sends(LOGIN, "text/html"))
 
     ran = command("trust", "update", url, "--config", str(online_node.folder / "reconcile.toml"))
 
@@ -361,8 +376,8 @@ def test_a_root_that_is_fetched_by_hand_says_that_a_page_stands_there(online_nod
 
 
 @pytest.mark.parametrize("damaged", [b'{"payload": "e30="}', ENVELOPE, ENVELOPE[:-5], b'{"schema": 1}'])
-def test_a_malformed_envelope_is_refused_as_one(online_node: Node, server: HostileServer, damaged: bytes) -> None:
-    server.on("/snapshot.json", sends(damaged))
+def test_a_malformed_envelope_is_refused_as_one(online_node: Node, hostile: HostileServer, damaged: bytes) -> None:
+    hostile.on("/snapshot.json", sends(damaged))
 
     ran = online_node.run("sync", "--json")
 

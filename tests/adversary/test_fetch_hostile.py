@@ -84,7 +84,8 @@ MATRIX: list[tuple[str, Behaviour, str, str]] = [
     ("garbage", bad.garbage, "source-failed", "no HTTP"),
     ("gzip", bad.gzipped(DATA), "source-failed", "gzip"),
     ("gzip to the downloader alone", _late(bad.gzipped(LIE), DATA), "hash-mismatch", ""),
-    ("a login page", bad.login_page, "size-mismatch", "not the signed"),
+    ("a login page", bad.login_page, "source-failed", "a login page or a proxy?"),
+    ("a login page without a length", bad.unsized(bad.LOGIN_PAGE), "source-failed", "a login page or a proxy?"),
     ("a login page to the downloader alone", _late(bad.login_page, DATA), "size-mismatch", ""),
     ("metalink", bad.metalink("http://127.0.0.1:1/evil", DATA), "hash-mismatch", "hash to"),
     *[(f"status {code}", bad.status(code), kind, f"HTTP {code}") for code, kind in (
@@ -154,6 +155,9 @@ DIRECT_MATRIX: list[tuple[str, Behaviour, str, str]] = [
     ("gzip", bad.gzipped(SHORT), "source-failed", "gzip"),
     ("a wrong range", bad.wrong_range(SHORT), "source-failed", "not asked for"),
     ("404", bad.status(404), "source-failed", "404"),
+    ("a login page", bad.login_page, "source-failed", "a login page or a proxy?"),
+    ("a login page without a length", bad.unsized(bad.LOGIN_PAGE), "source-failed", "a login page or a proxy?"),
+    ("a long login page without a length", bad.unsized(bad.LOGIN_PAGE + b" " * SMALL), "source-failed", "a login page or a proxy?"),
 ]
 
 
