@@ -204,6 +204,10 @@ def _bytes() -> Iterator[Mutation]:
     yield once("a source that gave wrong bytes", SELECTION, 'failure.kind == "size-mismatch" and source.mode', "source.mode")
     yield never("size of a document", DOCUMENT, "got > max_bytes")
     yield never("end of a document", DOCUMENT, "whole is not None and got != whole")
+    yield never(
+        "page in place of a document", DOCUMENT, 'page := error_pages.describe_non_envelope(answer.headers.get("Content-Type", ""), data)'
+    )
+    yield once("page in place of a blob", RESOLVE, 'Failure(text=f"it answered with {page}") if page else otherwise', "otherwise")
     yield never("redirect of a document into a private network", DOCUMENT, "is_private and not may_be_private")
     yield never("address of a document", DOCUMENT, "self._addresses")
     yield without("deadline of a document's headers", DOCUMENT, "timer.start()")
