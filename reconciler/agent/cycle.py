@@ -15,7 +15,7 @@ from typing import Protocol
 from reconciler.commands.context import NodeContext, RunOptions
 from reconciler.core import units
 from reconciler.ports import Notice, Reporter
-from reconciler.report.metrics import Figures
+from reconciler.report.metrics import NodeMetrics
 
 
 class CycleSteps(Protocol):
@@ -29,7 +29,7 @@ class CycleSteps(Protocol):
         """Hash the files that are due and repair what is damaged; return how many things were damaged."""
         ...
 
-    def measure(self, context: NodeContext) -> Figures:
+    def measure(self, context: NodeContext) -> NodeMetrics:
         """Return the current figures for metrics, without the agent's own."""
         ...
 
@@ -64,11 +64,11 @@ class NodeSteps:
             apply.apply(context, report, options, actor="agent")
         return len(found.damage)
 
-    def measure(self, context: NodeContext) -> Figures:
+    def measure(self, context: NodeContext) -> NodeMetrics:
         """Return the current figures for metrics, without the agent's own."""
         from reconciler.commands import status
 
-        return status.figures(context)
+        return status.node_metrics(context)
 
 
 def due(ages: Sequence[float], within: float) -> int:

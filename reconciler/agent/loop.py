@@ -33,7 +33,7 @@ from reconciler.core import units
 from reconciler.core.errors import ReconcileError, StoreBusy, TrustError, UsageError
 from reconciler.ports import Event, Notice, Reporter
 from reconciler.report import metrics
-from reconciler.report.metrics import Figures, RunFigures
+from reconciler.report.metrics import NodeMetrics, RunMetrics
 from reconciler.store import atomic
 
 #: The longest wait after failures, unless the interval itself is longer.
@@ -126,7 +126,7 @@ class Agent:
         self._timer = timer
         self._jitter = jitter or jitter_of_host()
         self._watchdog = service.Watchdog(SILENCE_SECONDS, timer)
-        self._figures = Figures()
+        self._figures = NodeMetrics()
         self.health = self._first_health()
 
     # -- the loop ----------------------------------------------------------------------------------
@@ -286,15 +286,15 @@ class Agent:
         if self._options.metrics_port is None and self._options.metrics_file is None:
             return
         with self._warned("the metrics"):
-            self._figures = msgspec.structs.replace(self._steps.measure(self._context), run=self._run_figures())
+            self._figures = msgspec.structs.replace(self._steps.measure(self._context), run=self._run_metrics())
             if self._options.metrics_file is not None:
                 atomic.write(self._options.metrics_file, metrics.render(self._figures, self._context.clock()))
 
-    def _run_figures(self) -> RunFigures | None:
+    def _run_metrics(self) -> RunMetrics | None:
         now = self.health
         if now.ended_at is None:
             return None
-        return RunFigures(
+        return RunMetrics(
             at=now.ended_at,
             seconds=now.seconds,
             failures=now.failures,

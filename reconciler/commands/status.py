@@ -41,7 +41,7 @@ from reconciler.core.node import NodeFacts
 from reconciler.core.plan import ModelChange
 from reconciler.core.state import ModelState, NodeState
 from reconciler.ports import TestReport
-from reconciler.report.metrics import Figures, ModelFigures, NetworkFigures, StoreFigures
+from reconciler.report.metrics import ModelMetrics, NetworkMetrics, NodeMetrics, StoreMetrics
 from reconciler.store import housekeeping, observe
 from reconciler.store.generations import path_of
 from reconciler.store.layout import Layout
@@ -266,14 +266,14 @@ _T = TypeVar("_T")
 _NEVER = datetime.fromtimestamp(0, UTC)
 
 
-def figures(context: NodeContext) -> Figures:
+def node_metrics(context: NodeContext) -> NodeMetrics:
     """Return all figures but the agent's own; what cannot be found out is left out."""
     found = _known(lambda: status(context))
     with Ledger.reading(context.layout.ledger) as ledger:
-        return Figures(
-            models=tuple(_model_figures(model, ledger.report(model.id)) for model in found.models) if found else None,
-            network=_known(lambda: _network_figures(context, found)) if found else None,
-            store=_known(lambda: _store_figures(context, ledger)),
+        return NodeMetrics(
+            models=tuple(_model_metrics(model, ledger.report(model.id)) for model in found.models) if found else None,
+            network=_known(lambda: _network_metrics(context, found)) if found else None,
+            store=_known(lambda: _store_metrics(context, ledger)),
             incidents=dict.fromkeys(INCIDENT_KINDS, 0) | (_known(ledger.incident_totals) or {}),
         )
 
@@ -285,10 +285,10 @@ def _known(find: Callable[[], _T]) -> _T | None:
         return None
 
 
-def _model_figures(model: ModelStatus, tested: tuple[TestReport, datetime] | None) -> ModelFigures:
+def _model_metrics(model: ModelStatus, tested: tuple[TestReport, datetime] | None) -> ModelMetrics:
     report, at = tested or (None, None)
     ran = report is not None and report.verdict == "passed"
-    return ModelFigures(
+    return ModelMetrics(
         id=model.id,
         state=model.state,
         bytes=model.bytes,
@@ -301,9 +301,9 @@ def _model_figures(model: ModelStatus, tested: tuple[TestReport, datetime] | Non
     )
 
 
-def _network_figures(context: NodeContext, found: Status) -> NetworkFigures:
+def _network_metrics(context: NodeContext, found: Status) -> NetworkMetrics:
     root, trust_state = node_trust.trusted_root(context), _known(lambda: node_trust.read_trust_state(context))
-    return NetworkFigures(
+    return NetworkMetrics(
         network=found.network,
         lock=found.lock,
         snapshot_version=found.snapshot.version,
@@ -315,11 +315,11 @@ def _network_figures(context: NodeContext, found: Status) -> NetworkFigures:
     )
 
 
-def _store_figures(context: NodeContext, ledger: Ledger) -> StoreFigures:
+def _store_metrics(context: NodeContext, ledger: Ledger) -> StoreMetrics:
     state = observe.node_state(context.layout, ledger)
     blobs = state.blobs.values()
     system = os.statvfs(existing_folder(context.layout.root))
-    return StoreFigures(
+    return StoreMetrics(
         generation=state.active.number,
         blobs=len(state.blobs),
         blob_bytes=sum(blob.size for blob in blobs),

@@ -91,7 +91,7 @@ def diff(lock: Lock, lock_digest: str, state: NodeState, node: NodeFacts, policy
     blobs: dict[str, BlobChange] = {}
     given = lifecycle.PlanInput(lock=lock, state=state, node=node, policy=policy, now=now, passes=lifecycle.newest_passes(state))
     listed = [_listed(model, given, blobs) for model in lock.model]
-    _doubt_kept_copies(listed, state, blobs)
+    _mark_kept_copies_unverified(listed, state, blobs)
     models = tuple(sorted([*listed, *_unlisted(lock, state, policy, now)], key=lambda change: change.id))
     installed = {change.id for change in models if change.op in {"install", "repair", "restore"}}
     arriving = {change.digest: change.bytes for change in blobs.values() if change.op in {"fetch", "restore"}}
@@ -205,7 +205,7 @@ def _add_blobs(model: LockedModel, given: lifecycle.PlanInput, blobs: dict[str, 
     return fetched
 
 
-def _doubt_kept_copies(listed: list[ModelChange], state: NodeState, blobs: dict[str, BlobChange]) -> None:
+def _mark_kept_copies_unverified(listed: list[ModelChange], state: NodeState, blobs: dict[str, BlobChange]) -> None:
     """Have copies hashed that may go on serving although others are wanted: an older content, a version whose successor is awaited."""
     serving = {state.active.tree_of(change.id) for change in listed if change.op in {"install", "archive"}}
     for tree in state.trees.values():

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 STATES: tuple[str, ...] = get_args(ModelState)
 
 
-class ModelFigures(Struct, frozen=True, kw_only=True):
+class ModelMetrics(Struct, frozen=True, kw_only=True):
     """What is told of one model; None where it is not known."""
 
     id: str
@@ -41,7 +41,7 @@ class ModelFigures(Struct, frozen=True, kw_only=True):
     tokens_per_second: float | None = None
 
 
-class NetworkFigures(Struct, frozen=True, kw_only=True):
+class NetworkMetrics(Struct, frozen=True, kw_only=True):
     """What this node knows of its network's word."""
 
     network: str
@@ -55,7 +55,7 @@ class NetworkFigures(Struct, frozen=True, kw_only=True):
     refused: str = ""
 
 
-class StoreFigures(Struct, frozen=True, kw_only=True):
+class StoreMetrics(Struct, frozen=True, kw_only=True):
     """What lies in the store, and on the disk under it."""
 
     generation: int
@@ -72,7 +72,7 @@ class StoreFigures(Struct, frozen=True, kw_only=True):
     oldest_verified_at: datetime | None = None
 
 
-class RunFigures(Struct, frozen=True, kw_only=True):
+class RunMetrics(Struct, frozen=True, kw_only=True):
     """How the agent's cycles went."""
 
     at: datetime
@@ -84,27 +84,27 @@ class RunFigures(Struct, frozen=True, kw_only=True):
     next_at: datetime | None = None
 
 
-class Figures(Struct, frozen=True, kw_only=True):
+class NodeMetrics(Struct, frozen=True, kw_only=True):
     """Everything that is told; None where it could not be found out."""
 
-    models: tuple[ModelFigures, ...] | None = None
-    network: NetworkFigures | None = None
-    store: StoreFigures | None = None
-    run: RunFigures | None = None
+    models: tuple[ModelMetrics, ...] | None = None
+    network: NetworkMetrics | None = None
+    store: StoreMetrics | None = None
+    run: RunMetrics | None = None
     #: Incidents ever logged, by kind.
     incidents: dict[str, int] = {}
 
 
-def registry(figures: Callable[[], Figures], now: Callable[[], datetime]) -> CollectorRegistry:
+def registry(figures: Callable[[], NodeMetrics], now: Callable[[], datetime]) -> CollectorRegistry:
     """Return a registry that asks for *figures* at each scrape."""
     from prometheus_client import CollectorRegistry
 
     made = CollectorRegistry()
-    made.register(_Figures(figures, now))
+    made.register(_Collector(figures, now))
     return made
 
 
-def render(figures: Figures, now: datetime) -> bytes:
+def render(figures: NodeMetrics, now: datetime) -> bytes:
     """Return *figures* in Prometheus' text format, as node exporter's textfile collector reads it."""
     from prometheus_client import generate_latest
 
@@ -112,7 +112,7 @@ def render(figures: Figures, now: datetime) -> bytes:
     return text
 
 
-def serve(port: int, figures: Callable[[], Figures], now: Callable[[], datetime]) -> tuple[int, Callable[[], None]]:
+def serve(port: int, figures: Callable[[], NodeMetrics], now: Callable[[], datetime]) -> tuple[int, Callable[[], None]]:
     """
     Serve the figures on *port* of this machine's loopback; return the port, a free one for 0, and what ends the server.
 
@@ -131,10 +131,10 @@ def serve(port: int, figures: Callable[[], Figures], now: Callable[[], datetime]
     return server.server_port, end
 
 
-class _Figures:
+class _Collector:
     """The collector of one registry."""
 
-    def __init__(self, figures: Callable[[], Figures], now: Callable[[], datetime]) -> None:
+    def __init__(self, figures: Callable[[], NodeMetrics], now: Callable[[], datetime]) -> None:
         self._figures = figures
         self._now = now
 
@@ -192,7 +192,7 @@ _OF_MODELS = (
 )
 
 
-def _models(models: tuple[ModelFigures, ...]) -> Iterator[Metric]:
+def _models(models: tuple[ModelMetrics, ...]) -> Iterator[Metric]:
     counts = dict.fromkeys(STATES, 0)
     for model in models:
         counts[model.state] += 1
@@ -204,7 +204,7 @@ def _models(models: tuple[ModelFigures, ...]) -> Iterator[Metric]:
         yield _family(name, text, [({"model": model}, _number(value)) for model, value in known if value is not None])
 
 
-def _network(of: NetworkFigures, now: datetime) -> Iterator[Metric]:
+def _network(of: NetworkMetrics, now: datetime) -> Iterator[Metric]:
     left = (of.snapshot_expires_at - now).total_seconds()
     yield _family("snapshot_info", "Which lock this node acts on.", [({"network": of.network, "lock": of.lock}, 1.0)])
     yield from _one("snapshot_version", "Version of the snapshot.", of.snapshot_version)
@@ -217,7 +217,7 @@ def _network(of: NetworkFigures, now: datetime) -> Iterator[Metric]:
     yield _family("refused", "1 while nothing new is installed, with the error's name.", refused)
 
 
-def _store(of: StoreFigures) -> Iterator[Metric]:
+def _store(of: StoreMetrics) -> Iterator[Metric]:
     yield from _one("generation", "Number of the active generation.", of.generation)
     yield from _one("store_blobs", "Blobs in the store.", of.blobs)
     yield from _one("store_blob_bytes", "Bytes of the blobs in the store.", of.blob_bytes)
@@ -231,7 +231,7 @@ def _store(of: StoreFigures) -> Iterator[Metric]:
     yield from _one("disk_reserve_bytes", "Free bytes that are never used.", of.disk_reserve_bytes)
 
 
-def _run(of: RunFigures) -> Iterator[Metric]:
+def _run(of: RunMetrics) -> Iterator[Metric]:
     yield from _one("last_run_timestamp_seconds", "When the last cycle ended.", of.at)
     yield from _one("last_run_duration_seconds", "How long the last cycle took.", of.seconds)
     yield from _one("last_success_timestamp_seconds", "When a cycle last ended without an error.", of.succeeded_at)

@@ -162,7 +162,7 @@ def test_the_agent_goes_on_after_a_bug_and_says_where_its_report_is(node: Node, 
     assert "hunter22" not in health["message"]
 
 
-@pytest.mark.parametrize("place", ["reconciler.commands.status.figures", "reconciler.report.metrics.render"])
+@pytest.mark.parametrize("place", ["reconciler.commands.status.node_metrics", "reconciler.report.metrics.render"])
 def test_a_bug_in_what_is_told_of_a_cycle_fails_no_cycle(node: Node, monkeypatch: Patch, place: str) -> None:
     monkeypatch.setattr(place, broken)
     ran = node.run("agent", "--once", "--metrics-file", str(node.folder / "m.prom"))

@@ -26,7 +26,7 @@ from reconciler.commands import status
 from reconciler.commands.context import NodeContext, RunOptions, from_settings
 from reconciler.core.errors import Expired, SettingsError, StoreBusy, StoreError
 from reconciler.ports import Event, Notice, Reporter
-from reconciler.report.metrics import Figures
+from reconciler.report.metrics import NodeMetrics
 from reconciler.settings import Settings, decode
 
 START = datetime(2026, 11, 20, tzinfo=UTC)
@@ -95,8 +95,8 @@ class World:
         self.scrubbed.append(len(self.synced))
         return self.damage
 
-    def measure(self, context: NodeContext) -> Figures:
-        return Figures(incidents={"hash-mismatch": 3})
+    def measure(self, context: NodeContext) -> NodeMetrics:
+        return NodeMetrics(incidents={"hash-mismatch": 3})
 
     # what the test does
 

@@ -15,34 +15,34 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from reconciler.report import metrics
-from reconciler.report.metrics import Figures, ModelFigures, NetworkFigures, RunFigures, StoreFigures
+from reconciler.report.metrics import ModelMetrics, NetworkMetrics, NodeMetrics, RunMetrics, StoreMetrics
 
 NOW = datetime(2026, 11, 20, tzinfo=UTC)
-FULL = Figures(
+FULL = NodeMetrics(
     models=(
-        ModelFigures(
+        ModelMetrics(
             id="a:v1", state="active", bytes=4096, since=NOW, tested_at=NOW, load_seconds=1.5, run_seconds=0.25, tokens_per_second=31.5
         ),
-        ModelFigures(id="b:v2", state="failed", attempts=3),
+        ModelMetrics(id="b:v2", state="failed", attempts=3),
     ),
-    network=NetworkFigures(
+    network=NetworkMetrics(
         network="testnet", lock="sha256:" + "0" * 64, snapshot_version=7, snapshot_expires_at=NOW + timedelta(hours=1), root_version=2,
         root_expires_at=NOW + timedelta(days=365), floor_version=7, refused="expired",
     ),
-    store=StoreFigures(
+    store=StoreMetrics(
         generation=12, blobs=2, blob_bytes=8192, archived_bytes=1, damaged_blobs=0, drift=1, disk_free_bytes=10**12, disk_free_inodes=10**6,
         disk_reserve_bytes=1 << 30, oldest_verified_at=NOW - timedelta(days=3),
     ),
-    run=RunFigures(at=NOW, seconds=2.5, failures=1, totals={"done": 9, "error": 1}, succeeded_at=NOW, next_at=NOW),
+    run=RunMetrics(at=NOW, seconds=2.5, failures=1, totals={"done": 9, "error": 1}, succeeded_at=NOW, next_at=NOW),
     incidents={"hash-mismatch": 2, "source-failed": 40},
 )  # fmt: skip
 
 
-def families(figures: Figures, now: datetime = NOW) -> dict[str, Metric]:
+def families(figures: NodeMetrics, now: datetime = NOW) -> dict[str, Metric]:
     return {family.name: family for family in text_string_to_metric_families(metrics.render(figures, now).decode())}
 
 
-def samples(figures: Figures, now: datetime = NOW) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+def samples(figures: NodeMetrics, now: datetime = NOW) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
     found = [sample for family in families(figures, now).values() for sample in family.samples]
     return {(sample.name, frozenset(sample.labels.items())): sample.value for sample in found}
 
@@ -87,7 +87,7 @@ def test_each_model_is_in_one_state() -> None:
 
 
 def test_what_is_not_known_has_no_sample() -> None:
-    names = {name for name, _ in samples(Figures())}
+    names = {name for name, _ in samples(NodeMetrics())}
 
     assert names == {"reconcile_build_info"}
     assert ("reconcile_model_test_tokens_per_second", frozenset({("model", "b:v2")})) not in samples(FULL)
@@ -100,7 +100,7 @@ def test_an_expired_snapshot_counts_below_zero() -> None:
 
 @given(text=st.text(max_size=60))
 def test_no_label_forges_a_line(text: str) -> None:
-    forged = Figures(models=(ModelFigures(id=text, state="active", bytes=5),), incidents={text: 1})
+    forged = NodeMetrics(models=(ModelMetrics(id=text, state="active", bytes=5),), incidents={text: 1})
     said = metrics.render(forged, NOW).decode()
     found = [sample for family in text_string_to_metric_families(said) for sample in family.samples]
 
@@ -113,7 +113,7 @@ def test_a_scrape_gives_the_newest_figures_and_a_model_that_is_gone_is_gone() ->
     port, end = metrics.serve(0, lambda: now[0], lambda: NOW)
     try:
         first = scrape(port)
-        now[0] = Figures(models=())
+        now[0] = NodeMetrics(models=())
         second = scrape(port)
     finally:
         end()
@@ -143,7 +143,7 @@ def test_metrics_are_served_on_loopback_alone() -> None:
 
 def test_two_registries_share_nothing() -> None:
     port, end = metrics.serve(0, lambda: FULL, lambda: NOW)
-    another, end_other = metrics.serve(0, Figures, lambda: NOW)
+    another, end_other = metrics.serve(0, NodeMetrics, lambda: NOW)
     try:
         assert "reconcile_snapshot_version" in scrape(port)
         assert "reconcile_snapshot_version" not in scrape(another)
