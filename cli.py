@@ -1,9 +1,10 @@
 """
-Where a reader starts: ``python cli.py plan`` runs the command line from a checkout.
+``python cli.py plan`` runs the command line from a checkout. This is a good file to start reading at.
 
-The commands are in ``reconciler/cli/``: ``node.py`` (init, lock, plan, apply, sync, agent, status), ``upkeep.py`` (verify, gc, rollback,
-history, incidents, retry, doctor, trust, demo) and ``publish.py`` (key, root, snapshot). Each calls a function of
-``reconciler/engine/``, which joins the pure core (trust, lock, plan) to the store, the downloader and the engines.
+The commands are defined in ``reconciler/cli/``: ``node.py`` (init, lock, plan, apply, sync, agent, status), ``maintenance.py`` (verify,
+gc, rollback, history, incidents, retry, doctor, trust, demo), ``operator.py`` (key, root) and ``snapshots.py`` (snapshot). Each calls a
+function of ``reconciler/commands/``, which connects the values and rules of ``reconciler/core/`` to the store, the downloads and the
+engines.
 """
 
 from reconciler.__main__ import main

@@ -1,8 +1,8 @@
 """
-The door: ``reconcile``, ``python -m reconciler`` and ``python cli.py`` come in here.
+The entry point of ``reconcile``, ``python -m reconciler`` and ``python cli.py``.
 
-Python turns an interrupt into a traceback until somebody catches it, and the command line takes a twentieth of a second to import: so
-until it can answer, an interrupt ends the process as it ends any program that never heard of it.
+Importing the command line takes a twentieth of a second, in which Python would answer an interrupt with a traceback. Until the command
+line handles interrupts itself, SIGINT therefore has its default action and ends the process silently.
 """
 
 import signal
@@ -11,7 +11,7 @@ from typing import NoReturn
 
 def main() -> NoReturn:
     """Import the command line, run it, and exit with its code."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # and not ignored, as in a shell's background job
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # it stays ignored in a shell's background job
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     from reconciler import cli
 

@@ -1,8 +1,13 @@
 """
-``reconcile.toml``: what the node's operator chose.
+``reconcile.toml``: the settings that a node's operator chooses.
 
-Every key has a default; an unknown one is an error that names the nearest known. Paths are relative to the file's folder.
-Sizes and times are checked here, so that nobody finds out at night that ``10 gigs`` is not a size.
+Rules that hold here:
+
+1. Every key has a default. An unknown key is an error that names the nearest known one.
+2. Relative paths are relative to the file's folder, and so are those in hooks, which run there.
+3. Sizes, times and addresses are checked when the file is read, and not when they are used.
+4. Settings that were found, and not named by the caller, are used only if nobody but root and the caller can change them or any file that
+   they name (``Settings.check_trusted``).
 """
 
 from __future__ import annotations
@@ -162,12 +167,12 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return Path(self.base, Path(text).expanduser())
 
     def command(self, argv: Argv) -> Argv:
-        """Return *argv* with its program relative to the settings' folder, unless it is a name that is looked for in PATH."""
+        """Return *argv* with its program relative to the settings' folder, unless it is a name that PATH is searched for."""
         return (str(self.path(argv[0])), *argv[1:]) if argv and "/" in argv[0] else argv
 
     def check_trusted(self, uid: int) -> None:
         """
-        Check that nobody but root and the user *uid* can change what these settings name: for settings that were found, not named.
+        Check that only root and the user *uid* can change the files that these settings name. For settings that the caller did not name.
 
         Raises:
             UntrustedFile: another user can; the message names the key and the file.
@@ -208,12 +213,12 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         yield from ((key, argv[0]) for key, argv in self._commands() if argv and "/" in argv[0])
 
     def _programs(self, argv: Argv) -> Iterator[Path]:
-        """Yield what a command may run: its program, and each further word that can be a script, as in ``["sh", "tell.sh"]``."""
+        """Yield the files that a command may run: its program, and each further word that can be a script, as in ``["sh", "hook.sh"]``."""
         for word in self.command(argv)[:1]:
             if "/" in word:
                 yield Path(word)
         for word in argv[1:]:
-            if not word.startswith("/") or os.path.isfile(word):  # noqa: PTH113  no text is too long for it
+            if not word.startswith("/") or os.path.isfile(word):  # noqa: PTH113  it accepts a text of any length
                 yield Path(self.base, word)
 
     @property
@@ -232,7 +237,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return self.path(self.network.lockfile).with_name("snapshot.json")
 
     def own(self, path: Path) -> str:
-        """Return what of the node's own *path* is, to be written by nobody else; empty: nothing of it."""
+        """Return which of the node's own files *path* is, as in "the lock"; empty if it is none. No other output may replace them."""
         place = Path(os.path.realpath(path))
         named = {"the lock": self.network.lockfile, "the trust root": self.network.root, "the snapshot": self.network.snapshot}
         here = {what: self.path(text) for what, text in named.items() if "://" not in text}
@@ -244,7 +249,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     @property
     def policy(self) -> Policy:
-        """What these settings permit, in plain units."""
+        """The limits that these settings set, in bytes and seconds."""
         return Policy(
             reserve_bytes=units.size(self.store.reserve),
             grace_seconds=units.seconds(self.store.grace),
@@ -267,7 +272,7 @@ def decode(data: bytes, base: Path, name: str = "reconcile.toml") -> Settings:
     Return the settings in *data*; relative paths in it are relative to *base*.
 
     Raises:
-        SettingsError: not TOML, an unknown key, or a value that means nothing; the message names *name* and the key.
+        SettingsError: not TOML, an unknown key, or an invalid value; the message contains *name* and the key.
     """
     try:
         tree = tomllib.loads(data.decode("utf-8-sig"))
@@ -286,7 +291,7 @@ def decode(data: bytes, base: Path, name: str = "reconcile.toml") -> Settings:
     return settings
 
 
-#: Times in which something has to be done; the others may be none at all.
+#: Times that must be more than zero; the others may be zero.
 _SPANS = {"timeout", "ready_timeout", "healthy_timeout", "interval"}
 
 
@@ -309,24 +314,26 @@ def _check_amount(name: str, read: Callable[[str], float], text: str, *, least: 
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
     if amount < least:
-        raise ValueError(f"{name}: nothing is done in {text!r}")
+        raise ValueError(f"{name}: {text!r} is too little; it must be more than zero")
 
 
 def _check_addresses(settings: Settings) -> None:
-    """Refuse an address that nothing will ever come from: it would look like a network that does not answer."""
+    """Refuse an address from which nothing can be fetched; else it would look like a network that does not answer."""
     network = settings.network
     for key, text in (("snapshot", network.snapshot), ("root_updates", network.root_updates)):
         scheme = re.match("([a-z][a-z0-9+.-]*)://", text, re.IGNORECASE)
-        if scheme and scheme[1] not in {"https", "http"}:  # the rest of it may be a secret
-            raise ValueError(f"[network] {key}: nothing is fetched from {scheme[0]}…; it is a path, or begins with https://")
+        if scheme and scheme[1] not in {"https", "http"}:  # only the scheme is shown: the rest may be a secret
+            raise ValueError(
+                f"[network] {key}: nothing is fetched from {scheme[0]}…; write a path, or an address that begins with https://"
+            )
         if scheme:
             _check_address(f"[network] {key}", snapshot.check_url, text.replace("{version}", "1"))
     if network.root_updates and "{version}" not in network.root_updates:
-        raise ValueError("[network] root_updates: it says nowhere {version}, so all roots would be in one place")
+        raise ValueError("[network] root_updates: it does not contain {version}, which stands for the version of the root")
     _check_proxy(settings.download.proxy)
     for host in settings.download.allowed_hosts:
         if not host or "/" in host:
-            raise ValueError(f"[download] allowed_hosts: {host!r} is no name of a host")
+            raise ValueError(f"[download] allowed_hosts: {host!r} is not a host name")
 
 
 def _check_proxy(text: str) -> None:
@@ -335,8 +342,8 @@ def _check_proxy(text: str) -> None:
         is_proxy = parts.scheme == "http" and parts.hostname and parts.port and f"{parts.path}{parts.query}{parts.fragment}" in {"", "/"}
     except ValueError:  # no port, or no address
         is_proxy = False
-    if text and not is_proxy:  # it is not shown: it may carry a password
-        raise ValueError("[download] proxy: it is not http://[user:password@]host:port")
+    if text and not is_proxy:  # it is not shown, because it may contain a password
+        raise ValueError("[download] proxy: it is not of the form http://[user:password@]host:port")
 
 
 def _check_address(name: str, check: Callable[[str], None], text: str) -> None:
@@ -356,33 +363,33 @@ def _check_homes(settings: Settings) -> None:
 
 
 def _check_places(settings: Settings) -> None:
-    """Refuse a file or folder that is to be two things: what is written last would be the end of the other."""
+    """Refuse one path for two files: the one that is written last would replace the other."""
     network = settings.network
     taken: dict[Path, str] = {}
     for key, text in (("[network] root", network.root), ("[network] lockfile", network.lockfile), ("[store] path", settings.store.path)):
         if not text:
-            raise ValueError(f"{key}: it names nothing")
-        _take(taken, key, settings, text)
-    _take(taken, "the envelope beside [network] lockfile", settings, str(settings.envelope_path))
+            raise ValueError(f"{key}: it is empty")
+        _claim(taken, key, settings, text)
+    _claim(taken, "the envelope beside [network] lockfile", settings, str(settings.envelope_path))
     if settings.store.archive:
-        _take(taken, "[store] archive", settings, settings.store.archive)
+        _claim(taken, "[store] archive", settings, settings.store.archive)
     if "://" not in network.snapshot and settings.path(network.snapshot) != settings.envelope_path:
-        _take(taken, "[network] snapshot", settings, network.snapshot)
+        _claim(taken, "[network] snapshot", settings, network.snapshot)
 
 
-def _take(taken: dict[Path, str], key: str, settings: Settings, text: str) -> None:
+def _claim(taken: dict[Path, str], key: str, settings: Settings, text: str) -> None:
     place = Path(os.path.normpath(settings.path(text)))
     if place in taken:
-        raise ValueError(f"{key}: {place} is {taken[place]} too")
+        raise ValueError(f"{key}: {place} is also {taken[place]}")
     taken[place] = key
 
 
 def _check_server(chosen: OpenAISettings) -> None:
     _check_amount("[runtime.openai] ready_timeout", units.seconds, chosen.ready_timeout, least=0.001)
     if chosen.version and not re.fullmatch(r"[0-9]+(\.[0-9]+){0,4}([a-z0-9.+-]{0,32})", chosen.version):
-        raise ValueError(f"[runtime.openai] version: {chosen.version!r} is no version like 1.2.3")
+        raise ValueError(f"[runtime.openai] version: {chosen.version!r} is not a version such as 1.2.3")
     if chosen.argv and not chosen.argv[0].startswith("/"):
-        raise ValueError(f"[runtime.openai] argv: {chosen.argv[0]!r} is no absolute path; nothing is looked for in PATH")
+        raise ValueError(f"[runtime.openai] argv: {chosen.argv[0]!r} is not an absolute path; PATH is not searched")
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -394,7 +401,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _refuse_unknown(tree: dict[str, Any], kind: type[Struct], name: str, where: str) -> None:
-    """Walk the tables beside the types: msgspec names an unknown key too, but not the one that was meant."""
+    """Refuse an unknown key with the nearest known one as a hint, which msgspec does not give."""
     known = {found.encode_name: found.type for found in msgspec.structs.fields(kind) if found.name != "base"}
     for key, value in tree.items():
         if key not in known:

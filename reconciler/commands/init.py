@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from msgspec import Struct, structs
 
+from reconciler import files
 from reconciler import settings as settings_of
 from reconciler.commands import documents, load_lock
 from reconciler.commands.context import NodeContext, hold_store
 from reconciler.core import dsse, trust, units
-from reconciler.core.errors import SettingsError, TrustStateLost, UsageError
+from reconciler.core.errors import SettingsError, TrustStateLost, UntrustedFile, UsageError
 from reconciler.core.node import Limits
 from reconciler.core.trust import TrustRoot, TrustState
 from reconciler.store import atomic, trust_state
@@ -38,6 +40,8 @@ class InitResult(Struct, frozen=True, kw_only=True):
     network: str | None
     fingerprint: str | None
     snapshot: str = ""
+    #: Why other commands find these settings only if they are named; empty: they find them.
+    warning: str = ""
 
     @property
     def sentence(self) -> str:
@@ -45,7 +49,8 @@ class InitResult(Struct, frozen=True, kw_only=True):
         pinned = f"; pinned the root of {self.network}, fingerprint {self.fingerprint}" if self.network else ""
         missing = [] if self.network else ["put the network's root beside it as root.json"]
         missing += [] if self.snapshot else ["name the network's snapshot in it, its URL or file"]
-        return f"wrote {self.config}{pinned}. Next: {', '.join([*missing, 'reconcile lock'])}"
+        lock = f"reconcile lock --config {self.config} ({self.warning})" if self.warning else "reconcile lock"
+        return f"wrote {self.config}{pinned}. Next: {', '.join([*missing, lock])}"
 
 
 def init(here: Path, *, root_file: Path | None, fingerprint: str, snapshot: str, store: str, force: bool) -> InitResult:
@@ -69,8 +74,20 @@ def init(here: Path, *, root_file: Path | None, fingerprint: str, snapshot: str,
     _tell_git(here / ".gitattributes")
     atomic.write(atomic.target_of(config), text.encode())
     return InitResult(
-        config=str(config), network=root[0].network if root else None, fingerprint=root[1] if root else None, snapshot=snapshot
+        config=str(config),
+        network=root[0].network if root else None,
+        fingerprint=root[1] if root else None,
+        snapshot=snapshot,
+        warning=_why_not_found(config),
     )
+
+
+def _why_not_found(config: Path) -> str:
+    try:
+        files.check_trusted_path(config, os.geteuid())
+    except UntrustedFile as error:
+        return f"without --config it is not used: {error.message}"
+    return ""
 
 
 #: What git must not do to the committed files: convert the line ends of signed bytes, or merge two versions of a generated file.

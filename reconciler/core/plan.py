@@ -161,7 +161,7 @@ def _listed(model: LockedModel, given: lifecycle.PlanInput, blobs: dict[str, Blo
     if op != "keep" and _left_out(model.id, given.policy):
         if before != "active" or model.state == "enabled":
             return ModelChange(id=model.id, op="keep", from_=before, to=before, reason=lifecycle.reason("excluded"))
-        op = "disable" if op == "repair" else op  # what the network takes away stops all the same; no work is done on it
+        op = "disable" if op == "repair" else op  # what the snapshot removes stops all the same; no work is done on it
     wanted = op in WORK
     return ModelChange(
         id=model.id,
@@ -336,7 +336,7 @@ def _summary(models: tuple[ModelChange, ...], blobs: tuple[BlobChange, ...], dis
 def mass_removal_warning(models: tuple[ModelChange, ...], active: int) -> str:
     """Return a warning where more than half of the *active* models leave: a valid signature can still be a mistake."""
     leaving = sum(change.from_ == "active" and change.to in {"absent", "archived"} for change in models)
-    return f"this takes away {leaving} of {active} active models" if 2 * leaving > active else ""
+    return f"this removes {leaving} of {active} active models" if 2 * leaving > active else ""
 
 
 def _warnings(models: tuple[ModelChange, ...], state: NodeState, disk: Disk) -> tuple[str, ...]:

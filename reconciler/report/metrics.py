@@ -42,7 +42,7 @@ class ModelMetrics(Struct, frozen=True, kw_only=True):
 
 
 class NetworkMetrics(Struct, frozen=True, kw_only=True):
-    """What this node knows of its network's word."""
+    """The newest snapshot that this node has accepted."""
 
     network: str
     lock: str

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from reconciler import files
+from reconciler import files, settings
 from reconciler.core.errors import UntrustedFile
 from reconciler.demo.server import Server
 from tests.network import Network
@@ -345,6 +345,30 @@ def test_what_the_settings_name_may_not_be_linked_to_another_users_folder(site: 
     refused(site.run("plan"), f"{away} belongs to uid {OTHER}")
 
 
+def test_a_hook_is_the_one_beside_the_settings_and_not_one_where_the_caller_is(site: Site) -> None:
+    """The caller may be in a folder of another user, below the settings."""
+    site.write('[hooks]\nactivated = ["hooks/tell"]\n')
+    site.give(site.work, OTHER)
+    (site.work / "hooks").mkdir()
+    (site.work / "hooks" / "tell").touch(0o755)
+    site.give(site.work / "hooks" / "tell", OTHER)
+
+    assert site.run("plan").code == 0
+    found = settings.decode(site.settings.read_bytes(), site.node)
+    assert found.command(found.hooks.activated) == (str(site.node / "hooks" / "tell"),)
+
+
+@pytest.mark.parametrize("mode", [0o775, 0o777])
+def test_a_hook_that_is_missing_may_not_be_put_there_by_another_user(site: Site, mode: int) -> None:
+    hooks = site.node / "hooks"
+    hooks.mkdir()
+    hooks.chmod(mode)
+    site.give(hooks, site.caller)
+    site.write('[hooks]\nhealthy = ["sh", "hooks/check.sh"]\n')
+
+    refused(site.run("plan"), f"{hooks} may be changed by ")
+
+
 @pytest.mark.parametrize("name", ["root.json", "models.lock", "store"])
 def test_what_is_not_there_yet_may_not_be_put_there_by_another_user(site: Site, shared: Path, name: str) -> None:
     key, table = {"root.json": ("root", "network"), "models.lock": ("lockfile", "network"), "store": ("path", "store")}[name]
@@ -389,6 +413,18 @@ def test_the_hint_gives_the_command_that_uses_the_settings_all_the_same(site: Si
     site.give(site.node, OTHER)
 
     assert f"--config {site.settings}" in site.run("plan").err
+
+
+def test_init_says_at_once_that_its_settings_have_to_be_named(site: Site) -> None:
+    site.node.chmod(0o775)
+    site.settings.unlink()
+
+    ran = site.run("init", folder=site.node)
+
+    assert ran.code == 0, ran
+    assert (
+        f"reconcile lock --config {site.settings} (without --config it is not used: {site.node} may be changed by other users)" in ran.out
+    )
 
 
 # -- the function ----------------------------------------------------------------------------------

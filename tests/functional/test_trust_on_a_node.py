@@ -136,9 +136,9 @@ def test_removing_more_than_half_is_said_loudly(node: Node) -> None:
     planned = node.run("plan")
     assert node.run("apply").code == 0
 
-    assert "this takes away 2 of 3 active models" in planned.out
+    assert "this removes 2 of 3 active models" in planned.out
     details = [one["detail"] for one in node.run("incidents", "--json").json]
-    assert "this takes away 2 of 3 active models" in details
+    assert "this removes 2 of 3 active models" in details
     node.publish(*items)
     assert node.run("plan", "--json").json["summary"]["download_bytes"] == 0
 

@@ -67,7 +67,7 @@ def test_an_unknown_key_names_the_nearest_known_one(text: str, said: str, hint: 
         ("[download]\nfallback = ['ftp://m.example.org/{hex}']\n", "scheme"), ("store = 1\n", "store"), ("[store\n", "not TOML"),
         ("[store]\npath = ''\n", "[store] path"), ("[network]\nroot = ''\n", "[network] root"),
         ("[network]\nlockfile = ''\n", "[network] lockfile"), ("[network]\nlockfile = 'snapshot.json'\n", "the envelope beside"),
-        ("[network]\nlockfile = 'x/../root.json'\n", "[network] lockfile: /etc/node/root.json is [network] root too"),
+        ("[network]\nlockfile = 'x/../root.json'\n", "[network] lockfile: /etc/node/root.json is also [network] root"),
         ("[network]\nsnapshot = 'models.lock'\n", "[network] snapshot"), ("[network]\nroot = 'snapshot.json'\n", "the envelope beside"),
         ("[store]\npath = 'models.lock'\n", "[store] path"), ("[store]\narchive = 'store'\n", "[store] archive"),
         ("[store]\npath = '~nobody-of-this-name/s'\n", "[store] path"), ("[download]\ntimeout = '0s'\n", "[download] timeout"),
