@@ -92,7 +92,7 @@ def begin(tmp_path: Path) -> Iterator[Callable[..., Process]]:
 
 def test_an_agent_that_can_confirm_nothing_backs_off_and_says_so(begin: Callable[..., Process]) -> None:
     process = begin("--interval", "1s")
-    found = process.until(lambda said: said.get("failures", 0) >= 2 and said["phase"] == "waiting")
+    found = process.until(lambda health: health.get("failures", 0) >= 2 and health["phase"] == "waiting")
     code, out = process.end()
 
     assert code == 0
@@ -108,7 +108,7 @@ def test_an_agent_that_can_confirm_nothing_backs_off_and_says_so(begin: Callable
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_ends_a_long_wait_at_once(begin: Callable[..., Process], number: signal.Signals) -> None:
     process = begin("--interval", "1h")
-    process.until(lambda said: said.get("phase") == "waiting")
+    process.until(lambda health: health.get("phase") == "waiting")
     code, out = process.end(number)
 
     assert code == 0
@@ -118,15 +118,15 @@ def test_a_stop_ends_a_long_wait_at_once(begin: Callable[..., Process], number: 
 
 def test_sighup_ends_a_long_wait_and_takes_new_settings(begin: Callable[..., Process], tmp_path: Path) -> None:
     process = begin("--interval", "1h", "--verbose")
-    process.until(lambda said: said.get("phase") == "waiting")
+    process.until(lambda health: health.get("phase") == "waiting")
     (tmp_path / "reconcile.toml").write_text('[agent]\njitter = "0s"\n[network]\nroot = "other.json"\n')
     process.child.send_signal(signal.SIGHUP)
-    found = process.until(lambda said: said["failures"] == 2 and said["phase"] == "waiting")
+    found = process.until(lambda health: health["failures"] == 2 and health["phase"] == "waiting")
 
     assert "other.json" in found["message"]
     (tmp_path / "reconcile.toml").write_text("[agent]\nintervall = 1\n")
     process.child.send_signal(signal.SIGHUP)
-    found = process.until(lambda said: said["failures"] == 3 and said["phase"] == "waiting")
+    found = process.until(lambda health: health["failures"] == 3 and health["phase"] == "waiting")
     code, out = process.end()
 
     assert code == 0
@@ -134,23 +134,23 @@ def test_sighup_ends_a_long_wait_and_takes_new_settings(begin: Callable[..., Pro
     assert "the settings stay as they were" in out
 
 
-def test_systemd_hears_the_real_agent(begin: Callable[..., Process], tmp_path: Path) -> None:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ear:
-        ear.bind(str(tmp_path / "notify"))
-        ear.settimeout(PATIENCE)
+def test_systemd_is_notified_by_the_real_agent(begin: Callable[..., Process], tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(str(tmp_path / "notify"))
+        receiver.settimeout(PATIENCE)
         process = begin("--interval", "1h", notify=tmp_path / "notify")
-        assert ear.recv(4096).startswith(b"READY=1\n")
-        assert ear.recv(4096).startswith(b"STATUS=error: bad-settings")
-        process.until(lambda said: said["phase"] == "waiting")
+        assert receiver.recv(4096).startswith(b"READY=1\n")
+        assert receiver.recv(4096).startswith(b"STATUS=error: bad-settings")
+        process.until(lambda health: health["phase"] == "waiting")
         process.child.send_signal(signal.SIGHUP)
-        assert ear.recv(4096).startswith(b"RELOADING=1\nMONOTONIC_USEC=")
-        assert ear.recv(4096) == b"READY=1"
+        assert receiver.recv(4096).startswith(b"RELOADING=1\nMONOTONIC_USEC=")
+        assert receiver.recv(4096) == b"READY=1"
         process.end()
-        said = ear.recv(4096)
-        while said.startswith(b"STATUS="):
-            said = ear.recv(4096)
+        text = receiver.recv(4096)
+        while text.startswith(b"STATUS="):
+            text = receiver.recv(4096)
 
-    assert said == b"STOPPING=1"
+    assert text == b"STOPPING=1"
 
 
 def test_metrics_are_served_while_the_agent_runs(begin: Callable[..., Process], tmp_path: Path) -> None:
@@ -158,18 +158,18 @@ def test_metrics_are_served_while_the_agent_runs(begin: Callable[..., Process], 
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     process = begin("--interval", "1h", "--metrics-port", str(port), "--metrics-file", "m.prom")
-    process.until(lambda said: said.get("phase") == "waiting")
+    process.until(lambda health: health.get("phase") == "waiting")
     end = time.monotonic() + PATIENCE
     while not (tmp_path / "m.prom").exists() or "runs_total" not in (tmp_path / "m.prom").read_text():
         assert time.monotonic() < end
         select.select([], [], [], 0.02)
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=PATIENCE) as answer:
-        said = answer.read().decode()
+        text = answer.read().decode()
     code, _ = process.end()
 
     assert code == 0
-    assert 'reconcile_runs_total{outcome="error"} 1.0' in said
-    assert "reconcile_disk_free_bytes" in said
+    assert 'reconcile_runs_total{outcome="error"} 1.0' in text
+    assert "reconcile_disk_free_bytes" in text
 
 
 def test_a_metrics_port_that_is_taken_is_a_sentence(begin: Callable[..., Process]) -> None:
@@ -255,13 +255,13 @@ def test_one_cycle_installs_scrubs_and_measures(node: Node) -> None:
 
     assert ran.code == 0, ran
     assert node.states() == {"a:v1": "active", "b:v1": "absent"}
-    said = metrics.read_text()
-    assert sample(said, "reconcile_model_state", model="a:v1", state="active") == 1
-    assert sample(said, "reconcile_model_bytes", model="a:v1") == len(tiny("a"))
-    assert sample(said, "reconcile_model_test_tokens_per_second", model="a:v1") > 0
-    assert sample(said, "reconcile_models", state="absent") == 1
-    assert sample(said, "reconcile_runs_total", outcome="done") == 1
-    assert sample(said, "reconcile_floor_version") == sample(said, "reconcile_snapshot_version") == node.network.version
+    text = metrics.read_text()
+    assert sample(text, "reconcile_model_state", model="a:v1", state="active") == 1
+    assert sample(text, "reconcile_model_bytes", model="a:v1") == len(tiny("a"))
+    assert sample(text, "reconcile_model_test_tokens_per_second", model="a:v1") > 0
+    assert sample(text, "reconcile_models", state="absent") == 1
+    assert sample(text, "reconcile_runs_total", outcome="done") == 1
+    assert sample(text, "reconcile_floor_version") == sample(text, "reconcile_snapshot_version") == node.network.version
     assert json.loads((node.store / "health.json").read_bytes())["outcome"] == "done"
 
 
@@ -308,12 +308,12 @@ def test_once_exits_as_sync_does(node: Node) -> None:
 # -- for long
 
 
-class Patient:
-    """A bell that never rings, until so many waits have passed."""
+class CountedWaits:
+    """Stops the agent after so many waits, and never interrupts one."""
 
-    def __init__(self, waits: int, look: Callable[[int], None]) -> None:
+    def __init__(self, waits: int, observe: Callable[[int], None]) -> None:
         self.left = waits
-        self.look = look
+        self.observe = observe
 
     def stops(self) -> bool:
         return self.left == 0
@@ -326,7 +326,7 @@ class Patient:
 
     def wait(self, seconds: float) -> None:
         self.left -= 1
-        self.look(self.left)
+        self.observe(self.left)
 
 
 def resident() -> int:
@@ -343,7 +343,7 @@ class Marks:
         self.first = first
         self.seen: list[tuple[int, int, int]] = []
 
-    def look(self, left: int) -> None:
+    def observe(self, left: int) -> None:
         self.now += 1e6
         if left in {self.cycles - self.first, 0}:
             gc.collect()
@@ -355,7 +355,7 @@ class Marks:
 
     def run(self) -> dict[str, int]:
         options = AgentOptions(metrics_file=self.node.folder / "m.prom")
-        wakeup = Patient(self.cycles, self.look)
+        wakeup = CountedWaits(self.cycles, self.observe)
         made = Agent(self.load, lambda _: None, wakeup, options, timer=lambda: self.now, jitter=lambda _: 0.0)
         made.run()
         return made.health.totals
@@ -385,9 +385,9 @@ class Trouble:
         self.good = node.item("a:v1", tiny("a"))
         self.bad = node.item("b:v1", b"no model at all")
         self.held = contextlib.ExitStack()
-        self.word()
+        self.publish()
 
-    def word(self, *more: dict[str, Any]) -> None:
+    def publish(self, *more: dict[str, Any]) -> None:
         (self.node.folder / "published.json").write_bytes(self.node.network.snapshot(self.good, *more))
 
     def cause(self, cycle: int) -> None:
@@ -401,7 +401,7 @@ class Trouble:
             case 6:
                 (self.node.folder / "published.json").write_bytes(b"garbage")
             case 9:
-                self.word(self.bad)
+                self.publish(self.bad)
             case 11:
                 (self.node.folder / "published.json").unlink()
             case 13:
@@ -409,7 +409,7 @@ class Trouble:
             case 15:
                 (self.node.store / "ledger.db").write_bytes(b"garbage" * 100)
             case 8 | 12 | 17:
-                self.word()
+                self.publish()
             case _:
                 pass
 
@@ -419,13 +419,13 @@ def test_a_hundred_and_twenty_cycles_of_trouble_leave_nothing_behind(node: Node)
     node.configure('[agent]\nscrub_after = "0s"\n')
     trouble = Trouble(node)
     marks = Marks(node, cycles=120, first=40)
-    look = marks.look
+    observe = marks.observe
 
     def both(left: int) -> None:
-        look(left)
+        observe(left)
         trouble.cause(120 - left)
 
-    marks.look = both  # type: ignore[method-assign]
+    marks.observe = both  # type: ignore[method-assign]
     totals = marks.run()
 
     assert sum(totals.values()) == 120

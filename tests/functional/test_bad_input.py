@@ -89,7 +89,7 @@ GOOD = "sha256:" + "a" * 64
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "expected"),
     [
         (artifact(path="../x"), "models[0].artifacts[0].path"),
         (artifact(path="/x"), "models[0].artifacts[0].path"),
@@ -110,13 +110,13 @@ GOOD = "sha256:" + "a" * 64
         (lambda model: model.update(entrypoint="other.gguf"), "models[0].entrypoint"),
     ],
 )
-def test_a_snapshot_that_means_nothing_says_where(used: Node, spoil: Callable[[dict[str, Any]], None], said: str) -> None:
+def test_a_snapshot_that_means_nothing_says_where(used: Node, spoil: Callable[[dict[str, Any]], None], expected: str) -> None:
     model = used.item("a:v1", tiny("a"))
     spoil(model)
 
     ran = offered(used, used.network.snapshot(model), "bad-envelope")
 
-    assert said in ran.err
+    assert expected in ran.err
 
 
 def test_duplicate_ids_are_refused(used: Node) -> None:
@@ -185,7 +185,7 @@ def test_a_store_that_is_a_file_is_refused(node: Node, command: str) -> None:
     assert (node.folder / "file").read_bytes() == b"mine"
 
 
-def test_a_second_run_is_told_that_the_store_is_held(used: Node) -> None:
+def test_a_second_run_is_refused_while_the_store_is_held(used: Node) -> None:
     before = traces(used.store)
     fd = os.open(used.store / ".lock", os.O_RDWR)
     try:
@@ -315,7 +315,7 @@ def test_a_refusal_of_the_settings_is_not_written_over_them_either(used: Node, o
 
 
 def test_credentials_that_are_gone_are_no_fault_of_a_model(used: Node) -> None:
-    """What needs no download goes on, what needs one is tried again; nobody is said to have failed a test."""
+    """What needs no download goes on, what needs one is tried again; nobody is reported to have failed a test."""
     used.publish(used.item("b:v1", tiny("b")))
     used.configure('[download]\nnetrc = "gone"\n')
 
@@ -331,7 +331,7 @@ def test_credentials_that_are_gone_are_no_fault_of_a_model(used: Node) -> None:
     assert used.active() == ["b:v1"]
 
 
-def test_a_plan_that_cannot_be_saved_is_said_by_its_name(used: Node) -> None:
+def test_a_plan_that_cannot_be_saved_is_named(used: Node) -> None:
     ran = used.run("plan", "--out", "/dev/full")
 
     assert ran.code == 1

@@ -122,9 +122,9 @@ def test_both_services_are_confined_alike() -> None:
 
 def syscalls(groups: list[str]) -> set[str]:
     """Return the system calls in systemd's *groups*, with those of the groups inside them."""
-    said = subprocess.run(["systemd-analyze", "syscall-filter"], capture_output=True, text=True, check=True).stdout
+    text = subprocess.run(["systemd-analyze", "syscall-filter"], capture_output=True, text=True, check=True).stdout
     known: dict[str, list[str]] = {}
-    for line in said.splitlines():
+    for line in text.splitlines():
         if line.startswith("@"):
             known[current := line.strip()] = []
         elif line.startswith("    ") and "#" not in line:
@@ -184,7 +184,7 @@ def test_the_services_run_a_command_that_exists(path: Path) -> None:
     assert context.params["once"] == (Unit(path)["Service"]["Type"] == "oneshot")
 
 
-def test_the_agents_service_hears_what_the_agent_says() -> None:
+def test_the_service_unit_takes_the_agents_notifications() -> None:
     service = Unit(DEPLOY / "systemd" / "reconcile-agent.service")["Service"]
 
     assert (service["Type"], service["NotifyAccess"], service["KillMode"]) == ("notify", "main", "mixed")
@@ -267,8 +267,8 @@ def test_the_container_runs_without_rights_a_command_that_exists() -> None:
 
 def exported() -> dict[str, set[str]]:
     """Return every name that can be exported, with its labels."""
-    said = metrics.render(FULL, datetime.now(UTC)).decode()
-    return {sample.name: set(sample.labels) for family in text_string_to_metric_families(said) for sample in family.samples}
+    text = metrics.render(FULL, datetime.now(UTC)).decode()
+    return {sample.name: set(sample.labels) for family in text_string_to_metric_families(text) for sample in family.samples}
 
 
 def dashboard() -> dict[str, Any]:

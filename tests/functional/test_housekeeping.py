@@ -217,13 +217,13 @@ def test_a_lost_ledger_is_hashed_and_tested_again_and_nothing_is_fetched(used: N
 
 
 def test_verify_says_how_far_it_is(used: Node) -> None:
-    heard = EventLog()
+    log = EventLog()
 
-    verify.verify(used.context(), heard, progress=True)
+    verify.verify(used.context(), log, progress=True)
 
-    told = [(one.done, one.total) for one in heard.of(HashProgress)]
-    assert told[-1] == (len(tiny("a")), len(tiny("a")))
-    assert told == sorted(told)
+    shown = [(one.done, one.total) for one in log.of(HashProgress)]
+    assert shown[-1] == (len(tiny("a")), len(tiny("a")))
+    assert shown == sorted(shown)
 
 
 def test_a_terminal_shows_how_far_verify_is() -> None:

@@ -1,4 +1,4 @@
-"""A run that is told to stop, whose terminal hangs up or whose reader goes: it ends soon, leaves nothing, and the next one finishes."""
+"""A run that is asked to stop, whose terminal hangs up or whose reader goes: it ends soon, leaves nothing, and the next one finishes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SLOW = tiny("slow", width=512)
 
 
 @pytest.fixture(autouse=True)
-def heard() -> Iterator[None]:
+def signals_restored() -> Iterator[None]:
     """A shell's background job ignores SIGINT, under ``nohup`` all ignore SIGHUP, and so would what we start."""
     before = {number: signal.signal(number, signal.SIG_DFL) for number in STOPS}
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -173,10 +173,10 @@ def test_a_reader_that_goes_away_stops_no_run(life: Life) -> None:
 @pytest.mark.parametrize("json_", [[], ["--json"]], ids=["text", "json"])
 def test_a_full_output_stops_no_run_and_is_no_success(life: Life, json_: list[str]) -> None:
     with Path("/dev/full").open("w") as full, begun(life.node, *json_, stdout=full.fileno()) as running:
-        code, said = ended(running)
+        code, errors = ended(running)
 
     assert code == 1
-    assert "No space left on device" in said
+    assert "No space left on device" in errors
     assert life.contents()["states"] == life.end["states"]
     assert life.after() == []
 

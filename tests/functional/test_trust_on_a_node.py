@@ -65,7 +65,7 @@ def test_one_damaged_copy_of_the_floor_is_enough(used: Node, damage: bytes) -> N
     assert json.loads((used.store / "trust/floor.json").read_bytes())["version"] == 2
 
 
-def test_a_lost_floor_begins_anew_by_a_persons_word(used: Node) -> None:
+def test_a_lost_trust_state_starts_again_after_a_persons_consent(used: Node) -> None:
     (used.store / "trust/floor.json").unlink()
     (used.store / "ledger.db").unlink()
 

@@ -38,7 +38,7 @@ def descriptors_open() -> int:
 
 
 class World:
-    """Time that passes only while the agent waits, work that goes as told, and a bell that rings when told."""
+    """Time that passes only while the agent waits, steps that do what the test says, and signals when it says."""
 
     def __init__(self, folder: Path, did: list[Did], text: str = "") -> None:
         self.folder = folder
@@ -180,7 +180,7 @@ def test_a_fault_of_ours_does_not_end_the_agent(tmp_path: Path) -> None:
     assert "internal-error: ZeroDivisionError" in world.warnings()[0]
 
 
-def test_failed_models_are_told_and_do_not_slow_the_agent_down(tmp_path: Path) -> None:
+def test_failed_models_are_reported_and_do_not_slow_the_agent_down(tmp_path: Path) -> None:
     world = World(tmp_path, [2])
     world.damage = 1
     world.agent().run()
@@ -198,7 +198,7 @@ def test_once_is_one_cycle_and_keeps_its_error(tmp_path: Path) -> None:
     assert world.health.phase == "stopped"
 
 
-# -- telling
+# -- the result of a cycle
 
 
 def test_the_health_file_says_what_was_and_what_comes(tmp_path: Path) -> None:
@@ -220,11 +220,11 @@ def test_a_cycle_that_goes_on_is_seen(tmp_path: Path) -> None:
     world = World(tmp_path, [])
     seen: list[str] = []
 
-    def look() -> int:
+    def observe() -> int:
         seen.append(world.health.phase)
         return 0
 
-    world.did = [look]
+    world.did = [observe]
     world.agent().run()
 
     assert seen == ["working"]
@@ -248,7 +248,7 @@ def test_a_damaged_health_file_is_begun_anew(tmp_path: Path, data: bytes) -> Non
     assert world.health.totals == {"done": 1}
 
 
-def test_what_cannot_be_told_fails_nothing(tmp_path: Path) -> None:
+def test_what_cannot_be_written_fails_no_cycle(tmp_path: Path) -> None:
     (tmp_path / "store").write_text("not a folder")
     world = World(tmp_path, [0, 0])
     world.agent(metrics_file=tmp_path / "missing" / "m.prom").run()
@@ -278,7 +278,7 @@ def test_sighup_reads_the_settings_again_and_begins_the_next_cycle(tmp_path: Pat
 
     def change(number: int) -> None:
         if number == 1:
-            world.now -= world.waits[0]  # the bell ends the wait at once
+            world.now -= world.waits[0]  # the signal ends the wait at once
             world.text = '[agent]\ninterval = "1h"\n'
             world.hup()
 
@@ -348,7 +348,7 @@ def test_a_stop_while_a_cycle_goes_on_runs_every_finally(tmp_path: Path) -> None
     assert (world.health.phase, world.health.totals) == ("stopped", {"done": 1})
 
 
-def test_a_stop_that_somebody_swallowed_is_heard_after_the_cycle(tmp_path: Path) -> None:
+def test_a_stop_that_was_swallowed_ends_the_agent_after_the_cycle(tmp_path: Path) -> None:
     world = World(tmp_path, [])
 
     def swallowed() -> int:
@@ -420,7 +420,7 @@ def test_a_second_sigterm_does_not_break_what_the_first_lets_go(wakeup: service.
         killed_while_waiting(wakeup, signal.SIGINT)
 
 
-def test_the_bell_gives_every_signal_back() -> None:
+def test_wakeup_restores_every_signal_handler() -> None:
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     before = [signal.getsignal(number) for number in numbers]
     descriptors = descriptors_open()
@@ -437,36 +437,36 @@ def test_the_bell_gives_every_signal_back() -> None:
 
 @contextlib.contextmanager
 def manager(monkeypatch: pytest.MonkeyPatch, address: str) -> Iterator[socket.socket]:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ear:
-        ear.bind("\0" + address[1:] if address.startswith("@") else address)
-        ear.settimeout(10)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
+        receiver.bind("\0" + address[1:] if address.startswith("@") else address)
+        receiver.settimeout(10)
         monkeypatch.setenv("NOTIFY_SOCKET", address)
-        yield ear
+        yield receiver
 
 
-def heard(ear: socket.socket) -> list[str]:
-    ear.setblocking(False)
+def received(receiver: socket.socket) -> list[str]:
+    receiver.setblocking(False)
     found = []
     with contextlib.suppress(BlockingIOError):
         while True:
-            found.append(ear.recv(4096).decode())
+            found.append(receiver.recv(4096).decode())
     return found
 
 
 @pytest.mark.parametrize("abstract", [False, True])
-def test_systemd_hears_ready_reloading_and_stopping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, abstract: bool) -> None:
+def test_systemd_is_notified_of_ready_reloading_and_stopping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, abstract: bool) -> None:
     address = f"@reconcile-{os.getpid()}-{time.monotonic_ns()}" if abstract else str(tmp_path / "notify")
     world = World(tmp_path, [0, StoreError("no\ndisk"), 0])
     world.during_wait = lambda number: world.hup() if number == 1 else None
-    with manager(monkeypatch, address) as ear:
+    with manager(monkeypatch, address) as receiver:
         world.agent().run()
-        said = heard(ear)
+        messages = received(receiver)
 
-    assert said[0] == "READY=1\nSTATUS=at work"
-    assert said[-1] == "STOPPING=1"
-    index = next(index for index, text in enumerate(said) if text.startswith("RELOADING=1\nMONOTONIC_USEC="))
-    assert said[index + 1] == "READY=1"
-    assert "STATUS=error: store: no disk" in said
+    assert messages[0] == "READY=1\nSTATUS=at work"
+    assert messages[-1] == "STOPPING=1"
+    index = next(index for index, text in enumerate(messages) if text.startswith("RELOADING=1\nMONOTONIC_USEC="))
+    assert messages[index + 1] == "READY=1"
+    assert "STATUS=error: store: no disk" in messages
 
 
 @pytest.mark.parametrize("address", ["", "relative", "/nowhere/at/all", "vsock:2:1234", "@" + "x" * 200])
@@ -480,8 +480,8 @@ def test_the_watchdog_is_fed_while_the_agent_lives(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("WATCHDOG_USEC", "20000")
     monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()))
     watchdog = service.Watchdog(60.0)
-    with manager(monkeypatch, str(tmp_path / "notify")) as ear, watchdog.running():
-        assert [ear.recv(100), ear.recv(100)] == [b"WATCHDOG=1"] * 2
+    with manager(monkeypatch, str(tmp_path / "notify")) as receiver, watchdog.running():
+        assert [receiver.recv(100), receiver.recv(100)] == [b"WATCHDOG=1"] * 2
 
     assert not [thread for thread in threading.enumerate() if thread.name == "watchdog"]
 
@@ -569,13 +569,13 @@ def test_two_hundred_cycles_leave_nothing_behind(tmp_path: Path) -> None:
     world = World(tmp_path, outcomes * 25)
     marks: list[tuple[int, int, int]] = []
 
-    def look(number: int) -> None:
+    def observe(number: int) -> None:
         world.events.clear()
         if number in {40, 199}:
             gc.collect()
             marks.append((tracemalloc.get_traced_memory()[0], descriptors_open(), len(list(tmp_path.rglob("*")))))
 
-    world.during_wait = look
+    world.during_wait = observe
     tracemalloc.start()
     try:
         world.agent(metrics_file=tmp_path / "m.prom", metrics_port=0).run()

@@ -182,14 +182,14 @@ def test_a_missing_engine_matters_only_where_a_model_needs_it(locked: CheckInput
 
 
 @pytest.mark.parametrize(("days", "expected"), [(-1, "error"), (0, "error"), (29, "warning"), (31, "ok")])
-def test_a_root_that_ends_soon_is_told_in_time(tmp_path: Path, network: Network, days: int, expected: str) -> None:
+def test_a_root_that_expires_soon_is_reported_in_time(tmp_path: Path, network: Network, days: int, expected: str) -> None:
     (tmp_path / "root.json").write_bytes(network.root())
     now = NOW + timedelta(days=365 - days)
 
     assert one(doctor.trust_root, given(Settings(base=str(tmp_path)), now)).level == expected
 
 
-def test_a_node_without_a_root_is_told_how_to_pin_one(tmp_path: Path) -> None:
+def test_a_node_without_a_root_gets_a_hint_how_to_pin_one(tmp_path: Path) -> None:
     found = one(doctor.trust_root, given(Settings(base=str(tmp_path))))
 
     assert found.level == "error"
@@ -262,8 +262,8 @@ def test_an_active_link_that_leads_nowhere_is_an_error(case: CheckInput) -> None
     ],
 )
 def test_an_agent_that_fails_or_is_overdue_is_a_warning(case: CheckInput, changes: dict[str, object], expected: str) -> None:
-    said = Health(phase="waiting", outcome="done", started_at=NOW, ended_at=NOW)
-    write_health(case.node.layout, msgspec.structs.replace(said, **changes))
+    health = Health(phase="waiting", outcome="done", started_at=NOW, ended_at=NOW)
+    write_health(case.node.layout, msgspec.structs.replace(health, **changes))
 
     assert health_path(case.node.layout).exists()
     assert one(doctor.agent, case).level == expected
@@ -291,7 +291,7 @@ def sources(case: CheckInput, snapshot: str, fallback: str) -> CheckInput:
     return with_settings(case, text)
 
 
-def test_hosts_are_knocked_on_and_those_that_matter_most_count_most(case: CheckInput, listener: socket.socket, shut: int) -> None:
+def test_a_snapshot_out_of_reach_is_an_error_and_a_mirror_a_warning(case: CheckInput, listener: socket.socket, shut: int) -> None:
     port = listener.getsockname()[1]
     up, down = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{shut}"
 
@@ -306,7 +306,7 @@ def test_offline_touches_no_network(case: CheckInput, shut: int) -> None:
     assert levels(doctor.reachable, looked) == ["ok"]
 
 
-def test_behind_a_proxy_only_the_proxy_is_knocked_on(case: CheckInput, listener: socket.socket) -> None:
+def test_behind_a_proxy_only_the_proxy_is_connected_to(case: CheckInput, listener: socket.socket) -> None:
     port = listener.getsockname()[1]
     text = f'[network]\nsnapshot = "https://config.example.org/s.json"\n[download]\nproxy = "http://127.0.0.1:{port}"\n'
 

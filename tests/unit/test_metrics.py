@@ -51,7 +51,7 @@ def value(name: str, **labels: str) -> float:
     return samples(FULL)[name, frozenset(labels.items())]
 
 
-def test_the_parser_reads_what_was_said() -> None:
+def test_the_parser_reads_what_is_rendered() -> None:
     assert value("reconcile_model_state", model="a:v1", state="active") == 1
     assert value("reconcile_model_state", model="a:v1", state="failed") == 0
     assert value("reconcile_models", state="failed") == 1
