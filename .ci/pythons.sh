@@ -4,7 +4,7 @@
 set -eu
 
 find_python() {
-  for candidate in "$(command -v "python$1" || true)" "$HOME/.pyenv/versions/$1".*/bin/"python$1"; do
+  for candidate in "$(command -v "python$1" || true)" "${HOME:-/root}/.pyenv/versions/$1".*/bin/"python$1"; do
     # A shim on the path may name an interpreter that it cannot start.
     "$candidate" -c 'import sys, venv; sys.exit(sys.version_info[:2] != tuple(map(int, sys.argv[1].split("."))))' "$1" 2>/dev/null || continue
     echo "$candidate"
@@ -15,9 +15,9 @@ find_python() {
 install() {
   "$1" -m venv --clear "$2"
   awk '/^[^ #]/ { left_out = /^llama-cpp-python==/ } !left_out' requirements.lock >"$2/requirements.txt"
-  "$2/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --only-binary :all: \
+  "$2/bin/python" -m pip install -qq --disable-pip-version-check --no-deps --require-hashes --only-binary :all: \
     --requirement "$2/requirements.txt"
-  "$2/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+  "$2/bin/python" -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation --editable .
   touch "$2/.ready"
 }
 

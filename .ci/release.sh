@@ -49,7 +49,7 @@ say "built twice to the same bytes"
 
 base=$(find_python)
 "$base" -m venv --without-pip "$work/venv"
-"$python" -m pip --python "$work/venv/bin/python" --disable-pip-version-check --quiet install "$work"/first/dist/*.whl
+"$python" -m pip --python "$work/venv/bin/python" --disable-pip-version-check -qq install "$work"/first/dist/*.whl
 mkdir -p "$work/home/node"
 [ "$(id -u)" != 0 ] || chown 65534:65534 "$work/home/node"
 for file in root.json snapshot.json; do
