@@ -4,7 +4,7 @@
 set -eu
 
 find_python() {
-  for candidate in "$(command -v "python$1" || true)" "${HOME:-/root}/.pyenv/versions/$1".*/bin/"python$1"; do
+  for candidate in "$(command -v "python$1" || true)" "${HOME-}/.pyenv/versions/$1".*/bin/"python$1"; do
     # A shim on the path may name an interpreter that it cannot start.
     "$candidate" -c 'import sys, venv; sys.exit(sys.version_info[:2] != tuple(map(int, sys.argv[1].split("."))))' "$1" 2>/dev/null || continue
     echo "$candidate"
