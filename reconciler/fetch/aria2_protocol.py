@@ -31,6 +31,10 @@ from reconciler.fetch.sources import Failure
 
 #: The unit in which aria2 remembers a piece that is under way, in bytes.
 BLOCK = 16 << 10
+#: What a killed run loses of a connection lies in buffers, so smaller files get fewer of them, down to these: ten kills of 24 MiB over 8
+#: connections sent 1.21 to 1.27 times its size, and 1.12 to 1.15 times over 4.
+_BYTES_A_CONNECTION = 6 << 20
+_FEWEST_CONNECTIONS = 4
 #: A range of bytes: the first, and the one after the last.
 Run = tuple[int, int]
 
@@ -104,6 +108,11 @@ def least_rate(settings: FetchSettings) -> int:
     if not settings.limit_bytes:
         return settings.min_rate_bytes
     return min(settings.min_rate_bytes, settings.limit_bytes // (4 * settings.concurrent))
+
+
+def connections(settings: FetchSettings, size: int) -> int:
+    """Return over how many connections a file of *size* bytes comes."""
+    return min(settings.connections, max(_FEWEST_CONNECTIONS, size // _BYTES_A_CONNECTION))
 
 
 def _bounded(value: float, most: int) -> int:

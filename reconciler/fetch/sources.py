@@ -197,6 +197,11 @@ def failure_of_status(status: int, headers: Mapping[str, list[str]], now: float)
     return Failure(text=status_text(status), permanent=status not in TRANSIENT, final=status in _FINAL, kind=kind, retry_after=wait)
 
 
+def other_length(size: int) -> Failure:
+    """Return the failure of a source whose file does not have the signed *size* in bytes."""
+    return Failure(text=f"it sends another length than the signed {size} bytes", kind="size-mismatch")
+
+
 def status_text(status: int) -> str:
     """Return what an HTTP status means, for people."""
     meaning = _STATUS_TEXT.get(status) or ("it has an error of its own" if status >= 500 else "it does not give the file")

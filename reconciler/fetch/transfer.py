@@ -36,10 +36,6 @@ from reconciler.ports import Fetched, FetchFailed, FetchProgress, Incident, Repo
 LATE_MIRROR_SECONDS = 0.3
 #: Smaller files come over one connection, so from one source.
 TOGETHER_BYTES = 2 << 20
-#: What a killed run loses of a connection lies in buffers, so smaller files get fewer of them, down to these: ten kills of 24 MiB over 8
-#: connections sent 1.21 to 1.27 times its size, and 1.12 to 1.15 times over 4.
-_BYTES_A_CONNECTION = 6 << 20
-_FEWEST_CONNECTIONS = 4
 #: A blob up to this size is unlikely to be what filled the disk.
 RETRY_DISK_FULL_BYTES = 64 << 20
 
@@ -201,7 +197,6 @@ class Transfer:
         self.late_mirrors.clear()
         ranges = self._resolved[self._used[0]].ranges
         single = not ranges or self.selector.mode(self._used[0]) != "parallel"
-        most = max(_FEWEST_CONNECTIONS, self.want.size // _BYTES_A_CONNECTION)
         if not ranges and self.attempt.resumed:
             self._start_over()  # continuing could only end in error 8
         self._contributors.update(dict.fromkeys(self._used))
@@ -211,7 +206,7 @@ class Transfer:
         self.progress.watch(now)
         return aria2_daemon.Download(
             gid=self.gid, urls=tuple(self._resolved[url].url for url in self._used), folder=self.attempt.folder, size=self.want.size,
-            connections=1 if single else min(self.context.settings.connections, most),
+            connections=1 if single else aria2_protocol.connections(self.context.settings, self.want.size),
         )  # fmt: skip
 
     def on_status(self, status: Status, now: float) -> bool:
@@ -246,7 +241,7 @@ class Transfer:
         self.gid = ""
         try:
             if staging.length(self.attempt.data) > self.want.size:
-                self._reject_bytes(_other_length(self.want), now)
+                self._reject_bytes(sources.other_length(self.want.size), now)
                 return
             self._resume()
             self.phase = "ready"
@@ -273,7 +268,7 @@ class Transfer:
     def _on_stopped(self, now: float) -> None:
         self.gid = ""
         if self._stop_reason == "size":
-            self._reject_bytes(_other_length(self.want), now)
+            self._reject_bytes(sources.other_length(self.want.size), now)
         else:
             self._cancel_hashing()
             self._report_blames(self.selector.record_slow(self._used, now, may_restart=self.progress.is_stuck()))
@@ -401,7 +396,3 @@ class Transfer:
 
     def _finish(self, outcome: Fetched | FetchFailed) -> None:
         self.outcome, self.phase, self.gid = outcome, "done", ""
-
-
-def _other_length(want: Want) -> Failure:
-    return Failure(text=f"it sends another length than the signed {want.size} bytes", kind="size-mismatch")
