@@ -88,7 +88,7 @@ class HostileNetwork(Network):
 
 
 class Node:
-    """What a node remembers: the root, the floor, and the lock that it acts on. Each ``sync`` acts, or raises and keeps all as it was."""
+    """What a node remembers: the root, the trust state, and the lock that it acts on. Each ``sync`` acts, or raises and keeps all as it was."""
 
     def __init__(self, network: HostileNetwork) -> None:
         self.network = network
@@ -104,7 +104,7 @@ class Node:
         return self.network.now + self.clock_error
 
     def sync(self) -> lock.Lock:
-        """Walk the roots, verify what is served, raise the floor, compile."""
+        """Apply the roots, verify what is served, advance the trust state, compile."""
         self.update_root()
         verified = trust.verify(self.network.served, self.root, now=self.now, trust_state=self.trust_state)
         self.trust_state = trust.advance_state(self.trust_state, verified)

@@ -73,7 +73,7 @@ class StoreNode(SnapshotAuthor):
         self.policy: Policy = POLICY
 
     def run(self, wanted: Lock) -> run.Outcome:
-        """Plan and apply as the engine does, without its trust: hold the store, raise the floor, observe, plan, execute."""
+        """Plan and apply as the engine does, without its trust: hold the store, record the snapshot, observe, plan, execute."""
         atomic.make_folder(self.layout.root)
         with writer_lock.hold(self.layout.lock_file), Ledger.writing(self.layout.ledger) as ledger:
             trust_state.write(self.layout, ledger, TrustState(version=wanted.snapshot.version, digest=wanted.snapshot.digest))

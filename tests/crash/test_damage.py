@@ -348,7 +348,7 @@ def test_a_spoiled_active_is_found_and_made_anew_in_one_swap(node: StoreNode, lo
     is_found_and_made_anew_in_one_swap(node, lock)
 
 
-# -- the ledger and the floor ----------------------------------------------------------------------
+# -- the ledger and the trust state ------------------------------------------------------------------
 
 
 def empty_file(path: Path) -> None:
