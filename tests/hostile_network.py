@@ -88,7 +88,7 @@ class HostileNetwork(Network):
 
 
 class Node:
-    """What a node remembers: the root, the trust state, and the lock that it acts on. Each ``sync`` acts, or raises and keeps all as it was."""
+    """What a node remembers: root, trust state, and the lock that it acts on. Each ``sync`` acts, or raises and keeps all as it was."""
 
     def __init__(self, network: HostileNetwork) -> None:
         self.network = network
