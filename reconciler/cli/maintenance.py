@@ -13,7 +13,7 @@ from reconciler.cli.options import LOCK_TIMEOUT, OFFLINE, Share, Size
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from reconciler.store.housekeeping import Garbage
+    from reconciler.store.garbage import Garbage
 
 _LEVELS = {"ok": ("ok     ", "green"), "warning": ("warning", "yellow"), "error": ("error  ", "bold red")}
 

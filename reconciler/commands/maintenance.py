@@ -14,7 +14,7 @@ from reconciler.core.lock import Lock
 from reconciler.core.state import Generation, NodeState
 from reconciler.ports import Reporter, Swapped
 from reconciler.store import clock, generations, observe
-from reconciler.store.housekeeping import Garbage, StoreHousekeeping
+from reconciler.store.garbage import Garbage, GarbageCollector
 from reconciler.store.layout import Layout
 from reconciler.store.ledger import Change, Ledger
 
@@ -25,7 +25,7 @@ def garbage(context: NodeContext) -> tuple[Garbage, ...]:
     """Return what ``gc`` would delete, and why. Changes nothing."""
     found = load_lock.load_verified_lock(context)
     with Ledger.reading(context.layout.ledger) as ledger:
-        return StoreHousekeeping(context.layout, ledger, found.lock, context.policy, context.clock).garbage()
+        return GarbageCollector(context.layout, ledger, found.lock, context.policy, context.clock).garbage()
 
 
 def gc(context: NodeContext, *, at_most: int | None = None, lock_timeout_seconds: float = 0.0) -> tuple[Garbage, ...]:
@@ -38,10 +38,10 @@ def gc(context: NodeContext, *, at_most: int | None = None, lock_timeout_seconds
     with hold_store(context, timeout_seconds=lock_timeout_seconds) as ledger:
         found = load_lock.load_verified_lock(context)
         clock.follow(context.layout, ledger, context.clock(), context.policy.grace_seconds, clock.boot_time())
-        housekeeping = StoreHousekeeping(context.layout, ledger, found.lock, context.policy, context.clock)
-        before = housekeeping.garbage()
-        housekeeping.free(before, at_most=at_most)
-        left = {(one.kind, one.name) for one in housekeeping.garbage()}
+        collector = GarbageCollector(context.layout, ledger, found.lock, context.policy, context.clock)
+        before = collector.garbage()
+        collector.free(before, at_most=at_most)
+        left = {(one.kind, one.name) for one in collector.garbage()}
     return tuple(one for one in before if (one.kind, one.name) not in left)
 
 

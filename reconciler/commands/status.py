@@ -42,7 +42,7 @@ from reconciler.core.plan import ModelChange
 from reconciler.core.state import ModelState, NodeState
 from reconciler.ports import TestReport
 from reconciler.report.metrics import ModelMetrics, NetworkMetrics, NodeMetrics, StoreMetrics
-from reconciler.store import housekeeping, observe
+from reconciler.store import observe, quarantine
 from reconciler.store.generations import path_of
 from reconciler.store.layout import Layout
 from reconciler.store.ledger import Change, Ledger, LoggedIncident
@@ -147,7 +147,7 @@ def _next_sync(layout: Layout, now: datetime) -> datetime | None:
 
 def _with_details(one: ModelStatus, layout: Layout, ledger: Ledger, *, named: bool) -> ModelStatus:
     """Return *one* with where its failure was recorded, and, if it was asked for by name, with its last test job."""
-    if one.state == "failed" and (folder := housekeeping.quarantined(layout, one.id)):
+    if one.state == "failed" and (folder := quarantine.newest(layout, one.id)):
         one = structs.replace(one, quarantine=str(folder.relative_to(layout.root)))
     if not named:
         return one

@@ -1,81 +1,30 @@
-"""
-Housekeeping: recovery after an interrupted run, quarantine of what failed, and garbage collection.
-
-What is needed is computed from roots and never from age alone: the active generation and the kept ones, the trees and blobs of listed
-models, and those of unlisted models within their grace period. The store is locked meanwhile, so no other process adds to it.
-"""
+"""The ``Housekeeping`` port: recovery after an interrupted run, and the ways to quarantine, garbage collection and bug reports."""
 
 from __future__ import annotations
 
 import contextlib
-import os
-import stat
 from collections.abc import Callable
 from datetime import datetime
-from pathlib import Path
-
-import msgspec
-from msgspec import Struct
 
 from reconciler import files
-from reconciler.core import digest as digests
-from reconciler.core import units
 from reconciler.core.errors import InternalError, StoreError
 from reconciler.core.lock import Lock
 from reconciler.core.node import Policy
-from reconciler.core.state import Generation, Record
 from reconciler.ports import TestReport
-from reconciler.store import atomic, crash_report, generations, observe
+from reconciler.store import atomic, crash_report, quarantine
+from reconciler.store.garbage import GarbageCollector
 from reconciler.store.layout import Layout
 from reconciler.store.ledger import Ledger
-from reconciler.store.trees import files_of
-
-#: A partial download is deleted after so many seconds without a change: until then a later run may continue it.
-PARTIAL_SECONDS = 7 * 86400.0
-#: A damaged copy in cold storage is kept for so many seconds, for people to examine.
-ASIDE_SECONDS = 7 * 86400.0
-#: Characters of the time in the name of a quarantined model's folder.
-_STAMP = len("20261120T120000000000")
-
-
-class Garbage(Struct, frozen=True, kw_only=True):
-    """Something that may be deleted, why, and the bytes that this frees."""
-
-    kind: str
-    name: str
-    bytes: int
-    reason: str
-
-
-class QuarantineRecord(Struct, frozen=True, kw_only=True):
-    """The record of a quarantined model."""
-
-    model: str
-    at: datetime
-    detail: str
-    tree: str
-    report: TestReport | None = None
-
-
-def _model_suffix(model: str) -> str:
-    """Return the end of the names of *model*'s quarantine folders."""
-    return digests.of(model.encode())[7:19]
-
-
-def quarantined(layout: Layout, model: str) -> Path | None:
-    """Return the folder of the newest record of *model*'s failures, or None."""
-    return max(layout.quarantine.glob(f"*-{_model_suffix(model)}"), default=None)
 
 
 class StoreHousekeeping:
-    """The ``Housekeeping`` port on a disk, for the store's one writer."""
+    """Housekeeping on a disk, for the store's one writer."""
 
     def __init__(self, layout: Layout, ledger: Ledger, lock: Lock, policy: Policy, now: Callable[[], datetime]) -> None:
         self._layout = layout
-        self._ledger = ledger
-        self._lock = lock
         self._policy = policy
         self._now = now
+        self._garbage = GarbageCollector(layout, ledger, lock, policy, now)
 
     def recover(self) -> None:
         """Make the folders of a store, and delete what an interrupted run left; partial downloads stay, to be continued."""
@@ -85,238 +34,22 @@ class StoreHousekeeping:
         trust = self._layout.trust
         with files.translate_errors("clear what an interrupted run left"):
             left = [path for path in self._layout.staging.iterdir() if path.name.startswith(("unpack-", "tree-", "thaw-"))]
-            for folder in (self._layout.root, self._layout.generations, trust, trust / "roots", trust / "snapshots"):
+            for folder in (self._layout.root, self._layout.staging, self._layout.generations, trust, trust / "roots", trust / "snapshots"):
                 left += folder.glob(".*.tmp")
             left += (self._layout.cold / "blobs").glob("*/*/.*.tmp")
         for path in left:
             atomic.delete(path)
 
     def quarantine(self, model: str, report: TestReport | None, detail: str, tree: str) -> None:
-        """Keep a failed model's files, as hard links, with a record of what was expected and found; the oldest are deleted."""
-        now = self._now()
-        with contextlib.suppress(StoreError), files.translate_errors("keep what failed"):  # what cannot be kept for people stops no run
-            folder = self._layout.quarantine / f"{self._stamp(now)}-{_model_suffix(model)}"
-            atomic.make_folder(folder, 0o700)
-            record = QuarantineRecord(model=model, at=now, detail=detail, tree=tree, report=report)
-            atomic.write(folder / "record.json", msgspec.json.format(msgspec.json.encode(record)))
-            if tree:
-                self._keep_files(self._layout.tree(tree), folder)
-            self._bound_quarantine()
+        """Keep a failed model's files with a record of what was expected and found; that they cannot be kept stops no run."""
+        record = quarantine.QuarantineRecord(model=model, at=self._now(), detail=detail, tree=tree, report=report)
+        with contextlib.suppress(StoreError):
+            quarantine.keep(self._layout, record, self._policy.quarantine_bytes)
+
+    def collect_garbage(self) -> None:
+        """Delete what no listed model, kept generation or grace period needs."""
+        self._garbage.collect()
 
     def report_bug(self, error: Exception, model: str) -> InternalError:
         """Write a report of *error*, which met *model*, and return the error that tells of it; raises nothing."""
         return crash_report.internal_error(self._layout, error, {"command": "apply", "model": model}, self._now())
-
-    def _stamp(self, now: datetime) -> str:
-        """Return what orders records: the time, or, where a clock that was ahead wrote a later one, right after that."""
-        newest = max((path.name.partition("-")[0] for path in self._layout.quarantine.glob("2*-*")), default="")
-        stamp = f"{now:%Y%m%dT%H%M%S%f}"
-        return stamp if stamp > newest else f"{newest[:_STAMP]}.{int(newest[_STAMP + 1 :] or 0) + 1:06}"
-
-    def _keep_files(self, tree: Path, folder: Path) -> None:
-        for index, path in enumerate(sorted(path for path in tree.rglob("*") if path.is_file() and not path.is_symlink())):
-            atomic.link(path, folder / f"{index:04d}-{path.name}"[:200])
-        atomic.sync_folder(folder)
-
-    def _bound_quarantine(self) -> None:
-        kept = sorted(self._layout.quarantine.iterdir(), reverse=True)
-        total = 0
-        for index, folder in enumerate(kept):
-            total += _bytes_of(folder)
-            if index and (total > self._policy.quarantine_bytes or index >= 100):
-                atomic.delete(folder)
-
-    def collect_garbage(self) -> None:
-        """Delete what nothing needs, and forget what is missing, so that it is reported as drift only once."""
-        self.free(self.garbage())
-        with files.translate_errors("look through the store"):
-            for recipe, (tree, _) in self._ledger.trees().items():
-                if not self._layout.tree(tree).is_dir():
-                    self._ledger.forget_tree(recipe)
-            for name in self._ledger.verifications():
-                if not os.path.lexists(self._layout.blob(name)):
-                    self._ledger.forget_blob(name)
-
-    def garbage(self) -> tuple[Garbage, ...]:
-        """Return everything that may be deleted, and why; changes nothing."""
-        with files.translate_errors("look through the store"):
-            gone = self._expired_generations()
-            roots = self._roots(gone)
-            stale = (self._of_generation(number) for number in gone)
-            return (*stale, *self._trees(roots), *self._blobs(roots), *self._cold(), *self._aside(), *self._partials())
-
-    def free(self, garbage: tuple[Garbage, ...], *, at_most: int | None = None) -> int:
-        """Delete *garbage* in its order until *at_most* bytes are freed; return how many are."""
-        freed = 0
-        for one in garbage:
-            if at_most is not None and freed >= at_most:
-                break
-            self._delete(one)
-            freed += one.bytes
-        return freed
-
-    def _delete(self, one: Garbage) -> None:
-        match one.kind:
-            case "generation":
-                atomic.delete(self._layout.generations / one.name)
-            case "tree":
-                for recipe, (tree, _) in self._ledger.trees().items():
-                    if tree == one.name:
-                        self._ledger.forget_tree(recipe)
-                atomic.delete(self._layout.tree(one.name))
-            case "blob":
-                self._ledger.forget_blob(one.name)
-                atomic.delete(self._layout.blob(one.name))
-            case "cold":
-                atomic.delete(self._layout.cold_blob(one.name))
-            case "aside":
-                atomic.delete(self._layout.cold / "blobs" / one.name)
-            case _:
-                atomic.delete(self._layout.staging / one.name)
-
-    # -- roots -------------------------------------------------------------------------------------
-
-    def _expired_generations(self) -> list[int]:
-        """Return generations past the bound, and those with models that are not listed and that stopped serving a grace period ago."""
-        found, current = generations.numbers(self._layout), generations.current_or_empty(self._layout).number
-        kept = set(found[-self._policy.generations :])
-        return [number for number in found if number != current and (number not in kept or self._is_expired(number, found))]
-
-    def _is_expired(self, number: int, found: list[int]) -> bool:
-        try:
-            held = generations.read(self._layout, number)
-        except StoreError:
-            return True
-        if not self._holds_unlisted(held):
-            return False
-        later = [other for other in found if other > number]
-        ended = (self._layout.generations / str(later[0] if later else number)).stat().st_mtime
-        return self._now().timestamp() - ended >= self._policy.grace_seconds
-
-    def _holds_unlisted(self, held: Generation) -> bool:
-        wanted = {model.recipe for model in self._lock.model if model.state == "enabled"}
-        trees = {tree for recipe, (tree, _) in self._ledger.trees().items() if recipe in wanted}
-        return any(entry.tree not in trees for entry in held.entries.values())
-
-    def _roots(self, gone: list[int]) -> tuple[set[str], set[str]]:
-        """Return the trees and the blobs that are needed."""
-        by_recipe = self._ledger.trees()
-        records = self._ledger.records()
-        archived = {model.id for model in self._lock.model if model.state == "archived" and _is_archived(records.get(model.id))}
-        trees = self._trees_of(self._kept(gone), archived)
-        blobs: set[str] = set()
-        for model in self._lock.model:
-            record = records.get(model.id)
-            if model.id in archived:
-                # A blob that it shared with a model that was removed since was never moved.
-                blobs.update(name for name in model.blobs if not self._layout.cold_blob(name).exists())
-                continue
-            if model.state != "archived" or (record is not None and record.recipe == model.recipe):
-                blobs.update(model.blobs)
-                trees.update(tree for recipe, (tree, _) in by_recipe.items() if recipe == model.recipe)
-        for record in self._leaving():
-            blobs.update(record.blobs)
-            trees.update(tree for recipe, (tree, _) in by_recipe.items() if recipe == record.recipe)
-        blobs.update(entry.digest for tree, listing in by_recipe.values() if tree in trees for entry in listing)
-        blobs.update(self._made_of(trees - {tree for tree, _ in by_recipe.values()}))
-        return trees, blobs
-
-    def _trees_of(self, kept: list[Generation], archived: set[str]) -> set[str]:
-        """Return the trees that generations need. Of *archived* models only the active one's: their other trees were deleted."""
-        current = generations.current_or_empty(self._layout).number
-        found = [(held.number, model, entry) for held in kept for model, entry in held.entries.items()]
-        return {entry.tree for number, model, entry in found if number == current or model not in archived}
-
-    def _leaving(self) -> list[Record]:
-        """Return the records of unlisted models within their grace period."""
-        listed, now = {model.id for model in self._lock.model}, self._now()
-        return [
-            record
-            for record in self._ledger.records().values()
-            if record.id not in listed
-            and (record.unlisted_since is None or units.age_seconds(record.unlisted_since, now) < self._policy.grace_seconds)
-        ]
-
-    def _made_of(self, trees: set[str]) -> set[str]:
-        """Return the blobs of *trees* whose listings were lost with the ledger, found by their hard links."""
-        folders = [folder for folder in map(self._layout.tree, trees) if folder.is_dir()]
-        links = {_identity((folder / path).lstat()) for folder in folders for path in files_of(folder)}
-        return {name for name, seen in observe.scan(self._layout.blobs).items() if _identity(seen) in links} if links else set()
-
-    def _kept(self, gone: list[int]) -> list[Generation]:
-        kept: list[Generation] = []
-        for number in generations.numbers(self._layout):
-            with contextlib.suppress(StoreError):
-                if number not in gone:
-                    kept.append(generations.read(self._layout, number))
-        return kept
-
-    # -- garbage -----------------------------------------------------------------------------------
-
-    def _of_generation(self, number: int) -> Garbage:
-        return Garbage(
-            kind="generation", name=str(number), bytes=0, reason="past the number that is kept, or of models that are not listed"
-        )
-
-    def _trees(self, roots: tuple[set[str], set[str]]) -> list[Garbage]:
-        return [
-            Garbage(kind="tree", name=name, bytes=0, reason="no listed model or kept generation needs it")
-            for name, seen in sorted(observe.scan(self._layout.trees).items())
-            if name not in roots[0] and stat.S_ISDIR(seen.st_mode)
-        ]
-
-    def _blobs(self, roots: tuple[set[str], set[str]]) -> list[Garbage]:
-        return [
-            Garbage(kind="blob", name=name, bytes=seen.st_size, reason="no listed model, kept generation or grace period needs it")
-            for name, seen in sorted(observe.scan(self._layout.blobs).items())
-            if name not in roots[1]
-        ]
-
-    def _cold(self) -> list[Garbage]:
-        """Return blobs in cold storage whose model is not listed and past its grace period, or is installed again."""
-        back = {name for model in self._lock.model if model.state != "archived" for name in model.blobs}
-        needed = {*self._lock.blob, *(name for record in self._leaving() for name in record.blobs)}
-        return [
-            Garbage(kind="cold", name=name, bytes=seen.st_size, reason="in cold storage, and no archived model needs it")
-            for name, seen in sorted(observe.scan(self._layout.cold / "blobs").items())
-            if name not in needed or (name in back and self._layout.blob(name).is_file())
-        ]
-
-    def _aside(self) -> list[Garbage]:
-        """Return damaged copies in cold storage that were kept long enough."""
-        folder = self._layout.cold / "blobs"
-        return [
-            Garbage(kind="aside", name=str(path.relative_to(folder)), bytes=seen.st_size, reason="damaged, and set aside for a week")
-            for path, seen in ((path, path.lstat()) for path in sorted(folder.glob("*/*/.*.damaged")))
-            if self._now().timestamp() - seen.st_ctime > ASIDE_SECONDS
-        ]
-
-    def _partials(self) -> list[Garbage]:
-        """Return partial downloads of blobs that are not listed, or complete, or that no run continued for long."""
-        good = {name for name, seen in self._ledger.verifications().items() if seen.size >= 0 and self._layout.blob(name).exists()}
-        wanted = {name.replace(":", "-") for name in self._lock.blob.keys() - good}
-        now = self._now().timestamp()
-        return [
-            Garbage(kind="partial", name=path.name, bytes=_bytes_of(path), reason="a partial download that no run continues")
-            for path in _folders(self._layout.staging)
-            if digests.is_digest(path.name.replace("-", ":", 1))
-            and (path.name not in wanted or now - path.stat().st_mtime > PARTIAL_SECONDS)
-        ]
-
-
-def _is_archived(record: Record | None) -> bool:
-    return record is not None and record.state == "archived"
-
-
-def _identity(seen: os.stat_result) -> tuple[int, int]:
-    return seen.st_dev, seen.st_ino
-
-
-def _folders(path: Path) -> list[Path]:
-    if not path.is_dir():
-        return []
-    return sorted(child for child in path.iterdir() if child.is_dir() and not child.is_symlink())
-
-
-def _bytes_of(folder: Path) -> int:
-    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())

@@ -62,11 +62,11 @@ def without(what: str, file: str, statement: str) -> Mutation:
     return once(what, file, statement, "pass")
 
 
-DURABLE, BLOBS, TREES, MADE, LEDGER, DATABASE, OBSERVE, WRITER, KEEPER, FLOOR, LAYOUT, BALLAST = (
+DURABLE, BLOBS, TREES, MADE, LEDGER, DATABASE, OBSERVE, WRITER, GARBAGE, QUARANTINE, FLOOR, LAYOUT, BALLAST = (
     f"reconciler/store/{name}.py"
     for name in (
         "atomic", "blobs", "trees", "generations", "ledger", "ledger_database", "observe", "writer_lock",
-        "housekeeping", "trust_state", "layout", "reserve",
+        "garbage", "quarantine", "trust_state", "layout", "reserve",
     )
 )  # fmt: skip
 TRUST, DSSE, LOCK, PLAN, LIFECYCLE, GGUF, STRICT = (
@@ -97,7 +97,8 @@ TESTS = {
     DATABASE: ("crash/test_ledger_syncs", "unit/test_ledger"),
     OBSERVE: ("unit/test_observe", *_STORE, "adversary/test_store_attacks", "laws/test_lifecycle_machine"),
     WRITER: ("unit/test_writer_lock",),
-    KEEPER: ("unit/test_store_housekeeping",),
+    GARBAGE: ("unit/test_store_housekeeping",),
+    QUARANTINE: ("unit/test_store_housekeeping",),
     LAYOUT: ("unit/test_layout", "adversary/test_store_attacks"),
     FLOOR: ("unit/test_trust_state", "functional/test_trust_on_a_node", "crash/test_damage"),
     UNPACK: ("contract/test_unpacker_contract", "adversary/test_archive_leftovers", "adversary/test_archive_attacks"),
@@ -153,7 +154,7 @@ def _syncs() -> Iterator[Mutation]:
     yield from every("fsync of the folder", DURABLE, r"(?<=    )sync_folder\(.*\)", "pass")
     yield from every("settling", DURABLE, r"(?<= )settle\(\w+, mode\)", "pass")
     yield from every("sync of the tree", TREES, r"atomic.sync_tree\(\w+\)", "pass")
-    yield from every("fsync of the folder", KEEPER, r"atomic.sync_folder\(.*\)", "pass")
+    yield from every("fsync of the folder", QUARANTINE, r"atomic.sync_folder\(.*\)", "pass")
     yield from every("sync of the generation", MADE, r"atomic.sync_tree\(\w+\)", "pass")
     yield without("sync in atomic._write_new", DURABLE, "sync_file(fd, mode)")
     yield without("sync in atomic.copy", DURABLE, "sync_file(target, mode)")
@@ -258,7 +259,7 @@ def _store() -> Iterator[Mutation]:
     yield without("the lock", FILES, "fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)")
     yield once("the lock of the store", WRITER, "taken = files.lock(fd, timeout_seconds)", "taken = True")
     yield never("the lock of the downloads", STAGING, "not files.lock(fd, _LOCK_SECONDS)")
-    yield once("a quarantine's bound", KEEPER, "if index and (total > self._policy.quarantine_bytes", "if index and (False")
+    yield once("a quarantine's bound", QUARANTINE, "if index and (total > max_bytes", "if index and (False")
     yield once("the word of a test job's child", ATTEND, ' and found.get("nonce") == nonce', "")
 
 
@@ -268,7 +269,7 @@ def _serving() -> Iterator[Mutation]:
     yield never("an end to what is left out", PLAN, 'before != "active" or model.state == "enabled"')
     yield once("an older copy that was forgotten", OBSERVE, "[_tree_from_disk(layout, tree, found) for tree in sorted(forgotten)]", "[]")
     yield once("the name of a tree that was forgotten", OBSERVE, "digest_of(tuple(listing)) != name", "False")
-    yield once("the tree of an archived model", KEEPER, "number == current or model not in archived", "True")
+    yield once("the tree of an archived model", GARBAGE, "number == current or model not in archived", "True")
     yield never("a rollback to what is not listed", UPKEEP, "unlisted")
     yield never("a rollback to bytes in doubt", UPKEEP, "unverified")
     yield once("a rollback to a generation that was touched", UPKEEP, "store.swap(target.entries) if touched else ", "")

@@ -13,9 +13,11 @@ import pytest
 
 from reconciler.core import strict_json
 from reconciler.core.lock import Lock
-from reconciler.store import blobs, clock, generations
-from reconciler.store.housekeeping import ASIDE_SECONDS, PARTIAL_SECONDS, QuarantineRecord, StoreHousekeeping, quarantined
+from reconciler.store import blobs, clock, generations, quarantine
+from reconciler.store.garbage import ASIDE_SECONDS, PARTIAL_SECONDS, GarbageCollector
+from reconciler.store.housekeeping import StoreHousekeeping
 from reconciler.store.ledger import Ledger, Verification
+from reconciler.store.quarantine import QuarantineRecord
 from tests.storenode import StoreNode, memory, traces
 from tests.twins.content import Files, changed, name_of
 from tests.twins.node import POLICY
@@ -32,7 +34,11 @@ def node() -> Iterator[StoreNode]:
 
 def garbage(node: StoreNode, lock: Lock) -> list[tuple[str, str]]:
     with Ledger.reading(node.layout.ledger) as ledger:
-        return [(one.kind, one.name) for one in housekeeping(node, lock, ledger).garbage()]
+        return [(one.kind, one.name) for one in collector(node, lock, ledger).garbage()]
+
+
+def collector(node: StoreNode, lock: Lock, ledger: Ledger) -> GarbageCollector:
+    return GarbageCollector(node.layout, ledger, lock, node.policy, node.clock)
 
 
 def housekeeping(node: StoreNode, lock: Lock, ledger: Ledger) -> StoreHousekeeping:
@@ -208,7 +214,7 @@ def test_no_more_is_freed_than_was_asked_for(node: StoreNode) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"x" * 1000)
     with Ledger.writing(node.layout.ledger) as ledger:
-        made = housekeeping(node, lock, ledger)
+        made = collector(node, lock, ledger)
 
         assert made.free(made.garbage(), at_most=1500) == 2000
         assert len(made.garbage()) == 3
@@ -316,6 +322,6 @@ def test_a_quarantined_model_of_a_clock_that_was_ahead_is_not_the_newest_for_eve
         node.clock.move(timedelta(days=-200))
         for detail in ("second", "third"):
             keeper.quarantine("a:v1", None, detail, "")
-            newest = quarantined(node.layout, "a:v1")
+            newest = quarantine.newest(node.layout, "a:v1")
             assert newest is not None
             assert f'"detail": "{detail}"' in (newest / "record.json").read_text()
