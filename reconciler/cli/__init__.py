@@ -74,7 +74,7 @@ class _Sections(click.Group):
         for title, names in _SECTIONS.items():
             found = [(name, self.get_command(ctx, name)) for name in names]
             with formatter.section(title):
-                formatter.write_dl([(name.ljust(width), command.get_short_help_str(70)) for name, command in found if command])
+                formatter.write_dl([(name.ljust(width), command.get_short_help_str(100)) for name, command in found if command])
 
 
 @click.group(

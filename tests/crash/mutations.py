@@ -87,9 +87,12 @@ _LEFT = ("adversary/test_fetch_leftovers", "adversary/test_store_attacks")
 _FETCH = ("contract/test_fetcher_contract", "adversary/test_fetch_leftovers", "adversary/test_fetch_hostile")
 _ENGINE = ("adversary/test_store_attacks", "functional/test_trust_on_a_node")
 #: The tests that are about a file, those that go red soonest first.
+SETTINGS, SHELL = "reconciler/settings.py", "reconciler/cli/command_context.py"
 TESTS = {
-    DURABLE: ("unit/test_atomic", "unit/test_reserve"),
-    FILES: ("unit/test_atomic", "unit/test_writer_lock", "adversary/test_archive_leftovers"),
+    DURABLE: ("unit/test_atomic", "unit/test_reserve", "functional/test_linked_files"),
+    FILES: ("unit/test_atomic", "unit/test_writer_lock", "adversary/test_archive_leftovers", "adversary/test_found_files"),
+    SETTINGS: ("adversary/test_found_files",),
+    SHELL: ("adversary/test_found_files",),
     BLOBS: ("unit/test_blobs", "contract/test_blobs_contract", *_STORE, "adversary/test_store_attacks"),
     TREES: ("unit/test_trees", "adversary/test_archive_leftovers", *_STORE, "adversary/test_store_attacks"),
     MADE: ("unit/test_generations", *_STORE, "adversary/test_store_attacks"),
@@ -146,6 +149,7 @@ def mutations() -> Iterator[Mutation]:
     yield from _store()
     yield from _serving()
     yield from _network()
+    yield from _found_files()
 
 
 def _syncs() -> Iterator[Mutation]:
@@ -369,6 +373,31 @@ def _network() -> Iterator[Mutation]:
     yield once("the last envelope, whatever the clock says", FLOOR, " if kept != path)", ")")
     yield without("the trust state in its file", FLOOR, "atomic.write(_path(layout), msgspec.json.encode(trust_state))")
     yield without("the trust state in the ledger", FLOOR, 'ledger.set_fact("floor", trust_state)')
+
+
+def _found_files() -> Iterator[Mutation]:
+    """What keeps another user of the machine from being obeyed."""
+    yield never("found files: the owner", FILES, "found.st_uid not in self._owners")
+    yield never(
+        "found files: who may write",
+        FILES,
+        "found.st_mode & _OTHERS_WRITE and not is_link and not (is_folder and found.st_mode & stat.S_ISVTX)",
+    )
+    yield never("found files: what others can move into a sticky folder", FILES, "is_entry and self._is_shared and not is_folder")
+    yield never("found files: what others can create", FILES, "self._is_shared")
+    yield never("found files: a file system of another user", FILES, "not owners.issuperset(users)")
+    yield never(
+        "found files: unknown users of a user namespace",
+        FILES,
+        'uid == _UNKNOWN_USER and _USERS.read_text().split() != ["0", "0", "4294967295"]',
+    )
+    yield without("found files: what the settings name", SHELL, "found.check_trusted(uid)")
+    yield once("found files: the settings", SHELL, "lambda path: files.read_trusted(path, uid)", "Path.read_bytes")
+    yield without("found files: a link that is written through", DURABLE, "files.check_trusted_path(path, os.geteuid())")
+    yield never("found files: what a link leads to", DURABLE, "target.exists() and not target.is_file()")
+    yield once("found files: the envelope", SETTINGS, 'yield "the envelope beside [network] lockfile", self.envelope_path', "pass")
+    yield once("found files: scripts of commands", SETTINGS, "for word in argv[1:]:", "for word in argv[:0]:")
+    yield once("found files: programs beside the settings", SETTINGS, 'if argv and "/" in argv[0] else argv', "if False else argv")
 
 
 _SIGNED = "signed_payload(envelope, ROOT_TYPE, {0}, {0}.roles.root, limits=limits)"
