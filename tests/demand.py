@@ -14,6 +14,9 @@ import pytest
 from reconciler.sandbox import choose
 from reconciler.sandbox.process import Mode
 
+#: The real one, whatever a test puts in its place.
+_probe = choose.probe
+
 
 def needs_root(what: str) -> None:
     if os.getuid() != 0:
@@ -61,4 +64,4 @@ def _refuse_our_own_fault(detail: str) -> None:
 
 @functools.cache
 def _probed(mode: Mode) -> choose.ProbeResult:
-    return choose.probe(mode)
+    return _probe(mode)

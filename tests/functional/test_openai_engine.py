@@ -202,9 +202,9 @@ def test_the_engine_is_there_when_a_server_is_configured(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("extra", "argv", "said"),
     [
-        ('version = "latest"\n', "/bin/true", "no version"),
+        ('version = "latest"\n', "/bin/true", "not a version"),
         ('ready_timeout = "soon"\n', "/bin/true", "ready_timeout"),
-        ("", "llama-server", "no absolute path"),
+        ("", "llama-server", "not an absolute path"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(tmp_path: Path, extra: str, argv: str, said: str) -> None:
