@@ -7,6 +7,8 @@ Rules that hold here:
 2. Every port has a memory twin in the tests, and one contract suite runs against both.
 3. Whatever goes wrong leaves an adapter as a ``ReconcileError``.
 4. Events are values. One stream of them feeds the terminal, ``--json``, the ledger's incidents, the metrics and the tests.
+
+Longer than 400 lines because each protocol and each event stands here with all that it promises.
 """
 
 from __future__ import annotations

@@ -8,6 +8,8 @@ Rules that hold here:
 3. Sizes, times and addresses are checked when the file is read, and not when they are used.
 4. Settings that were found, and not named by the caller, are used only if nobody but root and the caller can change them or any file that
    they name (``Settings.check_trusted``).
+
+Longer than 400 lines because each key has a sentence beside it, from which the reference is made.
 """
 
 from __future__ import annotations

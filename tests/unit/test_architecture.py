@@ -29,6 +29,7 @@ MOST_IMPORTS = 12
 #: The commands and the command line join all the others.
 MOST_IMPORTS_OF_JOINING = 14
 JOINING = ("reconciler.cli", "reconciler.commands")
+LONG = 400
 
 
 def words(name: str) -> set[str]:
@@ -65,6 +66,13 @@ def test_no_odd_name_comes_back(name: str) -> None:
     last = name.rpartition(".")[2]
     assert last != "confirm", "as a module; a question that a person answers may have the name"
     assert [one for one in (last, *defined(TREES[name])) if words(one) & ODD] == []
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_a_long_module_says_why_it_is_long(name: str) -> None:
+    lines = len(MODULES[name].read_text().splitlines())
+    said = " ".join((ast.get_docstring(TREES[name]) or "").split())
+    assert lines <= LONG or f"Longer than {LONG} lines because" in said, f"{lines} lines"
 
 
 def test_words_of_names_are_found() -> None:
