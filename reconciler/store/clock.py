@@ -87,7 +87,7 @@ def follow(layout: Layout, ledger: Ledger, now: datetime, grace_seconds: float, 
         _set_time(path, moved, wall)
     for path in _entries(layout.staging):
         _set_time(path, 0.0, wall)
-    for path in (layout.cold / "blobs").glob("*/*/.*.damaged"):
+    for path in _entries(layout.cold / "blobs", "*/*/.*.damaged"):
         with contextlib.suppress(OSError):
             if path.lstat().st_ctime > wall + _STEP_SECONDS and not path.is_symlink():
                 path.chmod(path.lstat().st_mode & 0o7777)  # sets its ctime to now
@@ -107,9 +107,10 @@ def _moved(record: Record, seconds: float, now: datetime) -> Record:
     return replace(record, unlisted_since=datetime.fromtimestamp(at, UTC)) if seconds or record.unlisted_since > now else record
 
 
-def _entries(folder: Path) -> list[Path]:
+def _entries(folder: Path, pattern: str = "*") -> list[Path]:
+    """Return what there is; nothing where the system refuses, since a time that is not moved costs no more than a delay."""
     with contextlib.suppress(OSError):
-        return list(folder.iterdir())
+        return list(folder.glob(pattern))
     return []
 
 
