@@ -9,7 +9,7 @@ The order is that of a client of The Update Framework (specification, section 5)
 4. The snapshot is compiled to a lock.
 5. The trust state is advanced, durably; then the envelope and the lock are written.
 
-Whatever fails before step 5 changes nothing: the last accepted lock stays in use.
+Whatever fails in steps 2 to 4 changes nothing: the last accepted lock stays in use. Roots that were applied stay applied.
 """
 
 from __future__ import annotations
