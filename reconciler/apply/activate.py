@@ -35,7 +35,9 @@ def stop(run: RunState, ports: Ports) -> RunState:
     for disabled in run.planned("disable"):
         run = records.settle(run, ports, disabled.id, "inactive", disabled.reason)
     for removed in run.planned("remove"):
-        run = run if removed.id in run.models else records.unlist(run, ports, removed.id, removed.reason)
+        listed = run.models.get(removed.id)
+        if listed is None or removed.reason.startswith("replaced"):
+            run = records.unlist(run, ports, removed.id, removed.reason)
     return run
 
 

@@ -51,15 +51,15 @@ def _conclude(run: RunState, ports: Ports, batch: Batch) -> RunState:
     passed = [one for one in ready if _record_test(run, ports, one)]
     for one in ready:
         run = run.with_fate(one.model.id, "passed") if one in passed else _give_up(run, ports, one)
-    added = {one.model.id: _entry(ports, one.model, one.tree) for one in passed if one.model.state == "enabled" and one.tree}
+    added = {one.model.id: _entry(ports, one.model, one.tree) for one in passed if one.model.serves and one.tree}
     gone = [one.model.id for one in ready if one.model.id in run.serving and _must_leave(run, one)]
     what = "installed or tested" if added else "failed its repair or its test"
-    run, why = activate.swap(run, ports, added, gone, what, replaced=retire.replaced_by(run, added))
-    if why:
-        run = activate.unhealthy(run, ports, added, why)
+    replaced = retire.replaced_by(run, added)
+    run, why = activate.swap(run, ports, added, gone, what, replaced=replaced)
+    run = activate.unhealthy(run, ports, added, why) if why else retire.record_replaced(run, ports, replaced)
     for one in passed:
         if not (why and one.model.id in added):
-            state: ModelState = "active" if one.model.state == "enabled" else "inactive"
+            state: ModelState = "active" if one.model.serves else "inactive"
             run = records.settle(run, ports, one.model.id, state, lifecycle.reason("up-to-date"))
     return run
 

@@ -226,7 +226,7 @@ class Preparation:
         if not standing and any(artifact.unpack for artifact in model.artifact):
             report(ModelPhase(model=model.id, phase="unpacking"))
         tree = self._ports.trees.assemble(model.recipe, model.artifact, model.entrypoint, standing=standing)
-        if model.state != "enabled" or self._run.changes[model.id].op == "enable":
+        if not model.serves or self._run.changes[model.id].op == "enable":
             return Prepared(model=model, tree=tree)
         return Prepared(model=model, tree=tree, report=self._tested(model, tree))
 

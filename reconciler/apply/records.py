@@ -48,11 +48,12 @@ def reject(run: RunState, ports: Ports) -> RunState:
 
 
 def unlist(run: RunState, ports: Ports, model: str, reason: str) -> RunState:
-    """Record since when *model* is not listed; the incident is logged once."""
+    """Record since when *model* is not listed, or is replaced; that a model is not listed any more is an incident once."""
     known = run.records.get(model)
     if known is not None and known.unlisted_since is not None:
         return run
-    ports.report(Incident(kind="removed-unlisted", model=model, detail=reason))
+    if model not in run.models:
+        ports.report(Incident(kind="removed-unlisted", model=model, detail=reason))
     known = known or Record(id=model, state="inactive")
     run = _put(run, ports, structs.replace(known, state="inactive", reason=reason, unlisted_since=ports.now()))
     ports.report(ModelDone(model=model, state="inactive", reason=reason))

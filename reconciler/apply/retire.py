@@ -14,9 +14,24 @@ from reconciler.ports import Incident, ModelPhase, Notice, Ports
 
 
 def replaced_by(run: RunState, added: Collection[str]) -> list[str]:
-    """Return the archived versions whose successor is among *added*: they leave in the same swap."""
+    """Return the retired and archived models that *added* replace: they leave in the same swap."""
     names = {model.partition(":")[0] for model in added}
-    return [change.id for change in run.planned("archive") if change.id.partition(":")[0] in names]
+    by_name = [change.id for change in run.planned("archive") if change.id.partition(":")[0] in names]
+    return [*by_name, *(model for model in run.serving if run.replacements.get(model, frozenset()) & set(added) and not _stays(run, model))]
+
+
+def record_replaced(run: RunState, ports: Ports, models: Collection[str]) -> RunState:
+    """Record since when retired *models* are replaced: their bytes stay for the grace period."""
+    for model in models:
+        if run.models[model].state == "retired":
+            stay = f"its bytes stay for {units.human_time(run.policy.grace_seconds)}"
+            run = records.unlist(run.with_fate(model, "replaced"), ports, model, lifecycle.reason("replaced", stay))
+    return run
+
+
+def _stays(run: RunState, model: str) -> bool:
+    listed = run.models.get(model)
+    return listed is None or listed.state not in {"retired", "archived"}
 
 
 def archive(run: RunState, ports: Ports) -> RunState:
@@ -30,13 +45,16 @@ def archive(run: RunState, ports: Ports) -> RunState:
 
 def remove(run: RunState, ports: Ports) -> RunState:
     """Forget the models whose grace period is over; garbage collection frees what nothing else needs."""
-    for change in run.planned("remove"):
-        record = run.records.get(change.id)
+    leaving = {change.id: change.reason for change in run.planned("remove")}
+    for model in run.ended("replaced"):
+        leaving[model] = lifecycle.reason("replaced")
+    for model, reason in leaving.items():
+        record = run.records.get(model)
         since = record.unlisted_since if record else None
         over = since is None or units.age_seconds(since, ports.now()) >= run.policy.grace_seconds
-        if change.id in run.models or over:
-            ports.report(ModelPhase(model=change.id, phase="removing"))
-            run = records.forget(run, ports, change.id, change.reason)
+        if over or (model in run.models and not reason.startswith("replaced")):
+            ports.report(ModelPhase(model=model, phase="removing"))
+            run = records.forget(run, ports, model, reason)
     return run
 
 

@@ -14,14 +14,16 @@ from typing import Literal
 
 from msgspec import Struct, structs
 
+from reconciler.core import lifecycle
 from reconciler.core.lock import Lock, LockedModel
 from reconciler.core.node import NodeFacts, Policy
 from reconciler.core.plan import ModelChange, Plan
 from reconciler.core.state import ActiveModel, NodeState, Record, TreeSeen
 
-#: ``passed``: installed, tested or re-linked. ``failed``: the model is at fault. ``refused``: the disk is. ``untested``: this node could
-#: not run the test now. ``internal-error``: this program is at fault, and the model stays as it was.
-Fate = Literal["passed", "failed", "refused", "untested", "internal-error"]
+#: ``passed``: installed, tested or re-linked. ``replaced``: it left for a model that replaces it. ``failed``: the model is at fault.
+#: ``refused``: the disk is. ``untested``: this node could not run the test now. ``internal-error``: this program is at fault, and the
+#: model stays as it was.
+Fate = Literal["passed", "replaced", "failed", "refused", "untested", "internal-error"]
 
 
 class RunState(Struct, frozen=True, kw_only=True):
@@ -36,6 +38,8 @@ class RunState(Struct, frozen=True, kw_only=True):
     #: Listed models, and what is planned for each model, by id.
     models: dict[str, LockedModel]
     changes: dict[str, ModelChange]
+    #: For each replaced model the ids of those that replace it.
+    replacements: dict[str, frozenset[str]]
     #: The models that serve now, by id.
     serving: dict[str, ActiveModel]
     #: The active generation differs from its index: it is written anew even where the same models serve.
@@ -74,6 +78,7 @@ def start(plan: Plan, lock: Lock, observed: NodeState, node: NodeFacts, policy: 
         began=now,
         models={model.id: model for model in lock.model},
         changes={change.id: change for change in plan.models},
+        replacements=lifecycle.replacements(lock),
         serving=dict(observed.active.entries),
         rebuild=any(change.op == "rebuild" for change in plan.active),
         trees=dict(observed.trees),

@@ -88,7 +88,7 @@ def rollback(context: NodeContext, report: Reporter, number: int | None = None, 
 
 def _refuse_unlisted(target: Generation, lock: Lock, ledger: Ledger) -> None:
     """Refuse a generation with a model that the current snapshot does not list as enabled, in these very bytes."""
-    recipes = {model.id: model.recipe for model in lock.model if model.state == "enabled"}
+    recipes = {model.id: model.recipe for model in lock.model if model.serves}
     trees = {recipe: tree for recipe, (tree, _) in ledger.trees().items()}
     unlisted = [model for model, entry in target.entries.items() if trees.get(recipes.get(model, "")) != entry.tree]
     if unlisted:

@@ -19,31 +19,33 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from reconciler.core import digest, units
+from reconciler.core import digest, snapshot, units
 from reconciler.core.lock import Lock, LockedModel
 from reconciler.core.node import NodeFacts, Policy
 from reconciler.core.state import ActiveModel, BlobSeen, ModelState, NodeState, Passed, TreeSeen
 
 Observed = Literal["absent", "pending", "active", "outdated", "due", "damaged", "inactive", "failed", "archived"]
-Desired = Literal["enabled", "disabled", "archived", "unlisted", "incompatible"]
+#: ``retired``: it serves here and nothing that replaces it does; ``standby``: nor does it itself. A retired model that is replaced is
+#: treated as an unlisted one.
+Desired = Literal["enabled", "disabled", "archived", "unlisted", "incompatible", "retired", "standby"]
 Op = Literal["install", "repair", "retest", "enable", "disable", "archive", "restore", "remove", "reject", "keep"]
 
 OPS: tuple[Op, ...] = ("install", "repair", "retest", "enable", "disable", "archive", "restore", "remove", "reject", "keep")
 OBSERVED: tuple[Observed, ...] = ("absent", "pending", "active", "outdated", "due", "damaged", "inactive", "failed", "archived")
-DESIRED: tuple[Desired, ...] = ("enabled", "disabled", "archived", "unlisted", "incompatible")
+DESIRED: tuple[Desired, ...] = ("enabled", "disabled", "archived", "unlisted", "incompatible", "retired", "standby")
 
 #: What is done, by what is observed (rows) and what is wanted (columns, in the order of ``DESIRED``).
-TABLE: dict[Observed, tuple[Op, Op, Op, Op, Op]] = {
-    #            enabled    disabled   archived   unlisted  incompatible
-    "absent":   ("install", "keep",    "keep",    "keep",   "reject"),
-    "pending":  ("retest",  "disable", "archive", "remove", "reject"),
-    "active":   ("keep",    "disable", "archive", "remove", "keep"),  # what serves goes on: only the network takes it away
-    "outdated": ("install", "disable", "archive", "remove", "reject"),
-    "due":      ("retest",  "disable", "archive", "remove", "keep"),
-    "damaged":  ("repair",  "repair",  "remove",  "remove", "reject"),
-    "inactive": ("enable",  "keep",    "archive", "remove", "reject"),
-    "failed":   ("install", "keep",    "remove",  "remove", "reject"),
-    "archived": ("restore", "restore", "keep",    "remove", "reject"),
+TABLE: dict[Observed, tuple[Op, Op, Op, Op, Op, Op, Op]] = {
+    #            enabled    disabled   archived   unlisted  incompatible  retired   standby
+    "absent":   ("install", "keep",    "keep",    "keep",   "reject",     "keep",   "keep"),  # a retired model is never installed anew
+    "pending":  ("retest",  "disable", "archive", "remove", "reject",     "retest", "retest"),
+    "active":   ("keep",    "disable", "archive", "remove", "keep",       "keep",   "keep"),  # only the network takes away what serves
+    "outdated": ("install", "disable", "archive", "remove", "reject",     "keep",   "keep"),
+    "due":      ("retest",  "disable", "archive", "remove", "keep",       "retest", "retest"),
+    "damaged":  ("repair",  "repair",  "remove",  "remove", "reject",     "repair", "remove"),
+    "inactive": ("enable",  "keep",    "archive", "remove", "reject",     "enable", "enable"),
+    "failed":   ("install", "keep",    "remove",  "remove", "reject",     "remove", "remove"),
+    "archived": ("restore", "restore", "keep",    "remove", "reject",     "keep",   "keep"),
 }  # fmt: skip
 
 #: The first word of every reason, and what it says to people.
@@ -55,6 +57,9 @@ REASONS = {
     "disabled-by-snapshot": "the network disabled it",
     "enabled-by-snapshot": "the network enabled it",
     "archived-by-snapshot": "the network archived it",
+    "retired-by-snapshot": "the network retired it: it serves until what replaces it is active here",
+    "replaced": "what replaces it is active here",
+    "serves-again": "what replaced it is not active here any more",
     "listed-again": "the network lists it again",
     "not-tested": "no test job has passed on this node",
     "test-changed": "the network asks for another test job",
@@ -80,6 +85,44 @@ def reason(word: str, detail: str = "") -> str:
     return f"{word}: {detail or REASONS[word]}"
 
 
+# -- which column a model is in --------------------------------------------------------------------
+
+
+def replacements(lock: Lock) -> dict[str, frozenset[str]]:
+    """Return for each replaced model the listed models that replace it, directly or through a chain: a node may have missed versions."""
+    direct: dict[str, set[str]] = {}
+    for model in lock.model:
+        for old in model.replaces:
+            direct.setdefault(old, set()).add(model.id)
+    return {old: frozenset(snapshot.reached(direct, old)) for old in direct}
+
+
+def desired(model: LockedModel, given: PlanInput, misfit: str) -> Desired | Literal["replaced"]:
+    """
+    Return the column of the table that *model* is in; *misfit* says why this node cannot run it.
+
+    ``replaced`` has none: such a model is treated as an unlisted one.
+    """
+    if model.state == "enabled":
+        return "incompatible" if misfit else "enabled"
+    replacing = given.replacements.get(model.id, frozenset())
+    serves = model.id in given.state.active.entries
+    if model.state == "archived" and replacing and serves:
+        return "archived" if _any_serves(replacing, given) else "retired"
+    if model.state != "retired":
+        return model.state
+    if _any_serves(replacing, given):
+        return "replaced"
+    if serves:
+        return "retired"
+    return "incompatible" if misfit else "standby"
+
+
+def _any_serves(models: frozenset[str], given: PlanInput) -> bool:
+    """Return whether one of *models* is active and goes on."""
+    return any(model.id in models and model.serves and model.id in given.state.active.entries for model in given.lock.model)
+
+
 # -- which row a model is in -----------------------------------------------------------------------
 
 
@@ -93,6 +136,8 @@ class PlanInput(Struct, frozen=True, kw_only=True):
     now: datetime
     #: The newest pass for each (tree, test job): a pass counts for what was tested, under whatever id.
     passes: dict[tuple[str, str], Passed] = {}
+    #: For each replaced model the ids of those that replace it, directly or through others.
+    replacements: dict[str, frozenset[str]] = {}
 
 
 def classify(model: LockedModel, given: PlanInput) -> tuple[Observed, str]:
@@ -115,7 +160,7 @@ def classify(model: LockedModel, given: PlanInput) -> tuple[Observed, str]:
     if active is not None:
         retest = retest or _index_change(model, tree, state.active.entries[model.id])
         return ("due", retest) if retest else ("active", "up-to-date")
-    settled = recorded == "inactive" and model.state != "enabled"  # nobody is served by it: its test can wait until it is enabled
+    settled = recorded == "inactive" and not model.serves  # nobody is served by it: its test can wait until it is enabled
     return ("pending", retest) if retest and not settled else ("inactive", "up-to-date")
 
 

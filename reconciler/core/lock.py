@@ -54,6 +54,7 @@ class LockedModel(Struct, frozen=True, kw_only=True, dict=True):
 
     id: str
     state: Wanted
+    replaces: tuple[str, ...] = ()
     tasks: tuple[Task, ...]
     entrypoint: str
     gpu_memory: int = 0
@@ -71,6 +72,11 @@ class LockedModel(Struct, frozen=True, kw_only=True, dict=True):
     def blobs(self) -> tuple[str, ...]:
         """Return the digests that the model is made from, each once, sorted."""
         return tuple(sorted({artifact.digest for artifact in self.artifact}))
+
+    @property
+    def serves(self) -> bool:
+        """Whether the snapshot permits that it serves: enabled, or retired until its replacement is active."""
+        return self.state in {"enabled", "retired"}
 
     @property
     def name(self) -> str:
@@ -121,6 +127,7 @@ def _model(model: snapshot.Model) -> LockedModel:
     return LockedModel(
         id=model.id,
         state=model.state,
+        replaces=tuple(sorted(model.replaces or ())),
         tasks=tuple(sorted(model.tasks)),
         entrypoint=model.entrypoint,
         gpu_memory=model.gpu_memory,
@@ -150,6 +157,9 @@ def encode(lock: Lock) -> bytes:
     import tomli_w
 
     document = _without_nulls(msgspec.to_builtins(lock, builtin_types=(datetime,)))
+    for model in document["model"]:
+        if not model["replaces"]:  # a lock without replacements has the bytes that it had before there were any
+            del model["replaces"]
     document["snapshot"] |= {key: _Instant.of(document["snapshot"][key]) for key in ("issued_at", "expires_at")}
     return (HEADER + tomli_w.dumps(document)).encode()
 

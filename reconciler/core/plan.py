@@ -89,7 +89,15 @@ class Plan(Struct, frozen=True, kw_only=True):
 def diff(lock: Lock, lock_digest: str, state: NodeState, node: NodeFacts, policy: Policy, *, now: datetime) -> Plan:
     """Return the plan that takes *state* to *lock* on *node* under *policy*, at *now*."""
     blobs: dict[str, BlobChange] = {}
-    given = lifecycle.PlanInput(lock=lock, state=state, node=node, policy=policy, now=now, passes=lifecycle.newest_passes(state))
+    given = lifecycle.PlanInput(
+        lock=lock,
+        state=state,
+        node=node,
+        policy=policy,
+        now=now,
+        passes=lifecycle.newest_passes(state),
+        replacements=lifecycle.replacements(lock),
+    )
     listed = [_listed(model, given, blobs) for model in lock.model]
     _mark_kept_copies_unverified(listed, state, blobs)
     models = tuple(sorted([*listed, *_unlisted(lock, state, policy, now)], key=lambda change: change.id))
@@ -154,12 +162,17 @@ def check_fresh(saved: Plan, current: Plan) -> None:
 
 def _listed(model: LockedModel, given: lifecycle.PlanInput, blobs: dict[str, BlobChange]) -> ModelChange:
     misfit = lifecycle.incompatible(model, given.node)
-    desired: Desired = "incompatible" if model.state == "enabled" and misfit else model.state
+    desired = lifecycle.desired(model, given, misfit)
+    if desired == "replaced":
+        known = model.id in given.state.records or model.id in given.state.active.entries
+        if known:
+            return _leaving(model.id, given.state, given.policy, given.now, "replaced")
+        return ModelChange(id=model.id, op="keep", from_="absent", to="absent", reason=lifecycle.reason("replaced"))
     observed, why = lifecycle.classify(model, given)
     op = lifecycle.decide(observed, desired)
     before = _state_of(model.id, observed, given.state)
     if op != "keep" and _left_out(model.id, given.policy):
-        if before != "active" or model.state == "enabled":
+        if before != "active" or model.serves:
             return ModelChange(id=model.id, op="keep", from_=before, to=before, reason=lifecycle.reason("excluded"))
         op = "disable" if op == "repair" else op  # what the snapshot removes stops all the same; no work is done on it
     wanted = op in WORK
@@ -168,7 +181,7 @@ def _listed(model: LockedModel, given: lifecycle.PlanInput, blobs: dict[str, Blo
         op=op,
         from_=before,
         to=_goal(op, model, before),
-        reason=_why(op, desired, why, misfit),
+        reason=_why(op, desired, why, misfit or _awaited(model, given)),
         download_bytes=_add_blobs(model, given, blobs, distrusted=observed == "failed") if wanted else 0,
     )
 
@@ -233,7 +246,7 @@ def _goal(op: Op, model: LockedModel, before: ModelState) -> ModelState:
         case "install" | "retest" | "enable":
             return "active"
         case "repair" | "restore":
-            return "active" if model.state == "enabled" else "inactive"
+            return "active" if model.serves else "inactive"
         case "disable":
             return "inactive"
         case "archive":
@@ -246,17 +259,26 @@ def _goal(op: Op, model: LockedModel, before: ModelState) -> ModelState:
             return before
 
 
-_WORDS: dict[str, str] = {"disable": "disabled-by-snapshot", "archive": "archived-by-snapshot", "enable": "enabled-by-snapshot"}
+_BY_SNAPSHOT: dict[str, str] = {"disable": "disabled-by-snapshot", "archive": "archived-by-snapshot", "enable": "enabled-by-snapshot"}
 
 
-def _why(op: Op, desired: Desired, word: str, misfit: str) -> str:
+def _awaited(model: LockedModel, given: lifecycle.PlanInput) -> str:
+    """Return until when a retired or archived model serves, for people; empty where nothing replaces it."""
+    coming = sorted(one.id for one in given.lock.model if one.state == "enabled" and one.id in given.replacements.get(model.id, ()))
+    return f"it serves until {' or '.join(coming)} is active here" if coming else ""
+
+
+def _why(op: Op, desired: Desired, word: str, detail: str) -> str:
     if op == "reject" or desired == "incompatible":
-        return lifecycle.reason("incompatible", misfit)
+        return lifecycle.reason("incompatible", detail)
+    if desired in {"retired", "standby"} and op in {"keep", "enable"}:
+        serves_again = op == "enable" and desired == "standby"
+        return lifecycle.reason("serves-again" if serves_again else "retired-by-snapshot", "" if desired == "standby" else detail)
     if op == "keep" and desired != "enabled":
         return lifecycle.reason(f"{desired}-by-snapshot")
     if op == "remove":
         return lifecycle.reason(word)
-    return lifecycle.reason(_WORDS.get(op, word))
+    return lifecycle.reason(_BY_SNAPSHOT.get(op, word))
 
 
 # -- unlisted models -------------------------------------------------------------------------------
@@ -265,23 +287,23 @@ def _why(op: Op, desired: Desired, word: str, misfit: str) -> str:
 def _unlisted(lock: Lock, state: NodeState, policy: Policy, now: datetime) -> list[ModelChange]:
     listed = {model.id for model in lock.model}
     known = {*state.records, *state.active.entries} - listed
-    return [_leaving(model, state, policy, now) for model in sorted(known)]
+    return [_leaving(model, state, policy, now, "not-listed") for model in sorted(known)]
 
 
-def _leaving(model: str, state: NodeState, policy: Policy, now: datetime) -> ModelChange:
-    """Return what is done with an unlisted model: it stops being active at once, its bytes go after the grace."""
+def _leaving(model: str, state: NodeState, policy: Policy, now: datetime, word: Literal["not-listed", "replaced"]) -> ModelChange:
+    """Return what is done with an unlisted or replaced model: it stops being active at once, its bytes go after the grace period."""
     record = state.records.get(model)
     before: ModelState = "active" if model in state.active.entries else record.state if record else "absent"
     if before == "active" and model not in state.active.entries:  # a run was cut short between its swap and the record
         before = "inactive"
     if record is None or record.unlisted_since is None or model in state.active.entries:
         stay = f"its bytes stay for {units.human_time(policy.grace_seconds)}"
-        return ModelChange(id=model, op="remove", from_=before, to="absent", reason=f"not-listed: {stay}")
+        return ModelChange(id=model, op="remove", from_=before, to="absent", reason=f"{word}: {stay}")
     if units.age_seconds(record.unlisted_since, now) < policy.grace_seconds:
         gone = min(record.unlisted_since, now) + timedelta(seconds=policy.grace_seconds)
-        reason = f"not-listed: its bytes go after {units.rfc3339(gone)}"
+        reason = f"{word}: its bytes go after {units.rfc3339(gone)}"
         return ModelChange(id=model, op="keep", from_=before, to=before, reason=reason)
-    return ModelChange(id=model, op="remove", from_=before, to="absent", reason="not-listed: its grace is over, its bytes go")
+    return ModelChange(id=model, op="remove", from_=before, to="absent", reason=f"{word}: its grace period is over, its bytes go")
 
 
 # -- the active set --------------------------------------------------------------------------------
@@ -335,7 +357,8 @@ def _summary(models: tuple[ModelChange, ...], blobs: tuple[BlobChange, ...], dis
 
 def mass_removal_warning(models: tuple[ModelChange, ...], active: int) -> str:
     """Return a warning where more than half of the *active* models leave: a valid signature can still be a mistake."""
-    leaving = sum(change.from_ == "active" and change.to in {"absent", "archived"} for change in models)
+    gone = [change for change in models if change.from_ == "active" and change.to in {"absent", "archived"}]
+    leaving = sum(not change.reason.startswith("replaced") for change in gone)
     return f"this removes {leaving} of {active} active models" if 2 * leaving > active else ""
 
 

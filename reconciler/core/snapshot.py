@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 import unicodedata
 import warnings
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
@@ -36,7 +37,8 @@ Short = Annotated[str, Meta(min_length=1, max_length=256)]
 
 Task = Literal["chat", "completion", "embedding"]
 Unpack = Literal["tar", "tar.gz", "tar.xz", "tar.zst", "zip"]
-Wanted = Literal["enabled", "disabled", "archived"]
+Wanted = Literal["enabled", "disabled", "archived", "retired"]
+ModelId = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,127}:[A-Za-z0-9][A-Za-z0-9._-]{0,63}(?!\n)$")]
 
 MAX_MODELS = 20_000
 MAX_ARTIFACTS = 1_000  # of one model
@@ -96,6 +98,8 @@ class Model(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     name: Name  #: Its name.
     version: Version  #: Its version; with the name the model id.
     state: Wanted = "enabled"  #: What nodes do with it.
+    #: Ids of the models that this one stands in for: a retired or archived one of them serves until this one is active on the node.
+    replaces: Annotated[tuple[ModelId, ...], Meta(max_length=64)] | UnsetType = UNSET
     tasks: Annotated[tuple[Task, ...], Meta(min_length=1, max_length=3)]  #: What it is for.
     runtime: Runtime  #: The engine that it needs.
     #: Bytes of memory on the GPU; 0: none needed.
@@ -169,6 +173,7 @@ def check(snapshot: Snapshot) -> None:
         _within("retest_after", units.seconds, snapshot.retest_after)
     for index, template in enumerate(snapshot.sources.fallback):
         _within(f"sources.fallback[{index}]", check_template, template)
+    _check_replacements(snapshot.models)
     seen: dict[str, int] = {}
     sizes: dict[str, int] = {}
     for index, model in enumerate(snapshot.models):
@@ -182,6 +187,31 @@ def check(snapshot: Snapshot) -> None:
                 raise ValueError(f"two sizes for {artifact.digest} - at `{where}`")
             if not (artifact.urls or snapshot.sources.fallback or snapshot.sources.allow_node_fallback):
                 raise ValueError(f"no source for {artifact.path!r} - at `{where}`")
+
+
+def _check_replacements(models: tuple[Model, ...]) -> None:
+    """Refuse a circle of replacements, and an id that two enabled models replace (SPEC 4)."""
+    edges = {model.id: model.replaces for model in models if model.replaces}
+    replaced: dict[str, str] = {}
+    for index, model in enumerate(models):
+        where = f"models[{index}].replaces"
+        for old in model.replaces or ():
+            if model.state == "enabled" and replaced.setdefault(old, model.id) != model.id:
+                raise ValueError(f"{old!r} is replaced by {replaced[old]!r} already - at `{where}`")
+        if model.replaces and model.id in reached(edges, model.id):
+            raise ValueError(f"{model.id!r} replaces itself, directly or through others - at `{where}`")
+
+
+def reached(edges: Mapping[str, Iterable[str]], start: str) -> set[str]:
+    """Return what is reached from *start* along *edges*, in any number of steps but none."""
+    found: set[str] = set()
+    pending = [*edges.get(start, ())]
+    while pending:
+        name = pending.pop()
+        if name not in found:
+            found.add(name)
+            pending += edges.get(name, ())
+    return found
 
 
 def check_instant(instant: datetime) -> None:

@@ -122,7 +122,8 @@ class GarbageCollector:
         return self._now().timestamp() - ended >= self._policy.grace_seconds
 
     def _holds_unlisted(self, held: Generation) -> bool:
-        wanted = {model.recipe for model in self._lock.model if model.state == "enabled"}
+        here = {record.id for record in self._leaving()}
+        wanted = {model.recipe for model in self._lock.model if model.state == "enabled" or (model.state == "retired" and model.id in here)}
         trees = {tree for recipe, (tree, _) in self._ledger.trees().items() if recipe in wanted}
         return any(entry.tree not in trees for entry in held.entries.values())
 
@@ -138,6 +139,8 @@ class GarbageCollector:
             if model.id in archived:
                 # A blob that it shared with a model that was removed since was never moved.
                 blobs.update(name for name in model.blobs if not self._layout.cold_blob(name).exists())
+                continue
+            if model.state == "retired":  # never installed anew: it is needed while it serves, and for the grace period after
                 continue
             if model.state != "archived" or (record is not None and record.recipe == model.recipe):
                 blobs.update(model.blobs)
@@ -156,8 +159,8 @@ class GarbageCollector:
         return {entry.tree for number, model, entry in found if number == current or model not in archived}
 
     def _leaving(self) -> list[Record]:
-        """Return the records of unlisted models within their grace period."""
-        listed, now = {model.id for model in self._lock.model}, self._now()
+        """Return the records of unlisted and retired models that serve or are within their grace period."""
+        listed, now = {model.id for model in self._lock.model if model.state != "retired"}, self._now()
         return [
             record
             for record in self._ledger.records().values()

@@ -270,7 +270,7 @@ def _store() -> Iterator[Mutation]:
 def _serving() -> Iterator[Mutation]:
     """What stops serving or goes although something stands in its way, and what never serves again."""
     yield once("an end to what failed and serves", LIFECYCLE, '(active is None or model.state != "disabled")', "True")
-    yield never("an end to what is left out", PLAN, 'before != "active" or model.state == "enabled"')
+    yield never("an end to what is left out", PLAN, 'before != "active" or model.serves')
     yield once("an older copy that was forgotten", OBSERVE, "[_tree_from_disk(layout, tree, found) for tree in sorted(forgotten)]", "[]")
     yield once("the name of a tree that was forgotten", OBSERVE, "digest_of(tuple(listing)) != name", "False")
     yield once("the tree of an archived model", GARBAGE, "number == current or model not in archived", "True")

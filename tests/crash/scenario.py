@@ -2,7 +2,8 @@
 One run with everything in it, and ways to interrupt it at any of its effects.
 
 The run takes a node from one snapshot to the next: two models that share a blob and one from an archive are installed, a version
-takes over from the one before it, which goes to cold storage, one model is disabled, one is removed without grace, one stays.
+takes over from the one before it, which goes to cold storage, another from one that is retired, one model is disabled, one is removed
+without a grace period, one stays.
 
 An *effect* is a call that changes the disk: of the ``os`` functions that the store uses, or a statement of the ledger.
 """
@@ -33,6 +34,8 @@ V1: Files = {"chat.gguf": b"first" * 700, "vocab.txt": b"words" * 90}
 V2: Files = {"chat.gguf": b"second" * 700, "vocab.txt": b"words" * 90}
 OLD: Files = {"old.gguf": b"old" * 999}
 REST: Files = {"rest.gguf": b"rest" * 999}
+TINY_1: Files = {"tiny.gguf": b"tiny" * 500}
+TINY_2: Files = {"tiny.gguf": b"newer" * 500}
 STAY: Files = {"stay.gguf": b"stay" * 999}
 PAIR_A: Files = {"a.gguf": b"A" * 5000, "shared.bin": SHARED}
 PAIR_B: Files = {"b.gguf": b"B" * 5000, "shared.bin": SHARED}
@@ -41,7 +44,7 @@ BOXED: Files = {"box/model.gguf": b"boxed" * 800, "box/note.txt": b"note"}
 #: What each model may serve.
 APPROVED: dict[str, list[Files]] = {
     "chat:v1": [V1], "chat:v2": [V2], "old:v1": [OLD], "rest:v1": [REST], "stay:v1": [STAY], "pair-a:v1": [PAIR_A], "pair-b:v1": [PAIR_B],
-    "boxed:v1": [BOXED],
+    "boxed:v1": [BOXED], "tiny:v1": [TINY_1], "tiny:v2": [TINY_2],
 }  # fmt: skip
 
 
@@ -52,10 +55,13 @@ class Scene:
         self.root = root
         self.node = StoreNode(root, Internet(), Network())
         item, lock = self.node.item, self.node.lock
-        self.first: Lock = lock(item("chat:v1", V1), item("old:v1", OLD), item("rest:v1", REST), item("stay:v1", STAY))
+        self.first: Lock = lock(
+            item("chat:v1", V1), item("old:v1", OLD), item("rest:v1", REST), item("stay:v1", STAY), item("tiny:v1", TINY_1)
+        )
         self.second: Lock = lock(
             item("chat:v1", V1, state="archived"), item("chat:v2", V2), item("rest:v1", REST, state="disabled"), item("stay:v1", STAY),
             item("pair-a:v1", PAIR_A), item("pair-b:v1", PAIR_B), item("boxed:v1", {}, boxed=BOXED),
+            item("tiny:v1", TINY_1, state="retired"), item("tiny:v2", TINY_2, replaces=["tiny:v1"]),
         )  # fmt: skip
 
     def prepare(self) -> None:
@@ -72,8 +78,9 @@ class Scene:
         found = self.node.faults(APPROVED)
         if "stay:v1" not in active:
             found.append("active: the model that stays is gone")
-        if len(active & {"chat:v1", "chat:v2"}) != 1:
-            found.append(f"active: {active} has not exactly one version of chat")
+        for name in ("chat", "tiny"):
+            if len(active & {f"{name}:v1", f"{name}:v2"}) != 1:
+                found.append(f"active: {active} has not exactly one version of {name}")
         if self.node.trust_state() < self.first.snapshot.version:
             found.append("trust: the floor went back")
         return found

@@ -137,3 +137,54 @@ def trouble_on_disk(node: StoreNode, trouble: str, index: int) -> None:
             node.clock.forward(days=3)
         case _:
             pass
+
+
+# -- updates ---------------------------------------------------------------------------------------
+
+#: One step of a network's life: how many versions it publishes before the node looks again, whether it still lists the oldest ones, and
+#: what happens on the node.
+steps = st.tuples(st.integers(0, 3), st.booleans(), troubles, st.integers(0, 3))
+
+
+@given(st.lists(steps, min_size=1, max_size=8), st.sampled_from([0.0, 1e9]))
+@settings(max_examples=60, deadline=None)
+def test_a_name_that_served_serves_through_every_update(story: list[tuple[int, bool, str, int]], grace: float) -> None:
+    node = MemoryNode()
+    node.policy = changed(POLICY, grace_seconds=grace)
+    newest, oldest = 1, 1
+    lock = updated(node, oldest, newest)
+    node.run(lock)
+    for published, shortens, trouble, index in story:
+        newest += published
+        serving = min(int(name.partition(":v")[2]) for name in node.active())
+        oldest = serving if shortens else oldest  # the operator's tools keep a version listed while nodes may still serve it
+        pages = dict(node.internet.pages)
+        lock = updated(node, oldest, newest)
+        if trouble not in {"rot", "hidden rot"}:  # of damaged bytes without a source nobody can serve
+            trouble_in_memory(node, trouble, index)
+        node.tester.verdicts = {f"a:v{newest}": verdict for verdict in node.tester.verdicts.values()}
+        node.run(lock)
+
+        assert len(node.active()) == 1, "one version serves, before and after"
+        node.tester.verdicts.clear()
+        node.internet.pages = pages | node.internet.pages
+        for model in range(1, newest + 1):
+            node.internet.add(version(model)["m"])
+        node.run(lock)
+        node.run(lock)
+        assert set(node.active()) == {f"a:v{newest}"}
+        assert not node.plan(lock).changes
+
+
+def version(number: int) -> Files:
+    return {"m": b"version %d" % number}
+
+
+def updated(node: MemoryNode, oldest: int, newest: int) -> Lock:
+    """Return the lock of the list in which each version replaces the one before, and all but the newest are retired."""
+    items = []
+    for number in range(oldest, newest + 1):
+        replaces = [f"a:v{number - 1}"] if number > 1 else []
+        state = "enabled" if number == newest else "retired"
+        items.append(node.item(f"a:v{number}", version(number), state=state, replaces=replaces))
+    return node.lock(*items)

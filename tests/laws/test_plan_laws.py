@@ -34,7 +34,8 @@ def locks(draw: st.DrawFn) -> Lock:
         word.item(
             name,
             CONTENTS[draw(st.integers(0, 2))],
-            state=draw(st.sampled_from(["enabled", "disabled", "archived"])),
+            state=draw(st.sampled_from(["enabled", "disabled", "archived", "retired"])),
+            replaces=["a:v1"] if name == "a:v2" else [],
             gpu_memory=draw(st.sampled_from([0, 0, 0, 1 << 50])),
         )
         for name in chosen
@@ -131,16 +132,23 @@ def test_every_state_has_a_plan_and_every_plan_keeps_the_laws(scene: tuple[Lock,
         assert change.reason.partition(": ")[0] in lifecycle.REASONS
         assert change.op in lifecycle.OPS
         if change.to == "active" and change.from_ != "active":
-            assert listed[change.id].state == "enabled"
+            assert listed[change.id].serves
         if change.id not in listed:
             assert change.op in {"remove", "keep"}
             assert change.to != "active"
-        if change.id in state.active.entries and (change.id not in listed or listed[change.id].state != "enabled"):
+        if change.id in state.active.entries and not (change.id in listed and _may_serve(listed[change.id], lock, state)):
             assert change.op != "keep", "what the network took away serves on"
         if change.op == "reject" or change.id in policy.excluded:
             assert change.download_bytes == 0
     assert sum(change.download_bytes for change in made.models) == made.summary["download_bytes"]
     assert sum(made.summary[op] for op in lifecycle.OPS) == len(made.models)
+
+
+def _may_serve(model: LockedModel, lock: Lock, state: NodeState) -> bool:
+    """What SPEC 4 says: enabled; or retired, or archived and replaced, until a model that replaces it is active."""
+    replacing = [one for one in lock.model if model.id in one.replaces]
+    replaced = any(one.serves and one.id in state.active.entries for one in replacing)
+    return model.state == "enabled" or (not replaced and (model.state == "retired" or (model.state == "archived" and bool(replacing))))
 
 
 @pytest.mark.parametrize("excluded", [(), ("a:v1",)])
@@ -210,12 +218,12 @@ def test_the_drawn_states_reach_every_row_and_column() -> None:
     @settings(max_examples=150, deadline=None, derandomize=True, database=None)
     def draw(scene: tuple[Lock, NodeState]) -> None:
         lock, state = scene
-        drawn = lifecycle.PlanInput(lock=lock, state=state, node=FACTS, policy=Policy(), now=NOW)
+        drawn = lifecycle.PlanInput(lock=lock, state=state, node=FACTS, policy=Policy(), now=NOW, replacements=lifecycle.replacements(lock))
         for model in lock.model:
-            misfit = lifecycle.incompatible(model, FACTS)
-            reached.add((lifecycle.classify(model, drawn)[0], "incompatible" if misfit and model.state == "enabled" else model.state))
+            column = lifecycle.desired(model, drawn, lifecycle.incompatible(model, FACTS))
+            reached.add((lifecycle.classify(model, drawn)[0], column))
 
     draw()
 
     assert {row for row, _ in reached} == set(OBSERVED)
-    assert {column for _, column in reached} == set(DESIRED) - {"unlisted"}
+    assert {column for _, column in reached} == set(DESIRED) - {"unlisted"} | {"replaced"}

@@ -47,6 +47,17 @@ RULES: dict[str, dict[tuple[Observed, Desired], Op]] = {
     "nothing is downloaded for a model that this node cannot run": {
         (row, "incompatible"): "reject" for row in OBSERVED if row not in {"active", "due"}
     },
+    "a retired model serves on, and is never installed anew": {
+        **{(row, column): "keep" for row in ("absent", "active", "outdated", "archived") for column in ("retired", "standby")},
+        ("inactive", "retired"): "enable",
+    },
+    "a retired model whose replacement ended serves again": {("inactive", "standby"): "enable"},
+    "a retired model is tested and repaired while it must serve": {
+        **{(row, column): "retest" for row in ("pending", "due") for column in ("retired", "standby")}, ("damaged", "retired"): "repair",
+    },
+    "a retired model that failed, or is damaged and does not serve, goes": {
+        ("damaged", "standby"): "remove", ("failed", "retired"): "remove", ("failed", "standby"): "remove",
+    },
     "what serves goes on serving: only the network takes it away": {("active", "incompatible"): "keep", ("due", "incompatible"): "keep"},
 }  # fmt: skip
 
@@ -62,11 +73,19 @@ def test_every_cell_has_its_rule_and_no_cell_has_two() -> None:
     assert sorted(cells) == sorted((row, column) for row in OBSERVED for column in DESIRED)
 
 
-def test_nothing_is_ever_activated_that_nobody_enabled() -> None:
+def test_nothing_is_ever_activated_that_the_snapshot_does_not_permit_to_serve() -> None:
     for row in OBSERVED:
         for column in DESIRED:
-            if column not in {"enabled", "disabled"}:
+            if column not in {"enabled", "disabled", "retired", "standby"}:
                 assert decide(row, column) not in {"install", "repair", "retest", "enable", "restore"}
+
+
+def test_nothing_is_ever_fetched_for_a_retired_model_but_to_repair_what_serves() -> None:
+    fetching = {
+        (row, column) for row in OBSERVED for column in ("retired", "standby") if decide(row, column) in {"install", "repair", "restore"}
+    }
+
+    assert fetching == {("damaged", "retired")}
 
 
 @pytest.mark.parametrize("word", REASONS)
