@@ -61,4 +61,4 @@ EXCEPT = click.option("--except", "excluded", multiple=True, metavar="ID", help=
 LOCKED = click.option("--locked", is_flag=True, help="Fail if models.lock does not match the snapshot; do not update it.")
 OFFLINE = click.option("--offline", is_flag=True, help="Do not use the network.")
 YES = click.option("-y", "--yes", is_flag=True, help="Do not ask for confirmation.")
-MODEL_STATE = click.Choice(["enabled", "disabled", "archived"])
+MODEL_STATE = click.Choice(["enabled", "disabled", "archived", "retired"])

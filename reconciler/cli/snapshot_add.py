@@ -19,7 +19,7 @@ from reconciler.core.text import printable
 
 if TYPE_CHECKING:
     from reconciler.core.gguf import GgufFacts
-    from reconciler.core.snapshot import Artifact, Model, Task, Unpack
+    from reconciler.core.snapshot import Artifact, Model, Snapshot, Task, Unpack
     from reconciler.publish.artifacts import Measured
 
 _TASK = click.Choice(["chat", "completion", "embedding"])
@@ -48,6 +48,8 @@ _TASK = click.Choice(["chat", "completion", "embedding"])
 @click.option("--gpu-memory", type=Size(), metavar="SIZE", help="GPU memory that it needs [default: an estimate, to be confirmed].")
 @click.option("--memory", type=Size(), metavar="SIZE", default=0, help="Main memory that it needs; 0: nodes do not check.")
 @click.option("--state", type=MODEL_STATE, default="enabled")
+@click.option("--replaces", multiple=True, metavar="ID", help="A model that it replaces [default: the other enabled version of NAME].")
+@click.option("--beside", is_flag=True, help="Keep the other enabled versions of NAME, too.")
 @click.option("--prompt", default="Hello", help="The test job's prompt.")
 @click.option("--smoke-task", type=_TASK, help="The test job's task [default: the first of the model's].")
 @click.option("--max-tokens", type=click.IntRange(1, 4096), default=8, help="The most tokens that the test job generates.")
@@ -66,11 +68,12 @@ def snapshot_add(*, file: Path, model_id: str, sources: tuple[str, ...], max_siz
       reconcile snapshot add snapshot.json tiny:v2 https://models.example.org/tiny-v2.gguf \\
           --prompt "The capital of France is" --expect-regex Paris
 
+    The other enabled version of NAME is retired: each node serves it until the new one is active there, and both change in one swap.
+
     Nodes download a SOURCE that is a URL from there; it must be https, or http to this machine. An archive that is a file is checked as
     nodes check it.
     """
     from reconciler.fetch.sources import host_of, is_loopback_name
-    from reconciler.publish import snapshots
 
     data = document_io.read_snapshot(file)
     _check_not_listed(data, model_id)
@@ -82,7 +85,7 @@ def snapshot_add(*, file: Path, model_id: str, sources: tuple[str, ...], max_siz
     facts, refusals = _read_headers(sources, measured)
     members = _archive_members(sources, given["unpack"])
     model = _model(model_id, sources, measured, given, facts, members)
-    document_io.write_snapshot(file, snapshots.edit(data, lambda found: snapshots.with_model(found, model), now=document_io.now()))
+    replaced = _write_update(file, data, model, beside=given["beside"])
     if not all(artifact.urls for artifact in model.artifacts):
         document_io.note("no --url is given: nodes download it from the snapshot's --fallback, or from their own mirrors")
     if given["unpack"] and members is None:
@@ -95,11 +98,30 @@ def snapshot_add(*, file: Path, model_id: str, sources: tuple[str, ...], max_siz
         document_io.note(f"an engine may refuse this file: {printable(refusal)}")
     size = units.human_size(sum(one.size for one in measured))
     document_io.print_line(f"added {model.id}: {size}, {', '.join(model.tasks)}, {_memory(model)}")
+    for old in replaced:
+        document_io.print_line(f"{model.id} replaces {old}, which is retired: each node serves it until {model.id} is active there")
     if facts:
         parts = f"{facts.architecture}, {facts.quantisation}, {facts.parameters:,} parameters, context {facts.context_length:,}"
         document_io.print_line(f"GGUF header: {printable(parts)}")
         if given["gpu_memory"] is None:
             document_io.note("the GPU memory is an estimate: measure it on a node, and give --gpu-memory (0: it needs no GPU)")
+
+
+def _write_update(file: Path, data: bytes, model: Model, *, beside: bool) -> tuple[str, ...]:
+    """Write the snapshot with *model* in it; return the ids that it replaces."""
+    from reconciler.publish import snapshots
+
+    replaced: tuple[str, ...] = ()
+
+    def change(found: Snapshot) -> Snapshot:
+        nonlocal replaced
+        if beside or model.state != "enabled":
+            return snapshots.with_model(found, model)
+        made, replaced = snapshots.with_update(found, model)
+        return made
+
+    document_io.write_snapshot(file, snapshots.edit(data, change, now=document_io.now()))
+    return replaced
 
 
 def _check_not_listed(data: bytes, model_id: str) -> None:
@@ -212,6 +234,8 @@ def _model(
     facts: GgufFacts | None,
     members: tuple[str, ...] | None,
 ) -> Model:
+    from msgspec import UNSET
+
     from reconciler.core.snapshot import Expect, Model, Runtime, Smoke
 
     artifacts = _artifacts(sources, measured, given)
@@ -228,6 +252,7 @@ def _model(
         name=name,
         version=version,
         state=given["state"],
+        replaces=given["replaces"] or UNSET,
         tasks=tasks,
         runtime=Runtime(engine=given["engine"], version=given["engine_version"]),
         gpu_memory=(facts.gpu_bytes_estimate if facts else 0) if given["gpu_memory"] is None else given["gpu_memory"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -65,7 +66,9 @@ snapshot.add_command(snapshot_add)
 @click.argument("ids", nargs=-1, required=True, metavar="NAME:VERSION...")
 def snapshot_remove(*, file: Path, ids: tuple[str, ...]) -> None:
     """
-    Remove models. Nodes stop serving them at once and delete their files after the grace period.
+    Remove models. Nodes stop serving them at once, and delete their bytes after the grace period.
+
+    To replace a version without an outage, add the next one: the old version then serves until the new one is active.
 
     \b
       reconcile snapshot remove snapshot.json tiny:v1
@@ -77,7 +80,17 @@ def snapshot_remove(*, file: Path, ids: tuple[str, ...]) -> None:
             found = snapshots.without_model(found, model_id)
         return found
 
-    document_io.write_snapshot(file, snapshots.edit(document_io.read_snapshot(file), change, now=document_io.now()))
+    _write_with_stops(file, document_io.read_snapshot(file), change)
+
+
+def _write_with_stops(file: Path, data: bytes, change: Callable[[Snapshot], Snapshot]) -> None:
+    """Write the changed snapshot, and say which models every node stops serving at once."""
+    from reconciler.publish import snapshots
+
+    made = snapshots.edit(data, change, now=document_io.now())
+    for model_id in snapshots.diff(data, made.data).stopped:
+        document_io.note(f"{model_id} stops serving at once on every node")
+    document_io.write_snapshot(file, made)
 
 
 @snapshot.command("set-state")
@@ -86,7 +99,9 @@ def snapshot_remove(*, file: Path, ids: tuple[str, ...]) -> None:
 @click.argument("state", type=MODEL_STATE)
 def snapshot_set_state(*, file: Path, model_id: str, state: Wanted) -> None:
     """
-    Set a model's state: enabled, disabled (kept, not served) or archived (moved to cold storage).
+    Set a model's state: enabled, disabled (kept, not served), archived (moved to cold storage) or retired.
+
+    A retired model serves where it is active until a model that replaces it is active there; it is not installed on new nodes.
 
     \b
       reconcile snapshot set-state snapshot.json tiny:v1 archived
@@ -94,9 +109,7 @@ def snapshot_set_state(*, file: Path, model_id: str, state: Wanted) -> None:
     from reconciler.publish import snapshots
 
     data = document_io.read_snapshot(file)
-    document_io.write_snapshot(
-        file, snapshots.edit(data, lambda found: snapshots.with_state(found, model_id, state), now=document_io.now())
-    )
+    _write_with_stops(file, data, lambda found: snapshots.with_state(found, model_id, state))
 
 
 @snapshot.command("set")
@@ -240,6 +253,8 @@ def snapshot_diff(*, before: Path, after: Path, as_json: bool) -> None:
     for sign, ids in (("+", found.added), ("-", found.removed)):
         for model_id in ids:
             document_io.print_line(f"{sign} {model_id}")
+    for model_id in found.stopped:
+        document_io.print_line(f"! {model_id} stops serving at once on every node")
     for change in found.changed:
         document_io.print_line(f"~ {_place(change)}: {_value(change.before)} -> {_value(change.after)}")
     if not (found.added or found.removed or found.changed):

@@ -48,6 +48,7 @@ class Entry(Struct, frozen=True, kw_only=True):
 
     id: str
     state: Wanted
+    replaces: tuple[str, ...]
     tasks: tuple[str, ...]
     engine: str
     gpu_memory: int
@@ -92,6 +93,8 @@ class Difference(Struct, frozen=True, kw_only=True):
     after: int
     added: tuple[str, ...]
     removed: tuple[str, ...]
+    #: Enabled and retired models that stop serving at once, on every node.
+    stopped: tuple[str, ...]
     changed: tuple[Changed, ...]
 
 
@@ -171,6 +174,27 @@ def with_model(found: Snapshot, model: Model) -> Snapshot:
     return replace(found, models=(*found.models, model))
 
 
+def with_update(found: Snapshot, model: Model) -> tuple[Snapshot, tuple[str, ...]]:
+    """
+    Return *found* with *model*, and the ids that it replaces: those that it names, else the other enabled version of its name.
+
+    What it replaces becomes ``retired``: each node serves it until *model* is active there, and both change in one swap (SPEC 4).
+
+    Raises:
+        PublishError: it lists one of this id, or several versions of its name are enabled.
+    """
+    others = tuple(one.id for one in found.models if one.name == model.name and one.state == "enabled" and one.id != model.id)
+    named = model.replaces or ()
+    if not named and len(others) > 1:
+        raise PublishError(
+            f"{len(others)} versions of {model.name} are enabled: {', '.join(others)}",
+            hint="name the one that it replaces with --replaces, or keep all with --beside",
+        )
+    replaced = named or others
+    models = tuple(replace(one, state="retired") if one.id in replaced and one.state == "enabled" else one for one in found.models)
+    return with_model(replace(found, models=models), replace(model, replaces=replaced or UNSET)), replaced
+
+
 def without_model(found: Snapshot, model_id: str) -> Snapshot:
     """
     Return *found* without the model *model_id*.
@@ -228,6 +252,7 @@ def attach(data: bytes, public: PublicKey, signature: bytes, *, now: datetime, r
 def _to_sign(data: bytes, keyid: str, now: datetime, root: TrustRoot | None) -> Document:
     document = envelopes.read(data, trust.SNAPSHOT_TYPE)
     found = snapshot.decode(document.payload)
+    _refuse_never_replaced(found)
     if now >= found.expires_at:
         raise PublishError(
             f"snapshot {found.version} expired at {units.rfc3339(found.expires_at)}: nodes would refuse it",
@@ -238,6 +263,17 @@ def _to_sign(data: bytes, keyid: str, now: datetime, root: TrustRoot | None) -> 
         if keyid not in root.roles.snapshot.keyids:
             raise PublishError(f"key {keyid} may not sign under root {root.version}", hint="`reconcile root inspect` lists who may")
     return document
+
+
+def _refuse_never_replaced(found: Snapshot) -> None:
+    """Refuse a retired model that nothing replaces: nodes would serve it for ever, and new nodes would never have it."""
+    replaced = {old for model in found.models for old in model.replaces or ()}
+    for model in found.models:
+        if model.state == "retired" and model.id not in replaced:
+            raise PublishError(
+                f"{model.id} is retired, and no listed model replaces it",
+                hint="enable it, remove it, or add its replacement with --replaces",
+            )
 
 
 def _check_network(found: Snapshot, root: TrustRoot) -> None:
@@ -289,6 +325,7 @@ def _entry(model: Model) -> Entry:
     return Entry(
         id=model.id,
         state=model.state,
+        replaces=model.replaces or (),
         tasks=model.tasks,
         engine=f"{model.runtime.engine} {model.runtime.version}".strip(),
         gpu_memory=model.gpu_memory,
@@ -316,11 +353,26 @@ def diff(before: bytes, after: bytes) -> Difference:
         after=new_.version,
         added=tuple(sorted(now_is.keys() - was.keys())),
         removed=tuple(sorted(was.keys() - now_is.keys())),
+        stopped=stopped_at_once(old, new_),
         changed=(
             *_changes("", _settings(old_document, old), _settings(new_document, new_)),
             *(change for name in both for change in _changes(name, _fields(was[name]), _fields(now_is[name]))),
         ),
     )
+
+
+def stopped_at_once(before: Snapshot, after: Snapshot) -> tuple[str, ...]:
+    """Return the models that every node stops serving as soon as it has *after* in the place of *before*: no other takes over first."""
+    listed = {model.id: model for model in after.models}
+    replaced = {old for model in after.models for old in model.replaces or ()}
+    names = {model.name for model in after.models if model.state == "enabled"}
+    gone = []
+    for model in before.models:
+        state = listed[model.id].state if model.id in listed else "unlisted"
+        waits = state == "archived" and (model.id in replaced or model.name in names)
+        if model.state in {"enabled", "retired"} and state not in {"enabled", "retired"} and not waits:
+            gone.append(model.id)
+    return tuple(sorted(gone))
 
 
 def _settings(document: Document, found: Snapshot) -> dict[str, Any]:
