@@ -13,6 +13,7 @@ from msgspec import structs
 
 from reconciler.apply import records
 from reconciler.apply.run_state import RunState
+from reconciler.core import names
 from reconciler.core.errors import SmokeFailed
 from reconciler.core.plan import OLDER_COPY_DAMAGED
 from reconciler.core.state import ActiveModel, Generation
@@ -60,7 +61,8 @@ def announce(run: RunState, ports: Ports) -> RunState:
     replaced = {change.id for change in run.planned("archive")}
     returning = {model: entry for model, entry in announced.entries.items() if model in added | replaced}
     kept = {model: entry for model, entry in run.serving.items() if model not in added}
-    return unhealthy(_go_back(run, ports, Generation(entries=kept | returning), current, set(), why), ports, added, why)
+    before = names.with_current(kept | returning, run.lock.names, run.replacements)
+    return unhealthy(_go_back(run, ports, Generation(entries=before), current, set(), why), ports, added, why)
 
 
 def rebuild(run: RunState, ports: Ports) -> RunState:
@@ -86,6 +88,7 @@ def swap(
     """
     left = {*gone, *replaced}
     following = {model: entry for model, entry in (run.serving | added).items() if model not in left}
+    following = names.with_current(following, run.lock.names, run.replacements)
     if following == run.serving and not (rebuild and run.rebuild):
         return run, ""
     before = ports.generations.current()
@@ -109,6 +112,7 @@ def _go_back(run: RunState, ports: Ports, before: Generation, made: Generation, 
     """Return to what served before; what may not serve any more stays out of it."""
     ports.report(Incident(kind="smoke-failed", detail=f"generation {made.number} is not healthy: {why}"))
     rest = {model: entry for model, entry in before.entries.items() if model not in gone}
+    rest = names.with_current(rest, run.lock.names, run.replacements)
     unchanged = before.number and rest == before.entries
     back = ports.generations.reactivate(before.number) if unchanged else ports.generations.swap(rest)
     _tell(ports, back, (), (), f"went back: not healthy: {why}")

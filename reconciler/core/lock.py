@@ -98,6 +98,8 @@ class Lock(Struct, frozen=True, kw_only=True):
     network: str
     retest_after: str = ""
     allow_node_fallback: bool = True
+    #: The version that a model's bare name leads to, by name.
+    names: dict[str, str] = {}
     snapshot: LockedSnapshot
     model: tuple[LockedModel, ...]
     blob: dict[Digest, LockedBlob]
@@ -111,6 +113,7 @@ def compile(verified: Verified) -> Lock:  # noqa: A001  called as lock.compile
         network=found.network,
         retest_after="" if found.retest_after is UNSET else found.retest_after,
         allow_node_fallback=found.sources.allow_node_fallback,
+        names={} if found.names is UNSET else dict(sorted(found.names.items())),
         snapshot=LockedSnapshot(
             version=found.version,
             digest=verified.digest,
@@ -157,8 +160,10 @@ def encode(lock: Lock) -> bytes:
     import tomli_w
 
     document = _without_nulls(msgspec.to_builtins(lock, builtin_types=(datetime,)))
+    if not document["names"]:  # a lock without names and replacements has the bytes that it had before there were any
+        del document["names"]
     for model in document["model"]:
-        if not model["replaces"]:  # a lock without replacements has the bytes that it had before there were any
+        if not model["replaces"]:
             del model["replaces"]
     document["snapshot"] |= {key: _Instant.of(document["snapshot"][key]) for key in ("issued_at", "expires_at")}
     return (HEADER + tomli_w.dumps(document)).encode()

@@ -17,7 +17,7 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from reconciler.core import digest, lifecycle, snapshot, units
+from reconciler.core import digest, lifecycle, names, snapshot, units
 from reconciler.core import disk as disks
 from reconciler.core.disk import Disk
 from reconciler.core.errors import StalePlan
@@ -321,8 +321,11 @@ def _active_changes(models: tuple[ModelChange, ...], lock: Lock, state: NodeStat
             yield ActiveChange(op="stop", id=model, reason=why)
     if state.announced is not None:
         yield ActiveChange(op="announce", reason="unannounced: swapped in by a run that was interrupted")
+    entries = state.active.entries
     if state.active_damaged or state.misdirected:
         yield ActiveChange(op="rebuild", reason="damaged: what is active differs from its index")
+    elif names.with_current(entries, lock.names, lifecycle.replacements(lock)) != entries:
+        yield ActiveChange(op="rebuild", reason="index-changed: a name leads to another version now")
 
 
 def _stop_reason(change: ModelChange, listed: LockedModel | None, state: NodeState) -> str:

@@ -135,6 +135,8 @@ class Snapshot(Struct, frozen=True, kw_only=True):
     issued_at: Instant  #: When it was made.
     expires_at: Instant  #: Until when it may be acted on.
     sources: Sources = Sources()  #: Where blobs may be fetched from, for all models.
+    #: For a model's name the version that the bare name leads to, where that is active; else each node chooses by the same rule.
+    names: dict[Name, Version] | UnsetType = UNSET
     #: A test job's result is good for so long; absent: until the runtime or the device changes.
     retest_after: Annotated[str, Meta(max_length=16)] | UnsetType = UNSET
     models: Annotated[tuple[Model, ...], Meta(max_length=MAX_MODELS)]  #: Every model that a node may hold.

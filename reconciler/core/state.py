@@ -78,6 +78,8 @@ class ActiveModel(Struct, frozen=True, kw_only=True):
     entrypoint: str  #: The file that the engine is given, relative to `path`.
     bytes: int  #: Size of its files.
     tree: str  #: Digest of its tree.
+    #: Whether ``active/names/<name>`` leads to it.
+    current: bool = False
 
 
 class Generation(Struct, frozen=True, kw_only=True):

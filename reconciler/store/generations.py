@@ -73,6 +73,10 @@ class Generations:
         try:
             for entry in made.entries.values():
                 self._link(folder, entry)
+            if any(entry.current for entry in made.entries.values()):
+                atomic.make_folder(folder / "names")
+            for path, target in _names(made).items():
+                atomic.new_symlink(target, folder / path)
             index = Index(generation=made.number, models=tuple(made.entries.values()))
             atomic.write(folder / "index.json", msgspec.json.encode(index), 0o444)
             atomic.sync_tree(folder)
@@ -84,6 +88,11 @@ class Generations:
         path = folder / entry.path
         atomic.make_folder(path.parent)
         atomic.new_symlink(target_of(self._layout, entry), path)  # in a temporary folder, which is synced and renamed afterwards
+
+
+def _names(made: Generation) -> dict[str, str]:
+    """Return the links of the stable names, by their paths in a generation, with what they say."""
+    return {f"names/{model.partition(':')[0]}": f"../{entry.path}" for model, entry in made.entries.items() if entry.current}
 
 
 def target_of(layout: Layout, entry: ActiveModel) -> str:
@@ -144,8 +153,10 @@ def unexpected_entries(layout: Layout, found: Generation) -> tuple[str, ...]:
     folder = f"{layout.generations}/{found.number}"
     if os.path.islink(folder):  # noqa: PTH114  text, as below
         return (".",)
-    links = {entry.path for entry in found.entries.values()}
-    return tuple(sorted(_unexpected(folder, "", links, {"models", *(path.rpartition("/")[0] for path in links)})))
+    named = _names(found)
+    links = {*(entry.path for entry in found.entries.values()), *named}
+    wrong = [path for path, target in named.items() if not _links_to(f"{folder}/{path}", target)]
+    return tuple(sorted([*wrong, *_unexpected(folder, "", links, {"models", *(path.rpartition("/")[0] for path in links)})]))
 
 
 def _unexpected(folder: str, prefix: str, links: set[str], folders: set[str]) -> Iterator[str]:
