@@ -27,6 +27,7 @@ from msgspec import Struct
 
 from reconciler.core import digest as digests
 from reconciler.core import snapshot
+from reconciler.core.text import printable
 from reconciler.fetch.settings import FetchSettings
 from reconciler.ports import Want
 
@@ -284,8 +285,7 @@ def redact(url: str) -> str:
 
 def clean(text: str, most: int = 200) -> str:
     """Return *text* from outside in printable characters, cut to *most*."""
-    shown = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text[:most])
-    return shown + ("…" if len(text) > most else "")
+    return printable(text, most)
 
 
 def _literal(host: str) -> Address | None:

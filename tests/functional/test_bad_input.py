@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import fcntl
 import json
 import os
@@ -351,6 +352,37 @@ def test_a_file_that_is_larger_than_the_system_takes_is_blamed_on_no_model(used:
     assert "File too large" in ran.stdout
     assert used.states() == {"a:v1": "active", "b:v1": "absent"}
     assert used.kinds() == []
+    assert used.records() == []
+    assert used.run("apply").code == 0
+    assert used.states() == {"a:v1": "active", "b:v1": "active"}
+
+
+@pytest.mark.parametrize(("number", "told", "hint"), [
+    (errno.EDQUOT, "Disk quota exceeded", "quota -s"), (errno.EROFS, "Read-only file system", "dmesg"),
+    (errno.ENOSPC, "No space left on device", "gc --dry-run"), (errno.EFBIG, "File too large", "ulimit -f"),
+])  # fmt: skip
+@pytest.mark.parametrize("where", ["blobs", "trees", "generations"])
+def test_what_the_file_system_refuses_is_told_as_what_it_is_and_blamed_on_no_model(
+    used: Node, monkeypatch: pytest.MonkeyPatch, number: int, told: str, hint: str, where: str
+) -> None:
+    rename = os.rename
+
+    def refuse(old: str, new: str, **options: int) -> None:
+        if f"/store/{where}/" in str(new):
+            raise OSError(number, os.strerror(number), str(old))
+        rename(old, new, **options)
+
+    used.publish(used.item("a:v1", tiny("a")), used.item("b:v1", tiny("b")))
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "rename", refuse)
+        ran = used.run("apply")
+
+    assert ran.code == (1 if where == "generations" else 3)
+    assert told in ran.out + ran.err
+    assert where != "generations" or hint in ran.err
+    assert used.states()["a:v1"] == "active"
+    assert used.states()["b:v1"] in {"absent", "pending", "inactive"}
+    assert {*used.kinds()} <= {"disk-full"}
     assert used.records() == []
     assert used.run("apply").code == 0
     assert used.states() == {"a:v1": "active", "b:v1": "active"}
