@@ -9,6 +9,8 @@ Rules that hold here:
 4. Settings that were found, and not named by the caller, are used only if nobody but root and the caller can change them or any file that
    they name (``Settings.check_trusted``).
 
+The module has more than 400 lines because each key stands here with the sentence that the reference page shows.
+
 Longer than 400 lines because each key has a sentence beside it, from which the reference is made.
 """
 
