@@ -17,8 +17,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
+from reconciler.core.events import Notice
 from reconciler.core.state import Generation
-from reconciler.ports import Notice, Reporter
+from reconciler.ports import Reporter
 
 _ACTIVATED_SECONDS = 60.0
 #: How many characters of a failing command's standard error are reported.

@@ -1,14 +1,11 @@
 """
-What the order of effects (``apply``) needs from the world, and what it tells about it.
+What ``apply`` needs from the world, as protocols. Adapters implement them; ``commands.wiring`` joins the two.
 
 Rules that hold here:
 
 1. A port is named for the domain and has at most five methods; what an adapter MUST guarantee is written at the method.
 2. Every port has a memory twin in the tests, and one contract suite runs against both.
-3. Whatever goes wrong leaves an adapter as a ``ReconcileError``.
-4. Events are values. One stream of them feeds the terminal, ``--json``, the ledger's incidents, the metrics and the tests.
-
-Longer than 400 lines because each protocol and each event stands here with all that it promises.
+3. Every failure leaves an adapter as a ``ReconcileError``.
 """
 
 from __future__ import annotations
@@ -22,6 +19,7 @@ from typing import Literal, Protocol
 from msgspec import Struct
 
 from reconciler.core.errors import InternalError, ReconcileError
+from reconciler.core.events import Event
 from reconciler.core.lock import LockedArtifact
 from reconciler.core.snapshot import Runtime, Smoke
 from reconciler.core.state import ActiveModel, Generation, Passed, Record, TreeSeen
@@ -62,7 +60,7 @@ class FetchFailed(Struct, frozen=True, kw_only=True):
 
 
 class Fetcher(Protocol):
-    """Brings blobs into staging and vouches for their bytes."""
+    """Downloads blobs into staging and verifies their bytes."""
 
     def fetch(self, wants: Sequence[Want], report: Reporter) -> Iterator[Fetched | FetchFailed]:
         """
@@ -82,7 +80,7 @@ class Fetcher(Protocol):
 
 
 class Unpacker(Protocol):
-    """Takes an archive apart, into plain files in a folder of its own."""
+    """Extracts an archive to plain files in a folder of its own."""
 
     def unpack(self, archive: Path, kind: str, into: Path) -> tuple[str, ...]:
         """
@@ -179,7 +177,7 @@ class Blobs(Protocol):
         ...
 
     def check(self, name: str) -> bool:
-        """Hash the blob in full; return whether it is good, and believe a bad one no longer."""
+        """Hash the blob in full; return whether it is good. A bad one MUST count as damaged from then on."""
         ...
 
     def discard(self, name: str) -> None:
@@ -191,7 +189,7 @@ class Blobs(Protocol):
         ...
 
     def restore(self, name: str) -> None:
-        """Bring the blob back; MUST hash it in full, and raise ``BlobDamaged`` where it is another."""
+        """Move the blob back from cold storage; MUST hash it in full, and raise ``BlobDamaged`` where its digest differs."""
         ...
 
 
@@ -243,7 +241,7 @@ class Ledger(Protocol):
         ...
 
     def set_running(self, *, running: bool) -> None:
-        """Remember that a run began, or ended: one that was cut short is finished by the next."""
+        """Remember that a run began, or ended: the next run finishes an interrupted one."""
         ...
 
 
@@ -251,7 +249,7 @@ class Housekeeping(Protocol):
     """Tidies the store at both ends of a run."""
 
     def recover(self) -> None:
-        """Clear what a run that was cut short left in staging."""
+        """Delete what an interrupted run left in staging."""
         ...
 
     def quarantine(self, model: str, report: TestReport | None, detail: str, tree: str) -> None:
@@ -268,121 +266,19 @@ class Housekeeping(Protocol):
 
 
 class Hooks(Protocol):
-    """The operator's say about a new generation."""
+    """The operator's commands around a swap."""
 
     def activated(self, generation: Generation) -> None:
-        """Tell of a swap."""
+        """Run the command that is told of a swap."""
         ...
 
     def healthy(self, generation: Generation) -> str:
-        """Return why the node does not serve well after a swap; empty if it does."""
+        """Run the command that checks the node after a swap; return why it is not healthy, or an empty text."""
         ...
 
 
-# -- events ----------------------------------------------------------------------------------------
-
-
-class Event(
-    Struct,
-    frozen=True,
-    kw_only=True,
-    tag_field="type",
-    tag=lambda name: "".join(f"-{c.lower()}" if c.isupper() else c for c in name).lstrip("-"),
-    omit_defaults=True,
-):
-    """Something that happened, as it happens."""
-
-
-class RunStarted(Event, frozen=True, kw_only=True):
-    """A run begins; *lock* is the digest of the lock that everything after speaks of."""
-
-    lock: str  #: Digest of the lock.
-    generation: int  #: The generation that is active when the run begins.
-    models: int  #: How many models the plan has.
-    download_bytes: int  #: Bytes that the plan downloads.
-
-
-class FetchProgress(Event, frozen=True, kw_only=True):
-    """*done* bytes of *total* are here, *rate* of them a second, *hashed* of them verified so far."""
-
-    digest: str  #: The blob.
-    done: int  #: Bytes that have arrived.
-    total: int  #: Bytes of the blob.
-    rate: int = 0  #: Bytes per second.
-    hashed: int = 0  #: Bytes that were hashed so far.
-    source: str = ""  #: URL that it is downloaded from.
-
-
-class HashProgress(Event, frozen=True, kw_only=True):
-    """*done* bytes of *total* of what is on the disk are hashed again. For people alone: no stream of events has it."""
-
-    done: int
-    total: int
-
-
-class BlobReady(Event, frozen=True, kw_only=True):
-    """A blob was verified and has its name now."""
-
-    digest: str
-    size: int  #: Bytes.
-    sources: tuple[str, ...] = ()  #: URLs that the bytes came from; empty where they were in staging already.
-
-
-class ModelPhase(Event, frozen=True, kw_only=True):
-    """A model enters a phase of its installation."""
-
-    model: str  #: Its model id.
-    phase: Literal["waiting", "fetching", "unpacking", "testing", "tested", "archiving", "restoring", "removing"]
-    detail: str = ""  #: More about the phase, for people.
-
-
-class ModelDone(Event, frozen=True, kw_only=True):
-    """A model reached the state in which this run leaves it."""
-
-    model: str  #: Its model id.
-    state: str  #: The state in which the run leaves it.
-    reason: str = ""  #: Why; begins with a word of a closed list.
-
-
-class Swapped(Event, frozen=True, kw_only=True):
-    """A generation became the active one."""
-
-    generation: int  #: Its number.
-    added: tuple[str, ...] = ()  #: Model ids that became active.
-    removed: tuple[str, ...] = ()  #: Model ids that stopped being active.
-    what: str = ""  #: Why the set changed, for people.
-
-
-class Incident(Event, frozen=True, kw_only=True):
-    """A check failed, or something was refused, quarantined or repaired."""
-
-    kind: str  #: The kind, a word of a closed list.
-    model: str = ""  #: Model id, if it is about one.
-    blob: str = ""  #: Digest, if it is about a blob.
-    source: str = ""  #: URL of the source that is at fault.
-    detail: str = ""  #: What happened, for people.
-
-
-class Notice(Event, frozen=True, kw_only=True):
-    """A sentence that people should read, and that is no incident."""
-
-    level: Literal["debug", "info", "warning"]
-    text: str  #: The sentence.
-
-
-class RunEnded(Event, frozen=True, kw_only=True):
-    """A run is over."""
-
-    lock: str  #: Digest of the lock.
-    generation: int  #: The generation that is active at the end.
-    active: int  #: How many models are active.
-    failed: int  #: How many models failed.
-    changed: bool  #: Whether the run changed anything.
-    seconds: float  #: How long it took.
-
-
 class Reporter(Protocol):
-    """Whoever listens to events. It MUST be callable from any thread, return at once, and raise nothing."""
+    """Receives events. It MUST be callable from any thread, return at once, and raise nothing."""
 
     def __call__(self, event: Event, /) -> None:
         """Take one event."""

@@ -14,8 +14,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from reconciler.core.events import Event, FetchProgress, Incident
 from reconciler.fetch.settings import FetchSettings
-from reconciler.ports import Event, Fetched, Fetcher, FetchFailed, FetchProgress, Incident, Want
+from reconciler.ports import Fetched, Fetcher, FetchFailed, Want
 
 #: A run of these tests that takes longer is hung.
 HUNG_SECONDS = 90.0

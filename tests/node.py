@@ -24,9 +24,9 @@ from msgspec import Struct
 
 from reconciler import cli, settings
 from reconciler.commands.context import Clock, NodeContext, from_settings, wall_clock
+from reconciler.core.events import Event
 from reconciler.demo import models
 from reconciler.demo.server import Server
-from reconciler.ports import Event
 from reconciler.store import clock
 from tests.network import Document, Network
 

@@ -14,7 +14,8 @@ from typing import Protocol
 
 from reconciler.commands.context import NodeContext, RunOptions
 from reconciler.core import units
-from reconciler.ports import Notice, Reporter
+from reconciler.core.events import Notice
+from reconciler.ports import Reporter
 from reconciler.report.metrics import NodeMetrics
 
 

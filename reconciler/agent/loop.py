@@ -31,7 +31,8 @@ from reconciler.commands.context import NodeContext, RunOptions, report_bug
 from reconciler.commands.status import CycleOutcome, Health, Phase
 from reconciler.core import units
 from reconciler.core.errors import ReconcileError, StoreBusy, TrustError, UsageError
-from reconciler.ports import Event, Notice, Reporter
+from reconciler.core.events import Event, Notice
+from reconciler.ports import Reporter
 from reconciler.report import metrics
 from reconciler.report.metrics import NodeMetrics, RunMetrics
 from reconciler.store import atomic

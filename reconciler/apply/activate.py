@@ -15,9 +15,10 @@ from reconciler.apply import records
 from reconciler.apply.run_state import RunState
 from reconciler.core import names
 from reconciler.core.errors import SmokeFailed
+from reconciler.core.events import Incident, Swapped
 from reconciler.core.plan import OLDER_COPY_DAMAGED
 from reconciler.core.state import ActiveModel, Generation
-from reconciler.ports import Incident, Ports, Swapped
+from reconciler.ports import Ports
 
 _NOT_WHOLE = "what was active was not whole"
 

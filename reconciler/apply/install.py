@@ -19,10 +19,11 @@ from reconciler.apply.prepare import Batch, Preparation, Prepared
 from reconciler.apply.run_state import RunState
 from reconciler.core import lifecycle
 from reconciler.core.errors import BlobDamaged, DiskFull, FetchError, HashMismatch, InternalError, SizeMismatch, SmokeFailed, StoreError
+from reconciler.core.events import Incident, ModelDone, Notice
 from reconciler.core.lock import LockedModel
 from reconciler.core.plan import WORK
 from reconciler.core.state import ActiveModel, ModelState, Passed, TreeSeen
-from reconciler.ports import Incident, ModelDone, Notice, Ports, TestReport
+from reconciler.ports import Ports, TestReport
 
 
 def relink(run: RunState, ports: Ports) -> RunState:

@@ -21,9 +21,10 @@ from reconciler.apply.run_state import RunState
 from reconciler.core import lifecycle
 from reconciler.core import plan as plans
 from reconciler.core.errors import BlobDamaged, ReconcileError, SandboxUnavailable
+from reconciler.core.events import BlobReady, Incident, ModelPhase
 from reconciler.core.lock import LockedModel
 from reconciler.core.state import TreeSeen
-from reconciler.ports import BlobReady, Fetched, FetchFailed, Incident, ModelPhase, Ports, TestJob, TestReport, Want
+from reconciler.ports import Fetched, FetchFailed, Ports, TestJob, TestReport, Want
 
 
 class Prepared(Struct, frozen=True, kw_only=True):

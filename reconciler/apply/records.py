@@ -6,8 +6,9 @@ from msgspec import structs
 
 from reconciler.apply.run_state import RunState
 from reconciler.core.errors import ReconcileError
+from reconciler.core.events import Incident, ModelDone
 from reconciler.core.state import ModelState, Record
-from reconciler.ports import Incident, ModelDone, Ports
+from reconciler.ports import Ports
 
 
 def settle(run: RunState, ports: Ports, model: str, state: ModelState, reason: str, *, attempts: int = 0, last_error: str = "") -> RunState:

@@ -8,9 +8,10 @@ from reconciler.apply import activate, records
 from reconciler.apply.run_state import RunState
 from reconciler.core import lifecycle, units
 from reconciler.core.errors import BlobDamaged, DiskFull, StoreError
+from reconciler.core.events import Incident, ModelPhase, Notice
 from reconciler.core.lock import LockedModel
 from reconciler.core.plan import ModelChange
-from reconciler.ports import Incident, ModelPhase, Notice, Ports
+from reconciler.ports import Ports
 
 
 def replaced_by(run: RunState, added: Collection[str]) -> list[str]:

@@ -32,11 +32,12 @@ from reconciler.core import plan as plans
 from reconciler.core import units
 from reconciler.core.disk import INODES_HINT
 from reconciler.core.errors import DiskFull
+from reconciler.core.events import Incident, Notice, RunEnded, RunStarted
 from reconciler.core.lock import Lock
 from reconciler.core.node import NodeFacts, Policy
 from reconciler.core.plan import Plan
 from reconciler.core.state import NodeState
-from reconciler.ports import Incident, Notice, Ports, RunEnded, RunStarted
+from reconciler.ports import Ports
 
 
 class Outcome(Struct, frozen=True, kw_only=True):

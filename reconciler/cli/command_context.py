@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from reconciler.commands.context import NodeContext
-    from reconciler.ports import Event, Reporter
+    from reconciler.core.events import Event
+    from reconciler.ports import Reporter
     from reconciler.report.events import JsonLines
     from reconciler.report.terminal import EventLines
     from reconciler.settings import Settings

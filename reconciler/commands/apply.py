@@ -23,11 +23,12 @@ from reconciler.commands.context import Clock, NodeContext, RunOptions, hold_sto
 from reconciler.commands.load_lock import VerifiedLock
 from reconciler.core import plan as plans
 from reconciler.core.errors import FetchError, ReconcileError, RuntimeMissing, UsageError
+from reconciler.core.events import Event, Incident, Notice
 from reconciler.core.lock import Lock
 from reconciler.core.node import NodeFacts, Policy
 from reconciler.core.plan import Plan
 from reconciler.core.state import NodeState
-from reconciler.ports import Event, Incident, Notice, Reporter
+from reconciler.ports import Reporter
 from reconciler.store import clock, observe, trust_state
 from reconciler.store.ledger import Ledger
 

@@ -233,7 +233,7 @@ def _bugs_logged(layout: Layout, ledger: Ledger) -> Iterator[None]:
     except (ReconcileError, OSError):
         raise
     except Exception as error:
-        from reconciler.ports import Incident
+        from reconciler.core.events import Incident
 
         found = report_bug(error, layout)
         with contextlib.suppress(ReconcileError):

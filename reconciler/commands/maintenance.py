@@ -10,9 +10,10 @@ import msgspec
 from reconciler.commands import load_lock, wiring
 from reconciler.commands.context import NodeContext, hold_store
 from reconciler.core.errors import StoreError, UsageError
+from reconciler.core.events import Swapped
 from reconciler.core.lock import Lock
 from reconciler.core.state import Generation, NodeState
-from reconciler.ports import Reporter, Swapped
+from reconciler.ports import Reporter
 from reconciler.store import clock, generations, observe
 from reconciler.store.garbage import Garbage, GarbageCollector
 from reconciler.store.layout import Layout

@@ -21,8 +21,8 @@ from reconciler.commands import documents
 from reconciler.commands.context import NodeContext
 from reconciler.core import trust
 from reconciler.core.errors import FetchError, SettingsError, TrustError
+from reconciler.core.events import Incident
 from reconciler.core.trust import TrustRoot, TrustState, Verified
-from reconciler.ports import Incident
 from reconciler.store import trust_state
 from reconciler.store.ledger import Ledger
 

@@ -13,10 +13,10 @@ import msgspec
 
 from reconciler.commands.status import Status
 from reconciler.core.dsse import Envelope
+from reconciler.core.events import BlobReady, FetchProgress, Incident, ModelDone, ModelPhase, Notice, RunEnded, RunStarted, Swapped
 from reconciler.core.plan import Plan
 from reconciler.core.snapshot import Snapshot
 from reconciler.core.trust import TrustRoot
-from reconciler.ports import BlobReady, FetchProgress, Incident, ModelDone, ModelPhase, Notice, RunEnded, RunStarted, Swapped
 from reconciler.settings import Settings
 from reconciler.store.generations import Index
 from reconciler.store.ledger import LoggedIncident

@@ -20,9 +20,10 @@ from msgspec import Struct
 from reconciler.commands import load_lock, node_trust
 from reconciler.commands.context import Clock, NodeContext, hold_store
 from reconciler.core.errors import StoreError
+from reconciler.core.events import Event, HashProgress, Incident, Notice
 from reconciler.core.state import NodeState
 from reconciler.fetch.hashing import Checked, Hashers
-from reconciler.ports import Event, HashProgress, Incident, Notice, Reporter
+from reconciler.ports import Reporter
 from reconciler.store import blobs, generations, observe
 from reconciler.store.layout import Layout
 from reconciler.store.ledger import COLD_VERIFIED, Ledger, Verification

@@ -13,10 +13,11 @@ import msgspec
 from reconciler.commands import source_history
 from reconciler.commands.context import Clock, NodeContext, RunOptions
 from reconciler.commands.load_lock import VerifiedLock
+from reconciler.core.events import Event, Swapped
 from reconciler.fetch.downloader import Aria2Fetcher, OfflineFetcher
 from reconciler.fetch.hashing import Hashers
 from reconciler.hooks import CommandHooks
-from reconciler.ports import Event, Fetcher, Ports, Reporter, Swapped, Tester, Unpacker
+from reconciler.ports import Fetcher, Ports, Reporter, Tester, Unpacker
 from reconciler.store.blobs import Blobs
 from reconciler.store.generations import Generations, path_of
 from reconciler.store.housekeeping import StoreHousekeeping

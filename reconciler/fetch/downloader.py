@@ -24,13 +24,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from reconciler.core.errors import FetchError, ReconcileError, SettingsError
+from reconciler.core.events import Notice
 from reconciler.fetch import aria2_daemon, credentials, hashing, sources
 from reconciler.fetch.progress import POLL_SECONDS, poll_interval
 from reconciler.fetch.resolver import Resolver
 from reconciler.fetch.settings import FetchSettings
 from reconciler.fetch.staging import Staging
 from reconciler.fetch.transfer import Transfer, TransferContext
-from reconciler.ports import Fetched, FetchFailed, Notice, Reporter, Want
+from reconciler.ports import Fetched, FetchFailed, Reporter, Want
 
 _PROGRESS_SECONDS = 0.1
 #: Small files that are given to aria2 ahead of their turn, so that it need not wait for the next round.

@@ -21,6 +21,7 @@ from msgspec import Struct
 from reconciler import files
 from reconciler.core import digest as digests
 from reconciler.core.errors import DiskFull, ReconcileError, StoreError
+from reconciler.core.events import FetchProgress, Incident
 from reconciler.fetch import aria2_daemon, aria2_protocol, hashing, sources, staging
 from reconciler.fetch.aria2_protocol import Ending, Status
 from reconciler.fetch.hash_process import Hashed, Job
@@ -30,7 +31,7 @@ from reconciler.fetch.settings import FetchSettings
 from reconciler.fetch.source_selection import Blame, GiveUp, RetryLater, SourceSelector, TrySources
 from reconciler.fetch.sources import Failure, Rules
 from reconciler.fetch.staging import Attempt, Staging
-from reconciler.ports import Fetched, FetchFailed, FetchProgress, Incident, Reporter, Want
+from reconciler.ports import Fetched, FetchFailed, Reporter, Want
 
 #: Mirrors that answer later than this after the first join the transfer while it runs.
 LATE_MIRROR_SECONDS = 0.3

@@ -14,8 +14,8 @@ from typing import IO, Any
 import msgspec
 
 from reconciler.core import units
+from reconciler.core.events import BlobReady, Event, FetchProgress, Incident, ModelDone, ModelPhase, Notice, RunEnded, RunStarted, Swapped
 from reconciler.core.text import printable
-from reconciler.ports import BlobReady, Event, FetchProgress, Incident, ModelDone, ModelPhase, Notice, RunEnded, RunStarted, Swapped
 
 
 def short(name: str) -> str:

@@ -18,21 +18,10 @@ from typing import TYPE_CHECKING, Protocol, Self, cast
 from msgspec import UnsetType
 
 from reconciler.core import units
+from reconciler.core.events import BlobReady, Event, FetchProgress, HashProgress, Incident, ModelDone, ModelPhase, Notice, RunEnded, Swapped
 from reconciler.core.plan import ModelChange, Plan
 from reconciler.core.text import printable
-from reconciler.ports import (
-    BlobReady,
-    Event,
-    FetchProgress,
-    HashProgress,
-    Incident,
-    ModelDone,
-    ModelPhase,
-    Notice,
-    RunEnded,
-    Swapped,
-    TestReport,
-)
+from reconciler.ports import TestReport
 from reconciler.report.events import sentence, short
 
 if TYPE_CHECKING:

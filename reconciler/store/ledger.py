@@ -26,10 +26,11 @@ from msgspec import Struct
 from reconciler import files
 from reconciler.core import units
 from reconciler.core.errors import StoreError
+from reconciler.core.events import Incident
 from reconciler.core.state import Passed, Record, TreeSeen
 from reconciler.core.text import printable
 from reconciler.core.trust import TrustState
-from reconciler.ports import Incident, TestReport
+from reconciler.ports import TestReport
 from reconciler.store import atomic, ledger_database
 
 MAX_INCIDENTS = 5_000

@@ -18,9 +18,10 @@ import msgspec
 import pytest
 
 from reconciler.core.errors import FetchError, StoreBusy
+from reconciler.core.events import FetchProgress, Notice
 from reconciler.fetch import aria2_daemon, credentials
 from reconciler.fetch.downloader import Aria2Fetcher
-from reconciler.ports import FetchFailed, FetchProgress, Notice
+from reconciler.ports import FetchFailed
 from tests import hostile_server as bad
 from tests.fetching import FAST, HUNG_SECONDS, LARGE, SMALL, EventRecorder, children_of, collect, good, my_aria2, name_of, named, some, want
 from tests.hostile_server import HostileServer, honest
@@ -233,7 +234,8 @@ import sys
 from pathlib import Path
 from reconciler.fetch.downloader import Aria2Fetcher
 from reconciler.fetch.settings import FetchSettings
-from reconciler.ports import FetchProgress, Want
+from reconciler.core.events import FetchProgress
+from reconciler.ports import Want
 def report(event):
     if isinstance(event, FetchProgress):
         print(event.done, flush=True)

@@ -309,7 +309,8 @@ import json, os, subprocess, sys
 from pathlib import Path
 from reconciler.fetch.downloader import Aria2Fetcher
 from reconciler.fetch.settings import FetchSettings
-from reconciler.ports import Fetched, Incident, Want
+from reconciler.core.events import Incident
+from reconciler.ports import Fetched, Want
 mount, wants, direct = sys.argv[1], [Want(**{**it, "sources": tuple(it["sources"])}) for it in json.loads(sys.argv[2])], int(sys.argv[3])
 incidents = []
 def run():

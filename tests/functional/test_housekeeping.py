@@ -11,8 +11,8 @@ import pytest
 from rich.console import Console
 
 from reconciler.commands import apply, maintenance, verify
+from reconciler.core.events import HashProgress
 from reconciler.demo.server import Server
-from reconciler.ports import HashProgress
 from reconciler.report.terminal import ProgressBars
 from tests.node import Node, deaf, flip, later, tiny, traces
 from tests.twins.node import EventLog

@@ -174,7 +174,7 @@ def test_a_tampered_active_blob_is_found_and_healed(used: Node) -> None:
 
 
 def test_a_server_cannot_forge_a_line_in_the_log(node: Node) -> None:
-    from reconciler.ports import Incident
+    from reconciler.core.events import Incident
     from reconciler.report.events import sentence
 
     node.publish(node.item("a:v1", tiny("a")))

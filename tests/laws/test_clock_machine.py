@@ -21,8 +21,9 @@ from msgspec.structs import replace
 
 from reconciler.core import units
 from reconciler.core.errors import NotYetValid, Rollback, TrustError
+from reconciler.core.events import Incident
 from reconciler.core.state import Generation, Passed
-from reconciler.ports import Incident, TestReport
+from reconciler.ports import TestReport
 from reconciler.store.clock import BootTime, ClockReading, elapsed_seconds, run_clock
 from reconciler.store.ledger import COLD_VERIFIED, Ledger, Verification
 from tests.hostile_network import HostileNetwork, Node

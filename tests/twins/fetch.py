@@ -9,7 +9,8 @@ from pathlib import Path
 
 from reconciler.core import digest
 from reconciler.core.errors import FetchError, HashMismatch, StoreError, UnpackRefused
-from reconciler.ports import Fetched, FetchFailed, FetchProgress, Incident, Reporter, Want
+from reconciler.core.events import FetchProgress, Incident
+from reconciler.ports import Fetched, FetchFailed, Reporter, Want
 from tests.twins.content import tar_members, url_of
 
 

@@ -17,11 +17,12 @@ from typing import Any
 
 from reconciler.apply import run
 from reconciler.core import digest, lock, plan
+from reconciler.core.events import Event, Incident, Swapped
 from reconciler.core.lock import Lock
 from reconciler.core.node import NodeFacts, Policy
 from reconciler.core.plan import Plan
 from reconciler.core.state import BlobSeen, Generation, NodeState, TreeSeen
-from reconciler.ports import Event, Incident, Ports, Swapped
+from reconciler.ports import Ports
 from reconciler.store.clock import BootTime
 from reconciler.store.generations import path_of
 from tests.network import Document, Network

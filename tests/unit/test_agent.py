@@ -25,7 +25,8 @@ from reconciler.agent.loop import Agent, AgentOptions
 from reconciler.commands import status
 from reconciler.commands.context import NodeContext, RunOptions, from_settings
 from reconciler.core.errors import Expired, SettingsError, StoreBusy, StoreError
-from reconciler.ports import Event, Notice, Reporter
+from reconciler.core.events import Event, Notice
+from reconciler.ports import Reporter
 from reconciler.report.metrics import NodeMetrics
 from reconciler.settings import Settings, decode
 

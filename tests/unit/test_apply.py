@@ -11,9 +11,10 @@ import pytest
 
 from reconciler.core import lifecycle
 from reconciler.core.errors import DiskFull, FetchError, StoreError
+from reconciler.core.events import ModelDone, ModelPhase, RunEnded, RunStarted, Swapped
 from reconciler.core.node import NodeFacts
 from reconciler.core.state import Generation
-from reconciler.ports import FetchFailed, ModelDone, ModelPhase, RunEnded, RunStarted, Swapped, Want
+from reconciler.ports import FetchFailed, Want
 from tests.twins.content import Files, changed, name_of, tar
 from tests.twins.fetch import MemoryFetcher
 from tests.twins.node import FACTS, POLICY, MemoryNode

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from reconciler.core.events import Notice
 from reconciler.core.state import Generation
 from reconciler.hooks import CommandHooks
-from reconciler.ports import Notice
 from tests.processes import outliving
 from tests.twins.node import EventLog
 

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from reconciler.core.errors import DiskFull, StoreError
+from reconciler.core.events import Incident
 from reconciler.core.state import Record, TreeSeen
 from reconciler.core.trust import TrustState
-from reconciler.ports import Incident, TestReport
+from reconciler.ports import TestReport
 from reconciler.store import ledger as ledgers
 from reconciler.store.ledger import Change, Ledger, Listing, Verification
 from tests.crash.scenario import KILLED, child

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from reconciler.core.errors import BadEnvelope
+from reconciler.core.events import Swapped
 from reconciler.core.lock import Lock
-from reconciler.ports import Swapped
 from tests.twins.content import Files, changed, name_of
 from tests.twins.node import POLICY, MemoryNode
 
