@@ -78,7 +78,7 @@ def start(plan: Plan, lock: Lock, observed: NodeState, node: NodeFacts, policy: 
         began=now,
         models={model.id: model for model in lock.model},
         changes={change.id: change for change in plan.models},
-        replacements=lifecycle.replacements(lock),
+        replacements=lifecycle.replacements(lock, observed),
         serving=dict(observed.active.entries),
         rebuild=any(change.op == "rebuild" for change in plan.active),
         trees=dict(observed.trees),

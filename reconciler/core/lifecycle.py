@@ -19,7 +19,7 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from reconciler.core import digest, snapshot, units
+from reconciler.core import digest, units
 from reconciler.core.lock import Lock, LockedModel
 from reconciler.core.node import NodeFacts, Policy
 from reconciler.core.state import ActiveModel, BlobSeen, ModelState, NodeState, Passed, TreeSeen
@@ -88,13 +88,29 @@ def reason(word: str, detail: str = "") -> str:
 # -- which column a model is in --------------------------------------------------------------------
 
 
-def replacements(lock: Lock) -> dict[str, frozenset[str]]:
-    """Return for each replaced model the listed models that replace it, directly or through a chain: a node may have missed versions."""
+def replacements(lock: Lock, state: NodeState) -> dict[str, frozenset[str]]:
+    """
+    Return the listed models that replace a model, directly or through a chain, since a node may have missed versions.
+
+    Only models that are enabled, or that the node knows, are looked up: of a long chain of retired versions it knows few.
+    """
     direct: dict[str, set[str]] = {}
     for model in lock.model:
         for old in model.replaces:
             direct.setdefault(old, set()).add(model.id)
-    return {old: frozenset(snapshot.reached(direct, old)) for old in direct}
+    known = {*state.records, *state.active.entries, *(model.id for model in lock.model if model.state == "enabled")}
+    return {old: frozenset(_reached(direct, old)) for old in direct if old in known}
+
+
+def _reached(edges: dict[str, set[str]], start: str) -> set[str]:
+    found: set[str] = set()
+    pending = [*edges.get(start, ())]
+    while pending:
+        name = pending.pop()
+        if name not in found:
+            found.add(name)
+            pending += edges.get(name, ())
+    return found
 
 
 def desired(model: LockedModel, given: PlanInput, misfit: str) -> Desired | Literal["replaced"]:
@@ -108,19 +124,16 @@ def desired(model: LockedModel, given: PlanInput, misfit: str) -> Desired | Lite
     replacing = given.replacements.get(model.id, frozenset())
     serves = model.id in given.state.active.entries
     if model.state == "archived" and replacing and serves:
-        return "archived" if _any_serves(replacing, given) else "retired"
+        return "archived" if replacing & given.serving else "retired"
     if model.state != "retired":
         return model.state
-    if _any_serves(replacing, given):
+    if not serves and model.id not in given.state.records:
+        return "standby"
+    if replacing & given.serving:
         return "replaced"
     if serves:
         return "retired"
     return "incompatible" if misfit else "standby"
-
-
-def _any_serves(models: frozenset[str], given: PlanInput) -> bool:
-    """Return whether one of *models* is active and goes on."""
-    return any(model.id in models and model.serves and model.id in given.state.active.entries for model in given.lock.model)
 
 
 # -- which row a model is in -----------------------------------------------------------------------
@@ -138,6 +151,8 @@ class PlanInput(Struct, frozen=True, kw_only=True):
     passes: dict[tuple[str, str], Passed] = {}
     #: For each replaced model the ids of those that replace it, directly or through others.
     replacements: dict[str, frozenset[str]] = {}
+    #: Active models that the lock permits to serve on.
+    serving: frozenset[str] = frozenset()
 
 
 def classify(model: LockedModel, given: PlanInput) -> tuple[Observed, str]:

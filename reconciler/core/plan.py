@@ -96,7 +96,8 @@ def diff(lock: Lock, lock_digest: str, state: NodeState, node: NodeFacts, policy
         policy=policy,
         now=now,
         passes=lifecycle.newest_passes(state),
-        replacements=lifecycle.replacements(lock),
+        replacements=lifecycle.replacements(lock, state),
+        serving=frozenset(model.id for model in lock.model if model.serves and model.id in state.active.entries),
     )
     listed = [_listed(model, given, blobs) for model in lock.model]
     _mark_kept_copies_unverified(listed, state, blobs)
@@ -324,7 +325,7 @@ def _active_changes(models: tuple[ModelChange, ...], lock: Lock, state: NodeStat
     entries = state.active.entries
     if state.active_damaged or state.misdirected:
         yield ActiveChange(op="rebuild", reason="damaged: what is active differs from its index")
-    elif names.with_current(entries, lock.names, lifecycle.replacements(lock)) != entries:
+    elif names.with_current(entries, lock.names, lifecycle.replacements(lock, state)) != entries:
         yield ActiveChange(op="rebuild", reason="index-changed: a name leads to another version now")
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import re
 import unicodedata
 import warnings
-from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
@@ -193,27 +192,19 @@ def check(snapshot: Snapshot) -> None:
 
 def _check_replacements(models: tuple[Model, ...]) -> None:
     """Refuse a circle of replacements, and an id that two enabled models replace (SPEC 4)."""
-    edges = {model.id: model.replaces for model in models if model.replaces}
     replaced: dict[str, str] = {}
     for index, model in enumerate(models):
-        where = f"models[{index}].replaces"
         for old in model.replaces or ():
             if model.state == "enabled" and replaced.setdefault(old, model.id) != model.id:
-                raise ValueError(f"{old!r} is replaced by {replaced[old]!r} already - at `{where}`")
-        if model.replaces and model.id in reached(edges, model.id):
-            raise ValueError(f"{model.id!r} replaces itself, directly or through others - at `{where}`")
+                raise ValueError(f"{old!r} is replaced by {replaced[old]!r} already - at `models[{index}].replaces`")
+    if not (edges := {model.id: model.replaces for model in models if model.replaces}):
+        return
+    import graphlib  # few lists need it, and each plan starts faster without it
 
-
-def reached(edges: Mapping[str, Iterable[str]], start: str) -> set[str]:
-    """Return what is reached from *start* along *edges*, in any number of steps but none."""
-    found: set[str] = set()
-    pending = [*edges.get(start, ())]
-    while pending:
-        name = pending.pop()
-        if name not in found:
-            found.add(name)
-            pending += edges.get(name, ())
-    return found
+    try:
+        graphlib.TopologicalSorter(edges).prepare()
+    except graphlib.CycleError as error:
+        raise ValueError(f"models replace each other in a circle: {', '.join(error.args[1][:4])} - at `models`") from None
 
 
 def check_instant(instant: datetime) -> None:

@@ -218,7 +218,15 @@ def test_the_drawn_states_reach_every_row_and_column() -> None:
     @settings(max_examples=150, deadline=None, derandomize=True, database=None)
     def draw(scene: tuple[Lock, NodeState]) -> None:
         lock, state = scene
-        drawn = lifecycle.PlanInput(lock=lock, state=state, node=FACTS, policy=Policy(), now=NOW, replacements=lifecycle.replacements(lock))
+        drawn = lifecycle.PlanInput(
+            lock=lock,
+            state=state,
+            node=FACTS,
+            policy=Policy(),
+            now=NOW,
+            replacements=lifecycle.replacements(lock, state),
+            serving=frozenset(model.id for model in lock.model if model.serves) & state.active.entries.keys(),
+        )
         for model in lock.model:
             column = lifecycle.desired(model, drawn, lifecycle.incompatible(model, FACTS))
             reached.add((lifecycle.classify(model, drawn)[0], column))
