@@ -1,4 +1,4 @@
-"""Commands that maintain a node: verify, gc, rollback, history, incidents, retry, doctor, trust; and demo."""
+"""Commands that maintain a node: verify, gc, rollback, resume, history, incidents, retry, doctor, trust; and demo."""
 
 from __future__ import annotations
 
@@ -104,8 +104,8 @@ def rollback(context: CommandContext, *, number: int | None, lock_timeout: float
     """
     Activate generation N again, or the previous one.
 
-    Models that the snapshot no longer lists cannot be rolled back to. The healthy hook runs, as after an apply. The next apply activates
-    the snapshot's models again.
+    Models that the snapshot no longer lists cannot be rolled back to. The healthy hook runs, as after an apply. What is rolled back is
+    held: agent and sync do not bring it again until `reconcile resume`, or until the snapshot lists other content for it.
 
     \b
       reconcile history
@@ -118,6 +118,26 @@ def rollback(context: CommandContext, *, number: int | None, lock_timeout: float
     context.show(
         {"schema": 1, "generation": made.number, "models": sorted(made.entries)},
         lambda to: to.print(f"generation {made.number} is active: {', '.join(sorted(made.entries)) or 'no model'}", markup=False),
+    )
+
+
+@click.command()
+@LOCK_TIMEOUT
+@common_options()
+def resume(context: CommandContext, *, lock_timeout: float) -> None:
+    """
+    End the hold of a rollback. The next apply activates the snapshot's models again.
+
+    \b
+      reconcile resume
+      reconcile plan
+    """
+    from reconciler.commands import maintenance
+
+    held = maintenance.resume(context.node(), lock_timeout_seconds=lock_timeout)
+    context.show(
+        {"schema": 1, "models": held},
+        lambda to: to.print(f"the next apply brings again: {', '.join(held)}" if held else "nothing was held", markup=False),
     )
 
 

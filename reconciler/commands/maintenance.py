@@ -9,6 +9,7 @@ import msgspec
 
 from reconciler.commands import load_lock, wiring
 from reconciler.commands.context import NodeContext, hold_store
+from reconciler.core import plan as plans
 from reconciler.core.errors import StoreError, UsageError
 from reconciler.core.events import Swapped
 from reconciler.core.lock import Lock
@@ -69,6 +70,7 @@ def rollback(context: NodeContext, report: Reporter, number: int | None = None, 
         store = generations.Generations(layout)
         touched = generations.misdirected(layout, target) or generations.unexpected_entries(layout, target)
         ledger.set_running(running=True)  # a rollback that is cut short from here on is finished by the next run: hooks and history
+        ledger.set_fact("held", state.held | _taken_back(before, target, found.lock))  # before the swap: no later run may undo it
         made = store.swap(target.entries) if touched else store.reactivate(target.number)
         hooks = wiring.hooks(context, report)
         brings_models = any(before.tree_of(model) != entry.tree for model, entry in made.entries.items())
@@ -76,6 +78,8 @@ def rollback(context: NodeContext, report: Reporter, number: int | None = None, 
         serving = _reactivate(store, before) if unhealthy else made
         what = f"went back from {made.number}: not healthy: {unhealthy}" if unhealthy else f"rolled back from {before.number}"
         ledger.record_change(_change(before, serving, what, found.lock_digest, context.clock()))
+        if unhealthy:
+            ledger.set_fact("held", state.held)
         ledger.set_running(running=state.unfinished)
         report(Swapped(generation=serving.number, what="rollback"))
         hooks.activated(serving)
@@ -85,6 +89,26 @@ def rollback(context: NodeContext, report: Reporter, number: int | None = None, 
             hint=f"generation {serving.number} serves; `reconcile history` shows the others",
         )
     return made
+
+
+def _taken_back(before: Generation, after: Generation, lock: Lock) -> dict[str, str]:
+    """Return the recipes of the models that a rollback took out of service; the snapshot still lists them."""
+    recipes = {model.id: model.recipe for model in lock.model}
+    return {model: recipes[model] for model in before.entries if model in recipes and before.tree_of(model) != after.tree_of(model)}
+
+
+def resume(context: NodeContext, *, lock_timeout_seconds: float = 0.0) -> tuple[str, ...]:
+    """
+    End the hold of earlier rollbacks, so that the next apply follows the snapshot again; return the models that were held.
+
+    Raises:
+        StoreBusy, StoreError, TrustError: as their names say.
+    """
+    with hold_store(context, timeout_seconds=lock_timeout_seconds) as ledger:
+        lock = load_lock.load_verified_lock(context).lock
+        state = observe.node_state(context.layout, ledger)
+        ledger.set_fact("held", None)
+    return tuple(model.id for model in lock.model if plans.is_held(model, state))
 
 
 def _refuse_unlisted(target: Generation, lock: Lock, ledger: Ledger) -> None:

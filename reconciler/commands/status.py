@@ -91,6 +91,8 @@ class Status(Struct, frozen=True, kw_only=True):
     #: Why nothing new is installed now, as an error's name and message; null where all is well.
     refused: str | None = None
     drift: tuple[str, ...] = ()  #: What differs from what the last run left.
+    #: Whether a rollback holds models back until `reconcile resume`.
+    held: bool = False
     #: When an agent that waits begins its next cycle, which tries again what is failed or pending; null without one.
     next_sync_at: datetime | None = None
 
@@ -126,6 +128,7 @@ def status(context: NodeContext, model: str = "") -> Status:
         models=models,
         refused=_refusal(context, found, now),
         drift=made.drift,
+        held=any(change.reason.startswith("held:") for change in made.models),
         next_sync_at=_next_sync(layout, now),
     )
 

@@ -71,6 +71,7 @@ REASONS = {
     "failed-before": "the last try failed",
     "damaged": "its bytes on disk are not what they were",
     "incompatible": "this node cannot run it",
+    "held": "it was rolled back, and `reconcile resume` brings it again",
     "excluded": "left out on the command line",
 }
 

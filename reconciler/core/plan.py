@@ -176,6 +176,8 @@ def _listed(model: LockedModel, given: lifecycle.PlanInput, blobs: dict[str, Blo
         if before != "active" or model.serves:
             return ModelChange(id=model.id, op="keep", from_=before, to=before, reason=lifecycle.reason("excluded"))
         op = "disable" if op == "repair" else op  # what the snapshot removes stops all the same; no work is done on it
+    if op in WORK and is_held(model, given.state):
+        return ModelChange(id=model.id, op="keep", from_=before, to=before, reason=lifecycle.reason("held"))
     wanted = op in WORK
     return ModelChange(
         id=model.id,
@@ -185,6 +187,11 @@ def _listed(model: LockedModel, given: lifecycle.PlanInput, blobs: dict[str, Blo
         reason=_why(op, desired, why, misfit or _awaited(model, given)),
         download_bytes=_add_blobs(model, given, blobs, distrusted=observed == "failed") if wanted else 0,
     )
+
+
+def is_held(model: LockedModel, state: NodeState) -> bool:
+    """Return whether a rollback took back this very content of *model*: it is not brought again until a person resumes (SPEC 8)."""
+    return state.held.get(model.id) == model.recipe and model.id not in state.active.entries
 
 
 def _left_out(model: str, policy: Policy) -> bool:

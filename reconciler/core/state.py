@@ -119,5 +119,7 @@ class NodeState(Struct, frozen=True, kw_only=True):
     active_damaged: bool = False
     #: A run was interrupted; the next one finishes it.
     unfinished: bool = False
+    #: What a rollback took back, and is not brought again: recipes by model id.
+    held: dict[str, str] = {}
     #: The last generation that the operator's hooks were told of, where an interrupted run swapped in another one after it.
     announced: Generation | None = None

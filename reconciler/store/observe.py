@@ -73,6 +73,7 @@ def _observe(layout: Layout, ledger: Ledger) -> NodeState:
         misdirected=misdirected,
         active_damaged=active_damaged,
         unfinished=unfinished,
+        held=ledger.fact("held", dict[str, str]) or {},
         announced=_last_announced(layout, ledger, active) if unfinished else None,
     )
 

@@ -13,7 +13,7 @@ from reconciler.store.ledger import Ledger
 from tests.node import Node, flip, tiny
 
 
-def test_rollback_returns_to_a_generation_and_the_next_apply_goes_forward(used: Node) -> None:
+def test_rollback_returns_to_a_generation_and_resume_goes_forward(used: Node) -> None:
     first = used.index()["generation"]
     used.publish(used.item("a:v1", tiny("a")), used.item("b:v1", tiny("b")))
     assert used.run("apply").code == 0
@@ -28,10 +28,87 @@ def test_rollback_returns_to_a_generation_and_the_next_apply_goes_forward(used: 
     assert changes[-1]["removed"] == ["b:v1"]
     assert [change["actor"] for change in changes[:2]] == ["apply", "apply"]
     assert changes[-1]["lock"] == used.run("status", "--json").json["lock"]
+    assert used.run("resume", "--json").json["models"] == ["b:v1"]
     planned = used.run("plan", "--json").json
     assert planned["summary"]["download_bytes"] == 0
     assert used.run("apply").code == 0
     assert used.active() == ["a:v1", "b:v1"]
+
+
+# -- a rollback holds ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def held(used: Node) -> Node:
+    """Return a node whose operator rolled back from the run that installed ``b:v1``."""
+    two_generations(used)
+    assert used.run("rollback").code == 0
+    return used
+
+
+def test_no_later_run_brings_again_what_was_rolled_back(held: Node) -> None:
+    for command in ("apply", "sync", "apply"):
+        assert held.run(command).code == 0
+        assert held.active() == ["a:v1"]
+
+    assert held.run("plan", "--detailed-exitcode").code == 0
+    status = held.run("status", "--json").json
+    assert status["held"] is True
+    assert {one["id"]: one["reason"].partition(":")[0] for one in status["models"]}["b:v1"] == "held"
+
+
+def test_a_snapshot_that_changes_other_things_ends_no_hold(held: Node) -> None:
+    held.publish(held.item("a:v1", tiny("a")), held.item("b:v1", tiny("b")), held.item("c:v1", tiny("c")))
+
+    assert held.run("apply").code == 0
+
+    assert held.active() == ["a:v1", "c:v1"]
+
+
+def test_other_content_of_the_model_ends_its_hold(held: Node) -> None:
+    held.publish(held.item("a:v1", tiny("a")), held.item("b:v1", tiny("corrected")))
+
+    assert held.run("apply").code == 0
+
+    assert held.active() == ["a:v1", "b:v1"]
+    assert held.run("status", "--json").json["held"] is False
+
+
+def test_what_is_not_listed_any_more_leaves_all_the_same(held: Node) -> None:
+    held.publish(held.item("b:v1", tiny("b")))
+
+    assert held.run("apply").code == 0
+
+    assert held.active() == []
+
+
+def test_a_version_that_was_replaced_serves_again_and_stays(used: Node) -> None:
+    used.publish(used.item("a:v1", tiny("a"), state="retired"), used.item("a:v2", tiny("newer"), replaces=["a:v1"]))
+    assert used.run("apply").code == 0
+    assert used.active() == ["a:v2"]
+
+    assert used.run("rollback").code == 0
+    assert used.active() == ["a:v1"]
+    for _ in range(2):
+        assert used.run("apply").code == 0
+        assert used.active() == ["a:v1"]
+
+    assert "a:v2" in used.run("resume").out
+    assert used.run("apply").code == 0
+    assert used.active() == ["a:v2"]
+    assert used.run("resume").out == "nothing was held\n"
+
+
+def test_a_rollback_that_the_node_is_not_healthy_with_holds_nothing(used: Node) -> None:
+    used.publish(used.item("a:v1", tiny("a"), state="retired"), used.item("a:v2", tiny("newer"), replaces=["a:v1"]))
+    assert used.run("apply").code == 0
+    settings = used.folder / "reconcile.toml"
+    settings.write_text(settings.read_text() + '\n[hooks]\nhealthy = ["false"]\n')
+
+    assert used.run("rollback").code == 1
+
+    assert used.active() == ["a:v2"]
+    assert used.run("status", "--json").json["held"] is False
 
 
 @pytest.mark.parametrize("change", ["unlisted", "disabled", "other content"])
