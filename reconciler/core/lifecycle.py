@@ -118,7 +118,7 @@ def desired(model: LockedModel, given: PlanInput, misfit: str) -> Desired | Lite
     """
     Return the column of the table that *model* is in; *misfit* says why this node cannot run it.
 
-    ``replaced`` has none: such a model is treated as an unlisted one.
+    ``replaced`` has none: such a model is treated as an unlisted one, and so is a retired model that the node does not know.
     """
     if model.state == "enabled":
         return "incompatible" if misfit else "enabled"
@@ -128,9 +128,7 @@ def desired(model: LockedModel, given: PlanInput, misfit: str) -> Desired | Lite
         return "archived" if replacing & given.serving else "retired"
     if model.state != "retired":
         return model.state
-    if not serves and model.id not in given.state.records:
-        return "standby"
-    if replacing & given.serving:
+    if replacing & given.serving or not (serves or model.id in given.state.records):
         return "replaced"
     if serves:
         return "retired"

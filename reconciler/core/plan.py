@@ -168,7 +168,8 @@ def _listed(model: LockedModel, given: lifecycle.PlanInput, blobs: dict[str, Blo
         known = model.id in given.state.records or model.id in given.state.active.entries
         if known:
             return _leaving(model.id, given.state, given.policy, given.now, "replaced")
-        return ModelChange(id=model.id, op="keep", from_="absent", to="absent", reason=lifecycle.reason("replaced"))
+        why = lifecycle.reason("retired-by-snapshot", "it is not installed anew")
+        return ModelChange(id=model.id, op="keep", from_="absent", to="absent", reason=why)
     observed, why = lifecycle.classify(model, given)
     op = lifecycle.decide(observed, desired)
     before = _state_of(model.id, observed, given.state)

@@ -112,10 +112,10 @@ def test_what_was_planted_in_the_active_generation_is_found_and_leaves(node: Nod
 
     assert outside.exists()
     found = (node.store / "active").resolve()
-    assert {path.name for path in found.iterdir()} == {"index.json", "models"}
+    assert {path.name for path in found.iterdir()} == {"index.json", "models", "names"}
     assert {path.name for path in (found / "models").iterdir()} == {"a"}
     assert {path.name for path in (found / "models/a").iterdir()} == {"v1"}
-    assert not any(path.is_symlink() for path in (found / "index.json", found / "models", found / "models/a"))
+    assert not any(path.is_symlink() for path in (found / "index.json", found / "models", found / "models/a", found / "names"))
     assert (found / "models/a/v1").resolve().is_relative_to(node.store / "trees")
     assert node.run("plan", "--detailed-exitcode").code == 0
     assert node.run("verify").code == 0

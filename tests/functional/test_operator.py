@@ -542,4 +542,4 @@ def test_a_model_of_another_format_is_noted_with_what_it_is(ready: Terminal) -> 
 
     ready("snapshot add snapshot.json m:v1 model.gguf --url https://models.example.org/model.gguf")
 
-    assert "note: an engine may refuse this: model.gguf is a safetensors file; convert it to GGUF" in ready.err
+    assert "note: an engine may refuse this file: model.gguf is a safetensors file; convert it to GGUF" in ready.err
