@@ -451,6 +451,7 @@ def test_a_saved_plan_is_refused_when_the_world_moved(used: Node, tmp_path: Path
         case _:
             assert used.run("apply").code == 0
             assert used.run("rollback").code == 0
+            assert used.run("resume").code == 0
             assert used.run("plan", "--out", str(saved)).code == 0
             assert used.run("apply").code == 0
     before = used.index()
