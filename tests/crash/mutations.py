@@ -90,7 +90,7 @@ _ENGINE = ("adversary/test_store_attacks", "functional/test_trust_on_a_node")
 SETTINGS, SHELL = "reconciler/settings.py", "reconciler/cli/command_context.py"
 TESTS = {
     DURABLE: ("unit/test_atomic", "unit/test_reserve", "functional/test_linked_files"),
-    FILES: ("unit/test_atomic", "unit/test_writer_lock", "adversary/test_archive_leftovers", "adversary/test_found_files"),
+    FILES: ("unit/test_files", "unit/test_atomic", "unit/test_writer_lock", "adversary/test_archive_leftovers", "adversary/test_found_files"),
     SETTINGS: ("adversary/test_found_files",),
     SHELL: ("adversary/test_found_files",),
     BLOBS: ("unit/test_blobs", "contract/test_blobs_contract", *_STORE, "adversary/test_store_attacks"),

@@ -80,3 +80,15 @@ def test_one_that_takes_none_says_why(tmp_path: Path) -> None:
 
     assert found is not None
     assert found.errno == errno.ENOENT
+
+
+def test_a_file_that_stands_at_the_probes_name_is_neither_written_nor_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reconciler.files.os.urandom", bytes)
+    planted = tmp_path / f".probe.{bytes(6).hex()}.tmp"
+    planted.write_bytes(b"somebody's")
+
+    found = files.refusal(tmp_path)
+
+    assert found is not None
+    assert found.errno == errno.EEXIST
+    assert planted.read_bytes() == b"somebody's"
