@@ -90,12 +90,18 @@ _ENGINE = ("adversary/test_store_attacks", "functional/test_trust_on_a_node")
 SETTINGS, SHELL = "reconciler/settings.py", "reconciler/cli/command_context.py"
 TESTS = {
     DURABLE: ("unit/test_atomic", "unit/test_reserve", "functional/test_linked_files"),
-    FILES: ("unit/test_files", "unit/test_atomic", "unit/test_writer_lock", "adversary/test_archive_leftovers", "adversary/test_found_files"),
+    FILES: (
+        "unit/test_files",
+        "unit/test_atomic",
+        "unit/test_writer_lock",
+        "adversary/test_archive_leftovers",
+        "adversary/test_found_files",
+    ),
     SETTINGS: ("adversary/test_found_files",),
     SHELL: ("adversary/test_found_files",),
     BLOBS: ("unit/test_blobs", "contract/test_blobs_contract", *_STORE, "adversary/test_store_attacks"),
     TREES: ("unit/test_trees", "adversary/test_archive_leftovers", *_STORE, "adversary/test_store_attacks"),
-    MADE: ("unit/test_generations", *_STORE, "adversary/test_store_attacks"),
+    MADE: ("unit/test_generations", "unit/test_stable_names", *_STORE, "adversary/test_store_attacks"),
     LEDGER: ("crash/test_ledger_syncs", "unit/test_ledger", *_STORE),
     DATABASE: ("crash/test_ledger_syncs", "unit/test_ledger"),
     OBSERVE: ("unit/test_observe", *_STORE, "adversary/test_store_attacks", "laws/test_lifecycle_machine"),
@@ -109,8 +115,8 @@ TESTS = {
     DSSE: ("unit/test_trust", "adversary/test_trust_attacks"),
     STRICT: ("unit/test_trust", "adversary/test_trust_attacks"),
     LOCK: ("unit/test_lock",),
-    PLAN: ("unit/test_apply", "laws/test_plan_laws", "adversary/test_store_attacks"),
-    LIFECYCLE: ("unit/test_apply", "laws/test_plan_laws", "adversary/test_store_attacks"),
+    PLAN: ("unit/test_updates", "unit/test_apply", "laws/test_plan_laws", "adversary/test_store_attacks"),
+    LIFECYCLE: ("unit/test_updates", "unit/test_apply", "laws/test_plan_laws", "adversary/test_store_attacks"),
     GGUF: ("unit/test_gguf_header",),
     STAGING: _LEFT,
     HASHER: ("adversary/test_verify_faults",),
@@ -274,6 +280,11 @@ def _serving() -> Iterator[Mutation]:
     yield once("an older copy that was forgotten", OBSERVE, "[_tree_from_disk(layout, tree, found) for tree in sorted(forgotten)]", "[]")
     yield once("the name of a tree that was forgotten", OBSERVE, "digest_of(tuple(listing)) != name", "False")
     yield once("the tree of an archived model", GARBAGE, "number == current or model not in archived", "True")
+    yield once("a stable name that leads elsewhere", MADE, 'if not _links_to(f"{folder}/{path}", target)]', "if False]")
+    yield once("a rollback that holds", UPKEEP, "state.held | _taken_back(before, target, found.lock)", "state.held")
+    yield never("a model that is held", PLAN, "op in WORK and is_held(model, given.state)")
+    yield once("a retired model that is replaced", LIFECYCLE, "if replacing & given.serving or not (", "if not (")
+    yield once("a retired model that is never installed anew", LIFECYCLE, " or not (serves or model.id in given.state.records)", "")
     yield never("a rollback to what is not listed", UPKEEP, "unlisted")
     yield never("a rollback to bytes in doubt", UPKEEP, "unverified")
     yield once("a rollback to a generation that was touched", UPKEEP, "store.swap(target.entries) if touched else ", "")

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from reconciler.core import plan
 from reconciler.core.errors import BadEnvelope
 from reconciler.core.events import Swapped
 from reconciler.core.lock import Lock
@@ -267,3 +268,19 @@ def test_the_grace_period_begins_when_it_is_replaced_and_not_when_it_is_retired(
     record = node.ledger.records["a:v1"]
     assert record.unlisted_since is not None
     assert node.clock() - record.unlisted_since < timedelta(minutes=1)
+
+
+def test_what_a_rollback_took_back_is_held_until_other_content_is_listed(node: MemoryNode) -> None:
+    lock = update(node)
+    state = node.state()
+    (recipe,) = (model.recipe for model in lock.model if model.id == "a:v2")
+    held = changed(state, held={"a:v2": recipe})
+    other = node.lock(node.item("a:v1", V1, state="retired"), node.item("a:v2", V3, replaces=["a:v1"]))
+
+    def planned(wanted: Lock) -> tuple[str, str]:
+        made = plan.diff(wanted, "sha256:" + "0" * 64, held, node.facts, node.policy, now=node.clock())
+        change = next(change for change in made.models if change.id == "a:v2")
+        return change.op, change.reason.partition(":")[0]
+
+    assert planned(lock) == ("keep", "held")
+    assert planned(other) == ("install", "not-installed")
