@@ -50,6 +50,8 @@ class Network(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     root_updates: str = ""
     #: The lock. ``snapshot.json``, the envelope that it was compiled from, is kept beside it.
     lockfile: str = "models.lock"
+    #: How long no snapshot can be fetched until ``sync`` ends with exit code 6; before that it warns.
+    quiet_after: str = "24h"
 
 
 class StoreSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -266,8 +268,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 _SIZES = (("store", "reserve"), ("store", "quarantine"), ("download", "limit"), ("download", "min_rate"))
 _TIMES = (
-    ("store", "grace"), ("download", "timeout"), ("smoke", "timeout"), ("agent", "interval"), ("agent", "jitter"),
-    ("agent", "scrub_after"), ("hooks", "healthy_timeout"),
+    ("network", "quiet_after"), ("store", "grace"), ("download", "timeout"), ("smoke", "timeout"), ("agent", "interval"),
+    ("agent", "jitter"), ("agent", "scrub_after"), ("hooks", "healthy_timeout"),
 )  # fmt: skip
 
 

@@ -30,7 +30,7 @@ from reconciler.commands import status
 from reconciler.commands.context import NodeContext, RunOptions, report_bug
 from reconciler.commands.status import CycleOutcome, Health, Phase
 from reconciler.core import units
-from reconciler.core.errors import ReconcileError, StoreBusy, TrustError, UsageError
+from reconciler.core.errors import NetworkSilent, ReconcileError, StoreBusy, TrustError, UsageError
 from reconciler.core.events import Event, Notice
 from reconciler.ports import Reporter
 from reconciler.report import metrics
@@ -44,7 +44,7 @@ SHORTEST_SECONDS = 1.0
 #: The longest silence of a working run, as when a large model is copied to cold storage; after it the watchdog is no longer fed.
 SILENCE_SECONDS = 3600.0
 
-_FAILURES = ("refused", "error")
+_FAILURES = ("refused", "silent", "error")
 
 
 class AgentOptions(Struct, frozen=True, kw_only=True):
@@ -227,6 +227,8 @@ class Agent:
             return "busy", error.message, error
         except TrustError as error:
             return "refused", f"{error.name}: {error.message}", error
+        except NetworkSilent as error:
+            return "silent", f"{error.name}: {error.message}", error
         except ReconcileError as error:
             return "error", f"{error.name}: {error.message}", error
         except Exception as error:  # noqa: BLE001  a bug must not end the service that mends nodes
@@ -238,10 +240,19 @@ class Agent:
 
     def _sync_and_scrub(self) -> tuple[CycleOutcome, str]:
         longest = max(self._interval, BACKOFF_SECONDS) + self._context.jitter_seconds
-        failed = self._steps.sync(self._context, self._forward, self._options.run)
+        failed, silence = self._sync()
         damaged = self._steps.scrub(self._context, self._forward, self._options.run, longest)
+        if silence is not None:
+            raise silence
         words = [f"{units.count(failed, 'model')} failed"] * bool(failed) + [f"{damaged} damaged, repair tried"] * bool(damaged)
         return "models-failed" if failed else "done", ", ".join(words)
+
+    def _sync(self) -> tuple[int, NetworkSilent | None]:
+        """Return how many models failed, and the error of a silent network: all else was done then, and the store is scrubbed as ever."""
+        try:
+            return self._steps.sync(self._context, self._forward, self._options.run), None
+        except NetworkSilent as error:
+            return 0, error
 
     def _forward(self, event: Event) -> None:
         """Report *event* of a run, which is progress too."""

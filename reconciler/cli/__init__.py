@@ -80,7 +80,7 @@ class _Sections(click.Group):
     cls=_Sections,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100, "show_default": True},
     epilog="Exit codes: 0 done · 1 error · 2 changes pending (plan --detailed-exitcode, lock --check) · 3 done, a model failed · "
-    "4 trust refused · 5 another run holds the store · 64 wrong usage",
+    "4 trust refused · 5 another run holds the store · 6 the network is silent · 64 wrong usage",
 )
 @click.version_option(__version__, prog_name="reconcile")
 def cli() -> None:

@@ -20,7 +20,7 @@ import click
 import msgspec
 
 from reconciler import files
-from reconciler.core.errors import LockMismatch, ReconcileError, SettingsError, StoreError, UntrustedFile, UsageError
+from reconciler.core.errors import LockMismatch, NothingToCheck, ReconcileError, SettingsError, StoreError, UntrustedFile, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -140,7 +140,11 @@ class CommandContext:
 
     def report_error(self, error: ReconcileError) -> None:
         """Write *error* to the file of ``--json-into``: after the events of a run, or in place of another command's document."""
-        if self._has_no_settings and isinstance(error, LockMismatch | SettingsError) and not isinstance(error, UntrustedFile):
+        if (
+            self._has_no_settings
+            and isinstance(error, LockMismatch | NothingToCheck | SettingsError)
+            and not isinstance(error, UntrustedFile)
+        ):
             error.hint += f"; there is no {CONFIG_NAME} in this folder or a parent: `reconcile init` writes one, and --config names another"
         if self.json_into:
             with contextlib.suppress(OSError), self.json_into.open("ab" if self._streamed else "wb") as file:

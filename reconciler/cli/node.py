@@ -47,7 +47,7 @@ def init(context: CommandContext, *, root_file: Path | None, fingerprint: str, s
 
 @click.command()
 @click.argument("source", default="", metavar="[SNAPSHOT]")
-@click.option("--check", is_flag=True, help="Only compare: exit 2 if the lock would change. Write nothing.")
+@click.option("--check", is_flag=True, help="Only compare: exit 2 if the lock would change, 1 if there is none. Write nothing.")
 @LOCK_TIMEOUT
 @common_options()
 def lock(context: CommandContext, *, source: str, check: bool, lock_timeout: float) -> int:
@@ -63,12 +63,14 @@ def lock(context: CommandContext, *, source: str, check: bool, lock_timeout: flo
     """
     from reconciler.commands import lock as lock_command
     from reconciler.core import units
+    from reconciler.core.text import printable
 
     node = context.node()
     if check:
-        same = lock_command.is_lock_current(node, source)
-        context.show({"changes": not same}, lambda to: to.print("models.lock is up to date" if same else "models.lock would change"))
-        return 0 if same else 2
+        difference = lock_command.lock_difference(node, source)
+        found_text = f"models.lock would change: {difference}" if difference else "models.lock is up to date"
+        context.show({"changes": bool(difference), "difference": difference}, lambda to: to.print(printable(found_text), markup=False))
+        return 2 if difference else 0
     fetched = lock_command.update_lock(node, source, lock_timeout_seconds=lock_timeout)
     found, changes = fetched.verified_lock, fetched.changes
     header = found.lock.snapshot
@@ -111,7 +113,9 @@ def plan(
 
     if out is not None:
         context.check_output(out)
-    made = apply_command.preview(context.node(), _options(only=only, excluded=excluded, locked=locked, offline=offline)).plan
+    node = context.node()
+    seen = apply_command.preview(node, _options(only=only, excluded=excluded, locked=locked, offline=offline))
+    made = seen.plan
     if out is not None:
         context.write_output(out, plans.encode(made))
 
@@ -119,6 +123,11 @@ def plan(
         from reconciler.report import terminal
 
         terminal.plan(to, made, verbose=context.verbose)
+        if seen.fetches.refused:
+            from reconciler.commands import fetch_record
+            from reconciler.core.text import printable
+
+            to.print(f"warning: {printable(fetch_record.describe_refusal(seen.fetches, node.clock()))}", style="bold yellow", markup=False)
 
     context.show(made, show)
     return 2 if detailed_exitcode and made.changes else 0
@@ -187,7 +196,8 @@ def sync(
     """
     Fetch the latest snapshot, then apply it. Use this in cron.
 
-    If the snapshot cannot be fetched, sync warns and applies the last accepted lock.
+    If the snapshot cannot be fetched, sync warns and applies the last accepted lock. It exits 0 then; 6 if this has lasted for longer
+    than [network] quiet_after; 1 if none was ever fetched from this address.
 
     \b
       */5 * * * *  reconcile sync --quiet
@@ -279,10 +289,10 @@ def status(context: CommandContext, *, model: str | None) -> None:
         from reconciler.report import terminal
         from reconciler.report.events import short
 
+        is_ill = found.refused or found.heard.unreachable
+        to.print(printable(found.summary), style="bold yellow" if is_ill else None, markup=False)
         until = units.rfc3339(found.snapshot.expires_at)
         to.print(f"{found.network}, snapshot {found.snapshot.version} (expires {until}), generation {found.generation}", markup=False)
-        if found.refused:
-            to.print(f"warning: nothing new is installed: {printable(found.refused)}", style="bold yellow", markup=False)
         terminal.models(to, found.models)
         if model:
             terminal.model_details(to, found.models[0], node.layout.root, again)

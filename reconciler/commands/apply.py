@@ -6,7 +6,8 @@ Rules that hold here:
 1. A plan does not hold the store and leaves no trace.
 2. An apply holds the store, verifies the lock again, advances the trust state, makes its own plan and carries that out.
    A plan that was made before is compared with it, never trusted.
-3. A snapshot that cannot be fetched is a warning: the last accepted lock is applied.
+3. Where the snapshot cannot be fetched, the last accepted lock is applied. That is a warning at first, and an error after
+   ``[network] quiet_after``, or at once where none was ever fetched from the address in the settings.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec import Struct
 
-from reconciler.commands import load_lock, node_trust
+from reconciler.commands import fetch_record, load_lock, node_trust
 from reconciler.commands import lock as lock_command
 from reconciler.commands.context import Clock, NodeContext, RunOptions, hold_store, measure_node
+from reconciler.commands.fetch_record import FetchStatus
 from reconciler.commands.load_lock import VerifiedLock
 from reconciler.core import plan as plans
-from reconciler.core.errors import FetchError, ReconcileError, RuntimeMissing, UsageError
+from reconciler.core.errors import FetchError, NetworkSilent, ReconcileError, RuntimeMissing, UsageError
 from reconciler.core.events import Event, Incident, Notice
 from reconciler.core.lock import Lock
 from reconciler.core.node import NodeFacts, Policy
@@ -46,6 +48,8 @@ class Preview(Struct, frozen=True, kw_only=True):
     state: NodeState
     node: NodeFacts
     policy: Policy
+    #: What the attempts to fetch the snapshot met.
+    fetches: FetchStatus = FetchStatus()
 
 
 def preview(context: NodeContext, options: RunOptions = _OPTIONS) -> Preview:
@@ -60,8 +64,8 @@ def preview(context: NodeContext, options: RunOptions = _OPTIONS) -> Preview:
     found = load_lock.load_verified_lock(context)
     with Ledger.reading(layout.ledger) as ledger:
         found.check_fresh(trust_state.read(layout, ledger), now=now, limits=context.limits)
-        state = observe.node_state(layout, ledger)
-    return _preview(context, options, found, state, now)
+        state, fetches = observe.node_state(layout, ledger), fetch_record.read(context, ledger)
+    return msgspec.structs.replace(_preview(context, options, found, state, now), fetches=fetches)
 
 
 def _preview(context: NodeContext, options: RunOptions, found: VerifiedLock, state: NodeState, now: datetime) -> Preview:
@@ -151,13 +155,26 @@ def sync(context: NodeContext, report: Reporter, options: RunOptions = _OPTIONS,
 
     Raises:
         TrustError: the document at the snapshot's address is not one that the network signed, or the last lock may not be acted on.
+        NetworkSilent: no snapshot could be fetched for longer than ``[network] quiet_after``; the last lock was applied without a failure.
+        FetchError: none was ever fetched from this address; the last lock was applied, if there is one.
         and whatever ``apply`` raises.
     """
-    if not (options.locked or options.offline):
-        try:
-            lock_command.update_lock(context, lock_timeout_seconds=options.lock_timeout_seconds)
-        except FetchError as error:
-            if not load_lock.has_verified_lock(context):
-                raise
-            report(Notice(level="warning", text=f"the network does not answer ({error.message}); the last known lock stays"))
-    return apply(context, report, options, actor=actor)
+    missed = None if options.locked or options.offline else _fetch_or_warn(context, report, options)
+    outcome = apply(context, report, options, actor=actor)
+    failed = outcome.failed or outcome.internal_errors  # says more than a silence does
+    if missed is not None and not (failed and isinstance(missed, NetworkSilent)):
+        raise missed
+    return outcome
+
+
+def _fetch_or_warn(context: NodeContext, report: Reporter, options: RunOptions) -> FetchError | None:
+    """Fetch the latest snapshot; where that fails and there is a lock to apply, warn, and return the error with which the sync ends."""
+    try:
+        lock_command.update_lock(context, lock_timeout_seconds=options.lock_timeout_seconds)
+    except FetchError as error:
+        missed = fetch_record.failure(context, error, context.clock())
+        if not load_lock.has_verified_lock(context):
+            raise error if missed is None or isinstance(missed, NetworkSilent) else missed from None
+        report(Notice(level="warning", text=f"the network does not answer ({error.message}); the last known lock stays"))
+        return missed
+    return None

@@ -53,6 +53,8 @@ class NodeContext(Struct, frozen=True, kw_only=True):
     root_fingerprint: str
     #: URL or path template with ``{version}`` of newer roots; empty: none are looked for.
     root_updates: str
+    #: How long no snapshot can be fetched before that is more than a warning.
+    quiet_seconds: float
     #: ``models.lock``, and the signed envelope beside it.
     lock_path: Path
     envelope_path: Path
@@ -95,6 +97,7 @@ def from_settings(settings: Settings, *, clock: Clock = wall_clock) -> NodeConte
         root_path=settings.path(network.root),
         root_fingerprint=network.root_fingerprint,
         root_updates=_source(settings, network.root_updates),
+        quiet_seconds=units.seconds(network.quiet_after),
         lock_path=settings.path(network.lockfile),
         envelope_path=settings.envelope_path,
         layout=Layout(settings.store_path, settings.archive_path),

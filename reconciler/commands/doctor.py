@@ -7,6 +7,8 @@ Rules that hold here:
 2. A check that fails unexpectedly is a result of its own, and does not stop the others.
 3. An error stops a sync, keeps new snapshots away or prevents test jobs; a warning will become one, or makes the node serve worse
    than it could.
+
+Longer than 400 lines because each check stands here with its texts and hints.
 """
 
 from __future__ import annotations
@@ -26,11 +28,11 @@ from typing import Literal
 from msgspec import Struct
 
 from reconciler.commands import context as contexts
-from reconciler.commands import load_lock, node_trust
+from reconciler.commands import fetch_record, load_lock, node_trust
 from reconciler.commands import status as status_command
 from reconciler.commands.context import NodeContext, existing_folder
 from reconciler.commands.load_lock import VerifiedLock
-from reconciler.core import units
+from reconciler.core import errors, units
 from reconciler.core.disk import INODES_HINT
 from reconciler.core.errors import ReconcileError, SettingsError
 from reconciler.core.lock import LockedModel
@@ -288,6 +290,29 @@ def lock(given: CheckInput) -> Iterator[CheckResult]:
         yield CheckResult(name="lock", level="ok", text=text)
 
 
+def snapshot(given: CheckInput) -> Iterator[CheckResult]:
+    """Say what the last attempts to fetch the snapshot met."""
+    node = given.node
+    with Ledger.reading(node.layout.ledger) as known:
+        fetches = fetch_record.read(node, known)
+    if fetches.refused is not None:
+        yield CheckResult(
+            name="snapshot",
+            level="error",
+            text=fetch_record.describe_refusal(fetches, given.now),
+            hint=errors.hint_of(fetches.refused.name),
+        )
+    elif fetches.unreachable is not None:
+        is_late = fetches.last is None or fetch_record.is_silent(fetches, node.quiet_seconds, given.now)
+        hint = "check [network] snapshot in the settings, DNS, the firewall and the proxy; what is active stays active"
+        yield CheckResult(
+            name="snapshot", level="error" if is_late else "warning", text=fetch_record.describe_failure(fetches, given.now), hint=hint
+        )
+    else:
+        text = f"last fetched at {units.rfc3339(fetches.last)}" if fetches.last else "not fetched by this node yet"
+        yield CheckResult(name="snapshot", level="ok", text=text)
+
+
 def ledger(given: CheckInput) -> Iterator[CheckResult]:
     """Check that the ledger opens and is not damaged."""
     path = given.node.layout.ledger
@@ -395,4 +420,4 @@ def _known(urls: tuple[str, ...]) -> list[Endpoint]:
 
 
 MACHINE: tuple[Check, ...] = (python, aria2c, sandbox)
-NODE: tuple[Check, ...] = (gpus, runtimes, disk, clock, trust_root, lock, ledger, active, store, agent, reachable)
+NODE: tuple[Check, ...] = (gpus, runtimes, disk, clock, trust_root, lock, snapshot, ledger, active, store, agent, reachable)

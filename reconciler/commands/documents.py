@@ -40,6 +40,13 @@ def named(place: str, hint: str = "", data: bytes | None = None) -> Iterator[Non
         raise type(error)(f"{place}: {cause or error.message}", hint=hint or error.hint) from None
 
 
+def redacted(place: str) -> str:
+    """Return *place*, a URL or path, as it may be shown and kept: a URL without user and query."""
+    from reconciler.fetch import sources  # a plan needs none of it
+
+    return sources.redact(place) if "://" in place else place
+
+
 def read_capped(path: Path, cap: int) -> bytes:
     """Return the file's bytes, at most one more than *cap*, so that whoever checks the size refuses it; raises OSError."""
     with open(path, "rb", opener=_nonblocking) as file:

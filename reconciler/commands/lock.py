@@ -18,12 +18,12 @@ from datetime import datetime
 
 from msgspec import Struct
 
-from reconciler.commands import documents, load_lock, node_trust
+from reconciler.commands import documents, fetch_record, load_lock, node_trust
 from reconciler.commands.context import NodeContext, hold_store
 from reconciler.commands.load_lock import LockFiles, VerifiedLock
 from reconciler.core import digest, trust
 from reconciler.core import lock as locks
-from reconciler.core.errors import FetchError
+from reconciler.core.errors import FetchError, LockMismatch, NothingToCheck
 from reconciler.core.trust import TrustRoot
 from reconciler.store import atomic, trust_state
 from reconciler.store.ledger import Ledger
@@ -61,9 +61,11 @@ def update_lock(context: NodeContext, source: str = "", *, lock_timeout_seconds:
     """
     now = context.clock()
     with hold_store(context, timeout_seconds=lock_timeout_seconds) as ledger:
-        root = node_trust.fetch_newer_roots(context, ledger)
-        with node_trust.refusals_logged(ledger, now, source or context.snapshot):
-            fetched = fetch_snapshot(context, source, root, ledger, now)
+        node_trust.trusted_root(context)  # a fault in the node's own root is none of the network's
+        with fetch_record.recorded(context, source, ledger, now):
+            root = node_trust.fetch_newer_roots(context, ledger)
+            with node_trust.refusals_logged(ledger, now, documents.redacted(source or context.snapshot)):
+                fetched = fetch_snapshot(context, source, root, ledger, now)
         accept_snapshot(context, fetched, ledger, now)
     return fetched
 
@@ -75,17 +77,27 @@ def preview_lock(context: NodeContext, source: str = "") -> FetchedSnapshot:
         return fetch_snapshot(context, source, root, ledger, context.clock())
 
 
-def is_lock_current(context: NodeContext, source: str = "") -> bool:
+def lock_difference(context: NodeContext, source: str = "") -> str:
     """
-    Return whether the lock on disk is what the snapshot at *source* compiles to. Changes nothing.
+    Return how the lock on disk differs from what the snapshot at *source* compiles to; empty where it does not. Changes nothing.
 
     Raises:
-        LockMismatch: the lock was edited, or has no envelope.
-        TrustError, FetchError: as ``update_lock``.
+        NothingToCheck: there is no lock or no envelope that can be read.
+        TrustError, FetchError, SettingsError: as ``update_lock``.
     """
-    if context.lock_path.exists():
-        load_lock.load_verified_lock(context)
-    return not preview_lock(context, source).changes
+    try:
+        files = load_lock.read_files(context)
+    except LockMismatch as error:
+        raise NothingToCheck(f"there is nothing to check: {error.message}", hint=error.hint) from None
+    try:
+        load_lock.verify_files(context, files)
+    except LockMismatch as error:
+        return error.message
+    fetched = preview_lock(context, source)
+    if not fetched.changes:
+        return ""
+    version = fetched.verified_lock.lock.snapshot.version
+    return f"it is not of the snapshot at {documents.redacted(source or context.snapshot)}, which has version {version}"
 
 
 def fetch_snapshot(context: NodeContext, source: str, root: TrustRoot, ledger: Ledger, now: datetime) -> FetchedSnapshot:
@@ -93,7 +105,7 @@ def fetch_snapshot(context: NodeContext, source: str, root: TrustRoot, ledger: L
     place = source or context.snapshot
     envelope, etag = _fetch_envelope(context, source, ledger)
     hint = context.envelope_hint if place == str(context.envelope_path) else ""
-    with documents.named(place, hint, envelope):
+    with documents.named(documents.redacted(place), hint, envelope):
         accepted = trust_state.read(context.layout, ledger)
         verified = trust.verify(envelope, root, now=now, trust_state=accepted, limits=context.limits)
     lock = locks.compile(verified)

@@ -19,8 +19,9 @@ from typing import Literal, TypeVar
 import msgspec
 from msgspec import UNSET, Struct, UnsetType, structs
 
-from reconciler.commands import load_lock, node_trust
+from reconciler.commands import fetch_record, load_lock, node_trust, summary
 from reconciler.commands.context import NodeContext, existing_folder, measure_node
+from reconciler.commands.fetch_record import FetchStatus
 from reconciler.core import plan as plans
 from reconciler.core.errors import (
     BlobDamaged,
@@ -88,8 +89,10 @@ class Status(Struct, frozen=True, kw_only=True):
     active_digest: str  #: Digest of the active set: the same on two nodes that serve the same bytes.
     node: NodeFacts  #: What this machine has.
     models: tuple[ModelStatus, ...]  #: Every model, sorted by model id.
-    #: Why nothing new is installed now, as an error's name and message; null where all is well.
+    #: Why nothing new is installed now, as an error's name and message: of the lock, else of the snapshot; null where all is well.
     refused: str | None = None
+    heard: FetchStatus = FetchStatus()  #: What the attempts to fetch the snapshot met.
+    summary: str = ""  #: How the node is, in one sentence, and what to do where something is wrong.
     drift: tuple[str, ...] = ()  #: What differs from what the last run left.
     #: Whether a rollback holds models back until `reconcile resume`.
     held: bool = False
@@ -109,13 +112,15 @@ def status(context: NodeContext, model: str = "") -> Status:
     found = load_lock.load_verified_lock(context)
     node = measure_node(context)
     with Ledger.reading(layout.ledger) as ledger:
-        state = observe.node_state(layout, ledger)
+        state, fetches = observe.node_state(layout, ledger), fetch_record.read(context, ledger)
         made = plans.diff(found.lock, found.lock_digest, state, node, context.policy, now=now)
         shown = [change for change in made.models if not model or change.id == model]
         if model and not shown:
             raise UsageError(f"there is no model {model!r}", hint=f"there are: {', '.join(c.id for c in made.models) or 'none'}")
         models = tuple(_model(change, found, state) for change in shown)
         models = tuple(_with_details(one, layout, ledger, named=bool(model)) for one in models)
+    refusal = _refusal(context, found, now)
+    refused = refusal or fetches.refused
     return Status(
         network=found.lock.network,
         snapshot=SnapshotStatus(
@@ -126,19 +131,20 @@ def status(context: NodeContext, model: str = "") -> Status:
         active_digest=state.active.digest,
         node=node,
         models=models,
-        refused=_refusal(context, found, now),
+        refused=f"{refused.name}: {refused.message}" if refused else None,
+        heard=fetches,
+        summary=summary.sentence(made, found, refusal, fetches, now),
         drift=made.drift,
         held=any(change.reason.startswith("held:") for change in made.models),
         next_sync_at=_next_sync(layout, now),
     )
 
 
-def _refusal(context: NodeContext, found: load_lock.VerifiedLock, now: datetime) -> str | None:
+def _refusal(context: NodeContext, found: load_lock.VerifiedLock, now: datetime) -> ReconcileError | None:
     try:
-        refusal = found.refusal(node_trust.read_trust_state(context), now=now, limits=context.limits)
+        return found.refusal(node_trust.read_trust_state(context), now=now, limits=context.limits)
     except ReconcileError as error:
-        refusal = error
-    return f"{refusal.name}: {refusal.message}" if refusal else None
+        return error
 
 
 def _next_sync(layout: Layout, now: datetime) -> datetime | None:
@@ -218,7 +224,7 @@ def _readable_ledger(path: Path) -> Iterator[Ledger]:
 
 # -- the agent's health ----------------------------------------------------------------------------
 
-CycleOutcome = Literal["done", "models-failed", "busy", "refused", "error"]
+CycleOutcome = Literal["done", "models-failed", "busy", "refused", "silent", "error"]
 Phase = Literal["working", "waiting", "stopped"]
 
 
@@ -277,6 +283,7 @@ def node_metrics(context: NodeContext) -> NodeMetrics:
             models=tuple(_model_metrics(model, ledger.report(model.id)) for model in found.models) if found else None,
             network=_known(lambda: _network_metrics(context, found)) if found else None,
             store=_known(lambda: _store_metrics(context, ledger)),
+            heard_at=_known(lambda: fetch_record.read(context, ledger).last),
             incidents=dict.fromkeys(INCIDENT_KINDS, 0) | (_known(ledger.incident_totals) or {}),
         )
 

@@ -65,6 +65,13 @@ class StalePlan(ReconcileError):
     hint = "make a new one with `reconcile plan --out FILE`"
 
 
+class NothingToCheck(ReconcileError):
+    """``lock --check`` has nothing to compare: there is no lock, or no envelope beside it."""
+
+    name = "nothing-to-check"
+    hint = "run `reconcile lock` to make the lock and its envelope"
+
+
 # -- the network's data ----------------------------------------------------------------------------
 
 
@@ -180,6 +187,14 @@ class FetchError(ReconcileError):
     hint = "it is tried again on the next run; `reconcile incidents` shows what each source answered"
 
 
+class NetworkSilent(FetchError):
+    """No snapshot could be fetched for longer than ``[network] quiet_after``. All else that a sync does was done."""
+
+    name = "network-silent"
+    exit_code = 6
+    hint = "what was accepted before stays in use until it expires; `reconcile doctor` tests the connection, and names what does not answer"
+
+
 class HashMismatch(FetchError):
     """A source gave bytes whose digest is not the signed one."""
 
@@ -274,6 +289,11 @@ class ErrorReference(NamedTuple):
     exit_code: int
     cause: str
     hint: str
+
+
+def hint_of(name: str) -> str:
+    """Return the general hint of the error *name*."""
+    return next((kind.hint for kind in reference() if kind.name == name), ReconcileError.hint)
 
 
 def reference() -> tuple[ErrorReference, ...]:

@@ -91,6 +91,8 @@ class NodeMetrics(Struct, frozen=True, kw_only=True):
     network: NetworkMetrics | None = None
     store: StoreMetrics | None = None
     run: RunMetrics | None = None
+    #: When a snapshot was last fetched and accepted; None: never from the address in the settings.
+    heard_at: datetime | None = None
     #: Incidents ever logged, by kind.
     incidents: dict[str, int] = {}
 
@@ -146,6 +148,8 @@ class _Collector:
             yield from _models(figures.models)
         if figures.network is not None:
             yield from _network(figures.network, now)
+        text = "When a snapshot was last fetched and accepted, even if it was the same as before."
+        yield from _one("network_last_heard_timestamp_seconds", text, figures.heard_at)
         if figures.store is not None:
             yield from _store(figures.store)
         if figures.run is not None:

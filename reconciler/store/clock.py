@@ -75,13 +75,9 @@ def follow(layout: Layout, ledger: Ledger, now: datetime, grace_seconds: float, 
 
     The caller holds the store, and deletes nothing before.
     """
-    before, wall = ledger.fact("clock", ClockReading), now.timestamp()
-    passed = elapsed_seconds(before, wall, boot, most_seconds=grace_seconds / 2) if before else 0.0
-    moved = wall - before.wall - passed if before else 0.0
-    moved = moved if abs(moved) >= _STEP_SECONDS else 0.0
-    latest = max(before.latest + passed if before else wall, wall)
+    reading, moved = next_reading(ledger.fact("clock", ClockReading), now, boot, most_seconds=grace_seconds / 2)
+    wall = reading.wall
     records = [record for record in ledger.records().values() if record.unlisted_since is not None]
-    reading = ClockReading(boot=boot.boot, boot_seconds=boot.seconds, wall=wall, latest=latest)
     ledger.follow_clock([_moved(record, moved, now) for record in records], reading)
     for path in _entries(layout.generations):  # the next one's time is when a generation stopped serving
         _set_time(path, moved, wall)
@@ -91,6 +87,16 @@ def follow(layout: Layout, ledger: Ledger, now: datetime, grace_seconds: float, 
         with contextlib.suppress(OSError):
             if path.lstat().st_ctime > wall + _STEP_SECONDS and not path.is_symlink():
                 path.chmod(path.lstat().st_mode & 0o7777)  # sets its ctime to now
+
+
+def next_reading(before: ClockReading | None, now: datetime, boot: BootTime, *, most_seconds: float) -> tuple[ClockReading, float]:
+    """Return the reading of *now*, and the seconds by which the clock was set since *before*; *most_seconds*: see ``elapsed_seconds``."""
+    wall = now.timestamp()
+    passed = elapsed_seconds(before, wall, boot, most_seconds=most_seconds) if before else 0.0
+    moved = wall - before.wall - passed if before else 0.0
+    latest = max(before.latest + passed if before else wall, wall)
+    reading = ClockReading(boot=boot.boot, boot_seconds=boot.seconds, wall=wall, latest=latest)
+    return reading, moved if abs(moved) >= _STEP_SECONDS else 0.0
 
 
 def elapsed_seconds(before: ClockReading, wall: float, boot: BootTime, *, most_seconds: float) -> float:

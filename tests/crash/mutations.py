@@ -79,7 +79,7 @@ STAGING, HASHER, TRANSFER, VERIFY, RESOLVE, ARIA2, DOCUMENT, SELECTION = (
 CONFIRM, NETWORK, RUN, SETUP, UPKEEP, SCRUB, CONTEXT, NODE_TRUST = (
     f"reconciler/commands/{name}.py" for name in ("load_lock", "lock", "apply", "init", "maintenance", "verify", "context", "node_trust")
 )
-CLOCK = "reconciler/store/clock.py"
+CLOCK, FETCH_RECORD = "reconciler/store/clock.py", "reconciler/commands/fetch_record.py"
 FILES, UNPACK, ATTEND = ("reconciler/files.py", "reconciler/unpack/extract.py", "reconciler/sandbox/supervision.py")
 
 _STORE = ("contract/test_trees_contract", "contract/test_generations_contract", "unit/test_apply", "crash/test_damage")
@@ -135,6 +135,7 @@ TESTS = {
     SCRUB: ("functional/test_cold_storage",),
     RUN: (*_ENGINE, "functional/test_housekeeping"),
     CLOCK: ("laws/test_clock_machine",),
+    FETCH_RECORD: ("functional/test_silent_network",),
     SETUP: _ENGINE,
     ATTEND: ("adversary/test_hostile_child",),
 }
@@ -374,6 +375,8 @@ def _network() -> Iterator[Mutation]:
         "record.unlisted_since.timestamp() + seconds",
     )
     yield once("one reading of the clock a run", CLOCK, "lambda: began + timedelta(seconds=timer() - at)", "clock")
+    yield once("a silence that follows the clock", FETCH_RECORD, "_moved(before.fetches, moved, now)", "before.fetches")
+    yield once("a record for each address", FETCH_RECORD, "if record and record.address == _address(context)", "if record")
     following = "clock.follow(context.layout, ledger, {}, context.policy.grace_seconds, clock.boot_time())"
     yield without("the clock before a run", RUN, following.format("now"))
     yield without("the clock before gc", UPKEEP, following.format("context.clock()"))

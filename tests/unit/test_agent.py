@@ -24,7 +24,7 @@ from reconciler.agent import cycle, loop, service
 from reconciler.agent.loop import Agent, AgentOptions
 from reconciler.commands import status
 from reconciler.commands.context import NodeContext, RunOptions, from_settings
-from reconciler.core.errors import Expired, SettingsError, StoreBusy, StoreError
+from reconciler.core.errors import Expired, NetworkSilent, SettingsError, StoreBusy, StoreError
 from reconciler.core.events import Event, Notice
 from reconciler.ports import Reporter
 from reconciler.report.metrics import NodeMetrics
@@ -229,6 +229,17 @@ def test_a_cycle_that_goes_on_is_seen(tmp_path: Path) -> None:
     world.agent().run()
 
     assert seen == ["working"]
+
+
+def test_a_silent_network_keeps_no_file_from_being_hashed_and_is_no_success(tmp_path: Path) -> None:
+    world = World(tmp_path, [0, NetworkSilent("nobody answers"), NetworkSilent("nobody answers")])
+    world.agent().run()
+
+    assert world.scrubbed == [1, 2, 3]
+    assert (world.health.outcome, world.health.failures) == ("silent", 2)
+    assert world.health.message == "network-silent: nobody answers"
+    assert world.health.succeeded_at == START + timedelta(seconds=2)
+    assert world.health.totals == {"done": 1, "silent": 2}
 
 
 def test_counts_go_on_over_a_restart(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ FULL = NodeMetrics(
         disk_reserve_bytes=1 << 30, oldest_verified_at=NOW - timedelta(days=3),
     ),
     run=RunMetrics(at=NOW, seconds=2.5, failures=1, totals={"done": 9, "error": 1}, succeeded_at=NOW, next_at=NOW),
+    heard_at=NOW - timedelta(hours=2),
     incidents={"hash-mismatch": 2, "source-failed": 40},
 )  # fmt: skip
 
@@ -63,6 +64,7 @@ def test_the_parser_reads_what_is_rendered() -> None:
     assert value("reconcile_snapshot_expires_timestamp_seconds") == (NOW + timedelta(hours=1)).timestamp()
     assert value("reconcile_floor_version") == 7
     assert value("reconcile_refused", reason="expired") == 1
+    assert value("reconcile_network_last_heard_timestamp_seconds") == (NOW - timedelta(hours=2)).timestamp()
     assert value("reconcile_incidents_total", kind="source-failed") == 40
     assert value("reconcile_runs_total", outcome="error") == 1
     assert value("reconcile_last_success_timestamp_seconds") == NOW.timestamp()
