@@ -23,7 +23,7 @@ class CycleSteps(Protocol):
     """The steps of a cycle; tests give their own."""
 
     def sync(self, context: NodeContext, report: Reporter, options: RunOptions) -> int:
-        """Fetch the latest snapshot and apply it; return how many models failed."""
+        """Fetch the latest snapshot and apply it; return how many models failed or were not fetched."""
         ...
 
     def scrub(self, context: NodeContext, report: Reporter, options: RunOptions, delay_seconds: float) -> int:
@@ -39,10 +39,11 @@ class NodeSteps:
     """The steps on the real node; each imports what it needs when it runs."""
 
     def sync(self, context: NodeContext, report: Reporter, options: RunOptions) -> int:
-        """Fetch the latest snapshot and apply it; return how many models failed."""
+        """Fetch the latest snapshot and apply it; return how many models failed or were not fetched."""
         from reconciler.commands import apply
 
-        return len(apply.sync(context, report, options, actor="agent").failed)
+        outcome = apply.sync(context, report, options, actor="agent")
+        return len(outcome.failed) + len(outcome.unfetched)
 
     def scrub(self, context: NodeContext, report: Reporter, options: RunOptions, delay_seconds: float) -> int:
         """

@@ -244,7 +244,8 @@ class Agent:
         damaged = self._steps.scrub(self._context, self._forward, self._options.run, longest)
         if silence is not None:
             raise silence
-        words = [f"{units.count(failed, 'model')} failed"] * bool(failed) + [f"{damaged} damaged, repair tried"] * bool(damaged)
+        words = [f"{units.count(failed, 'model')} failed or not fetched"] if failed else []
+        words += [f"{damaged} damaged, repair tried"] if damaged else []
         return "models-failed" if failed else "done", ", ".join(words)
 
     def _sync(self) -> tuple[int, NetworkSilent | None]:

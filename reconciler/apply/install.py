@@ -117,7 +117,7 @@ def _entry(ports: Ports, model: LockedModel, tree: TreeSeen) -> ActiveModel:
 
 
 def _give_up(run: RunState, ports: Ports, one: Prepared) -> RunState:
-    """Record why a model did not pass: this node could not test it, its disk refused, or the model is at fault."""
+    """Record why a model did not pass: this node could not test it, its disk or all its sources refused, or the model is at fault."""
     model = one.model
     if one.report is not None and one.report.verdict == "unable":
         return _leave_untested(run, ports, one, one.report.reason)
@@ -125,13 +125,15 @@ def _give_up(run: RunState, ports: Ports, one: Prepared) -> RunState:
         return _leave_as_it_was(run, ports, one.model, one.error)
     if isinstance(one.error, StoreError) and not isinstance(one.error, BlobDamaged):
         return _leave_refused(run, ports, one, one.error)
+    if isinstance(one.error, FetchError) and not isinstance(one.error, HashMismatch | SizeMismatch):
+        return _leave_unfetched(run, ports, one, one.error)
     run = run.with_fate(model.id, "failed")
     error = one.error or SmokeFailed(one.report.reason if one.report else "it has no tree")
     if not isinstance(error, FetchError):
         kind = error.name if error.name in {"smoke-failed", "unpack-refused", "disk-full", "blob-damaged"} else "smoke-failed"
         ports.report(Incident(kind=kind, model=model.id, detail=error.message))
-    if not isinstance(error, FetchError) or isinstance(error, HashMismatch | SizeMismatch):  # of wrong bytes only the record is kept
-        ports.housekeeping.quarantine(model.id, one.report, error.message, one.tree.digest if one.tree else "")
+    # Of wrong bytes only the record is kept.
+    ports.housekeeping.quarantine(model.id, one.report, error.message, one.tree.digest if one.tree else "")
     return records.fail(run, ports, model.id, error)
 
 
@@ -157,6 +159,25 @@ def _leave_refused(run: RunState, ports: Ports, one: Prepared, error: StoreError
     return records.settle(run, ports, model, state, lifecycle.reason("not-installed" if state == "absent" else "not-tested", why))
 
 
+def _leave_unfetched(run: RunState, ports: Ports, one: Prepared, error: FetchError) -> RunState:
+    """Blame no model for sources that do not answer (SPEC 8): no attempt is counted, and the next run tries again."""
+    model, before = one.model.id, run.changes[one.model.id].from_
+    run = run.with_fate(model, "unfetched")
+    if before == "failed":  # the record of that failure stays
+        ports.report(ModelDone(model=model, state=before, reason=lifecycle.reason("failed-before", f"{error.name}: {error.message}")))
+        return run
+    state: ModelState = "pending" if _state_without_work(run, one) in {"pending", "inactive"} else "absent"
+    return records.settle(run, ports, model, state, lifecycle.reason("source-failed", error.message))
+
+
+def _state_without_work(run: RunState, one: Prepared) -> ModelState:
+    """Return the state of a model's listed content, for which nothing could be done; an older copy that serves is not that content."""
+    before = run.changes[one.model.id].from_
+    if before != "active":
+        return before
+    return "pending" if _must_leave(run, one) else "active" if _serves_listed(run, one) else "absent"
+
+
 def _leave_as_it_was(run: RunState, ports: Ports, model: LockedModel, error: InternalError) -> RunState:
     """Blame no model for a bug of this program: its record stays, and the next run plans for it what this one did."""
     ports.report(Incident(kind=error.name, model=model.id, detail=error.message))
@@ -174,7 +195,7 @@ def _must_leave(run: RunState, one: Prepared) -> bool:
     """Return whether a model that did not pass stops serving: its own bytes are bad, or its own test failed."""
     model = one.model
     fate = run.fates.get(model.id)
-    if fate not in {"failed", "refused"}:
+    if fate not in {"failed", "refused", "unfetched"}:
         return False
     if run.changes[model.id].op == "repair":
         return True

@@ -41,13 +41,15 @@ from reconciler.ports import Ports
 
 
 class Outcome(Struct, frozen=True, kw_only=True):
-    """How a run ended: the active generation, and the models that failed or could not be tested now."""
+    """How a run ended: the active generation, and the models that failed, or could not be fetched or tested now."""
 
     lock: str
     generation: int
     active: tuple[str, ...]
     failed: tuple[str, ...]
     untested: tuple[str, ...]
+    #: Models of which no source gave the bytes.
+    unfetched: tuple[str, ...] = ()
     #: Models that a bug of this program met; they are as they were.
     internal_errors: tuple[str, ...] = ()
     changed: bool
@@ -121,7 +123,7 @@ def _end(run: RunState, ports: Ports) -> RunState:
 
 
 def _outcome(run: RunState, ports: Ports) -> Outcome:
-    generation, failed = ports.generations.current(), run.ended("failed", "refused")
+    generation, failed, unfetched = ports.generations.current(), run.ended("failed", "refused"), run.ended("unfetched")
     changed = any(change.changes for change in run.plan.models)
     seconds = (ports.now() - run.began).total_seconds()
     active = tuple(generation.entries)
@@ -131,6 +133,7 @@ def _outcome(run: RunState, ports: Ports) -> Outcome:
             generation=generation.number,
             active=len(active),
             failed=len(failed),
+            unfetched=len(unfetched),
             changed=changed,
             seconds=seconds,
         )
@@ -141,6 +144,7 @@ def _outcome(run: RunState, ports: Ports) -> Outcome:
         active=active,
         failed=failed,
         untested=run.ended("untested"),
+        unfetched=unfetched,
         internal_errors=run.ended("internal-error"),
         changed=changed,
     )

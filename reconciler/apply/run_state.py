@@ -21,9 +21,9 @@ from reconciler.core.plan import ModelChange, Plan
 from reconciler.core.state import ActiveModel, NodeState, Record, TreeSeen
 
 #: ``passed``: installed, tested or re-linked. ``replaced``: it left for a model that replaces it. ``failed``: the model is at fault.
-#: ``refused``: the disk is. ``untested``: this node could not run the test now. ``internal-error``: this program is at fault, and the
-#: model stays as it was.
-Fate = Literal["passed", "replaced", "failed", "refused", "untested", "internal-error"]
+#: ``refused``: the disk is. ``unfetched``: no source answered. ``untested``: this node could not run the test now. ``internal-error``:
+#: this program is at fault, and the model stays as it was.
+Fate = Literal["passed", "replaced", "failed", "refused", "unfetched", "untested", "internal-error"]
 
 
 class RunState(Struct, frozen=True, kw_only=True):

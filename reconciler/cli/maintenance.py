@@ -50,7 +50,7 @@ def verify(context: CommandContext, *, repair: bool, sample: float, limit: int, 
         if found.damage and repair:
             outcome = apply.apply(node, report, RunOptions(lock_timeout_seconds=lock_timeout), actor="verify --repair")
             again = verifying.verify(node, report, lock_timeout_seconds=lock_timeout)
-            found = msgspec.structs.replace(found, repaired=not again.damage and not outcome.failed)
+            found = msgspec.structs.replace(found, repaired=not again.damage and not (outcome.failed or outcome.unfetched))
 
     def show(to: Console) -> None:
         for one in found.damage:

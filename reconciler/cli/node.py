@@ -180,7 +180,7 @@ def apply(
 
 
 def _code(outcome: Outcome) -> int:
-    return 1 if outcome.internal_errors else 3 if outcome.failed else 0
+    return 1 if outcome.internal_errors else 3 if outcome.failed or outcome.unfetched else 0
 
 
 @click.command()
@@ -296,8 +296,8 @@ def status(context: CommandContext, *, model: str | None) -> None:
         terminal.models(to, found.models)
         if model:
             terminal.model_details(to, found.models[0], node.layout.root, again)
-        elif any(one.state in {"failed", "pending"} for one in found.models):
-            to.print(f"failed and pending models are retried {again}", markup=False)
+        elif any(terminal.is_retried(one) for one in found.models):
+            to.print(f"models that failed, are pending or could not be fetched are retried {again}", markup=False)
         for drifted in found.drift:
             to.print(f"drift: {printable(drifted)}", style="yellow", markup=False)
         if not model:

@@ -187,7 +187,8 @@ def _reason(change: ModelChange, remembered: str) -> str:
     """Return why a model is in its state: the last run's reason, unless the plan changes something about it now."""
     settled = change.op == "keep" and not change.reason.startswith("not-listed")
     known = remembered and not (change.changes and remembered.startswith("up-to-date"))
-    return remembered if known and (settled or change.from_ in {"failed", "pending"}) else change.reason
+    unfetched = remembered.startswith("source-failed") and change.reason.startswith("source-failed")
+    return remembered if known and (settled or unfetched or change.from_ in {"failed", "pending"}) else change.reason
 
 
 def incidents(context: NodeContext, limit: int = 100) -> tuple[LoggedIncident, ...]:
@@ -303,6 +304,7 @@ def _model_metrics(model: ModelStatus, tested: tuple[TestReport, datetime] | Non
         state=model.state,
         bytes=model.bytes,
         attempts=model.attempts,
+        unfetched=model.reason.startswith("source-failed"),
         since=model.since,
         tested_at=at,
         load_seconds=report.load_seconds if report and ran else None,

@@ -105,5 +105,6 @@ class RunEnded(Event, frozen=True, kw_only=True):
     generation: int  #: The generation that is active at the end.
     active: int  #: How many models are active.
     failed: int  #: How many models failed.
+    unfetched: int = 0  #: Of how many models no source gave the bytes.
     changed: bool  #: Whether the run changed anything.
     seconds: float  #: How long it took.

@@ -70,6 +70,7 @@ REASONS = {
     "unverified": "its bytes are not known to be good and are hashed again",
     "failed-before": "the last try failed",
     "damaged": "its bytes on disk are not what they were",
+    "source-failed": "no source gave its bytes on the last try",
     "incompatible": "this node cannot run it",
     "held": "it was rolled back, and `reconcile resume` brings it again",
     "excluded": "left out on the command line",
@@ -162,14 +163,16 @@ def classify(model: LockedModel, given: PlanInput) -> tuple[Observed, str]:
     record = state.records.get(model.id)
     recorded = record.state if record is not None and record.recipe == model.recipe else None
     if active is not None and (tree is None or tree.digest != active):
-        return _served_otherwise(recorded, known=record is not None)
+        return ("outdated", "source-failed") if unfetched else _served_otherwise(recorded, known=record is not None)
     if tree is not None and _is_damaged(model, tree, given):
         forgotten = model.state == "archived" and active is None and record is None  # it was removed; a kept generation holds its tree
+    unfetched = record is not None and recorded in {"absent", "pending"} and record.reason.startswith("source-failed")
         return ("absent", "not-installed") if forgotten else ("damaged", "damaged")
     if recorded == "failed" and (active is None or model.state != "disabled"):  # a run that was cut short let it serve: that ends first
         return "failed", "failed-before"
     if tree is None or (recorded == "archived" and active is None):  # a tree that is there then is another model's with the same files
-        return _without_tree(model, given, recorded)
+        observed, why = _without_tree(model, given, recorded)
+        return observed, "source-failed" if unfetched and observed == "absent" else why
     retest = _retest_reason(model, given)
     if active is not None:
         retest = retest or _index_change(model, tree, state.active.entries[model.id])

@@ -47,8 +47,9 @@ def sentence(event: Event) -> str:
             return printable(event.text)
         case RunEnded():
             failed = f", {event.failed} failed" if event.failed else ""
+            unfetched = f", {event.unfetched} not fetched" if event.unfetched else ""
             done = "done" if event.changed else "nothing to do"
-            return f"{done}: {event.active} active{failed}, generation {event.generation}, {units.human_time(event.seconds)}"
+            return f"{done}: {event.active} active{failed}{unfetched}, generation {event.generation}, {units.human_time(event.seconds)}"
         case _:
             raise AssertionError(event)
 

@@ -34,6 +34,8 @@ class ModelMetrics(Struct, frozen=True, kw_only=True):
     state: ModelState
     bytes: int = 0
     attempts: int = 0
+    #: No source gave its bytes on the last try.
+    unfetched: bool = False
     since: datetime | None = None
     tested_at: datetime | None = None
     load_seconds: float | None = None
@@ -203,6 +205,8 @@ def _models(models: tuple[ModelMetrics, ...]) -> Iterator[Metric]:
     yield _family("models", "Models by state.", _by("state", counts))
     states: Samples = [({"model": model.id, "state": state}, float(model.state == state)) for model in models for state in STATES]
     yield _family("model_state", "1 for the state in which the model is, 0 for the others.", states)
+    unfetched: Samples = [({"model": model.id}, float(model.unfetched)) for model in models]
+    yield _family("model_unfetched", "1 while no source gives the model's bytes, else 0.", unfetched)
     for name, text, field in _OF_MODELS:
         known = [(model.id, getattr(model, field)) for model in models]
         yield _family(name, text, [({"model": model}, _number(value)) for model, value in known if value is not None])

@@ -170,8 +170,13 @@ def model_details(to: Console, model: ModelDetails, store: Path, again: str) -> 
         to.print(f"last error: {printable(model.last_error)}", markup=False)
     if model.quarantine:
         to.print(f"quarantined: {store / model.quarantine}", markup=False)
-    if model.state in {"failed", "pending"}:
+    if is_retried(model):
         to.print(f"next try: {again}", markup=False)
+
+
+def is_retried(model: ModelLine) -> bool:
+    """Return whether the next run tries again what this one could not do for *model*."""
+    return model.state in {"failed", "pending"} or model.reason.startswith("source-failed")
 
 
 def _test_report(to: Console, report: TestReport) -> None:

@@ -375,7 +375,7 @@ def test_a_failed_model_says_what_happened_where_it_lies_and_when_it_is_tried_ag
     assert json.loads((record / "record.json").read_bytes())["model"] == "wrong:v1"
     assert "next try: at the next sync" in said
     assert "next try" not in failing.run("status", "a:v1").out
-    assert "failed and pending models are retried at the next sync" in failing.run("status").out
+    assert "models that failed, are pending or could not be fetched are retried at the next sync" in failing.run("status").out
 
 
 def test_programs_read_of_a_failed_model_where_it_lies_and_of_an_agent_when_it_is_tried_again(failing: Node) -> None:

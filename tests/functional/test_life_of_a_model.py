@@ -121,7 +121,7 @@ def test_a_version_serves_until_its_successor_does_and_they_swap_in_one_generati
     used.publish(old | {"state": "archived"}, new)
     assert used.run("apply").code == 3
     assert used.active() == ["a:v1"]
-    assert used.states() == {"a:v1": "active", "a:v2": "failed"}
+    assert used.states() == {"a:v1": "active", "a:v2": "absent"}
     before = used.index()["generation"]
 
     server.add(tiny("a2"))
@@ -142,7 +142,7 @@ def test_other_content_under_an_id_keeps_the_old_copy_while_the_new_one_fails(us
     assert used.run("apply").code == 3
     assert (used.store / "active/models/a/v1/a.gguf").read_bytes() == tiny("a")
     assert used.active() == ["a:v1"]
-    assert used.run("status", "--json").json["models"][0]["attempts"] == 1
+    assert used.run("status", "--json").json["models"][0]["attempts"] == (fault == "bad model")
 
     server.add(tiny("anew"))
     used.publish(new)

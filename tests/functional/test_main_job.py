@@ -135,7 +135,7 @@ def test_a_failing_model_never_stops_the_others(node: Node) -> None:
     ran = node.run("apply")
 
     assert ran.code == 3
-    assert node.states() == {"bad:v1": "failed", "gone:v1": "failed", "good:v1": "active"}
+    assert node.states() == {"bad:v1": "failed", "gone:v1": "absent", "good:v1": "active"}
     kinds = {(one["kind"], one["model"]) for one in node.run("incidents", "--json").json}
     assert ("smoke-failed", "bad:v1") in kinds
     assert any(kind == "source-failed" for kind, _ in kinds)

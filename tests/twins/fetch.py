@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from reconciler.core import digest
-from reconciler.core.errors import FetchError, HashMismatch, StoreError, UnpackRefused
+from reconciler.core.errors import FetchError, HashMismatch, SizeMismatch, StoreError, UnpackRefused
 from reconciler.core.events import FetchProgress, Incident
 from reconciler.ports import Fetched, FetchFailed, Reporter, Want
 from tests.twins.content import tar_members, url_of
@@ -51,6 +51,7 @@ class MemoryFetcher:
             if data is None:
                 report(Incident(kind="source-failed", blob=want.digest, source=url, detail="it does not answer"))
             elif len(data) != want.size:
+                error = SizeMismatch(f"no source gave {want.digest}")
                 report(Incident(kind="size-mismatch", blob=want.digest, source=url, detail=f"it has {len(data)} bytes"))
             elif digest.of(data, digest.parse(want.digest)[0]) != want.digest:
                 error = HashMismatch(f"no source gave {want.digest}")

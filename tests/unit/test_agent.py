@@ -187,7 +187,7 @@ def test_failed_models_are_reported_and_do_not_slow_the_agent_down(tmp_path: Pat
     world.agent().run()
 
     assert world.waits == [300.0]
-    assert (world.health.outcome, world.health.message) == ("models-failed", "2 models failed, 1 damaged, repair tried")
+    assert (world.health.outcome, world.health.message) == ("models-failed", "2 models failed or not fetched, 1 damaged, repair tried")
 
 
 def test_once_is_one_cycle_and_keeps_its_error(tmp_path: Path) -> None:

@@ -64,11 +64,11 @@ def test_a_blob_that_two_models_share_is_fetched_once(node: MemoryNode) -> None:
     assert set(node.active()) == {"a:v1", "b:v1"}
 
 
-@pytest.mark.parametrize("trouble", ["no source", "bad test", "bad archive", "no entrypoint"])
+@pytest.mark.parametrize("trouble", ["wrong bytes", "bad test", "bad archive", "no entrypoint"])
 def test_a_failed_model_never_takes_another_with_it(node: MemoryNode, trouble: str) -> None:
     bad = node.item("b:v1", B)
-    if trouble == "no source":
-        node.internet.pages.clear()
+    if trouble == "wrong bytes":
+        node.internet.pages[bad["artifacts"][0]["urls"][0]] = b"eeee"
     elif trouble == "bad test":
         node.tester.verdicts["b:v1"] = ("bad", "it says nothing")
     elif trouble == "bad archive":
@@ -102,6 +102,24 @@ def test_a_bug_of_this_program_is_blamed_on_no_model(node: MemoryNode) -> None:
     node.tester.crashes.clear()
     node.run(lock)
     assert set(node.active()) == {"a:v1", "b:v1", "c:v1"}
+
+
+def test_an_older_copy_serves_on_however_often_the_disk_refuses_the_new_one(node: MemoryNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise DiskFull("no inodes are left")
+
+    node.run(node.lock(node.item("a:v1", A)))
+    lock = node.lock(node.item("a:v1", {"a.gguf": b"anew"}))
+    with monkeypatch.context() as broken:
+        broken.setattr(type(node.blobs), "adopt", refuse)
+        for _ in range(3):
+            node.run(lock)
+            assert node.active() == {"a:v1": A}
+            assert node.ops(lock) == {"a:v1": "install"}
+
+    node.run(lock)
+
+    assert node.active() == {"a:v1": {"a.gguf": b"anew"}}
 
 
 @pytest.mark.parametrize("error", [DiskFull("no inodes are left"), StoreError("Read-only file system"), StoreError("File too large")])
