@@ -305,6 +305,8 @@ def _words(found: dict[str, Any], defined: dict[str, Any]) -> str:
         return " or ".join(dict.fromkeys(_words(one, defined) for one in found["anyOf"]))
     if "enum" in found:
         return " or ".join(f"`{one}`" for one in found["enum"])
+    if "examples" in found:  # words that newer versions add to
+        return " or ".join(f"`{one}`" for one in found["examples"])
     if found.get("type") == "array":
         items = _words(found["items"], defined) if isinstance(found.get("items"), dict) else "any"
         return f"list of {items}"

@@ -76,14 +76,30 @@ class _Sections(click.Group):
                 formatter.write_dl([(name.ljust(width), command.get_short_help_str(100)) for name, command in found if command])
 
 
+def _show_version(context: click.Context, _: click.Parameter, asked: bool) -> None:
+    """Show the version, with ``--json`` also the words of snapshots that it knows."""
+    if not asked:
+        return
+    if context.params.get("as_json"):
+        import json
+
+        from reconciler.core.vocabulary import KNOWN
+
+        click.echo(json.dumps({"schema": 1, "version": __version__, **KNOWN}))
+    else:
+        click.echo(f"reconcile, version {__version__}")
+    context.exit()
+
+
 @click.group(
     cls=_Sections,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100, "show_default": True},
     epilog="Exit codes: 0 done · 1 error · 2 changes pending (plan --detailed-exitcode, lock --check) · 3 done, a model failed · "
     "4 trust refused · 5 another run holds the store · 6 the network is silent · 64 wrong usage",
 )
-@click.version_option(__version__, prog_name="reconcile")
-def cli() -> None:
+@click.option("--json", "as_json", is_flag=True, is_eager=True, hidden=True)
+@click.option("--version", is_flag=True, expose_value=False, callback=_show_version, help="Show the version and exit.")
+def cli(*, as_json: bool) -> None:
     """
     Decide which AI models this node holds, and make it so.
 
@@ -96,6 +112,8 @@ def cli() -> None:
       reconcile apply       carry it out
       reconcile status      the state of each model, and why
     """
+    if as_json:
+        raise click.UsageError("--json stands after the command, or with --version")
 
 
 def main() -> NoReturn:

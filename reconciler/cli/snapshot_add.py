@@ -19,7 +19,8 @@ from reconciler.core.text import printable
 
 if TYPE_CHECKING:
     from reconciler.core.gguf import GgufFacts
-    from reconciler.core.snapshot import Artifact, Model, Snapshot, Task, Unpack
+    from reconciler.core.snapshot import Artifact, Model, Snapshot
+    from reconciler.core.vocabulary import KnownTask, KnownUnpack
     from reconciler.publish.artifacts import Measured
 
 _TASK = click.Choice(["chat", "completion", "embedding"])
@@ -157,7 +158,7 @@ _HEAD_BYTES = 64 << 20  # enough for what precedes the tensors of a GGUF file: v
 _PACK = "tar --format=ustar --dereference --hard-dereference"
 
 
-def _archive_members(sources: tuple[str, ...], kind: Unpack | None) -> tuple[str, ...] | None:
+def _archive_members(sources: tuple[str, ...], kind: KnownUnpack | None) -> tuple[str, ...] | None:
     """
     Return the files that nodes will unpack from the archives *sources*; None if these are not archives, or not local files.
 
@@ -220,7 +221,7 @@ def _read_headers(sources: tuple[str, ...], measured: list[Measured]) -> tuple[G
     return None, refusals
 
 
-def _tasks(facts: GgufFacts | None) -> tuple[Task, ...]:
+def _tasks(facts: GgufFacts | None) -> tuple[KnownTask, ...]:
     if facts and facts.embedding:
         return ("embedding",)
     return ("chat", "completion") if facts and facts.chat_template else ("completion",)
@@ -245,9 +246,9 @@ def _model(
         raise PublishError(
             f"no archive contains the entrypoint {entrypoint!r}", hint=f"they contain: {', '.join(members[:10]) or 'nothing'}"
         )
-    tasks: tuple[Task, ...] = tuple(dict.fromkeys(given["tasks"])) or _tasks(facts)
+    tasks: tuple[KnownTask, ...] = tuple(dict.fromkeys(given["tasks"])) or _tasks(facts)
     name, _, version = model_id.partition(":")
-    task: Task = given["smoke_task"] or tasks[0]
+    task: KnownTask = given["smoke_task"] or tasks[0]
     return Model(
         name=name,
         version=version,
@@ -280,7 +281,7 @@ def _artifacts(sources: tuple[str, ...], measured: list[Measured], given: dict[s
 
     if len(sources) > 1 and any("{path}" not in url for url in given["urls"]):
         raise PublishError("one --url for several SOURCEs", hint="write {path} in place of the file's name")
-    unpack: Unpack | None = given["unpack"]
+    unpack: KnownUnpack | None = given["unpack"]
     made = []
     for index, (source, one) in enumerate(zip(sources, measured, strict=True)):
         path = given["paths"][index] if given["paths"] else _name(source)

@@ -18,7 +18,8 @@ from reconciler.core import units
 from reconciler.core.text import printable
 
 if TYPE_CHECKING:
-    from reconciler.core.snapshot import Snapshot, Wanted
+    from reconciler.core.snapshot import Snapshot
+    from reconciler.core.vocabulary import KnownState
     from reconciler.publish.snapshots import Changed, SnapshotReport
 
 _ROOT = click.option("--root", "root_file", type=FILE, help="The network's root, to check who may sign and how many must.")
@@ -97,7 +98,7 @@ def _write_with_stops(file: Path, data: bytes, change: Callable[[Snapshot], Snap
 @click.argument("file", type=FILE)
 @click.argument("model_id", metavar="NAME:VERSION")
 @click.argument("state", type=MODEL_STATE)
-def snapshot_set_state(*, file: Path, model_id: str, state: Wanted) -> None:
+def snapshot_set_state(*, file: Path, model_id: str, state: KnownState) -> None:
     """
     Set a model's state: enabled, disabled (kept, not served), archived (moved to cold storage) or retired.
 
@@ -181,6 +182,8 @@ def _signed(file: Path, data: bytes, root_file: Path | None) -> None:
 
     document_io.write(file, data)
     found = snapshots.inspect(data, root=document_io.load_root(root_file))
+    if found.other_fields:
+        document_io.note(f"nodes ignore fields that this version does not know: {printable(', '.join(found.other_fields))}")
     document_io.print_line(f"signed {file}: snapshot {found.version} of {found.network}, {len(found.models)} model(s), {found.digest}")
     document_io.print_line(_completeness(found))
 

@@ -3,7 +3,8 @@ Digests: what blobs are named by.
 
 Rules that hold here:
 
-1. A digest is ``algorithm:lowercase-hex`` of the algorithm's exact length. Nothing else ever passes.
+1. A digest is ``algorithm:lowercase-hex`` of the algorithm's exact length. Nothing else ever passes. A snapshot may name the digest of an
+   algorithm that a newer version knows (``AnyDigest``): it is text that is compared and written, and ``parse`` refuses it.
 2. ``parse`` alone turns a digest into the parts that a path or a URL is made of. It checks again, since a value that was built and
    not decoded was never checked (Ollama's CVE-2024-37032 came back through a second path).
 """
@@ -20,11 +21,15 @@ import msgspec
 HEX_LENGTHS = {"sha256": 64, "sha512": 128, "blake3": 64}
 
 # `$` alone accepts a trailing newline, hence the look-ahead; `[0-9a-f]` and not `\d`, which takes any script's digits.
-PATTERN = r"^(?:sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}|blake3:[0-9a-f]{64})(?!\n)$"
+_KNOWN = r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}|blake3:[0-9a-f]{64}"
+PATTERN = rf"^(?:{_KNOWN})(?!\n)$"
 _MATCH = re.compile(PATTERN)
 
 #: The text of a digest, as documents carry it. Checked wherever it is decoded.
 Digest = Annotated[str, msgspec.Meta(pattern=PATTERN)]
+_OTHER = r"(?!sha256:|sha512:|blake3:)[a-z][a-z0-9]{0,31}(?:-[a-z0-9]{1,32}){0,3}:(?:[0-9a-f]{2}){16,128}"
+#: A digest, or one of an algorithm that is not known here: it never becomes a path.
+AnyDigest = Annotated[str, msgspec.Meta(pattern=rf"^(?:{_KNOWN}|{_OTHER})(?!\n)$")]
 
 
 class Hasher(Protocol):

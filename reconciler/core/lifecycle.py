@@ -27,25 +27,26 @@ from reconciler.core.state import ActiveModel, BlobSeen, ModelState, NodeState, 
 Observed = Literal["absent", "pending", "active", "outdated", "due", "damaged", "inactive", "failed", "archived"]
 #: ``retired``: it serves here and nothing that replaces it does; ``standby``: nor does it itself. A retired model that is replaced is
 #: treated as an unlisted one.
-Desired = Literal["enabled", "disabled", "archived", "unlisted", "incompatible", "retired", "standby"]
+#: ``unreadable``: its state is one that this version does not know, or it is disabled and has other words that it does not know.
+Desired = Literal["enabled", "disabled", "archived", "unlisted", "incompatible", "retired", "standby", "unreadable"]
 Op = Literal["install", "repair", "retest", "enable", "disable", "archive", "restore", "remove", "reject", "keep"]
 
 OPS: tuple[Op, ...] = ("install", "repair", "retest", "enable", "disable", "archive", "restore", "remove", "reject", "keep")
 OBSERVED: tuple[Observed, ...] = ("absent", "pending", "active", "outdated", "due", "damaged", "inactive", "failed", "archived")
-DESIRED: tuple[Desired, ...] = ("enabled", "disabled", "archived", "unlisted", "incompatible", "retired", "standby")
+DESIRED: tuple[Desired, ...] = ("enabled", "disabled", "archived", "unlisted", "incompatible", "retired", "standby", "unreadable")
 
 #: What is done, by what is observed (rows) and what is wanted (columns, in the order of ``DESIRED``).
-TABLE: dict[Observed, tuple[Op, Op, Op, Op, Op, Op, Op]] = {
-    #            enabled    disabled   archived   unlisted  incompatible  retired   standby
-    "absent":   ("install", "keep",    "keep",    "keep",   "reject",     "keep",   "keep"),  # a retired model is never installed anew
-    "pending":  ("retest",  "disable", "archive", "remove", "reject",     "retest", "retest"),
-    "active":   ("keep",    "disable", "archive", "remove", "keep",       "keep",   "keep"),  # only the network takes away what serves
-    "outdated": ("install", "disable", "archive", "remove", "reject",     "keep",   "keep"),
-    "due":      ("retest",  "disable", "archive", "remove", "keep",       "retest", "retest"),
-    "damaged":  ("repair",  "repair",  "remove",  "remove", "reject",     "repair", "remove"),
-    "inactive": ("enable",  "keep",    "archive", "remove", "reject",     "enable", "enable"),
-    "failed":   ("install", "keep",    "remove",  "remove", "reject",     "remove", "remove"),
-    "archived": ("restore", "restore", "keep",    "remove", "reject",     "keep",   "keep"),
+TABLE: dict[Observed, tuple[Op, Op, Op, Op, Op, Op, Op, Op]] = {
+    #            enabled    disabled   archived   unlisted  incompatible  retired   standby   unreadable
+    "absent":   ("install", "keep",    "keep",    "keep",   "reject",     "keep",   "keep",   "reject"),  # retired: never installed anew
+    "pending":  ("retest",  "disable", "archive", "remove", "reject",     "retest", "retest", "reject"),
+    "active":   ("keep",    "disable", "archive", "remove", "keep",       "keep",   "keep",   "reject"),  # only the network takes it away
+    "outdated": ("install", "disable", "archive", "remove", "reject",     "keep",   "keep",   "reject"),
+    "due":      ("retest",  "disable", "archive", "remove", "keep",       "retest", "retest", "reject"),
+    "damaged":  ("repair",  "repair",  "remove",  "remove", "reject",     "repair", "remove", "reject"),
+    "inactive": ("enable",  "keep",    "archive", "remove", "reject",     "enable", "enable", "reject"),
+    "failed":   ("install", "keep",    "remove",  "remove", "reject",     "remove", "remove", "reject"),
+    "archived": ("restore", "restore", "keep",    "remove", "reject",     "keep",   "keep",   "reject"),
 }  # fmt: skip
 
 #: The first word of every reason, and what it says to people.
@@ -69,8 +70,8 @@ REASONS = {
     "retest-due": "its last test is older than the network allows",
     "unverified": "its bytes are not known to be good and are hashed again",
     "failed-before": "the last try failed",
-    "damaged": "its bytes on disk are not what they were",
     "source-failed": "no source gave its bytes on the last try",
+    "damaged": "its bytes on disk are not what they were",
     "incompatible": "this node cannot run it",
     "held": "it was rolled back, and `reconcile resume` brings it again",
     "excluded": "left out on the command line",
@@ -123,15 +124,18 @@ def desired(model: LockedModel, given: PlanInput, misfit: str) -> Desired | Lite
     """
     if model.state == "enabled":
         return "incompatible" if misfit else "enabled"
+    if model.unknown_words and model.state not in {"archived", "retired"}:
+        return "unreadable"
     replacing = given.replacements.get(model.id, frozenset())
     serves = model.id in given.state.active.entries
     if model.state == "archived" and replacing and serves:
-        return "archived" if replacing & given.serving else "retired"
+        waiting: Desired = "incompatible" if model.unknown_words else "retired"
+        return "archived" if replacing & given.serving else waiting
     if model.state != "retired":
-        return model.state
+        return "archived" if model.state == "archived" else "disabled"
     if replacing & given.serving or not (serves or model.id in given.state.records):
         return "replaced"
-    if serves:
+    if serves and not model.unknown_words:
         return "retired"
     return "incompatible" if misfit else "standby"
 
@@ -162,11 +166,11 @@ def classify(model: LockedModel, given: PlanInput) -> tuple[Observed, str]:
     active = state.active.tree_of(model.id)
     record = state.records.get(model.id)
     recorded = record.state if record is not None and record.recipe == model.recipe else None
+    unfetched = record is not None and recorded in {"absent", "pending"} and record.reason.startswith("source-failed")
     if active is not None and (tree is None or tree.digest != active):
         return ("outdated", "source-failed") if unfetched else _served_otherwise(recorded, known=record is not None)
     if tree is not None and _is_damaged(model, tree, given):
         forgotten = model.state == "archived" and active is None and record is None  # it was removed; a kept generation holds its tree
-    unfetched = record is not None and recorded in {"absent", "pending"} and record.reason.startswith("source-failed")
         return ("absent", "not-installed") if forgotten else ("damaged", "damaged")
     if recorded == "failed" and (active is None or model.state != "disabled"):  # a run that was cut short let it serve: that ends first
         return "failed", "failed-before"
@@ -287,6 +291,8 @@ def smoke_digest(model: LockedModel) -> str:
 
 def incompatible(model: LockedModel, node: NodeFacts) -> str:
     """Return why *node* cannot run *model*, and by how much; empty if it can."""
+    if words := model.unknown_words:
+        return f"needs-newer: this version of reconcile does not know {', '.join(words)}"
     version = node.engines.get(model.runtime.engine)
     if version is None:
         extra = "; pip install llama-cpp-python" if model.runtime.engine == "llama-cpp" else ""

@@ -10,6 +10,7 @@ Rules that hold here:
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import tomllib
 from collections.abc import Sequence
@@ -19,11 +20,12 @@ from typing import Any, Literal
 import msgspec
 from msgspec import UNSET, Struct
 
-from reconciler.core import digest, snapshot, text, units
-from reconciler.core.digest import Digest
+from reconciler.core import digest, snapshot, text, units, vocabulary
+from reconciler.core.digest import AnyDigest, Digest
 from reconciler.core.errors import LockMismatch
-from reconciler.core.snapshot import Runtime, Smoke, Snapshot, Task, Unpack, Wanted
+from reconciler.core.snapshot import Runtime, Smoke, Snapshot
 from reconciler.core.trust import Verified
+from reconciler.core.vocabulary import Feature, Role, State, Task, Unpack
 
 HEADER = """\
 # models.lock: what the network's signed snapshot compiles to. Made by `reconcile lock`; commit it with snapshot.json.
@@ -45,7 +47,7 @@ class LockedArtifact(Struct, frozen=True, kw_only=True):
     """Where a blob lies in a model's tree, or which archive's members do."""
 
     path: str
-    digest: Digest
+    digest: AnyDigest
     unpack: Unpack | None = None
 
 
@@ -53,14 +55,17 @@ class LockedModel(Struct, frozen=True, kw_only=True, dict=True):
     """A model with all that installing and testing it needs."""
 
     id: str
-    state: Wanted
+    state: State
     replaces: tuple[str, ...] = ()
+    requires: tuple[Feature, ...] = ()
     tasks: tuple[Task, ...]
     entrypoint: str
     gpu_memory: int = 0
     memory: int = 0
     runtime: Runtime
     smoke: Smoke
+    #: The roles of artifacts, by path, where they are given. Not in ``artifact``: what a file is for does not change the tree.
+    roles: dict[str, Role] = {}
     artifact: tuple[LockedArtifact, ...]
 
     @functools.cached_property
@@ -72,6 +77,18 @@ class LockedModel(Struct, frozen=True, kw_only=True, dict=True):
     def blobs(self) -> tuple[str, ...]:
         """Return the digests that the model is made from, each once, sorted."""
         return tuple(sorted({artifact.digest for artifact in self.artifact}))
+
+    @property
+    def unknown_words(self) -> tuple[str, ...]:
+        """Return what the snapshot says of the model in words that this version does not know, for people; empty if it knows them all."""
+        words = [("state", self.state), ("task", self.smoke.task), *[("task", task) for task in self.tasks]]
+        for one in self.artifact:
+            words.append(("digest", one.digest.partition(":")[0]))
+            if one.unpack:
+                words.append(("unpack", one.unpack))
+        words += [("role", role) for role in self.roles.values()]
+        words += [("requires", word) for word in self.requires]
+        return vocabulary.unknown_words(words)
 
     @property
     def serves(self) -> bool:
@@ -102,7 +119,7 @@ class Lock(Struct, frozen=True, kw_only=True):
     names: dict[str, str] = {}
     snapshot: LockedSnapshot
     model: tuple[LockedModel, ...]
-    blob: dict[Digest, LockedBlob]
+    blob: dict[AnyDigest, LockedBlob]
 
 
 def compile(verified: Verified) -> Lock:  # noqa: A001  called as lock.compile
@@ -120,23 +137,26 @@ def compile(verified: Verified) -> Lock:  # noqa: A001  called as lock.compile
             issued_at=snapshot.utc(found.issued_at),
             expires_at=snapshot.utc(found.expires_at),
         ),
-        model=tuple(_model(model) for model in models),
+        model=tuple(compile_model(model) for model in models),
         blob=_blobs(models, found),
     )
 
 
-def _model(model: snapshot.Model) -> LockedModel:
+def compile_model(model: snapshot.Model) -> LockedModel:
+    """Return *model* as a lock holds it."""
     artifacts = sorted(model.artifacts, key=lambda artifact: artifact.path)
     return LockedModel(
         id=model.id,
         state=model.state,
         replaces=tuple(sorted(model.replaces or ())),
+        requires=tuple(sorted(set(model.requires or ()))),
         tasks=tuple(sorted(model.tasks)),
         entrypoint=model.entrypoint,
         gpu_memory=model.gpu_memory,
         memory=model.memory,
         runtime=model.runtime,
         smoke=model.smoke,
+        roles={one.path: one.role for one in artifacts if one.role},
         artifact=tuple(LockedArtifact(path=one.path, digest=one.digest, unpack=one.unpack) for one in artifacts),
     )
 
@@ -150,7 +170,7 @@ def _blobs(models: list[snapshot.Model], found: Snapshot) -> dict[str, LockedBlo
             sizes[artifact.digest] = artifact.size
             sources.setdefault(artifact.digest, {}).update(dict.fromkeys(artifact.urls))
     for name, urls in sources.items():
-        algorithm, digits = digest.parse(name)
+        algorithm, _, digits = name.partition(":")  # not digest.parse: a lock has the same bytes whether the algorithm is known or not
         urls.update(dict.fromkeys(snapshot.expand(template, algorithm, digits) for template in found.sources.fallback))
     return {name: LockedBlob(size=sizes[name], sources=tuple(sources[name])) for name in sorted(sizes)}
 
@@ -160,11 +180,9 @@ def encode(lock: Lock) -> bytes:
     import tomli_w
 
     document = _without_nulls(msgspec.to_builtins(lock, builtin_types=(datetime,)))
-    if not document["names"]:  # a lock without names and replacements has the bytes that it had before there were any
-        del document["names"]
-    for model in document["model"]:
-        if not model["replaces"]:
-            del model["replaces"]
+    for table in (document, *document["model"]):  # a lock without any of these has the bytes that it had before there were any
+        for key in {"names", "replaces", "requires", "roles"} & {key for key, value in table.items() if not value}:
+            del table[key]
     document["snapshot"] |= {key: _Instant.of(document["snapshot"][key]) for key in ("issued_at", "expires_at")}
     return (HEADER + tomli_w.dumps(document)).encode()
 
@@ -192,8 +210,10 @@ def decode(data: bytes) -> Lock:
     Return the lock in *data*, unverified: for reading, never for acting on it.
 
     Raises:
-        LockMismatch: not TOML, or not a lock.
+        LockMismatch: not TOML, or not a lock, or one that a newer version wrote.
     """
+    if newer := _newer(data):
+        raise LockMismatch(newer, hint=_NEWER_HINT)
     try:
         return msgspec.convert(tomllib.loads(data.decode()), Lock)
     except (ValueError, msgspec.ValidationError, RecursionError) as error:
@@ -213,12 +233,30 @@ def check(data: bytes, compiled: Lock) -> None:
     what = "models.lock is not what its snapshot compiles to"
     if cause := text.tool_damage(data) or _changed_layout(data, expected):
         raise LockMismatch(f"{what}: {cause}", hint=_DAMAGED_HINT)
+    if newer := _newer(data):
+        raise LockMismatch(newer, hint=_NEWER_HINT)
     found, wanted = data.decode(errors="replace").split("\n"), expected.decode().split("\n")
     line = _first_difference(found, wanted)
     raise LockMismatch(f"{what}: line {line + 1} is {_quote(found, wanted, line)}, expected {_quote(wanted, found, line)}")
 
 
 _DAMAGED_HINT = "run `reconcile lock` to write it again; the .gitattributes that `reconcile init` writes keeps git from changing it"
+
+
+_NEWER_HINT = "use that version, or run `reconcile lock` to write the lock again with this one"
+
+
+def _newer(data: bytes) -> str:
+    """Return that a newer version wrote the lock in *data*, and how that is seen; empty if nothing tells so."""
+    with contextlib.suppress(ValueError, RecursionError):
+        document = tomllib.loads(data.decode())
+        schema = document.get("schema")
+        if type(schema) is int and schema > 1:
+            return f"models.lock was written by a newer version of reconcile: its schema is {schema}, and this version knows 1"
+        known = msgspec.to_builtins(msgspec.convert(document, Lock))
+        place = next(vocabulary.unknown_fields(document, known), "")
+        return place and f"models.lock was written by a newer version of reconcile, or edited: this version knows no field {place[:200]!r}"
+    return ""
 
 
 def _changed_layout(data: bytes, expected: bytes) -> str:

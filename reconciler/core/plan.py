@@ -180,12 +180,13 @@ def _listed(model: LockedModel, given: lifecycle.PlanInput, blobs: dict[str, Blo
     if op in WORK and is_held(model, given.state):
         return ModelChange(id=model.id, op="keep", from_=before, to=before, reason=lifecycle.reason("held"))
     wanted = op in WORK
+    not_understood = op == "keep" and misfit and model.unknown_words
     return ModelChange(
         id=model.id,
         op=op,
         from_=before,
         to=_goal(op, model, before),
-        reason=_why(op, desired, why, misfit or _awaited(model, given)),
+        reason=_why(op, "incompatible" if not_understood else desired, why, misfit or _awaited(model, given)),
         download_bytes=_add_blobs(model, given, blobs, distrusted=observed == "failed") if wanted else 0,
     )
 

@@ -4,7 +4,8 @@ The snapshot: every model that a node may hold, as a value.
 Rules that hold here:
 
 1. Values enter through ``decode`` alone, since a constructor checks nothing. What was decoded is well-formed.
-2. Fields that this reader does not know are ignored at the top level, and covered by the digest; below it they are errors.
+2. Fields that this reader does not know are ignored at every level, and covered by the digest. A word that it does not know, where
+   ``vocabulary`` lists words, makes one model incompatible and never the list an error.
 3. Names and paths are refused here, before anything could join them to a folder or a URL.
 """
 
@@ -20,9 +21,10 @@ from urllib.parse import urlsplit
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from reconciler.core import strict_json, units
-from reconciler.core.digest import Digest
+from reconciler.core.digest import AnyDigest
 from reconciler.core.errors import BadEnvelope
 from reconciler.core.text import printable
+from reconciler.core.vocabulary import Feature, Role, State, Task, Unpack
 
 #: Integers that every JSON reader holds exactly (RFC 8259, section 6).
 Count = Annotated[int, Meta(ge=0, le=2**53 - 1)]
@@ -34,9 +36,6 @@ Version = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}(?!\n)$"
 Text = Annotated[str, Meta(max_length=65536)]
 Short = Annotated[str, Meta(min_length=1, max_length=256)]
 
-Task = Literal["chat", "completion", "embedding"]
-Unpack = Literal["tar", "tar.gz", "tar.xz", "tar.zst", "zip"]
-Wanted = Literal["enabled", "disabled", "archived", "retired"]
 ModelId = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,127}:[A-Za-z0-9][A-Za-z0-9._-]{0,63}(?!\n)$")]
 
 MAX_MODELS = 20_000
@@ -45,14 +44,14 @@ MAX_PATH_BYTES = 1024
 MAX_COMPONENT_BYTES = 255  # NAME_MAX of every file system a store is put on
 
 
-class Runtime(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Runtime(Struct, frozen=True, kw_only=True):
     """The engine that a model needs, and the versions of it that will do, as a PEP 440 specifier set."""
 
     engine: Name  #: Its name.
     version: Annotated[str, Meta(max_length=256)] = ""  #: Versions that will do (PEP 440); empty: any.
 
 
-class Expect(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Expect(Struct, frozen=True, kw_only=True):
     """What a test job's answer must be; all that is given must hold."""
 
     #: The answer contains this text.
@@ -69,7 +68,7 @@ class Expect(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     dimension: Positive | None = None
 
 
-class Smoke(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Smoke(Struct, frozen=True, kw_only=True):
     """The test inference job of a model."""
 
     task: Task = "completion"  #: What is asked of the model.
@@ -81,25 +80,29 @@ class Smoke(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     timeout: Annotated[str, Meta(max_length=16)] = "120s"
 
 
-class Artifact(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Artifact(Struct, frozen=True, kw_only=True):
     """One file as it is downloaded: a model file, or an archive whose members take its place."""
 
     path: Annotated[str, Meta(min_length=1, max_length=MAX_PATH_BYTES)]  #: Its path in the model's tree.
-    digest: Digest  #: Digest of its bytes.
+    digest: AnyDigest  #: Digest of its bytes.
     size: Positive  #: Its size in bytes.
     urls: Annotated[tuple[Annotated[str, Meta(min_length=8, max_length=4096)], ...], Meta(max_length=64)] = ()
     unpack: Unpack | None = None  #: How it is unpacked; null: not at all.
+    #: What it is for, or, of an archive, what its entrypoint is for; absent: ``model``.
+    role: Role | UnsetType = UNSET
 
 
-class Model(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Model(Struct, frozen=True, kw_only=True):
     """One model that the network approved, with what it needs."""
 
     name: Name  #: Its name.
     version: Version  #: Its version; with the name the model id.
-    state: Wanted = "enabled"  #: What nodes do with it.
+    state: State = "enabled"  #: What nodes do with it.
     #: Ids of the models that this one stands in for: a retired or archived one of them serves until this one is active on the node.
     replaces: Annotated[tuple[ModelId, ...], Meta(max_length=64)] | UnsetType = UNSET
-    tasks: Annotated[tuple[Task, ...], Meta(min_length=1, max_length=3)]  #: What it is for.
+    #: Features that a reader must know to treat this model rightly; one that does not know them leaves the model alone.
+    requires: Annotated[tuple[Feature, ...], Meta(max_length=64)] | UnsetType = UNSET
+    tasks: Annotated[tuple[Task, ...], Meta(min_length=1, max_length=64)]  #: What it is for.
     runtime: Runtime  #: The engine that it needs.
     #: Bytes of memory on the GPU; 0: none needed.
     gpu_memory: Count = 0
@@ -116,7 +119,7 @@ class Model(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return f"{self.name}:{self.version}"
 
 
-class Sources(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Sources(Struct, frozen=True, kw_only=True):
     """Where blobs may be had beside the urls of their artifacts."""
 
     #: URL templates with ``{algorithm}`` and ``{hex}``.

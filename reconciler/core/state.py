@@ -12,7 +12,8 @@ from typing import Literal
 from msgspec import Struct
 
 from reconciler.core import digest
-from reconciler.core.snapshot import Runtime, Task
+from reconciler.core.snapshot import Runtime
+from reconciler.core.vocabulary import Task
 
 #: The network's five states, and ``absent``: listed, nothing on the node yet.
 ModelState = Literal["absent", "pending", "active", "inactive", "failed", "archived"]

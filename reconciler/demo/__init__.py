@@ -18,7 +18,8 @@ import msgspec
 
 from reconciler.core import units
 from reconciler.core.errors import ReconcileError
-from reconciler.core.snapshot import Model, Wanted
+from reconciler.core.snapshot import Model
+from reconciler.core.vocabulary import KnownState
 from reconciler.demo import network
 from reconciler.demo.network import Network
 from reconciler.demo.server import Server, serving
@@ -137,5 +138,5 @@ def _with_urls(model: Model, server: Server) -> Model:
     return msgspec.structs.replace(model, artifacts=artifacts)
 
 
-def _in_state(model: Model, state: Wanted) -> Model:
+def _in_state(model: Model, state: KnownState) -> Model:
     return msgspec.structs.replace(model, state=state)

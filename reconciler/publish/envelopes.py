@@ -6,7 +6,7 @@ Rules that hold here:
 1. One file passes from signer to signer. Unsigned, it is an envelope with an empty list of signatures, which every node refuses.
 2. Signing adds to that list and keeps the signatures of others. A change of the payload empties it.
 3. Only a signature that is valid for the payload enters the list: a wrong key is noticed where it is used, not on a thousand nodes.
-4. Fields that this program does not know are kept byte for byte: a network's snapshot carries more than models.
+4. Fields that this program does not know are kept, wherever they stand: a network's snapshot carries more than models.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
-from reconciler.core import dsse, strict_json, trust
+from reconciler.core import dsse, strict_json, trust, vocabulary
 from reconciler.core.dsse import Envelope, Signature
 from reconciler.core.errors import BadEnvelope, BadSignature, PublishError, TooLarge
 from reconciler.core.node import Limits
@@ -157,3 +157,37 @@ def encode_payload(value: Struct, extra: dict[str, Raw]) -> bytes:
     """Return the payload of *value*, with the fields that this program does not know after its own."""
     fields: dict[str, Any] = msgspec.to_builtins(value)
     return msgspec.json.encode(fields | extra)
+
+
+def encode_changed(payload: bytes, before: Struct, after: Struct) -> bytes:
+    """Return the payload of *after*, with the fields of *payload* that were not read into *before*, of which *after* is a change."""
+    fields = _with_unknown(msgspec.json.decode(payload), msgspec.to_builtins(before), msgspec.to_builtins(after))
+    return msgspec.json.encode(fields | unknown_fields(payload, type(before)))
+
+
+def with_ignored_fields(payload: bytes, found: Struct) -> dict[str, Any]:
+    """Return the fields of *found*, and those of *payload* that were not read into it."""
+    known = msgspec.to_builtins(found)
+    made: dict[str, Any] = _with_unknown(msgspec.json.decode(payload), known, known)
+    return made
+
+
+def ignored_fields(payload: bytes, found: Struct) -> tuple[str, ...]:
+    """Return the places of fields of *payload* that were not read into *found*."""
+    return tuple(vocabulary.unknown_fields(msgspec.json.decode(payload), msgspec.to_builtins(found)))
+
+
+def _with_unknown(document: Any, known: Any, after: Any) -> Any:
+    """Return *after* with what *document* holds beside *known*, in models and artifacts that are in both."""
+    if isinstance(document, dict) and isinstance(after, dict):
+        kept = {name: _with_unknown(document[name], known[name], value) if name in document else value for name, value in after.items()}
+        return kept | {name: value for name, value in document.items() if name not in known}
+    if isinstance(document, list) and isinstance(after, list | tuple):
+        before = {_name_of(read): (value, read) for value, read in zip(document, known, strict=True) if isinstance(read, dict)}
+        return [_with_unknown(*before[_name_of(value)], value) if _name_of(value) in before else value for value in after]
+    return after
+
+
+def _name_of(value: Any) -> object:
+    """Return what an entry of a list is told from the others by."""
+    return (value.get("name"), value.get("version"), value.get("path")) if isinstance(value, dict) else None

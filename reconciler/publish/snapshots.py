@@ -14,15 +14,15 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 
-import msgspec
-from msgspec import UNSET, Raw, Struct
+from msgspec import UNSET, Struct
 from msgspec.structs import replace
 
 from reconciler.core import digest, dsse, snapshot, trust, units
 from reconciler.core.errors import BadEnvelope, PublishError, WrongNetwork
-from reconciler.core.snapshot import Model, Snapshot, Sources, Wanted
+from reconciler.core.snapshot import Model, Snapshot, Sources
 from reconciler.core.trust import TrustRoot
-from reconciler.publish import envelopes
+from reconciler.core.vocabulary import KnownState
+from reconciler.publish import envelopes, signable
 from reconciler.publish.envelopes import Document
 from reconciler.publish.keys import PublicKey
 
@@ -47,7 +47,7 @@ class Entry(Struct, frozen=True, kw_only=True):
     """One model in a report."""
 
     id: str
-    state: Wanted
+    state: str
     replaces: tuple[str, ...]
     tasks: tuple[str, ...]
     engine: str
@@ -70,7 +70,7 @@ class SnapshotReport(Struct, frozen=True, kw_only=True):
     models: tuple[Entry, ...]
     fallback: tuple[str, ...]
     retest_after: str
-    #: Top-level fields that this program keeps and does not read.
+    #: Fields that this program keeps and does not read, as in ``models[3].colour``.
     other_fields: tuple[str, ...]
     signatures: tuple[Signer, ...]
     #: Signatures that the root still asks for; -1: no root was given.
@@ -123,13 +123,12 @@ def new(
         retest_after=retest_after or UNSET,
         models=(),
     )
-    return _unsigned(made, {})
+    return _unsigned(envelopes.encode_payload(made, {}))
 
 
-def _unsigned(made: Snapshot, extra: dict[str, Raw]) -> bytes:
-    payload = envelopes.encode_payload(made, extra)
+def _unsigned(payload: bytes) -> bytes:
     try:
-        snapshot.decode(payload)
+        signable.refuse_unknown(snapshot.decode(payload), payload)
     except BadEnvelope as error:
         message = envelopes.describe_decode_error(error.message)
         raise PublishError(message.replace("not a snapshot", "nodes would refuse this snapshot", 1)) from None
@@ -153,7 +152,7 @@ def edit(data: bytes, change: Callable[[Snapshot], Snapshot], *, now: datetime, 
         expires_at=snapshot.utc(now + lifetime),
     )
     return EditResult(
-        data=_unsigned(after, envelopes.unknown_fields(document.payload, Snapshot)),
+        data=_unsigned(envelopes.encode_changed(document.payload, before, after)),
         version=after.version,
         dropped=tuple(signature.keyid for signature in document.signatures),
     )
@@ -206,7 +205,7 @@ def without_model(found: Snapshot, model_id: str) -> Snapshot:
     return replace(found, models=tuple(one for one in found.models if one.id != model_id))
 
 
-def with_state(found: Snapshot, model_id: str, state: Wanted) -> Snapshot:
+def with_state(found: Snapshot, model_id: str, state: KnownState) -> Snapshot:
     """
     Return *found* with another wanted state of the model *model_id*.
 
@@ -252,7 +251,8 @@ def attach(data: bytes, public: PublicKey, signature: bytes, *, now: datetime, r
 def _to_sign(data: bytes, keyid: str, now: datetime, root: TrustRoot | None) -> Document:
     document = envelopes.read(data, trust.SNAPSHOT_TYPE)
     found = snapshot.decode(document.payload)
-    _refuse_never_replaced(found)
+    signable.refuse_unknown(found, document.payload)
+    signable.refuse_never_replaced(found)
     if now >= found.expires_at:
         raise PublishError(
             f"snapshot {found.version} expired at {units.rfc3339(found.expires_at)}: nodes would refuse it",
@@ -263,17 +263,6 @@ def _to_sign(data: bytes, keyid: str, now: datetime, root: TrustRoot | None) -> 
         if keyid not in root.roles.snapshot.keyids:
             raise PublishError(f"key {keyid} may not sign under root {root.version}", hint="`reconcile root inspect` lists who may")
     return document
-
-
-def _refuse_never_replaced(found: Snapshot) -> None:
-    """Refuse a retired model that nothing replaces: nodes would serve it for ever, and new nodes would never have it."""
-    replaced = {old for model in found.models for old in model.replaces or ()}
-    for model in found.models:
-        if model.state == "retired" and model.id not in replaced:
-            raise PublishError(
-                f"{model.id} is retired, and no listed model replaces it",
-                hint="enable it, remove it, or add its replacement with --replaces",
-            )
 
 
 def _check_network(found: Snapshot, root: TrustRoot) -> None:
@@ -315,7 +304,7 @@ def inspect(data: bytes, *, root: TrustRoot | None = None) -> SnapshotReport:
         models=tuple(_entry(model) for model in sorted(found.models, key=lambda one: one.id)),
         fallback=found.sources.fallback,
         retest_after="" if found.retest_after is UNSET else found.retest_after,
-        other_fields=tuple(envelopes.unknown_fields(document.payload, Snapshot)),
+        other_fields=envelopes.ignored_fields(document.payload, found),
         signatures=tuple(Signer(keyid=one.keyid, valid=one.keyid in valid if root else None) for one in document.signatures),
         missing=max(0, root.roles.snapshot.threshold - len(valid)) if root else -1,
     )
@@ -346,7 +335,7 @@ def diff(before: bytes, after: bytes) -> Difference:
     old, new_ = snapshot.decode(old_document.payload), snapshot.decode(new_document.payload)
     if old.network != new_.network:
         raise WrongNetwork(f"one snapshot is for network {old.network!r}, the other for {new_.network!r}")
-    was, now_is = {model.id: model for model in old.models}, {model.id: model for model in new_.models}
+    was, now_is = _models(old_document, old), _models(new_document, new_)
     both = sorted(was.keys() & now_is.keys())
     return Difference(
         before=old.version,
@@ -356,7 +345,7 @@ def diff(before: bytes, after: bytes) -> Difference:
         stopped=stopped_at_once(old, new_),
         changed=(
             *_changes("", _settings(old_document, old), _settings(new_document, new_)),
-            *(change for name in both for change in _changes(name, _fields(was[name]), _fields(now_is[name]))),
+            *(change for name in both for change in _changes(name, was[name], now_is[name])),
         ),
     )
 
@@ -377,16 +366,14 @@ def stopped_at_once(before: Snapshot, after: Snapshot) -> tuple[str, ...]:
 
 def _settings(document: Document, found: Snapshot) -> dict[str, Any]:
     """Return the fields of the snapshot itself, those that this program does not know among them."""
-    fields = _fields(found)
-    for name in ("models", "version", "issued_at", "expires_at"):
-        del fields[name]
-    others = envelopes.unknown_fields(document.payload, Snapshot)
-    return fields | {name: msgspec.json.decode(value) for name, value in others.items()}
+    fields = envelopes.with_ignored_fields(document.payload, found)
+    return {name: value for name, value in fields.items() if name not in {"models", "version", "issued_at", "expires_at"}}
 
 
-def _fields(value: Struct) -> dict[str, Any]:
-    fields: dict[str, Any] = msgspec.to_builtins(value)
-    return fields
+def _models(document: Document, found: Snapshot) -> dict[str, dict[str, Any]]:
+    """Return the fields of each model by its id, those that this program does not know among them."""
+    fields = envelopes.with_ignored_fields(document.payload, found)["models"]
+    return {model.id: values for model, values in zip(found.models, fields, strict=True)}
 
 
 def _changes(name: str, before: dict[str, Any], after: dict[str, Any]) -> list[Changed]:

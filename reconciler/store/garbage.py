@@ -138,7 +138,7 @@ class GarbageCollector:
             record = records.get(model.id)
             if model.id in archived:
                 # A blob that it shared with a model that was removed since was never moved.
-                blobs.update(name for name in model.blobs if not self._layout.cold_blob(name).exists())
+                blobs.update(name for name in model.blobs if digests.is_digest(name) and not self._layout.cold_blob(name).exists())
                 continue
             if model.state == "retired":  # never installed anew: it is needed while it serves, and for the grace period after
                 continue

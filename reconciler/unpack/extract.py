@@ -30,7 +30,7 @@ from reconciler.core import archive_rules as rules
 from reconciler.core import strict_json
 from reconciler.core.errors import ReconcileError, StoreError, UnpackRefused, UsageError
 from reconciler.core.node import Limits
-from reconciler.core.snapshot import Unpack
+from reconciler.core.vocabulary import KnownUnpack
 from reconciler.unpack import decompress, tar_reader, zip_reader
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -221,7 +221,7 @@ class Job(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     nonce: Annotated[str, Meta(max_length=256)]
     archive: str
-    kind: Unpack
+    kind: KnownUnpack
     into: str
     limits: Limits = Limits()
 

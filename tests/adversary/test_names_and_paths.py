@@ -126,7 +126,7 @@ BAD_DIGESTS = [
     f"\nsha256:{HEX}", f"sha256: {HEX}",
     f"sha256:{HEX[1:]} ", f"sha256:{HEX[2:]}0x", f"sha256-{HEX}", f"sha256:{'٠' * 64}", f"sha256:{'０' * 64}", f"sha256:{HEX[1:]}g",
     f"sha256:../{HEX[3:]}",
-    f"sha256:{HEX}/..", f"md5:{HEX[:32]}", f"sha1:{HEX[:40]}", f"sha512:{HEX}", f"sha256:{HEX}{HEX}", f"blake2b:{HEX}{HEX}",
+    f"sha256:{HEX}/..", f"md5:{HEX[:31]}", f"sha/1:{HEX}", f"sha512:{HEX}", f"sha256:{HEX}{HEX}", f"../blake2b:{HEX}{HEX}",
     f"sha256:sha256:{HEX}", f"sha256:{HEX}\0",
     f"sha256:{HEX[:63]}\u0661", f"sha256:{HEX[:63]}²", f"sha256\n:{HEX}", f":{HEX}", "sha256:",
 ]  # fmt: skip
@@ -226,11 +226,24 @@ def ignored(text: str | bytes) -> bytes:
     return compact(document())[:-1] + b',"ignored":' + (text if isinstance(text, bytes) else text.encode()) + b"}"
 
 
-def test_unknown_fields_are_ignored_at_the_top_alone() -> None:
-    snapshot.decode(ignored('{"any":[1,2,{"thing":null}]}'))
-    refused(document(unknown=1))
-    refused(document(artifacts=[artifact(unknown=1)]))
-    refused(document() | {"sources": {"unknown": 1}})
+def test_unknown_fields_are_ignored_at_every_level_and_what_stands_in_them_is_strict() -> None:
+    for made in (
+        document() | {"unknown": "@"},
+        document(unknown="@"),
+        document(artifacts=[artifact(unknown="@")]),
+        document() | {"sources": {"unknown": "@"}},
+        document(smoke={"expect": {"unknown": "@"}}),
+    ):
+        snapshot.decode(compact(made))
+        for bad in ('{"a":1,"a":2}', "1e999", "NaN", '"\\ud800"', "9" * 30, "[" * 40 + "]" * 40):
+            refused(_put(made, bad))
+
+
+@pytest.mark.parametrize("twice", ['"name":"b",', f'"digest":"sha256:{HEX}",', '"unknown":1,"unknown":2,'])
+def test_a_key_stands_once_in_a_model_too(twice: str) -> None:
+    text = compact(document()).decode()
+    place = '"path"' if "digest" in twice else '"version":"v1"'
+    assert "duplicate key" in refused(text.replace(place, twice + place, 1).encode())
 
 
 @pytest.mark.parametrize(

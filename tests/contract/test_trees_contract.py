@@ -34,7 +34,7 @@ class Side:
         file = self.root / "data"
         file.write_bytes(data)
         self.blobs.adopt(fetched_at(file, name_of(data)))
-        return LockedArtifact(path=path, digest=name_of(data), unpack=unpack)  # type: ignore[arg-type]  # one of the kinds
+        return LockedArtifact(path=path, digest=name_of(data), unpack=unpack)
 
     def files(self, tree: str) -> Files:
         raise NotImplementedError

@@ -59,6 +59,7 @@ RULES: dict[str, dict[tuple[Observed, Desired], Op]] = {
         ("damaged", "standby"): "remove", ("failed", "retired"): "remove", ("failed", "standby"): "remove",
     },
     "what serves goes on serving: only the network takes it away": {("active", "incompatible"): "keep", ("due", "incompatible"): "keep"},
+    "of a model that may not be understood nothing serves, and no work is done": {(row, "unreadable"): "reject" for row in OBSERVED},
 }  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import base64
 import hashlib
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -165,6 +166,63 @@ def test_fields_that_this_program_does_not_know_are_carried_along_byte_for_byte(
     edited = snapshots.edit(envelope(trust.SNAPSHOT_TYPE, odd, []), lambda found: snapshots.with_model(found, model()), now=NOW)
     assert b'"jobs":{"z":1.50,"a":[1e5,"\\u00fc",18446744073709551615]}' in payload(edited.data)
     assert snapshots.inspect(edited.data).other_fields == ("jobs",)
+
+
+def with_fields(**changes: Any) -> bytes:
+    """Return an unsigned snapshot of one model with *changes*."""
+    return envelope(trust.SNAPSHOT_TYPE, compact(NETWORK.snapshot_document(NETWORK.model("a:v1", **changes))), [])
+
+
+def test_fields_inside_a_model_are_carried_along_through_a_change_and_go_with_their_model() -> None:
+    given = NETWORK.model("a:v1", smoke={"colour": [1, 2]}, colour={"red": 1.5})
+    given["artifacts"][0]["colour"] = "blue"
+    data = envelope(trust.SNAPSHOT_TYPE, compact(NETWORK.snapshot_document(given, sources={"colour": True})), [])
+    places = ("sources.colour", "models[0].smoke.colour", "models[0].colour", "models[0].artifacts[0].colour")
+    assert sorted(snapshots.inspect(data).other_fields) == sorted(places)
+
+    edited = snapshots.edit(
+        data, lambda found: snapshots.with_state(snapshots.with_model(found, model("b:v1")), "a:v1", "disabled"), now=NOW
+    ).data
+
+    assert sorted(snapshots.inspect(edited).other_fields) == sorted(places)
+    kept = payload_of(edited)["models"][0]
+    assert (kept["state"], kept["colour"], kept["smoke"]["colour"], kept["artifacts"][0]["colour"]) == (
+        "disabled",
+        {"red": 1.5},
+        [1, 2],
+        "blue",
+    )
+    gone = snapshots.edit(edited, lambda found: snapshots.without_model(found, "a:v1"), now=NOW).data
+    assert snapshots.inspect(gone).other_fields == ("sources.colour",)
+
+
+def test_diff_shows_a_change_of_a_field_that_this_program_does_not_know() -> None:
+    (change,) = snapshots.diff(with_fields(colour="red"), with_fields(colour="blue")).changed
+    assert (change.id, change.field, change.before, change.after) == ("a:v1", "colour", "red", "blue")
+
+
+@pytest.mark.parametrize("changes", [{"state": "paused"}, {"tasks": ["completion", "rerank"]}, {"requires": ["moonlight"]}])
+def test_a_word_that_nodes_of_this_version_do_not_know_is_neither_signed_nor_kept(changes: dict[str, object]) -> None:
+    data = with_fields(**changes)
+    said = "a:v1: this version of reconcile does not know"
+    with pytest.raises(PublishError, match=said):
+        snapshots.sign(data, ALICE.private, now=NOW)
+    with pytest.raises(PublishError, match=said):
+        snapshots.edit(data, lambda found: snapshots.with_model(found, model("b:v1")), now=NOW)
+    snapshots.edit(data, lambda found: snapshots.without_model(found, "a:v1"), now=NOW)
+
+
+@pytest.mark.parametrize(
+    ("field", "meant"), [("gpu_memmory", "gpu_memory"), ("require", "requires"), ("Tasks", "tasks"), ("network", "network")]
+)
+def test_a_misspelt_field_is_not_signed(field: str, meant: str) -> None:
+    with pytest.raises(PublishError, match=rf"models\[0\]\.{field}") as refusal:
+        snapshots.sign(with_fields(**{field: 1}), ALICE.private, now=NOW)
+    assert meant in refusal.value.hint
+
+
+def test_a_field_that_is_no_misspelling_is_signed() -> None:
+    snapshots.sign(with_fields(job_parameters={"price": 1}), ALICE.private, now=NOW)
 
 
 def test_what_is_written_decodes_to_what_was_said() -> None:

@@ -34,7 +34,7 @@ class Bench:
         file = self.layout.staging / "data"
         file.write_bytes(data)
         self.blobs.add_file(file)
-        return LockedArtifact(path=path, digest=name_of(data), unpack=unpack)  # type: ignore[arg-type]  # one of the kinds
+        return LockedArtifact(path=path, digest=name_of(data), unpack=unpack)
 
     def staged(self) -> list[str]:
         return sorted(path.name for path in self.layout.staging.iterdir() if path.name != "data")
