@@ -116,7 +116,7 @@ TESTS = {
     STRICT: ("unit/test_trust", "adversary/test_trust_attacks"),
     LOCK: ("unit/test_lock",),
     PLAN: ("unit/test_updates", "unit/test_apply", "laws/test_plan_laws", "adversary/test_store_attacks"),
-    LIFECYCLE: ("unit/test_updates", "unit/test_apply", "laws/test_plan_laws", "adversary/test_store_attacks"),
+    LIFECYCLE: ("unit/test_updates", "unit/test_apply", "unit/test_mixed_versions", "laws/test_plan_laws", "adversary/test_store_attacks"),
     GGUF: ("unit/test_gguf_header",),
     STAGING: _LEFT,
     HASHER: ("adversary/test_verify_faults",),
@@ -277,6 +277,8 @@ def _store() -> Iterator[Mutation]:
 def _serving() -> Iterator[Mutation]:
     """What stops serving or goes although something stands in its way, and what never serves again."""
     yield once("an end to what failed and serves", LIFECYCLE, '(active is None or model.state != "disabled")', "True")
+    yield never("an end to what is of an unknown state", LIFECYCLE, 'model.unknown_words and model.state not in {"archived", "retired"}')
+    yield never("no work for what is not understood", LIFECYCLE, "words := model.unknown_words")
     yield never("an end to what is left out", PLAN, 'before != "active" or model.serves')
     yield once("an older copy that was forgotten", OBSERVE, "[_tree_from_disk(layout, tree, found) for tree in sorted(forgotten)]", "[]")
     yield once("the name of a tree that was forgotten", OBSERVE, "digest_of(tuple(listing)) != name", "False")
