@@ -155,7 +155,7 @@ def _leave_refused(run: RunState, ports: Ports, one: Prepared, error: StoreError
     if before == "failed":  # the record of that failure stays
         ports.report(ModelDone(model=model, state=before, reason=lifecycle.reason("failed-before", why)))
         return run
-    state: ModelState = "pending" if before == "active" and _must_leave(run, one) else before
+    state = _state_without_work(run, one)
     return records.settle(run, ports, model, state, lifecycle.reason("not-installed" if state == "absent" else "not-tested", why))
 
 

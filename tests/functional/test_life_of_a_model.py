@@ -296,12 +296,15 @@ def test_a_node_uses_its_own_mirror_only_where_the_network_allows_it(node: Node,
 
 
 def test_retry_begins_anew(node: Node, server: Server) -> None:
-    node.publish(node.item("a:v1", tiny("a"), serve=False))
+    item = node.item("a:v1", tiny("a"))
+    server.lies = {server.path_of(item["artifacts"][0]["digest"])}
+    node.publish(item)
     assert node.run("apply").code == 3
+    assert model_of(node.run("status", "--json"), "a:v1")["attempts"] == 1
     assert node.run("retry", "b:v1").code == 64
     assert node.run("retry", "a:v1").code == 0
     assert model_of(node.run("status", "--json"), "a:v1")["attempts"] == 0
-    server.add(tiny("a"))
+    server.lies = set()
 
     assert node.run("apply").code == 0
 
@@ -500,7 +503,7 @@ def test_offline_touches_no_network_and_locked_fetches_no_lock(used: Node, asked
 
     assert ran.code == 3
     assert asked == []
-    assert "offline" in model_of(used.run("status", "--json"), "b:v1")["last_error"]
+    assert "offline" in model_of(used.run("status", "--json"), "b:v1")["reason"]
     assert used.run("sync", "--locked").code == 0
     assert used.active() == ["b:v1"]
 

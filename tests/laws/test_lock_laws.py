@@ -49,11 +49,12 @@ def models_of(draw: st.DrawFn, network: Network, index: int, content: int) -> Do
     urls = [f"https://{host}.example.org/{content}" for host in hosts]
     model = network.model(f"m{index}:v{content}", f"content {content}".encode(), urls=urls)
     more = network.model("more", f"more {content}".encode(), path=draw(st.sampled_from(["z/vocab.json", "a tokenizer", "ü"])))
-    artifacts = [*model["artifacts"], *more["artifacts"]]
+    artifacts = [*model["artifacts"], *({**one, "role": draw(st.sampled_from(["tokenizer", "adapter"]))} for one in more["artifacts"])]
     expect = {"text": draw(st.none() | TEXT), "min_tokens": draw(st.integers(0, 9)), "tokens": draw(st.none() | st.just([1, 2]))}
     return model | {
-        "state": draw(st.sampled_from(["enabled", "disabled", "archived"])),
-        "tasks": draw(st.permutations(["chat", "completion", "embedding"])),
+        "state": draw(st.sampled_from(["enabled", "disabled", "archived", "paused"])),
+        "requires": draw(st.lists(st.sampled_from(["replaces", "moonlight"]), max_size=2)),
+        "tasks": draw(st.permutations(["chat", "completion", "embedding", "rerank"])),
         "gpu_memory": draw(st.integers(0, 2**53 - 1)),
         "artifacts": draw(st.permutations(artifacts)),
         "smoke": {"prompt": draw(TEXT), "expect": expect, "seed": draw(st.integers(0, 2**32 - 1))},

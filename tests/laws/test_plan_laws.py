@@ -34,7 +34,8 @@ def locks(draw: st.DrawFn) -> Lock:
         word.item(
             name,
             CONTENTS[draw(st.integers(0, 2))],
-            state=draw(st.sampled_from(["enabled", "disabled", "archived", "retired"])),
+            state=draw(st.sampled_from(["enabled", "disabled", "archived", "retired", "paused"])),
+            requires=draw(st.sampled_from([[], [], [], ["moonlight"]])),
             replaces=["a:v1"] if name == "a:v2" else [],
             gpu_memory=draw(st.sampled_from([0, 0, 0, 1 << 50])),
         )
