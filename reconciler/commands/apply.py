@@ -161,7 +161,7 @@ def sync(context: NodeContext, report: Reporter, options: RunOptions = _OPTIONS,
     """
     missed = None if options.locked or options.offline else _fetch_or_warn(context, report, options)
     outcome = apply(context, report, options, actor=actor)
-    failed = outcome.failed or outcome.internal_errors  # says more than a silence does
+    failed = outcome.failed or outcome.unfetched or outcome.internal_errors  # says more than a silence does
     if missed is not None and not (failed and isinstance(missed, NetworkSilent)):
         raise missed
     return outcome

@@ -42,9 +42,9 @@ def _capital(clause: str) -> str:
 
 def _of_models(made: Plan, version: int) -> str:
     active = sum(change.from_ == "active" for change in made.models)
-    if troubled := [change for change in made.models if change.from_ in {"failed", "pending"}]:
+    if troubled := [change for change in made.models if change.from_ in {"failed", "pending"} or change.reason.startswith("source-failed")]:
         one = f"`reconcile status {troubled[0].id}` shows why"
-        return f"Failed or not tested yet: {_names(troubled)}; the next sync tries again, and {one}"
+        return f"Failed, not fetched or not tested yet: {_names(troubled)}; the next sync tries again, and {one}"
     if made.drift:
         return f"The store is not as the last run left it, in {units.count(len(made.drift), 'place')}: run `reconcile verify --repair`"
     if changed := [change for change in made.models if change.changes]:

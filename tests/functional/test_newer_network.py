@@ -61,6 +61,7 @@ def test_a_source_that_does_not_answer_is_shown_as_that_and_is_no_failure(node: 
     assert shown["reason"].startswith("source-failed: ")
     assert node.run("plan", "--json").json["models"][0]["reason"].startswith("source-failed: ")
     assert "are retried" in node.run("status").out
+    assert node.run("status", "--json").json["summary"].startswith("Failed, not fetched or not tested yet: 1 model (a:v1); ")
     assert set(node.kinds()) == {"source-failed"}
     assert node.records() == []
     server.add(tiny("a"))

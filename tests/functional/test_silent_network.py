@@ -367,7 +367,7 @@ def test_a_rollback_that_holds_is_named_with_what_ends_it(online: Node, network:
 def test_a_failed_model_is_named_with_how_to_see_why(node: Node) -> None:
     node.publish(node.item("a:v1", b"no model at all"))
     assert node.run("apply").code == 3
-    assert status(node)["summary"].startswith("Failed or not tested yet: 1 model (a:v1); ")
+    assert status(node)["summary"].startswith("Failed, not fetched or not tested yet: 1 model (a:v1); ")
     assert "`reconcile status a:v1` shows why" in status(node)["summary"]
 
 
