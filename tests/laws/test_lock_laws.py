@@ -125,7 +125,7 @@ def test_no_edit_of_a_lock_passes(document: Document, data: st.DataObject) -> No
     }[edit]
     with pytest.raises(LockMismatch) as found:
         lock.check(edited, made)
-    assert re.search(r"\bline|newline|empty", found.value.message)
+    assert re.search(r"\bline|newline|empty|newer version", found.value.message)
     assert found.value.message.isprintable()
 
 
