@@ -103,7 +103,7 @@ TESTS = {
     TREES: ("unit/test_trees", "adversary/test_archive_leftovers", *_STORE, "adversary/test_store_attacks"),
     MADE: ("unit/test_generations", "unit/test_stable_names", *_STORE, "adversary/test_store_attacks"),
     LEDGER: ("crash/test_ledger_syncs", "unit/test_ledger", *_STORE),
-    DATABASE: ("crash/test_ledger_syncs", "unit/test_ledger"),
+    DATABASE: ("crash/test_ledger_syncs", "unit/test_ledger", "crash/test_damage"),
     OBSERVE: ("unit/test_observe", *_STORE, "adversary/test_store_attacks", "laws/test_lifecycle_machine"),
     WRITER: ("unit/test_writer_lock",),
     GARBAGE: ("unit/test_store_housekeeping",),
