@@ -78,7 +78,7 @@ class StoreNode(SnapshotAuthor):
         with writer_lock.hold(self.layout.lock_file), Ledger.writing(self.layout.ledger) as ledger:
             trust_state.write(self.layout, ledger, TrustState(version=wanted.snapshot.version, digest=wanted.snapshot.digest))
             trust_state.keep_envelope(self.layout, wanted.snapshot.digest.encode())
-            clock.follow(self.layout, ledger, self.clock(), self.policy.grace_seconds, self.clock.boot_time())
+            clock.follow(self.layout, ledger, self.clock(), self.clock.boot_time())
             ledger.limit_times(self.clock())
             state = observe.node_state(self.layout, ledger)
             made = self._diff(wanted, state)

@@ -105,7 +105,7 @@ def apply(
         now = context.clock()
         report = _with_incidents_logged(report, ledger, context.clock)
         found = _accept_lock(context, ledger, now)
-        clock.follow(context.layout, ledger, now, context.policy.grace_seconds, clock.boot_time())
+        clock.follow(context.layout, ledger, now, clock.boot_time())
         ledger.limit_times(now)
         if saved is not None and saved.lock == found.lock_digest:  # it is carried out as it was asked for
             options = msgspec.structs.replace(options, excluded=(*options.excluded, *plans.excluded_models(saved)))

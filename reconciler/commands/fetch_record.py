@@ -91,7 +91,7 @@ def recorded(context: NodeContext, source: str, ledger: Ledger, now: datetime) -
 
 def _write(context: NodeContext, ledger: Ledger, now: datetime, error: ReconcileError | None) -> None:
     before, now = ledger.fact(_FACT, _Record), now.replace(microsecond=0)
-    reading, moved = clock.next_reading(before.reading if before else None, now, clock.boot_time(), most_seconds=context.quiet_seconds / 2)
+    reading, moved = clock.next_reading(before.reading if before else None, now, clock.boot_time())
     fetches = _moved(before.fetches, moved, now) if before and before.address == _address(context) else FetchStatus()
     ledger.set_fact(_FACT, _Record(address=_address(context), fetches=_after(fetches, now, error, context.snapshot), reading=reading))
 

@@ -39,7 +39,7 @@ def gc(context: NodeContext, *, at_most: int | None = None, lock_timeout_seconds
     """
     with hold_store(context, timeout_seconds=lock_timeout_seconds) as ledger:
         found = load_lock.load_verified_lock(context)
-        clock.follow(context.layout, ledger, context.clock(), context.policy.grace_seconds, clock.boot_time())
+        clock.follow(context.layout, ledger, context.clock(), clock.boot_time())
         collector = GarbageCollector(context.layout, ledger, found.lock, context.policy, context.clock)
         before = collector.garbage()
         collector.free(before, at_most=at_most)

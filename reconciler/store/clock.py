@@ -3,10 +3,12 @@ Ages that a wrong clock does not change: what goes after a time goes neither bef
 
 Rules that hold here:
 
-1. Within one boot, time is counted by ``CLOCK_BOOTTIME`` (clock_gettime(2)), suspended time included. Setting the clock changes nothing.
-2. From one boot to the next there is only the clock, which may have been wrong before or be wrong now. Of all readings that agree with
-   what was seen, the shortest time counts, and at most half of the grace period: nothing vouches for the clock of a new boot.
-3. Records keep times of the clock as it is set now. Whatever it moved by, other than by the time that passed, they are moved by too.
+1. The grace period is counted in seconds in which this machine ran, by ``CLOCK_BOOTTIME`` (clock_gettime(2)), suspended time included.
+   Setting the clock changes nothing, within one boot or across boots.
+2. Of the time between the last run of one boot and the first of the next, only what has passed since the machine started counts. For the
+   rest there is nothing but the clock, which may have been wrong before or be wrong now. So bytes never go early; those of a machine that
+   was off stay longer by the time that it was off, and by the time from its last run until it was switched off.
+3. Records keep times of the clock as it is set now. Whatever it moved by, other than by the time that was counted, they are moved by too.
 4. A time in the future counts as now, and is written so: it is no reason to keep anything longer.
 """
 
@@ -46,8 +48,6 @@ class ClockReading(Struct, frozen=True, kw_only=True):
     #: Seconds since this boot began.
     boot_seconds: float
     wall: float
-    #: The latest time that the clock can truly have had: its highest reading, and what has passed since.
-    latest: float
 
 
 def boot_time() -> BootTime:
@@ -69,13 +69,13 @@ def run_clock(clock: Callable[[], datetime], timer: Callable[[], float] = since_
     return lambda: began + timedelta(seconds=timer() - at)
 
 
-def follow(layout: Layout, ledger: Ledger, now: datetime, grace_seconds: float, boot: BootTime) -> None:
+def follow(layout: Layout, ledger: Ledger, now: datetime, boot: BootTime) -> None:
     """
     Move the times that decide what goes by what the clock was moved by since the last run, which *now* begins anew.
 
     The caller holds the store, and deletes nothing before.
     """
-    reading, moved = next_reading(ledger.fact("clock", ClockReading), now, boot, most_seconds=grace_seconds / 2)
+    reading, moved = next_reading(ledger.fact("clock", ClockReading), now, boot)
     wall = reading.wall
     records = [record for record in ledger.records().values() if record.unlisted_since is not None]
     ledger.follow_clock([_moved(record, moved, now) for record in records], reading)
@@ -89,22 +89,19 @@ def follow(layout: Layout, ledger: Ledger, now: datetime, grace_seconds: float, 
                 path.chmod(path.lstat().st_mode & 0o7777)  # sets its ctime to now
 
 
-def next_reading(before: ClockReading | None, now: datetime, boot: BootTime, *, most_seconds: float) -> tuple[ClockReading, float]:
-    """Return the reading of *now*, and the seconds by which the clock was set since *before*; *most_seconds*: see ``elapsed_seconds``."""
+def next_reading(before: ClockReading | None, now: datetime, boot: BootTime) -> tuple[ClockReading, float]:
+    """Return the reading of *now*, and the seconds by which the clock was set since *before*."""
     wall = now.timestamp()
-    passed = elapsed_seconds(before, wall, boot, most_seconds=most_seconds) if before else 0.0
-    moved = wall - before.wall - passed if before else 0.0
-    latest = max(before.latest + passed if before else wall, wall)
-    reading = ClockReading(boot=boot.boot, boot_seconds=boot.seconds, wall=wall, latest=latest)
+    moved = wall - before.wall - counted_seconds(before, boot) if before else 0.0
+    reading = ClockReading(boot=boot.boot, boot_seconds=boot.seconds, wall=wall)
     return reading, moved if abs(moved) >= _STEP_SECONDS else 0.0
 
 
-def elapsed_seconds(before: ClockReading, wall: float, boot: BootTime, *, most_seconds: float) -> float:
-    """Return the seconds that passed since *before*; across boots the fewest that the clock's readings allow, and *most_seconds*."""
-    if boot.boot and boot.boot == before.boot and boot.seconds >= before.boot_seconds:
-        return boot.seconds - before.boot_seconds
-    since = before.latest if wall >= before.latest else before.wall
-    return min(max(wall - since, 0.0), most_seconds)
+def counted_seconds(before: ClockReading, boot: BootTime) -> float:
+    """Return how many seconds the machine certainly ran between *before* and *boot*, which is now (rules 1 and 2)."""
+    if boot.boot and boot.boot == before.boot:
+        return max(boot.seconds - before.boot_seconds, 0.0)
+    return boot.seconds if boot.boot and before.boot else 0.0
 
 
 def _moved(record: Record, seconds: float, now: datetime) -> Record:

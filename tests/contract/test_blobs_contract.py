@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
@@ -23,19 +24,16 @@ DATA = b"some bytes of a model" * 50
 NAME = name_of(DATA)
 
 
-class Side:
+class Side(Protocol):
     """A port, and a way to look and to spoil behind its back."""
 
     port: Port
 
-    def hot(self, name: str) -> bytes | None:
-        raise NotImplementedError
+    def hot(self, name: str) -> bytes | None: ...
 
-    def cold(self, name: str) -> bytes | None:
-        raise NotImplementedError
+    def cold(self, name: str) -> bytes | None: ...
 
-    def spoil(self, name: str, *, cold: bool = False) -> None:
-        raise NotImplementedError
+    def spoil(self, name: str, *, cold: bool = False) -> None: ...
 
 
 class Memory(Side):

@@ -364,11 +364,8 @@ def _network() -> Iterator[Mutation]:
     yield without("time and trust state before a run", NODE_TRUST, recorded)
     yield without("time and trust state before a plan", RUN, f"found.check_fresh(trust_state.read(layout, ledger), {fresh}")
     yield without("time and trust state before it begins anew", SETUP, f"found.check_fresh(known, {fresh}")
-    yield never("time within a boot", CLOCK, "boot.boot and boot.boot == before.boot and boot.seconds >= before.boot_seconds")
-    yield once("time across boots: at most", CLOCK, "return min(max(wall - since, 0.0), most_seconds)", "return max(wall - since, 0.0)")
-    yield once(
-        "time across boots: after a clock that was behind", CLOCK, "before.latest if wall >= before.latest else before.wall", "before.wall"
-    )
+    yield never("time within a boot", CLOCK, "boot.boot and boot.boot == before.boot")
+    yield once("time across boots", CLOCK, "return boot.seconds if boot.boot and before.boot else 0.0", "return 0.0")
     yield once("records that follow the clock", CLOCK, "[_moved(record, moved, now) for record in records]", "[]")
     yield once(
         "times in the future count as now",
@@ -379,7 +376,7 @@ def _network() -> Iterator[Mutation]:
     yield once("one reading of the clock a run", CLOCK, "lambda: began + timedelta(seconds=timer() - at)", "clock")
     yield once("a silence that follows the clock", FETCH_RECORD, "_moved(before.fetches, moved, now)", "before.fetches")
     yield once("a record for each address", FETCH_RECORD, "if record and record.address == _address(context)", "if record")
-    following = "clock.follow(context.layout, ledger, {}, context.policy.grace_seconds, clock.boot_time())"
+    following = "clock.follow(context.layout, ledger, {}, clock.boot_time())"
     yield without("the clock before a run", RUN, following.format("now"))
     yield without("the clock before gc", UPKEEP, following.format("context.clock()"))
     yield once("the higher trust state", FLOOR, "max(found, key=lambda one: one.order)", "found[0]")

@@ -24,7 +24,7 @@ from reconciler.core.errors import NotYetValid, Rollback, TrustError
 from reconciler.core.events import Incident
 from reconciler.core.state import Generation, Passed
 from reconciler.ports import TestReport
-from reconciler.store.clock import BootTime, ClockReading, elapsed_seconds, run_clock
+from reconciler.store.clock import BootTime, ClockReading, counted_seconds, next_reading, run_clock
 from reconciler.store.ledger import COLD_VERIFIED, Ledger, Verification
 from tests.hostile_network import HostileNetwork, Node
 from tests.network import payload_of
@@ -32,6 +32,8 @@ from tests.storenode import StoreNode, memory
 from tests.twins.content import Files, name_of
 
 GRACE = timedelta(hours=24)
+#: A clock that was moved by less than a second was not set.
+SLACK = timedelta(minutes=1)
 IDS = ("a:v1", "b:v1", "c:v1")
 #: How far a wrong clock is from the right one.
 WRONG = (
@@ -59,14 +61,10 @@ class Bytes(RuleBasedStateMachine):
         self.node.policy = replace(self.node.policy, grace_seconds=GRACE.total_seconds())
         self.true = timedelta()
         self.error = timedelta()
-        #: The boot, and what the clock was ahead at most, as the runs so far saw it.
-        self.boot = 0
-        self.boot_seen = -1
-        self.most_ahead: timedelta | None = None
-        #: When the first run of this boot was.
-        self.boot_began: timedelta | None = None
+        #: When the machine started, or the last run since then was.
+        self.counted_from = timedelta()
         self.listed: set[str] = set()
-        #: For each model that a run found unlisted: when, and how much more than the truth the node may have counted.
+        #: For each model that a run found unlisted: when, and the time since then in which the machine certainly ran.
         self.unlisted: dict[str, tuple[timedelta, timedelta]] = {}
 
     def teardown(self) -> None:
@@ -95,7 +93,7 @@ class Bytes(RuleBasedStateMachine):
     def the_machine_restarts(self, error: timedelta, hours: int) -> None:
         self.time_passes(hours)
         self.node.clock.restart()
-        self.boot += 1
+        self.counted_from = self.true
         self.the_clock_is_set(error)
 
     @rule(error=errors)
@@ -122,12 +120,8 @@ class Bytes(RuleBasedStateMachine):
         self._check()
 
     def _account(self) -> None:
-        """Account for what the node will make of the clock now."""
-        if self.boot_seen != self.boot:
-            if self.most_ahead is not None and self.error > self.most_ahead:
-                self.unlisted = {model: (at, more + GRACE / 2) for model, (at, more) in self.unlisted.items()}
-            self.boot_seen, self.boot_began = self.boot, self.true
-        self.most_ahead = self.error if self.most_ahead is None else max(self.error, self.most_ahead)
+        passed, self.counted_from = self.true - self.counted_from, self.true
+        self.unlisted = {model: (at, counted + passed) for model, (at, counted) in self.unlisted.items()}
         for model in IDS:
             if model in self.listed:
                 self.unlisted.pop(model, None)
@@ -136,13 +130,12 @@ class Bytes(RuleBasedStateMachine):
 
     def _check(self) -> None:
         assert set(self.node.active()) == self.listed
-        assert self.boot_began is not None
-        for model, (at, more) in self.unlisted.items():
+        for model, (at, counted) in self.unlisted.items():
             here = self.node.layout.blob(name_of(files(model)["m"])).exists()
-            if self.true - at + more < GRACE:
+            if self.true - at < GRACE:
                 assert here, f"{model} went after {self.true - at}"
-            if self.true - max(at, self.boot_began) >= GRACE:
-                assert not here, f"{model} is here after {self.true - at}"
+            if counted >= GRACE + SLACK:
+                assert not here, f"{model} is here after {counted} in which the machine ran"
 
     @invariant()
     def an_age_is_never_below_zero(self) -> None:
@@ -255,11 +248,33 @@ def test_a_machine_that_starts_with_a_clock_that_is_ahead_loses_nothing_by_it(no
     assert is_here(node)
 
 
-def test_a_machine_that_was_off_for_long_lets_the_bytes_go_within_half_a_grace(node: StoreNode) -> None:
+@pytest.mark.parametrize("days", [-56 * 365, -1, 0, 30, 200])
+def test_restarts_in_a_row_with_any_clock_end_no_grace_early(node: StoreNode, days: int) -> None:
+    for _ in range(5):
+        node.clock.restart()
+        node.clock.move(timedelta(days=days))
+        assert is_here(node)
+
+
+def test_a_machine_that_was_off_for_long_lets_the_bytes_go_once_it_ran_for_the_grace(node: StoreNode) -> None:
     node.clock.restart()
     node.clock.move(timedelta(days=30))
     assert is_here(node)
-    node.clock.forward(hours=13)
+    node.clock.forward(hours=23)
+    assert is_here(node)
+    node.clock.forward(hours=2)
+    assert not is_here(node)
+
+
+def test_a_machine_that_restarts_each_day_lets_the_bytes_go(node: StoreNode) -> None:
+    """A run an hour after each start: an hour of each day counts."""
+    for _ in range(23):
+        node.clock.restart()
+        node.clock.forward(hours=1)
+        assert is_here(node)
+    for _ in range(2):
+        node.clock.restart()
+        node.clock.forward(hours=1)
     assert not is_here(node)
 
 
@@ -282,27 +297,27 @@ def test_a_suspended_machine_ages_what_it_holds(node: StoreNode) -> None:
 
 
 @pytest.mark.parametrize(
-    ("before", "wall", "boot", "expected"),
+    ("before", "boot", "expected"),
     [
-        (1000.0, 1600.0, BootTime("one", 600.0), 600.0),
-        (1000.0, 9e9, BootTime("one", 600.0), 600.0),  # set forward
-        (1000.0, 0.0, BootTime("one", 600.0), 600.0),  # set back to 1970
-        (1000.0, 1599.0, BootTime("one", 600.0), 600.0),  # a leap second
-        (1000.0, 1600.0, BootTime("two", 5.0), 600.0),  # another boot: the clock alone
-        (1000.0, 400.0, BootTime("two", 5.0), 0.0),
-        (1000.0, 9e9, BootTime("two", 5.0), 3600.0),  # no more than the most
-        (1000.0, 1600.0, BootTime("", 700.0), 600.0),  # which boot it is is not known
+        (BootTime("one", 100.0), BootTime("one", 700.0), 600.0),
+        (BootTime("one", 100.0), BootTime("two", 5.0), 5.0),  # since the machine started
+        (BootTime("one", 100.0), BootTime("two", 900.0), 900.0),
+        (BootTime("one", 100.0), BootTime("one", 99.0), 0.0),  # no clock of this kind goes back
+        (BootTime("", 100.0), BootTime("", 700.0), 0.0),  # which boot it is is not known
+        (BootTime("one", 100.0), BootTime("", 700.0), 0.0),
+        (BootTime("", 100.0), BootTime("one", 700.0), 0.0),
     ],
 )
-def test_seconds_between_two_runs(before: float, wall: float, boot: BootTime, expected: float) -> None:
-    reading = ClockReading(boot="one", boot_seconds=0.0, wall=before, latest=before)
-    assert elapsed_seconds(reading, wall, boot, most_seconds=3600.0) == expected
+def test_seconds_between_two_runs(before: BootTime, boot: BootTime, expected: float) -> None:
+    assert counted_seconds(ClockReading(boot=before.boot, boot_seconds=before.seconds, wall=0.0), boot) == expected
 
 
-def test_after_a_clock_that_was_behind_only_the_time_past_the_latest_counts() -> None:
-    reading = ClockReading(boot="one", boot_seconds=0.0, wall=1000.0, latest=500_000.0)
-    assert elapsed_seconds(reading, 500_600.0, BootTime("two", 0.0), most_seconds=1e9) == 600.0
-    assert elapsed_seconds(reading, 1_900.0, BootTime("two", 0.0), most_seconds=1e9) == 900.0
+@pytest.mark.parametrize("wall", [0.0, 1000.0, 1599.0, 1600.0, 9e9])
+def test_what_the_clock_was_set_by_is_what_it_moved_by_beside_the_time_that_is_counted(wall: float) -> None:
+    before = ClockReading(boot="one", boot_seconds=0.0, wall=1000.0)
+    reading, moved = next_reading(before, datetime.fromtimestamp(wall, UTC), BootTime("one", 600.0))
+    assert reading.wall == wall
+    assert moved == (wall - 1600.0 if wall != 1600.0 else 0.0)
 
 
 def test_a_run_goes_by_one_reading_of_the_clock() -> None:

@@ -44,6 +44,7 @@ class Clock:
         self.ahead = timedelta()
         self._passed = timedelta()
         self._boots = 1
+        self._started = time.monotonic()
 
     def __call__(self) -> datetime:
         return datetime.now(UTC) + self.ahead
@@ -61,10 +62,11 @@ class Clock:
         """Start the machine anew."""
         self._boots += 1
         self._passed = timedelta()
+        self._started = time.monotonic()
 
     def boot_time(self) -> BootTime:
         """Return which boot this is, and how long it has lasted."""
-        return BootTime(f"boot {self._boots}", time.monotonic() + self._passed.total_seconds())
+        return BootTime(f"boot {self._boots}", time.monotonic() - self._started + self._passed.total_seconds())
 
 
 class EventLog:

@@ -282,7 +282,7 @@ def test_a_quarantine_that_cannot_be_kept_stops_nothing(node: StoreNode) -> None
 
 def follow(node: StoreNode) -> None:
     with Ledger.writing(node.layout.ledger) as ledger:
-        clock.follow(node.layout, ledger, node.clock(), node.policy.grace_seconds, node.clock.boot_time())
+        clock.follow(node.layout, ledger, node.clock(), node.clock.boot_time())
 
 
 def test_a_partial_download_from_the_future_goes_a_week_after_the_clock_is_right(node: StoreNode) -> None:
