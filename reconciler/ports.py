@@ -22,7 +22,7 @@ from reconciler.core.errors import InternalError, ReconcileError
 from reconciler.core.events import Event
 from reconciler.core.lock import LockedArtifact
 from reconciler.core.snapshot import Runtime, Smoke
-from reconciler.core.state import ActiveModel, Generation, Passed, Record, TreeSeen
+from reconciler.core.state import ActiveModel, Generation, Passed, Record, ServerState, TreeSeen
 
 # -- fetching --------------------------------------------------------------------------------------
 
@@ -143,6 +143,11 @@ class TestReport(Struct, frozen=True, kw_only=True, omit_defaults=True):
     engine: str = ""  #: The engine.
     engine_version: str = ""  #: Its version.
     sandbox: str = ""  #: The sandbox that confined it.
+    #: Files of the tree that it loaded, and those that it could not, sorted.
+    exercised: tuple[str, ...] = ()
+    not_exercised: tuple[str, ...] = ()
+    #: The end of what the engine wrote to standard error, at most 64 KiB.
+    stderr: str = ""
 
 
 class Tester(Protocol):
@@ -274,6 +279,18 @@ class Hooks(Protocol):
 
     def healthy(self, generation: Generation) -> str:
         """Run the command that checks the node after a swap; return why it is not healthy, or an empty text."""
+        ...
+
+
+class Servers(Protocol):
+    """The servers of this node that follow the active set."""
+
+    def follow(self, generation: Generation) -> tuple[ServerState, ...]:
+        """
+        Write what each server reads of *generation*, let it reload, and return what each has then; also where it has it already.
+
+        MUST write nothing that has its bytes already, and MUST raise nothing for a server that refuses: its state says why.
+        """
         ...
 
 

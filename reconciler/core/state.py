@@ -49,6 +49,11 @@ class Passed(Struct, frozen=True, kw_only=True):
     engine_version: str
     device: str
     at: datetime
+    #: Files of the tree that the test loaded, and those that it could not, sorted.
+    exercised: tuple[str, ...] = ()
+    not_exercised: tuple[str, ...] = ()
+    load_seconds: float = 0.0
+    tokens_per_second: float = 0.0
 
 
 class Record(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -98,6 +103,17 @@ class Generation(Struct, frozen=True, kw_only=True):
     def digest(self) -> str:
         """The SHA-256 over the sorted (id, tree) pairs: two nodes with the same one serve the same bytes."""
         return digest.of("".join(f"{model} {self.entries[model].tree}\n" for model in sorted(self.entries)).encode())
+
+
+class ServerState(Struct, frozen=True, kw_only=True):
+    """What a configured server was last told of, as ``serving.json`` says it (SPEC 7)."""
+
+    name: str  #: As in the settings.
+    kind: str  #: As in the settings.
+    generation: int  #: The generation that it serves, as far as is known; 0: none yet.
+    at: datetime | None = None  #: When it took that generation.
+    #: Why it does not have the active generation; empty if it has.
+    error: str = ""
 
 
 class NodeState(Struct, frozen=True, kw_only=True):
