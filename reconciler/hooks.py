@@ -1,5 +1,7 @@
 """
-The operator's commands around a swap: ``activated`` runs after it, ``healthy`` checks the node after it.
+The operator's commands after the last swap of a run: ``activated`` is told of it, ``healthy`` then checks the node.
+
+``activated`` runs once for each generation, and again in each run until it succeeded; what it was told of last is remembered.
 
 Both get the new generation's index on standard input, and run in the settings' folder, so that relative paths among their arguments
 are relative to the settings' file and not to wherever the caller is. Neither can stop the run: a failure of ``activated`` is a warning,
@@ -14,16 +16,47 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, Protocol
 
-from reconciler.core.events import Notice
+from msgspec import Struct
+
+from reconciler.core.events import Incident, Notice
 from reconciler.core.state import Generation
 from reconciler.ports import Reporter
 
 _ACTIVATED_SECONDS = 60.0
 #: How many characters of a failing command's standard error are reported.
 _ERROR_CHARACTERS = 300
+
+
+class Told(Struct, frozen=True, kw_only=True):
+    """What the command ``activated`` was told of last, and how that ended."""
+
+    generation: int
+    at: datetime
+    #: How it failed; empty: it succeeded.
+    error: str = ""
+    #: How often it has failed in a row, for this generation or those before it.
+    failures: int = 0
+    #: The last generation for which it succeeded; 0: none yet.
+    succeeded: int = 0
+
+
+class Memory(Protocol):
+    """Where facts are remembered between runs: the ledger."""
+
+    def fact(self, key: str, kind: Any) -> Any:
+        """Return what is remembered under *key*, or None."""
+        ...
+
+    def set_fact(self, key: str, value: object) -> None:
+        """Remember *value* under *key*."""
+        ...
+
+
+TOLD = "activated"
 
 
 class CommandHooks:
@@ -37,6 +70,8 @@ class CommandHooks:
         healthy_seconds: float,
         folder: Path,
         index: Callable[[Generation], Path],
+        memory: Memory,
+        now: Callable[[], datetime],
         report: Reporter,
     ) -> None:
         self._activated = activated
@@ -44,14 +79,26 @@ class CommandHooks:
         self._healthy_seconds = healthy_seconds
         self._folder = folder
         self._index = index
+        self._memory = memory
+        self._now = now
         self._report = report
 
     def activated(self, generation: Generation) -> None:
-        """Run the command ``activated``; report a warning if it fails."""
-        if self._activated:
-            failure = self._run(self._activated, generation, _ACTIVATED_SECONDS)
-            if failure:
-                self._report(Notice(level="warning", text=f"the activated hook {failure}"))
+        """Run the command ``activated`` unless it has succeeded for *generation*; a failure is a warning, and the first one an incident."""
+        if not self._activated or not generation.number:
+            return
+        before: Told | None = self._memory.fact(TOLD, Told)
+        if before is not None and before.generation == generation.number and not before.error:
+            return
+        failure = self._run(self._activated, generation, _ACTIVATED_SECONDS)
+        failures = (before.failures if before else 0) + 1 if failure else 0
+        succeeded = generation.number if not failure else before.succeeded if before else 0
+        told = Told(generation=generation.number, at=self._now(), error=failure, failures=failures, succeeded=succeeded)
+        self._memory.set_fact(TOLD, told)
+        if failure:
+            self._report(Notice(level="warning", text=f"the activated hook {failure}; it is run again in the next run"))
+        if failures == 1:
+            self._report(Incident(kind="hook-failed", detail=f"the activated hook {failure}"))
 
     def healthy(self, generation: Generation) -> str:
         """Run the command ``healthy``; return why the node is not healthy, or an empty text if it is or no command is set."""

@@ -271,14 +271,14 @@ class Housekeeping(Protocol):
 
 
 class Hooks(Protocol):
-    """The operator's commands around a swap."""
+    """The operator's commands after the last swap of a run."""
 
     def activated(self, generation: Generation) -> None:
-        """Run the command that is told of a swap."""
+        """Run the command that is told of what serves. MUST run it once for each generation in turn, and again until it succeeded."""
         ...
 
     def healthy(self, generation: Generation) -> str:
-        """Run the command that checks the node after a swap; return why it is not healthy, or an empty text."""
+        """Run the command that checks the node; return why it is not healthy, or an empty text."""
         ...
 
 
@@ -314,6 +314,7 @@ class Ports:
     generations: Generations
     ledger: Ledger
     housekeeping: Housekeeping
+    servers: Servers
     hooks: Hooks
     fetcher: Fetcher
     tester: Tester

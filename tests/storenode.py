@@ -35,7 +35,7 @@ from tests.network import Network
 from tests.twins.content import Files
 from tests.twins.fetch import Internet, MemoryFetcher, TarUnpacker
 from tests.twins.node import FACTS, POLICY, Clock, EventLog, SnapshotAuthor
-from tests.twins.testing import MemoryHooks, MemoryTester
+from tests.twins.testing import MemoryHooks, MemoryServers, MemoryTester
 
 _TEMPORARY = re.compile(r"\.tmp$|^(unpack|tree|thaw)-")
 
@@ -67,6 +67,7 @@ class StoreNode(SnapshotAuthor):
         self.clock = Clock()
         self.heard = EventLog()
         self.hooks = MemoryHooks()
+        self.servers = MemoryServers()
         self.tester = MemoryTester()
         self.tester.log = root / "tested.log"
         self.facts = FACTS
@@ -93,6 +94,7 @@ class StoreNode(SnapshotAuthor):
             generations=Generations(self.layout),
             ledger=ledger,
             housekeeping=StoreHousekeeping(self.layout, ledger, wanted, self.policy, now),
+            servers=self.servers,
             hooks=self.hooks,
             fetcher=MemoryFetcher(self.layout.staging, self.internet),
             tester=self.tester,

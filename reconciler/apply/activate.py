@@ -1,21 +1,27 @@
 """
 The active set. Every change of what serves is one swap of the whole set (``swap``); nothing else touches generations.
 
-Where a swap adds a model, the operator's ``healthy`` hook is asked about it; where the node is not healthy with it, what served before is
-swapped in again. Then the ``activated`` hook is told.
+Rules that hold here:
+
+1. A run swaps as often as it must, and announces once (``announce``), after its last swap: first the servers that follow the active set,
+   then the ``activated`` hook, and where a model was added the ``healthy`` hook, which judges a node whose servers have the new set.
+2. Where the node is not healthy, the set that was announced before comes back, and is announced in the same way. Only what may not serve
+   any more stays out of it.
+3. What an interrupted run swapped and did not announce, the next one announces; both are one step of the history.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 
 from msgspec import structs
 
 from reconciler.apply import records
 from reconciler.apply.run_state import RunState
 from reconciler.core import names
+from reconciler.core import plan as plans
 from reconciler.core.errors import SmokeFailed
-from reconciler.core.events import Incident, Swapped
+from reconciler.core.events import Announced, Incident, Swapped
 from reconciler.core.plan import OLDER_COPY_DAMAGED
 from reconciler.core.state import ActiveModel, Generation
 from reconciler.ports import Ports
@@ -33,7 +39,7 @@ def stop(run: RunState, ports: Ports) -> RunState:
     what = _NOT_WHOLE if not stops else "damaged" if damaged else "removed or disabled by the snapshot"
     # What only needs its link again comes back in one swap: a reader whose paths still work must not meet a smaller set before.
     rebuild = bool(run.observed.misdirected) or not run.planned("enable")
-    run, _ = swap(run, ports, {}, [change.id for change in stops], what, rebuild=rebuild)
+    run = swap(run, ports, {}, [change.id for change in stops], what, rebuild=rebuild)
     for disabled in run.planned("disable"):
         run = records.settle(run, ports, disabled.id, "inactive", disabled.reason)
     for removed in run.planned("remove"):
@@ -43,32 +49,9 @@ def stop(run: RunState, ports: Ports) -> RunState:
     return run
 
 
-def announce(run: RunState, ports: Ports) -> RunState:
-    """
-    Ask the hooks about what an interrupted run swapped in without asking.
-
-    If the node is not healthy with it, what it took the place of serves again, and so do the models that it replaced.
-    """
-    announced = run.observed.announced
-    if announced is None:
-        return run
-    added = {model for model, entry in run.serving.items() if announced.tree_of(model) != entry.tree}
-    current = ports.generations.current()
-    why = ports.hooks.healthy(current) if added else ""
-    if not why:
-        removed = announced.entries.keys() - run.serving.keys()
-        _tell(ports, current, added, removed, "swapped in by a run that was interrupted")
-        return run
-    replaced = {change.id for change in run.planned("archive")}
-    returning = {model: entry for model, entry in announced.entries.items() if model in added | replaced}
-    kept = {model: entry for model, entry in run.serving.items() if model not in added}
-    before = names.with_current(kept | returning, run.lock.names, run.replacements)
-    return unhealthy(_go_back(run, ports, Generation(entries=before), current, set(), why), ports, added, why)
-
-
 def rebuild(run: RunState, ports: Ports) -> RunState:
     """Leave no reader with an active set that differs from its index."""
-    return swap(run, ports, {}, (), _NOT_WHOLE, rebuild=True)[0]
+    return swap(run, ports, {}, (), _NOT_WHOLE, rebuild=True)
 
 
 def swap(
@@ -80,46 +63,94 @@ def swap(
     *,
     replaced: Collection[str] = (),
     rebuild: bool = False,
-) -> tuple[RunState, str]:
+) -> RunState:
     """
-    Swap in the set with *added* and without *gone* and *replaced*; return why the node is not healthy with it, or an empty text.
+    Swap in the set with *added* and without *gone* and *replaced*, and return the run after it.
 
-    Where it is not healthy, what *replaced* names serves on: it left only for what was added. The same set is swapped in again only to
-    *rebuild* an active generation that is not whole.
+    *gone* may not serve any more; *replaced* left only for what was added. The same set is swapped in again only to *rebuild* an active
+    generation that is not whole.
     """
     left = {*gone, *replaced}
     following = {model: entry for model, entry in (run.serving | added).items() if model not in left}
     following = names.with_current(following, run.lock.names, run.replacements)
     if following == run.serving and not (rebuild and run.rebuild):
-        return run, ""
-    before = ports.generations.current()
+        return run
     made = ports.generations.swap(following)
-    run = structs.replace(run, rebuild=False)
-    why = ports.hooks.healthy(made) if added else ""
+    removed = tuple(sorted(left & run.serving.keys()))
+    ports.report(Swapped(generation=made.number, added=tuple(sorted(added)), removed=removed, what=what))
+    stopped = (run.stopped | set(gone)) - added.keys()
+    return structs.replace(run, rebuild=False, serving=following, stopped=stopped, causes=(*run.causes, what))
+
+
+def announce(run: RunState, ports: Ports) -> RunState:
+    """
+    Tell the servers and the hooks what serves now, and return to what was announced before where the node is not healthy with it.
+
+    A server or a hook that has not taken the set yet is told again, also where this run changed nothing.
+    """
+    before, current = run.announced, ports.generations.current()
+    _tell(ports, current)
+    if current.number == before.number:
+        return run
+    added = sorted(model for model, entry in current.entries.items() if before.tree_of(model) != entry.tree)
+    why = ports.hooks.healthy(current) if added else ""
     if why:
-        return _go_back(run, ports, before, made, set(gone), why), why
-    _tell(ports, made, added, left & run.serving.keys(), what)
-    return structs.replace(run, serving=following), ""
+        return _go_back(run, ports, current, added, why)
+    what = "; ".join(dict.fromkeys(run.causes)) or "swapped in by a run that was interrupted"
+    return _announced(run, ports, current, what)
 
 
-def unhealthy(run: RunState, ports: Ports, added: Iterable[str], why: str) -> RunState:
-    """Record that the node was not healthy with the models that were *added*."""
-    for model in sorted(added):
-        run = records.fail(run.with_fate(model, "failed"), ports, model, SmokeFailed(f"the node was not healthy with it: {why}"))
-    return run
+def _tell(ports: Ports, current: Generation) -> None:
+    ports.servers.follow(current)
+    ports.hooks.activated(current)
 
 
-def _go_back(run: RunState, ports: Ports, before: Generation, made: Generation, gone: set[str], why: str) -> RunState:
-    """Return to what served before; what may not serve any more stays out of it."""
-    ports.report(Incident(kind="smoke-failed", detail=f"generation {made.number} is not healthy: {why}"))
-    rest = {model: entry for model, entry in before.entries.items() if model not in gone}
+def _announced(run: RunState, ports: Ports, current: Generation, what: str) -> RunState:
+    """Report that *current* was announced; the history has it from then on."""
+    entries, before = current.entries, run.announced
+    added = tuple(sorted(model for model, entry in entries.items() if before.tree_of(model) != entry.tree))
+    removed = tuple(sorted(before.entries.keys() - entries.keys()))
+    ports.report(Announced(generation=current.number, added=added, removed=removed, what=what))
+    return structs.replace(run, announced=current)
+
+
+def _go_back(run: RunState, ports: Ports, current: Generation, added: list[str], why: str) -> RunState:
+    """Return from *current* to what was announced before. What was *added* has failed, and is remembered for that."""
+    ports.report(Incident(kind="smoke-failed", detail=f"generation {current.number} is not healthy: {why}"))
+    error = SmokeFailed(f"the node was not healthy with it: {why}")
+    for model in added:
+        run = records.fail(run.with_fate(model, "failed"), ports, model, error, unhealthy=True)
+    before = run.announced
+    # What serves with the same bytes is described as the snapshot describes it now.
+    entries = {model: run.serving[model] if _is_same(run, model, entry) else entry for model, entry in before.entries.items()}
+    rest = {model: entry for model, entry in entries.items() if _may_return(run, model, entry)}
     rest = names.with_current(rest, run.lock.names, run.replacements)
-    unchanged = before.number and rest == before.entries
-    back = ports.generations.reactivate(before.number) if unchanged else ports.generations.swap(rest)
-    _tell(ports, back, (), (), f"went back: not healthy: {why}")
-    return structs.replace(run, serving=dict(back.entries))
+    same = before.number and rest == before.entries
+    back = ports.generations.reactivate(before.number) if same else ports.generations.swap(rest)
+    returned = sorted(back.entries.keys() - current.entries.keys())
+    ports.report(Swapped(generation=back.number, added=tuple(returned), removed=tuple(added), what="not healthy"))
+    run = structs.replace(run, serving=dict(back.entries))
+    for model in returned:
+        run = records.settle(run.without_fate(model), ports, model, "active", run.changes[model].reason)
+    _tell(ports, back)
+    return _announced(run, ports, back, f"went back from {current.number}: not healthy: {why}")
 
 
-def _tell(ports: Ports, made: Generation, added: Iterable[str], removed: Iterable[str], what: str) -> None:
-    ports.report(Swapped(generation=made.number, added=tuple(sorted(added)), removed=tuple(sorted(removed)), what=what))
-    ports.hooks.activated(made)
+def _is_same(run: RunState, model: str, entry: ActiveModel) -> bool:
+    return model in run.serving and run.serving[model].tree == entry.tree
+
+
+def _may_return(run: RunState, model: str, entry: ActiveModel) -> bool:
+    """Return whether a model that served before may serve again: the snapshot approves of it, and nothing bad is known of its bytes."""
+    listed = run.models.get(model)
+    if (
+        listed is None
+        or listed.state not in {"enabled", "retired", "archived"}
+        or model in run.stopped
+        or run.changes[model].op == "reject"
+    ):
+        return False
+    if entry.tree in run.made or _is_same(run, model, entry):
+        return True
+    blobs = {name for tree in run.trees.values() if tree.digest == entry.tree for name in tree.blobs}
+    return not run.damaged & blobs and not plans.is_copy_damaged(entry.tree, run.observed)

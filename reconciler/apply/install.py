@@ -56,12 +56,11 @@ def _conclude(run: RunState, ports: Ports, batch: Batch) -> RunState:
     gone = [one.model.id for one in ready if one.model.id in run.serving and _must_leave(run, one)]
     what = "installed or tested" if added else "failed its repair or its test"
     replaced = retire.replaced_by(run, added)
-    run, why = activate.swap(run, ports, added, gone, what, replaced=replaced)
-    run = activate.unhealthy(run, ports, added, why) if why else retire.record_replaced(run, ports, replaced)
+    run = activate.swap(run, ports, added, gone, what, replaced=replaced)
+    run = retire.record_replaced(run, ports, replaced)
     for one in passed:
-        if not (why and one.model.id in added):
-            state: ModelState = "active" if one.model.serves else "inactive"
-            run = records.settle(run, ports, one.model.id, state, lifecycle.reason("up-to-date"))
+        state: ModelState = "active" if one.model.serves else "inactive"
+        run = records.settle(run, ports, one.model.id, state, lifecycle.reason("up-to-date"))
     return run
 
 
@@ -211,4 +210,4 @@ def _stop_damaged(run: RunState, ports: Ports) -> RunState:
     gone = [model for model, entry in run.serving.items() if entry.tree in damaged]
     for model in gone:
         ports.report(Incident(kind="blob-damaged", model=model, detail="its older copy is damaged and is not served any more"))
-    return activate.swap(run, ports, {}, gone, "damaged")[0]
+    return activate.swap(run, ports, {}, gone, "damaged")

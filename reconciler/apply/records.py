@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from msgspec import structs
 
 from reconciler.apply.run_state import RunState
@@ -11,7 +13,17 @@ from reconciler.core.state import ModelState, Record
 from reconciler.ports import Ports
 
 
-def settle(run: RunState, ports: Ports, model: str, state: ModelState, reason: str, *, attempts: int = 0, last_error: str = "") -> RunState:
+def settle(
+    run: RunState,
+    ports: Ports,
+    model: str,
+    state: ModelState,
+    reason: str,
+    *,
+    attempts: int = 0,
+    last_error: str = "",
+    unhealthy_at: datetime | None = None,
+) -> RunState:
     """Record and report the *state* in which this run leaves *model*."""
     known, listed = run.records.get(model), run.models.get(model)
     same = known is not None and known.state == state
@@ -24,18 +36,28 @@ def settle(run: RunState, ports: Ports, model: str, state: ModelState, reason: s
         attempts=attempts,
         last_error=last_error,
         since=known.since if known and same else ports.now(),
+        unhealthy_at=unhealthy_at,
     )
     run = run if record == known else _put(run, ports, record)
     ports.report(ModelDone(model=model, state=state, reason=reason))
     return run
 
 
-def fail(run: RunState, ports: Ports, model: str, error: ReconcileError) -> RunState:
-    """Record and report that *model*, which is listed, failed, and how often it has."""
+def fail(run: RunState, ports: Ports, model: str, error: ReconcileError, *, unhealthy: bool = False) -> RunState:
+    """Record and report that *model*, which is listed, failed, how often it has, and whether the node was *unhealthy* with it."""
     known = run.records.get(model)
     attempts = known.attempts + 1 if known and known.recipe == run.models[model].recipe else 1
     text = f"{error.name}: {error.message}"
-    return settle(run, ports, model, "failed", f"failed-before: {text}", attempts=attempts, last_error=text)
+    return settle(
+        run,
+        ports,
+        model,
+        "failed",
+        f"failed-before: {text}",
+        attempts=attempts,
+        last_error=text,
+        unhealthy_at=ports.now() if unhealthy else None,
+    )
 
 
 def reject(run: RunState, ports: Ports) -> RunState:

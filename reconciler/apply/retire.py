@@ -35,12 +35,17 @@ def _stays(run: RunState, model: str) -> bool:
     return listed is None or listed.state not in {"retired", "archived"}
 
 
+def stop_archived(run: RunState, ports: Ports) -> RunState:
+    """Take the archived models out of service, each once no listed version of it is still to come."""
+    gone = [change.id for change in run.planned("archive") if change.id in run.serving and not _is_awaited(run, change.id)]
+    return activate.swap(run, ports, {}, gone, "archived by the snapshot")
+
+
 def archive(run: RunState, ports: Ports) -> RunState:
-    """Move the archived models to cold storage, each once no listed version of it is still to come."""
-    ready = [change for change in run.planned("archive") if not _is_awaited(run, change.id)]
-    run, _ = activate.swap(run, ports, {}, [change.id for change in ready if change.id in run.serving], "archived by the snapshot")
-    for change in ready:
-        run = _archive(run, ports, run.models[change.id], change)
+    """Move the archived models that do not serve to cold storage."""
+    for change in run.planned("archive"):
+        if change.id not in run.serving:
+            run = _archive(run, ports, run.models[change.id], change)
     return run
 
 

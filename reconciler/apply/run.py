@@ -3,18 +3,19 @@ Carries out a plan. The order of effects is the safety proof; each line is one s
 
 1. ``activate.stop``: what may not serve leaves the active set in one swap, before anything is fetched.
 2. ``_begin``: the ledger remembers that a run is going on. Staging is cleared of what an interrupted run left.
-3. ``activate.announce``: the hooks are asked about what an interrupted run swapped in without asking.
-4. ``install.relink``: models that need only their link again come back, which waits for nothing.
-5. ``_refuse_without_room``: a plan for which the disk has no room is refused before the first byte is fetched.
-6. ``records.reject``: models that this node cannot run are recorded.
-7. ``install.install``: blobs are fetched, restored or hashed again; a blob gets its name only when its digest was checked. As soon as all
+3. ``install.relink``: models that need only their link again come back, which waits for nothing.
+4. ``_refuse_without_room``: a plan for which the disk has no room is refused before the first byte is fetched.
+5. ``records.reject``: models that this node cannot run are recorded.
+6. ``install.install``: blobs are fetched, restored or hashed again; a blob gets its name only when its digest was checked. As soon as all
    blobs of a model are there, its tree is made, its test job runs, and it is activated by one swap, while others are still on their way.
+7. ``retire.stop_archived``: archived models leave the active set, once their successors serve.
 8. ``activate.rebuild``: an active generation that still differs from its index is written anew.
-9. ``retire.archive``: archived models go to cold storage, once their successors serve.
-10. ``retire.remove``: models whose grace period is over are forgotten.
-11. ``records.correct``: records that an interrupted run left behind their effects are corrected.
-12. ``_collect``: what no listed model, kept generation or grace period needs is deleted.
-13. ``_end``: the ledger remembers that the run ended.
+9. ``activate.announce``: the servers and the hooks are told of the set; where the node is not healthy with it, the set before comes back.
+10. ``retire.archive``: archived models go to cold storage.
+11. ``retire.remove``: models whose grace period is over are forgotten.
+12. ``records.correct``: records that an interrupted run left behind their effects are corrected.
+13. ``_collect``: what no listed model, kept generation or grace period needs is deleted.
+14. ``_end``: the ledger remembers that the run ended.
 
 At every instant ``active`` leads to a complete generation of verified and tested models. Whatever step is interrupted, what it left is
 observed like everything else, the next plan contains the difference, and the same steps finish it.
@@ -93,7 +94,7 @@ def _refuse_without_room(run: RunState, ports: Ports) -> RunState:
         return run
     run = retire.remove(run, ports)  # what nothing needs may be all that is in the way of the next run
     ports.housekeeping.collect_garbage()
-    run = activate.rebuild(run, ports)
+    run = activate.announce(activate.rebuild(run, ports), ports)
     ports.ledger.set_running(running=False)
     raise _no_room(run, ports)
 
@@ -123,7 +124,9 @@ def _end(run: RunState, ports: Ports) -> RunState:
 
 
 def _outcome(run: RunState, ports: Ports) -> Outcome:
-    generation, failed, unfetched = ports.generations.current(), run.ended("failed", "refused"), run.ended("unfetched")
+    generation, unfetched = ports.generations.current(), run.ended("unfetched")
+    waiting = {change.id for change in run.planned("keep") if change.from_ == "failed" and change.reason.startswith("failed-before")}
+    failed = tuple(sorted({*run.ended("failed", "refused"), *waiting}))
     changed = any(change.changes for change in run.plan.models)
     seconds = (ports.now() - run.began).total_seconds()
     active = tuple(generation.entries)
@@ -154,12 +157,13 @@ def _outcome(run: RunState, ports: Ports) -> Outcome:
 STEPS: tuple[Callable[[RunState, Ports], RunState], ...] = (
     activate.stop,
     _begin,
-    activate.announce,
     install.relink,
     _refuse_without_room,
     records.reject,
     install.install,
+    retire.stop_archived,
     activate.rebuild,
+    activate.announce,
     retire.archive,
     retire.remove,
     records.correct,

@@ -18,7 +18,7 @@ from reconciler.core import lifecycle
 from reconciler.core.lock import Lock, LockedModel
 from reconciler.core.node import NodeFacts, Policy
 from reconciler.core.plan import ModelChange, Plan
-from reconciler.core.state import ActiveModel, NodeState, Record, TreeSeen
+from reconciler.core.state import ActiveModel, Generation, NodeState, Record, TreeSeen
 
 #: ``passed``: installed, tested or re-linked. ``replaced``: it left for a model that replaces it. ``failed``: the model is at fault.
 #: ``refused``: the disk is. ``unfetched``: no source answered. ``untested``: this node could not run the test now. ``internal-error``:
@@ -40,8 +40,14 @@ class RunState(Struct, frozen=True, kw_only=True):
     changes: dict[str, ModelChange]
     #: For each replaced model the ids of those that replace it.
     replacements: dict[str, frozenset[str]]
+    #: The set that servers and hooks were told of last.
+    announced: Generation
     #: The models that serve now, by id.
     serving: dict[str, ActiveModel]
+    #: Models that this run took out of service because they may not serve any more.
+    stopped: frozenset[str] = frozenset()
+    #: Why this run changed what serves, for people.
+    causes: tuple[str, ...] = ()
     #: The active generation differs from its index: it is written anew even where the same models serve.
     rebuild: bool
     #: Trees by recipe: those that were observed, and those that this run made.
@@ -62,6 +68,10 @@ class RunState(Struct, frozen=True, kw_only=True):
         """Return the run in which *model* has ended with *fate*."""
         return structs.replace(self, fates={**self.fates, model: fate})
 
+    def without_fate(self, model: str) -> RunState:
+        """Return the run in which nothing has become of *model* yet."""
+        return structs.replace(self, fates={known: fate for known, fate in self.fates.items() if known != model})
+
     def ended(self, *fates: Fate) -> tuple[str, ...]:
         """Return the models that ended with one of *fates*, sorted."""
         return tuple(sorted(model for model, fate in self.fates.items() if fate in fates))
@@ -79,6 +89,7 @@ def start(plan: Plan, lock: Lock, observed: NodeState, node: NodeFacts, policy: 
         models={model.id: model for model in lock.model},
         changes={change.id: change for change in plan.models},
         replacements=lifecycle.replacements(lock, observed),
+        announced=observed.announced or observed.active,
         serving=dict(observed.active.entries),
         rebuild=any(change.op == "rebuild" for change in plan.active),
         trees=dict(observed.trees),

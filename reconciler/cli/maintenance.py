@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from reconciler.cli.options import LOCK_TIMEOUT, OFFLINE, Share, Size
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from reconciler.commands.rollback import Step
     from reconciler.store.garbage import Garbage
 
 _LEVELS = {"ok": ("ok     ", "green"), "warning": ("warning", "yellow"), "error": ("error  ", "bold red")}
@@ -98,27 +100,47 @@ def _show_garbage(to: Console, gone: tuple[Garbage, ...]) -> None:
 
 @click.command()
 @click.argument("number", type=click.IntRange(min=1), required=False, metavar="[N]")
+@click.option("--list", "show", is_flag=True, help="List the sets that can be returned to, and change nothing.")
 @LOCK_TIMEOUT
 @common_options()
-def rollback(context: CommandContext, *, number: int | None, lock_timeout: float) -> None:
+def rollback(context: CommandContext, *, number: int | None, show: bool, lock_timeout: float) -> None:
     """
-    Activate generation N again, or the previous one.
+    Return to the models that served before the last run, or in generation N.
 
-    Models that the snapshot no longer lists cannot be rolled back to. The healthy hook runs, as after an apply. What is rolled back is
-    held: agent and sync do not bring it again until `reconcile resume`, or until the snapshot lists other content for it.
+    Only models that the snapshot still approves come back; archived ones are restored from cold storage. The servers and hooks are told,
+    as after an apply. What is rolled back is held: agent and sync do not bring it again until `reconcile resume`, or until the snapshot
+    lists other content for it.
 
     \b
-      reconcile history
+      reconcile rollback --list
+      reconcile rollback
       reconcile rollback 12
     """
-    from reconciler.commands import maintenance
+    from reconciler.commands import rollback as commands
 
+    if show:
+        found = commands.steps(context.node())
+        context.show({"schema": 1, "runs": found}, lambda to: _print_steps(to, found))
+        return
     with context.reporter(stream=False) as report:
-        made = maintenance.rollback(context.node(), report, number, lock_timeout_seconds=lock_timeout)
+        made = commands.rollback(context.node(), report, number, lock_timeout_seconds=lock_timeout)
     context.show(
         {"schema": 1, "generation": made.number, "models": sorted(made.entries)},
         lambda to: to.print(f"generation {made.number} is active: {', '.join(sorted(made.entries)) or 'no model'}", markup=False),
     )
+
+
+def _print_steps(to: Console, found: Sequence[Step]) -> None:
+    from reconciler.core import units
+
+    for one in found:
+        at = units.rfc3339(one.at) if one.at else "unknown time"
+        state = "active" if one.active else f"cannot serve again: {one.refusal}" if one.refusal else "can serve again"
+        to.print(
+            f"generation {one.generation}  {at}  {', '.join(one.models) or 'no model'}  ({one.what or 'unknown'}): {state}", markup=False
+        )
+    if not found:
+        to.print("no generation was activated yet")
 
 
 @click.command()
@@ -132,9 +154,9 @@ def resume(context: CommandContext, *, lock_timeout: float) -> None:
       reconcile resume
       reconcile plan
     """
-    from reconciler.commands import maintenance
+    from reconciler.commands import rollback as commands
 
-    held = maintenance.resume(context.node(), lock_timeout_seconds=lock_timeout)
+    held = commands.resume(context.node(), lock_timeout_seconds=lock_timeout)
     context.show(
         {"schema": 1, "models": held},
         lambda to: to.print(f"the next apply brings again: {', '.join(held)}" if held else "nothing was held", markup=False),

@@ -33,11 +33,13 @@ from reconciler.commands import status as status_command
 from reconciler.commands.context import NodeContext, existing_folder
 from reconciler.commands.load_lock import VerifiedLock
 from reconciler.core import errors, units
+from reconciler.core import plan as plans
 from reconciler.core.disk import INODES_HINT
 from reconciler.core.errors import ReconcileError, SettingsError
 from reconciler.core.lock import LockedModel
 from reconciler.fetch import http
 from reconciler.fetch.http import Endpoint
+from reconciler.hooks import TOLD, Told
 from reconciler.settings import Settings
 from reconciler.store import generations, observe
 from reconciler.store.ledger import Ledger
@@ -370,6 +372,30 @@ def store(given: CheckInput) -> Iterator[CheckResult]:
         yield CheckResult(name="store", level="ok", text=f"{units.count(len(state.blobs), 'blob')}, {units.human_size(size)}")
 
 
+def hooks(given: CheckInput) -> Iterator[CheckResult]:
+    """Say whether the activated hook succeeded for what serves."""
+    with Ledger.reading(given.node.layout.ledger) as known:
+        told = known.fact(TOLD, Told)
+    if not given.node.activated_hook or told is None:
+        return
+    if told.error:
+        text = f"activated {told.error}, {units.count(told.failures, 'time')} in a row"
+        hint = "correct [hooks] activated; each run tries it again until it succeeds"
+        yield CheckResult(name="hooks", level="error", text=text, hint=hint)
+    else:
+        yield CheckResult(name="hooks", level="ok", text=f"activated succeeded for generation {told.generation}")
+
+
+def rollback(given: CheckInput) -> Iterator[CheckResult]:
+    """Say which models a rollback holds back."""
+    with Ledger.reading(given.node.layout.ledger) as known:
+        state = observe.node_state(given.node.layout, known)
+    held = [model.id for model in given.enabled if plans.is_held(model, state)]
+    if held:
+        text = f"holds back {units.count(len(held), 'model')}: {', '.join(held[:3])}"
+        yield CheckResult(name="rollback", level="warning", text=text, hint="`reconcile resume` ends it")
+
+
 def agent(given: CheckInput) -> Iterator[CheckResult]:
     """Say how the agent's last cycle ended."""
     health = status_command.read_health(given.node.layout)
@@ -420,4 +446,19 @@ def _known(urls: tuple[str, ...]) -> list[Endpoint]:
 
 
 MACHINE: tuple[Check, ...] = (python, aria2c, sandbox)
-NODE: tuple[Check, ...] = (gpus, runtimes, disk, clock, trust_root, lock, snapshot, ledger, active, store, agent, reachable)
+NODE: tuple[Check, ...] = (
+    gpus,
+    runtimes,
+    disk,
+    clock,
+    trust_root,
+    lock,
+    snapshot,
+    ledger,
+    active,
+    store,
+    hooks,
+    rollback,
+    agent,
+    reachable,
+)

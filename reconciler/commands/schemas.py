@@ -13,7 +13,18 @@ import msgspec
 
 from reconciler.commands.status import Status
 from reconciler.core.dsse import Envelope
-from reconciler.core.events import BlobReady, FetchProgress, Incident, ModelDone, ModelPhase, Notice, RunEnded, RunStarted, Swapped
+from reconciler.core.events import (
+    Announced,
+    BlobReady,
+    FetchProgress,
+    Incident,
+    ModelDone,
+    ModelPhase,
+    Notice,
+    RunEnded,
+    RunStarted,
+    Swapped,
+)
 from reconciler.core.plan import Plan
 from reconciler.core.snapshot import Snapshot
 from reconciler.core.trust import TrustRoot
@@ -21,7 +32,7 @@ from reconciler.settings import Settings
 from reconciler.store.generations import Index
 from reconciler.store.ledger import LoggedIncident
 
-Events = RunStarted | FetchProgress | BlobReady | ModelPhase | ModelDone | Swapped | Incident | Notice | RunEnded
+Events = RunStarted | FetchProgress | BlobReady | ModelPhase | ModelDone | Swapped | Announced | Incident | Notice | RunEnded
 
 DOCUMENTS: dict[str, object] = {
     "envelope": Envelope,

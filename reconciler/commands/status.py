@@ -41,6 +41,7 @@ from reconciler.core.errors import (
 from reconciler.core.node import NodeFacts
 from reconciler.core.plan import ModelChange
 from reconciler.core.state import ModelState, NodeState
+from reconciler.hooks import TOLD, Told
 from reconciler.ports import TestReport
 from reconciler.report.metrics import ModelMetrics, NetworkMetrics, NodeMetrics, StoreMetrics
 from reconciler.store import observe, quarantine
@@ -96,6 +97,8 @@ class Status(Struct, frozen=True, kw_only=True):
     drift: tuple[str, ...] = ()  #: What differs from what the last run left.
     #: Whether a rollback holds models back until `reconcile resume`.
     held: bool = False
+    #: How the activated hook failed last; it is run again in each run. Null where it did not fail, or there is none.
+    hook_error: str | None = None
     #: When an agent that waits begins its next cycle, which tries again what is failed or pending; null without one.
     next_sync_at: datetime | None = None
 
@@ -113,6 +116,7 @@ def status(context: NodeContext, model: str = "") -> Status:
     node = measure_node(context)
     with Ledger.reading(layout.ledger) as ledger:
         state, fetches = observe.node_state(layout, ledger), fetch_record.read(context, ledger)
+        told = ledger.fact(TOLD, Told) if context.activated_hook else None
         made = plans.diff(found.lock, found.lock_digest, state, node, context.policy, now=now)
         shown = [change for change in made.models if not model or change.id == model]
         if model and not shown:
@@ -133,9 +137,10 @@ def status(context: NodeContext, model: str = "") -> Status:
         models=models,
         refused=f"{refused.name}: {refused.message}" if refused else None,
         heard=fetches,
-        summary=summary.sentence(made, found, refusal, fetches, now),
+        summary=summary.sentence(made, found, refusal, fetches, now, hook_error=told.error if told else ""),
         drift=made.drift,
         held=any(change.reason.startswith("held:") for change in made.models),
+        hook_error=told.error or None if told else None,
         next_sync_at=_next_sync(layout, now),
     )
 
@@ -204,7 +209,7 @@ def incidents(context: NodeContext, limit: int = 100) -> tuple[LoggedIncident, .
 
 def history(context: NodeContext, limit: int = 100) -> tuple[Change, ...]:
     """
-    Return the newest swaps, the oldest of them first.
+    Return the newest sets that runs ended with, the oldest of them first.
 
     Raises:
         StoreError: the ledger is damaged.
@@ -269,7 +274,7 @@ INCIDENT_KINDS = (
     *(error.name for error in TrustError.__subclasses__()),
     *(error.name for error in (FetchError, HashMismatch, SizeMismatch, UnpackRefused)),
     *(error.name for error in (SmokeFailed, SandboxUnavailable, BlobDamaged, DiskFull, InternalError)),
-    "incompatible", "removed-unlisted", "crash-recovered",
+    "incompatible", "removed-unlisted", "crash-recovered", "hook-failed",
 )  # fmt: skip
 
 _T = TypeVar("_T")
@@ -305,6 +310,7 @@ def _model_metrics(model: ModelStatus, tested: tuple[TestReport, datetime] | Non
         bytes=model.bytes,
         attempts=model.attempts,
         unfetched=model.reason.startswith("source-failed"),
+        held=model.reason.startswith("held"),
         since=model.since,
         tested_at=at,
         load_seconds=report.load_seconds if report and ran else None,
@@ -330,9 +336,11 @@ def _network_metrics(context: NodeContext, found: Status) -> NetworkMetrics:
 def _store_metrics(context: NodeContext, ledger: Ledger) -> StoreMetrics:
     state = observe.node_state(context.layout, ledger)
     blobs = state.blobs.values()
+    told = ledger.fact(TOLD, Told) if context.activated_hook else None
     system = os.statvfs(existing_folder(context.layout.root))
     return StoreMetrics(
         generation=state.active.number,
+        activated_generation=told.succeeded if told else None,
         blobs=len(state.blobs),
         blob_bytes=sum(blob.size for blob in blobs),
         archived_bytes=sum(blob.size for blob in state.archived.values()),

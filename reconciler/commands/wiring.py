@@ -13,7 +13,8 @@ import msgspec
 from reconciler.commands import source_history
 from reconciler.commands.context import Clock, NodeContext, RunOptions
 from reconciler.commands.load_lock import VerifiedLock
-from reconciler.core.events import Event, Swapped
+from reconciler.core.events import Announced, Event
+from reconciler.core.state import Generation, ServerState
 from reconciler.fetch.downloader import Aria2Fetcher, OfflineFetcher
 from reconciler.fetch.hashing import Hashers
 from reconciler.hooks import CommandHooks
@@ -40,7 +41,8 @@ def ports(context: NodeContext, options: RunOptions, found: VerifiedLock, ledger
             generations=Generations(layout),
             ledger=ledger,
             housekeeping=StoreHousekeeping(layout, ledger, found.lock, context.policy, now),
-            hooks=hooks(context, report),
+            servers=_NoServers(),
+            hooks=hooks(context, ledger, report),
             fetcher=source_history.FetcherWithHistory(fetching, lied) if lied else fetching,
             tester=tester(context),
             report=report,
@@ -93,7 +95,14 @@ def unpacker(context: NodeContext) -> Unpacker:
     return SandboxedUnpacker(context.layout.root / "cache", context.sandbox)
 
 
-def hooks(context: NodeContext, report: Reporter) -> CommandHooks:
+class _NoServers:
+    """What a node tells on which no server follows the active set."""
+
+    def follow(self, generation: Generation) -> tuple[ServerState, ...]:  # noqa: ARG002  part of the port
+        return ()
+
+
+def hooks(context: NodeContext, ledger: Ledger, report: Reporter) -> CommandHooks:
     """Return what runs the operator's hooks."""
     return CommandHooks(
         activated=context.activated_hook,
@@ -101,15 +110,17 @@ def hooks(context: NodeContext, report: Reporter) -> CommandHooks:
         healthy_seconds=context.healthy_seconds,
         folder=context.folder,
         index=lambda generation: context.layout.generations / str(generation.number) / "index.json",
+        memory=ledger,
+        now=context.clock,
         report=report,
     )
 
 
 def with_history(report: Reporter, ledger: Ledger, lock: str, actor: str, now: Clock) -> Reporter:
-    """Return a reporter that also writes every swap to the history."""
+    """Return a reporter that also writes every announced set to the history."""
 
     def both(event: Event) -> None:
-        if isinstance(event, Swapped):
+        if isinstance(event, Announced):
             ledger.record_change(
                 Change(
                     at=now(),

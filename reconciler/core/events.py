@@ -81,6 +81,15 @@ class Swapped(Event, frozen=True, kw_only=True):
     what: str = ""  #: Why the set changed, for people.
 
 
+class Announced(Event, frozen=True, kw_only=True):
+    """The servers and the operator's hooks were told of what serves now. A run announces at most one set, or the one it returns to."""
+
+    generation: int  #: Its number.
+    added: tuple[str, ...] = ()  #: Model ids that became active since the set before.
+    removed: tuple[str, ...] = ()  #: Model ids that stopped being active.
+    what: str = ""  #: Why the set changed, for people.
+
+
 class Incident(Event, frozen=True, kw_only=True):
     """A check failed, or something was refused, quarantined or repaired."""
 

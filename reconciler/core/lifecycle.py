@@ -13,7 +13,7 @@ is damaged (``damaged``).
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Literal
 
 import msgspec
@@ -157,6 +157,36 @@ class PlanInput(Struct, frozen=True, kw_only=True):
     replacements: dict[str, frozenset[str]] = {}
     #: Active models that the lock permits to serve on.
     serving: frozenset[str] = frozenset()
+    #: Models with which the node was not healthy and that are not tried now, with why.
+    paused: dict[str, str] = {}
+
+
+#: A content with which the node was not healthy is tried again after this time, which doubles with each attempt up to a day.
+_FIRST_PAUSE_SECONDS = 600.0
+_LONGEST_PAUSE_SECONDS = 86400.0
+
+
+def paused(lock: Lock, state: NodeState, now: datetime) -> dict[str, str]:
+    """
+    Return the models with which the node was not healthy and that are not tried *now*, with why, for people.
+
+    Those whose pause is over are tried one in a run: of several that were added together, only one may be at fault.
+    """
+    recipes = {model.id: model.recipe for model in lock.model}
+    waiting: dict[str, str] = {}
+    over: list[tuple[datetime, str]] = []
+    for record in state.records.values():
+        if record.unhealthy_at is None or record.state != "failed" or recipes.get(record.id) != record.recipe:
+            continue
+        pause = min(_FIRST_PAUSE_SECONDS * 2.0 ** min(record.attempts - 1, 20), _LONGEST_PAUSE_SECONDS)
+        again = min(record.unhealthy_at, now) + timedelta(seconds=pause)
+        if again > now:
+            at_once = f"or at once after `reconcile retry {record.id}`"
+            waiting[record.id] = f"the node was not healthy with it; it is tried again after {units.rfc3339(again)}, {at_once}"
+        else:
+            over.append((again, record.id))
+    others = {model: "the node was not healthy with it; it is tried again in a run of its own" for _, model in sorted(over)[1:]}
+    return waiting | others
 
 
 def classify(model: LockedModel, given: PlanInput) -> tuple[Observed, str]:

@@ -58,8 +58,8 @@ class ActiveChange(Struct, frozen=True, kw_only=True):
     """
     What is done with the set that serves before anything is fetched.
 
-    ``stop``: *id* leaves it. ``announce``: an interrupted run swapped it without asking the operator's hooks. ``rebuild``: its folder
-    differs from its index and is written anew.
+    ``stop``: *id* leaves it. ``announce``: an interrupted run swapped it, and neither servers nor hooks were told. ``rebuild``: its
+    folder differs from its index and is written anew.
     """
 
     op: Literal["stop", "announce", "rebuild"]  #: What is done.
@@ -98,6 +98,7 @@ def diff(lock: Lock, lock_digest: str, state: NodeState, node: NodeFacts, policy
         passes=lifecycle.newest_passes(state),
         replacements=lifecycle.replacements(lock, state),
         serving=frozenset(model.id for model in lock.model if model.serves and model.id in state.active.entries),
+        paused=lifecycle.paused(lock, state, now),
     )
     listed = [_listed(model, given, blobs) for model in lock.model]
     _mark_kept_copies_unverified(listed, state, blobs)
@@ -179,6 +180,9 @@ def _listed(model: LockedModel, given: lifecycle.PlanInput, blobs: dict[str, Blo
         op = "disable" if op == "repair" else op  # what the snapshot removes stops all the same; no work is done on it
     if op in WORK and is_held(model, given.state):
         return ModelChange(id=model.id, op="keep", from_=before, to=before, reason=lifecycle.reason("held"))
+    if op in WORK and model.id in given.paused:
+        why = lifecycle.reason("failed-before", given.paused[model.id])
+        return ModelChange(id=model.id, op="keep", from_=before, to=before, reason=why)
     wanted = op in WORK
     not_understood = op == "keep" and misfit and model.unknown_words
     return ModelChange(
@@ -349,10 +353,11 @@ def _stop_reason(change: ModelChange, listed: LockedModel | None, state: NodeSta
         return ""
     if change.id in state.misdirected:
         return "damaged: its link does not lead to its tree"
-    return OLDER_COPY_DAMAGED if change.op == "install" and _is_older_copy_damaged(entry.tree, state) else ""
+    return OLDER_COPY_DAMAGED if change.op == "install" and is_copy_damaged(entry.tree, state) else ""
 
 
-def _is_older_copy_damaged(tree: str, state: NodeState) -> bool:
+def is_copy_damaged(tree: str, state: NodeState) -> bool:
+    """Return whether the copy of a model that *tree* names was observed not to be intact; one of unknown files is not said to be."""
     seen = [one for one in state.trees.values() if one.digest == tree]
     blobs = [state.blobs.get(name) for one in seen for name in one.blobs]
     return any(one.damaged for one in seen) or any(blob is None or blob.damaged for blob in blobs)

@@ -71,6 +71,8 @@ class Record(Struct, frozen=True, kw_only=True, omit_defaults=True):
     since: datetime | None = None
     #: Since when no snapshot lists it.
     unlisted_since: datetime | None = None
+    #: When the operator's ``healthy`` hook said no to the node with it, where that is why it failed.
+    unhealthy_at: datetime | None = None
 
 
 class ActiveModel(Struct, frozen=True, kw_only=True):
@@ -138,5 +140,5 @@ class NodeState(Struct, frozen=True, kw_only=True):
     unfinished: bool = False
     #: What a rollback took back, and is not brought again: recipes by model id.
     held: dict[str, str] = {}
-    #: The last generation that the operator's hooks were told of, where an interrupted run swapped in another one after it.
+    #: The last generation that the servers and hooks were told of, where an interrupted run swapped in another one after it.
     announced: Generation | None = None

@@ -14,7 +14,19 @@ from typing import IO, Any
 import msgspec
 
 from reconciler.core import units
-from reconciler.core.events import BlobReady, Event, FetchProgress, Incident, ModelDone, ModelPhase, Notice, RunEnded, RunStarted, Swapped
+from reconciler.core.events import (
+    Announced,
+    BlobReady,
+    Event,
+    FetchProgress,
+    Incident,
+    ModelDone,
+    ModelPhase,
+    Notice,
+    RunEnded,
+    RunStarted,
+    Swapped,
+)
 from reconciler.core.text import printable
 
 
@@ -38,8 +50,9 @@ def sentence(event: Event) -> str:
             return f"{event.model}: {event.phase}{': ' + printable(event.detail) if event.detail else ''}"
         case ModelDone():
             return f"{event.model}: {event.state} ({printable(event.reason)})"
-        case Swapped():
-            return f"generation {event.generation}:{_signed('+', event.added)}{_signed('-', event.removed)} ({printable(event.what)})"
+        case Swapped() | Announced():
+            what = "generation" if isinstance(event, Swapped) else "servers and hooks were told of generation"
+            return f"{what} {event.generation}:{_signed('+', event.added)}{_signed('-', event.removed)} ({printable(event.what)})"
         case Incident():
             about = " ".join(part for part in (event.model, short(event.blob), event.source) if part)
             return f"incident {event.kind}: {printable(about)}{': ' if about else ''}{printable(event.detail)}"

@@ -36,6 +36,8 @@ class ModelMetrics(Struct, frozen=True, kw_only=True):
     attempts: int = 0
     #: No source gave its bytes on the last try.
     unfetched: bool = False
+    #: A rollback holds it back.
+    held: bool = False
     since: datetime | None = None
     tested_at: datetime | None = None
     load_seconds: float | None = None
@@ -61,6 +63,8 @@ class StoreMetrics(Struct, frozen=True, kw_only=True):
     """What lies in the store, and on the disk under it."""
 
     generation: int
+    #: The last generation for which the activated hook succeeded; None where there is no hook, or it never ran.
+    activated_generation: int | None = None
     blobs: int
     blob_bytes: int
     archived_bytes: int
@@ -207,6 +211,8 @@ def _models(models: tuple[ModelMetrics, ...]) -> Iterator[Metric]:
     yield _family("model_state", "1 for the state in which the model is, 0 for the others.", states)
     unfetched: Samples = [({"model": model.id}, float(model.unfetched)) for model in models]
     yield _family("model_unfetched", "1 while no source gives the model's bytes, else 0.", unfetched)
+    held: Samples = [({"model": model.id}, float(model.held)) for model in models]
+    yield _family("model_held", "1 while a rollback holds the model back, else 0.", held)
     for name, text, field in _OF_MODELS:
         known = [(model.id, getattr(model, field)) for model in models]
         yield _family(name, text, [({"model": model}, _number(value)) for model, value in known if value is not None])
@@ -227,6 +233,8 @@ def _network(of: NetworkMetrics, now: datetime) -> Iterator[Metric]:
 
 def _store(of: StoreMetrics) -> Iterator[Metric]:
     yield from _one("generation", "Number of the active generation.", of.generation)
+    text = "Number of the last generation for which the activated hook succeeded."
+    yield from _one("activated_generation", text, of.activated_generation)
     yield from _one("store_blobs", "Blobs in the store.", of.blobs)
     yield from _one("store_blob_bytes", "Bytes of the blobs in the store.", of.blob_bytes)
     yield from _one("store_archived_bytes", "Bytes in cold storage.", of.archived_bytes)

@@ -77,7 +77,7 @@ def follow(layout: Layout, ledger: Ledger, now: datetime, boot: BootTime) -> Non
     """
     reading, moved = next_reading(ledger.fact("clock", ClockReading), now, boot)
     wall = reading.wall
-    records = [record for record in ledger.records().values() if record.unlisted_since is not None]
+    records = [record for record in ledger.records().values() if record.unlisted_since or record.unhealthy_at]
     ledger.follow_clock([_moved(record, moved, now) for record in records], reading)
     for path in _entries(layout.generations):  # the next one's time is when a generation stopped serving
         _set_time(path, moved, wall)
@@ -105,9 +105,12 @@ def counted_seconds(before: ClockReading, boot: BootTime) -> float:
 
 
 def _moved(record: Record, seconds: float, now: datetime) -> Record:
-    assert record.unlisted_since is not None
-    at = min(record.unlisted_since.timestamp() + seconds, now.timestamp())
-    return replace(record, unlisted_since=datetime.fromtimestamp(at, UTC)) if seconds or record.unlisted_since > now else record
+    def move(at: datetime | None) -> datetime | None:
+        if at is None or (not seconds and at <= now):
+            return at
+        return datetime.fromtimestamp(min(at.timestamp() + seconds, now.timestamp()), UTC)
+
+    return replace(record, unlisted_since=move(record.unlisted_since), unhealthy_at=move(record.unhealthy_at))
 
 
 def _entries(folder: Path, pattern: str = "*") -> list[Path]:

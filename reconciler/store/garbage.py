@@ -107,8 +107,18 @@ class GarbageCollector:
     def _expired_generations(self) -> list[int]:
         """Return generations past the bound, and those with models that are not listed and that stopped serving a grace period ago."""
         found, current = generations.numbers(self._layout), generations.current_or_empty(self._layout).number
-        kept = set(found[-self._policy.generations :])
+        kept = self._kept_steps(found)
         return [number for number in found if number != current and (number not in kept or self._is_expired(number, found))]
+
+    def _kept_steps(self, found: list[int]) -> set[int]:
+        """
+        Return the last sets that runs ended with, as many as are kept, of the generations *found*.
+
+        What a run swapped in on its way is kept as long as the run is the last one: readers may still be inside.
+        """
+        steps = generations.steps(found, self._ledger)
+        last = steps[-2] if steps[1:] else 0
+        return {*steps[-self._policy.generations :], *(number for number in found if number > last)}
 
     def _is_expired(self, number: int, found: list[int]) -> bool:
         try:

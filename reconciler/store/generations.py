@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import msgspec
@@ -23,6 +23,7 @@ from reconciler.core.errors import StoreError
 from reconciler.core.state import ActiveModel, Generation
 from reconciler.store import atomic
 from reconciler.store.layout import Layout
+from reconciler.store.ledger import Ledger
 
 
 class Index(Struct, frozen=True, kw_only=True):
@@ -208,6 +209,16 @@ def read(layout: Layout, number: int) -> Generation:
     if index.generation != number or any(entry.path != path_of(entry.id) or ".." in entry.path for entry in index.models):
         raise DamagedGeneration(f"active: the index of generation {number} belongs to another")
     return Generation(number=number, entries={entry.id: entry for entry in index.models})
+
+
+def steps(found: Iterable[int], ledger: Ledger) -> list[int]:
+    """
+    Return those of the generations *found* with which a run ended, in order: it announced them, and the node was healthy with them.
+
+    Of those before the history begins nothing is known, and each counts: the ledger may have been lost.
+    """
+    announced = {change.generation for change in ledger.history()}
+    return sorted(number for number in found if number in announced or number < min(announced, default=number + 1))
 
 
 def numbers(layout: Layout) -> list[int]:

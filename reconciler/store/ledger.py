@@ -81,7 +81,7 @@ class LoggedIncident(Struct, frozen=True, kw_only=True):
 
 
 class Change(Struct, frozen=True, kw_only=True):
-    """A swap of the active generation: by which command and why."""
+    """A set of active models that the servers and hooks were told of: by which command and why. One for each run that changed it."""
 
     at: datetime
     generation: int
@@ -327,7 +327,7 @@ class Ledger:
         return {key.removeprefix(_INCIDENT_COUNTS): _decode(value, int) or 0 for key, value in rows}
 
     def record_change(self, change: Change) -> None:
-        """Add a swap to the history; the oldest are deleted past ``MAX_HISTORY``."""
+        """Add a set that was announced to the history; the oldest are deleted past ``MAX_HISTORY``."""
         row = (
             units.rfc3339(change.at), change.generation, change.actor, change.what, change.lock,
             msgspec.json.encode(change.added), msgspec.json.encode(change.removed),
@@ -337,7 +337,7 @@ class Ledger:
             self._write("DELETE FROM history WHERE id <= (SELECT max(id) FROM history) - ?", (MAX_HISTORY,))
 
     def history(self, limit: int = MAX_HISTORY) -> tuple[Change, ...]:
-        """Return the newest *limit* swaps, the oldest of them first."""
+        """Return the newest *limit* changes, the oldest of them first."""
         rows = self._rows("SELECT at, generation, actor, what, lock, added, removed FROM history ORDER BY id DESC LIMIT ?", (limit,))
         return tuple(
             Change(

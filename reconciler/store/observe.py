@@ -74,15 +74,15 @@ def _observe(layout: Layout, ledger: Ledger) -> NodeState:
         active_damaged=active_damaged,
         unfinished=unfinished,
         held=ledger.fact("held", dict[str, str]) or {},
-        announced=_last_announced(layout, ledger, active) if unfinished else None,
+        announced=_last_announced(layout, ledger, active, unfinished=unfinished),
     )
 
 
-def _last_announced(layout: Layout, ledger: Ledger, active: Generation) -> Generation | None:
-    """Return the last generation in the history, if it is not the active one: a swap is recorded after its health check."""
+def _last_announced(layout: Layout, ledger: Ledger, active: Generation, *, unfinished: bool) -> Generation | None:
+    """Return the last generation in the history, if it is not the active one: a set is recorded when the hooks were told of it."""
     logged = ledger.history(1)
     number = logged[0].generation if logged else 0
-    if number == active.number:
+    if number == active.number or not (logged or unfinished):  # without a history: the ledger was lost, or nothing was ever active
         return None
     try:
         return generations.read(layout, number) if number else Generation()

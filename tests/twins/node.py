@@ -17,7 +17,7 @@ from typing import Any
 
 from reconciler.apply import run
 from reconciler.core import digest, lock, plan
-from reconciler.core.events import Event, Incident, Swapped
+from reconciler.core.events import Announced, Event, Incident
 from reconciler.core.lock import Lock
 from reconciler.core.node import NodeFacts, Policy
 from reconciler.core.plan import Plan
@@ -29,7 +29,7 @@ from tests.network import Document, Network
 from tests.twins.content import Files, name_of, tar, url_of
 from tests.twins.fetch import Internet, MemoryFetcher
 from tests.twins.store import MemoryBlobs, MemoryGenerations, MemoryHousekeeping, MemoryLedger, MemoryTrees
-from tests.twins.testing import MemoryHooks, MemoryTester
+from tests.twins.testing import MemoryHooks, MemoryServers, MemoryTester
 
 FACTS = NodeFacts(memory_bytes=64 << 30, disk_total_bytes=1 << 40, disk_free_bytes=1 << 40, engines={"llama-cpp": "0.3.36"})
 
@@ -125,10 +125,13 @@ class MemoryNode(SnapshotAuthor):
         self.ledger = MemoryLedger()
         self.housekeeping = MemoryHousekeeping()
         self.hooks = MemoryHooks()
+        self.servers = MemoryServers()
         self.tester = MemoryTester()
         self.facts = FACTS
         self.policy = POLICY
         self.damaged: set[str] = set()
+        #: The last generation in the history.
+        self.announced = 0
 
     def state(self) -> NodeState:
         """Return what would be observed."""
@@ -140,7 +143,7 @@ class MemoryNode(SnapshotAuthor):
             records=dict(self.ledger.records),
             passed=dict(self.ledger.passes),
             unfinished=self.ledger.running,
-            announced=self._announced() if self.ledger.running else None,
+            announced=self._announced(),
         )
 
     def _relearned(self) -> dict[str, TreeSeen]:
@@ -149,9 +152,13 @@ class MemoryNode(SnapshotAuthor):
         return {tree: self.trees.relearned(tree) for tree in forgotten}
 
     def _announced(self) -> Generation | None:
-        swaps = [event for event in self.heard.events if isinstance(event, Swapped)]
-        number = swaps[-1].generation if swaps else 0
+        number = self.announced
         return None if number == self.generations.active.number else self.generations.made.get(number, Generation())
+
+    def _report(self, event: Event) -> None:
+        if isinstance(event, Announced):
+            self.announced = event.generation
+        self.heard(event)
 
     def _seen(self, name: str, data: bytes) -> BlobSeen:
         damaged = name in self.damaged and digest.of(data) != name
@@ -174,10 +181,11 @@ class MemoryNode(SnapshotAuthor):
             generations=self.generations,
             ledger=self.ledger,
             housekeeping=self.housekeeping,
+            servers=self.servers,
             hooks=self.hooks,
             fetcher=MemoryFetcher(staging, self.internet),
             tester=self.tester,
-            report=self.heard,
+            report=self._report,
             now=self.clock,
             tree_path=Path,
             active_path=path_of,

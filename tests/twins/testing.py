@@ -1,4 +1,4 @@
-"""Memory twins of what decides about a model and a set of models: ``Tester`` and ``Hooks``."""
+"""Memory twins of what decides about a model and a set of models, and of what is told of a set: ``Tester``, ``Servers`` and ``Hooks``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from reconciler.core.state import Generation
+from reconciler.core.state import Generation, ServerState
 from reconciler.ports import TestJob, TestReport
 
 
@@ -40,6 +40,18 @@ class MemoryTester:
         return TestReport(verdict=verdict, reason=reason, tokens=4, device="cpu", engine="llama-cpp", engine_version="0.3.36")  # type: ignore[arg-type]  # a test says one of the three
 
 
+class MemoryServers:
+    """Servers that take every set at once, and record which."""
+
+    def __init__(self) -> None:
+        self.told: list[int] = []
+
+    def follow(self, generation: Generation) -> tuple[ServerState, ...]:
+        if self.told[-1:] != [generation.number]:
+            self.told.append(generation.number)
+        return (ServerState(name="main", kind="command", generation=generation.number),)
+
+
 class MemoryHooks:
     """Answers as *healthy* does about a set of models, and records which sets it was told of and asked about."""
 
@@ -49,7 +61,8 @@ class MemoryHooks:
         self.verdict = healthy
 
     def activated(self, generation: Generation) -> None:
-        self.told.append(generation.number)
+        if self.told[-1:] != [generation.number]:
+            self.told.append(generation.number)
 
     def healthy(self, generation: Generation) -> str:
         self.asked.append(generation.number)

@@ -11,7 +11,7 @@ import pytest
 
 from reconciler.core import lifecycle
 from reconciler.core.errors import DiskFull, FetchError, StoreError
-from reconciler.core.events import ModelDone, ModelPhase, RunEnded, RunStarted, Swapped
+from reconciler.core.events import Announced, ModelDone, ModelPhase, RunEnded, RunStarted, Swapped
 from reconciler.core.node import NodeFacts
 from reconciler.core.state import Generation
 from reconciler.ports import FetchFailed, Want
@@ -716,10 +716,62 @@ def test_an_unhealthy_node_goes_back_and_what_it_added_failed(node: MemoryNode, 
     assert node.ledger.records["a:v1"].state == "failed"
     assert "not healthy" in node.ledger.records["a:v1"].last_error
     assert node.heard.kinds() == ["smoke-failed"]
-    assert node.hooks.told[-1] == node.generations.active.number
+    assert node.hooks.told[-1] == node.servers.told[-1] == node.generations.active.number
     node.hooks.verdict = lambda _: ""
+    assert node.run(lock).failed == ("a:v1",), "it is not swapped in and out at each run"
+    assert set(node.active()) == had
+    node.clock.forward(minutes=11)
     node.run(lock)
     assert set(node.active()) == had | {"a:v1"}
+
+
+def test_the_pauses_between_tries_of_what_the_node_is_not_healthy_with_grow_to_a_day(node: MemoryNode) -> None:
+    node.hooks.verdict = lambda _: "no"
+    lock = node.lock(node.item("a:v1", A))
+    node.run(lock)
+    for pause in (10, 20, 40, 80, 160, 320, 640, 1280, 1440, 1440):
+        node.clock.forward(minutes=pause - 1)
+        node.run(lock)
+        asked = len(node.hooks.asked)
+        node.clock.forward(minutes=2)
+        node.run(lock)
+        assert len(node.hooks.asked) == asked + 1, f"after {pause} minutes"
+
+
+def test_other_content_is_tried_at_once_whatever_the_node_was_not_healthy_with(node: MemoryNode) -> None:
+    node.hooks.verdict = lambda made: "no" if node.active().get("a:v1") == A else ""
+    node.run(node.lock(node.item("a:v1", A)))
+
+    node.run(node.lock(node.item("a:v1", B)))
+
+    assert node.active() == {"a:v1": B}
+
+
+def test_of_models_that_came_together_the_innocent_ones_come_back_one_by_one(node: MemoryNode) -> None:
+    node.hooks.verdict = lambda made: "no" if "b:v1" in made.entries else ""
+    lock = node.lock(node.item("a:v1", A), node.item("b:v1", B), node.item("c:v1", C))
+    assert node.run(lock).failed == ("a:v1", "b:v1", "c:v1")
+
+    node.clock.forward(minutes=11)
+    found = [(node.run(lock), set(node.active()))[1] for _ in range(3)]
+
+    assert found == [{"a:v1"}, {"a:v1"}, {"a:v1", "c:v1"}]
+
+
+def test_hooks_and_servers_are_told_once_a_run_and_the_hook_is_asked_after_both(node: MemoryNode) -> None:
+    order: list[str] = []
+
+    def healthy(made: Generation) -> str:
+        order.append(f"asked {made.number} {node.servers.told[-1]} {node.hooks.told[-1]}")
+        return ""
+
+    node.hooks.verdict = healthy
+    node.run(node.lock(node.item("a:v1", A), node.item("b:v1", B), node.item("c:v1", C)))
+
+    last = node.generations.active.number
+    assert node.hooks.told == node.servers.told == [last]
+    assert order == [f"asked {last} {last} {last}"]
+    assert len(node.heard.of(Announced)) == 1
 
 
 @pytest.mark.parametrize("way", ["enabled again", "another job", "failed before"])
@@ -769,6 +821,7 @@ def test_a_run_that_is_cut_short_while_the_node_is_asked_leaves_no_model_unasked
     assert node.ledger.records["a:v1"].state == ("failed" if verdict else "active")
     assert node.hooks.told[-1] == node.generations.active.number
     node.hooks.verdict = lambda _: ""
+    node.clock.forward(minutes=11)
     node.run(lock)
     assert node.active() == had | {"a:v1": A}
     assert node.ops(lock) == {}

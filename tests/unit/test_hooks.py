@@ -7,11 +7,13 @@ import os
 import signal
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from reconciler.core.events import Notice
+from reconciler.core.events import Incident, Notice
 from reconciler.core.state import Generation
 from reconciler.hooks import CommandHooks
 from tests.processes import outliving
@@ -25,6 +27,21 @@ def index(tmp_path: Path) -> Path:
     path = tmp_path / "index.json"
     path.write_bytes(b'{"generation":3}')
     return path
+
+
+class Facts:
+    """What is remembered between runs."""
+
+    def __init__(self) -> None:
+        self.facts: dict[str, Any] = {}
+
+    def fact(self, key: str, kind: Any) -> Any:
+        found = self.facts.get(key)
+        assert found is None or isinstance(found, kind)
+        return found
+
+    def set_fact(self, key: str, value: object) -> None:
+        self.facts[key] = value
 
 
 def hooks(index: Path, heard: EventLog, *, activated: str = "", healthy: str = "", seconds: float = 30.0) -> CommandHooks:
@@ -43,6 +60,8 @@ def commands_of(
         healthy_seconds=seconds,
         folder=index.parent,
         index=lambda _: index,
+        memory=Facts(),
+        now=lambda: datetime(2026, 11, 20, tzinfo=UTC),
         report=heard,
     )
 
@@ -72,7 +91,27 @@ def test_a_failing_activated_is_a_warning(index: Path) -> None:
 
     hooks(index, heard, activated="import sys; sys.exit('no route')").activated(MADE)
 
-    assert heard.events == [Notice(level="warning", text="the activated hook exited with 1: no route")]
+    assert heard.events == [
+        Notice(level="warning", text="the activated hook exited with 1: no route; it is run again in the next run"),
+        Incident(kind="hook-failed", detail="the activated hook exited with 1: no route"),
+    ]
+
+
+def test_activated_runs_once_for_each_generation_and_again_until_it_succeeds(index: Path) -> None:
+    heard, count, bad = EventLog(), index.with_name("count"), index.with_name("bad")
+    commands = commands_of(index, heard, activated=("sh", "-c", f"echo x >> {count}; test ! -e {bad}"))
+
+    def told(generation: int) -> int:
+        commands.activated(Generation(number=generation))
+        return len(count.read_text().split())
+
+    assert [told(3), told(3)] == [1, 1]
+    bad.touch()
+    assert [told(4), told(4), told(4)] == [2, 3, 4]
+    assert heard.kinds() == ["hook-failed"], "an incident once, however often it fails"
+    bad.unlink()
+    assert [told(4), told(4)] == [5, 5]
+    assert told(3) == 6, "an earlier generation that serves again is another set than the last one"
 
 
 def test_an_unhealthy_node_says_why(index: Path) -> None:
