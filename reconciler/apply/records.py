@@ -45,7 +45,7 @@ def settle(
 
 def fail(run: RunState, ports: Ports, model: str, error: ReconcileError, *, unhealthy: bool = False) -> RunState:
     """Record and report that *model*, which is listed, failed, how often it has, and whether the node was *unhealthy* with it."""
-    known = run.records.get(model)
+    known = (run.observed.records if unhealthy else run.records).get(model)  # it passed its test in this run, which ends no count
     attempts = known.attempts + 1 if known and known.recipe == run.models[model].recipe else 1
     text = f"{error.name}: {error.message}"
     return settle(

@@ -80,6 +80,7 @@ CONFIRM, NETWORK, RUN, SETUP, UPKEEP, SCRUB, CONTEXT, NODE_TRUST = (
     f"reconciler/commands/{name}.py" for name in ("load_lock", "lock", "apply", "init", "maintenance", "verify", "context", "node_trust")
 )
 CLOCK, FETCH_RECORD = "reconciler/store/clock.py", "reconciler/commands/fetch_record.py"
+ROLLBACK, ACTIVATE, HOOKS = "reconciler/commands/rollback.py", "reconciler/apply/activate.py", "reconciler/hooks.py"
 FILES, UNPACK, ATTEND = ("reconciler/files.py", "reconciler/unpack/extract.py", "reconciler/sandbox/supervision.py")
 
 _STORE = ("contract/test_trees_contract", "contract/test_generations_contract", "unit/test_apply", "crash/test_damage")
@@ -101,7 +102,7 @@ TESTS = {
     SHELL: ("adversary/test_found_files",),
     BLOBS: ("unit/test_blobs", "contract/test_blobs_contract", *_STORE, "adversary/test_store_attacks"),
     TREES: ("unit/test_trees", "adversary/test_archive_leftovers", *_STORE, "adversary/test_store_attacks"),
-    MADE: ("unit/test_generations", "unit/test_stable_names", *_STORE, "adversary/test_store_attacks"),
+    MADE: ("unit/test_generations", "unit/test_stable_names", *_STORE, "adversary/test_store_attacks", "functional/test_rollback"),
     LEDGER: ("crash/test_ledger_syncs", "unit/test_ledger", *_STORE),
     DATABASE: ("crash/test_ledger_syncs", "unit/test_ledger", "crash/test_damage"),
     OBSERVE: ("unit/test_observe", *_STORE, "adversary/test_store_attacks", "laws/test_lifecycle_machine"),
@@ -131,7 +132,10 @@ TESTS = {
     NETWORK: _ENGINE,
     CONTEXT: (*_ENGINE, "crash/test_full_disk"),
     NODE_TRUST: _ENGINE,
-    UPKEEP: ("functional/test_rollback", "functional/test_housekeeping"),
+    UPKEEP: ("functional/test_housekeeping",),
+    ROLLBACK: ("functional/test_rollback", "functional/test_cold_storage"),
+    ACTIVATE: ("unit/test_apply", "unit/test_updates", "laws/test_lifecycle_machine"),
+    HOOKS: ("unit/test_hooks",),
     SCRUB: ("functional/test_cold_storage",),
     RUN: (*_ENGINE, "functional/test_housekeeping"),
     CLOCK: ("laws/test_clock_machine",),
@@ -284,17 +288,31 @@ def _serving() -> Iterator[Mutation]:
     yield once("the name of a tree that was forgotten", OBSERVE, "digest_of(tuple(listing)) != name", "False")
     yield once("the tree of an archived model", GARBAGE, "number == current or model not in archived", "True")
     yield once("a stable name that leads elsewhere", MADE, 'if not _links_to(f"{folder}/{path}", target)]', "if False]")
-    yield once("a rollback that holds", UPKEEP, "state.held | _taken_back(before, target, found.lock)", "state.held")
+    yield once("a rollback that holds", ROLLBACK, "state.held | _taken_back(before, target, found.lock)", "state.held")
     yield never("a model that is held", PLAN, "op in WORK and is_held(model, given.state)")
     yield once("a retired model that is replaced", LIFECYCLE, "if replacing & given.serving or not (", "if not (")
     yield once("a retired model that is never installed anew", LIFECYCLE, " or not (serves or model.id in given.state.records)", "")
-    yield never("a rollback to what is not listed", UPKEEP, "unlisted")
-    yield never("a rollback to bytes in doubt", UPKEEP, "unverified")
-    yield once("a rollback to a generation that was touched", UPKEEP, "store.swap(target.entries) if touched else ", "")
-    yield once("a rollback that the node is not healthy with", UPKEEP, "hooks.healthy(made) if brings_models", '"" if brings_models')
-    yield once("a rollback that was cut short", UPKEEP, "ledger.set_running(running=True)", "pass")
-    yield once("a run that was cut short before a rollback", UPKEEP, "running=state.unfinished", "running=False")
-    yield once("a rollback to what never served", UPKEEP, " or (served and one > min(served) and one not in served)", "")
+    yield never("a rollback to what is not listed", ROLLBACK, "listed is None")
+    yield once("a rollback to bytes in doubt", ROLLBACK, "not seen.damaged and good.issuperset(seen.blobs)", "True")
+    yield once("a rollback to a generation that was touched", ROLLBACK, "ports.generations.swap(target.entries) if touched else ", "")
+    yield once(
+        "a rollback that the node is not healthy with", ROLLBACK, "ports.hooks.healthy(made) if brings_models", '"" if brings_models'
+    )
+    yield once("a rollback that was cut short", ROLLBACK, "ledger.set_running(running=True)", "pass")
+    yield once("a run that was cut short before a rollback", ROLLBACK, "running=state.unfinished", "running=False")
+    yield once("a rollback to what never served", MADE, "if number in announced or number < min(announced, default=number + 1)", "")
+    yield once("a rollback to other bytes from cold storage", ROLLBACK, "if tree.digest != entry.tree:", "if False:")
+    yield never("a pause after a node that was not healthy", PLAN, "op in WORK and model.id in given.paused")
+    yield once("one of those that came together", LIFECYCLE, "sorted(over)[1:]", "[]")
+    yield once("what may not serve after a swap that went back", ACTIVATE, " or model in run.stopped", "")
+    yield once(
+        "a swap that went back to bytes in doubt",
+        ACTIVATE,
+        "not run.damaged & blobs and not plans.is_copy_damaged(entry.tree, run.observed)",
+        "True",
+    )
+    yield once("a swap that nobody announced", OBSERVE, "number == active.number or not (logged or unfinished)", "True")
+    yield once("a hook that failed", HOOKS, " and not before.error", "")
     yield never("a cold copy that is away for now", SCRUB, "not done.found")
     yield without("a cold copy that rotted", SCRUB, "blobs.set_aside(store.layout, done.digest)")
     yield never("letting go of the ballast", BALLAST, "_free(path) < BYTES")
@@ -370,8 +388,8 @@ def _network() -> Iterator[Mutation]:
     yield once(
         "times in the future count as now",
         CLOCK,
-        "min(record.unlisted_since.timestamp() + seconds, now.timestamp())",
-        "record.unlisted_since.timestamp() + seconds",
+        "min(at.timestamp() + seconds, now.timestamp())",
+        "at.timestamp() + seconds",
     )
     yield once("one reading of the clock a run", CLOCK, "lambda: began + timedelta(seconds=timer() - at)", "clock")
     yield once("a silence that follows the clock", FETCH_RECORD, "_moved(before.fetches, moved, now)", "before.fetches")

@@ -386,6 +386,9 @@ def test_an_unhealthy_node_returns_to_what_served_before(used: Node, hooks: str)
     assert any("is not healthy" in one["detail"] for one in used.run("incidents", "--json").json)
     assert "went back" in used.run("history", "--json").json[-1]["what"]
     (used.folder / "reconcile.toml").write_text(text)
+    assert used.run("apply").code == 3, "it is remembered, and not swapped in and out at each run"
+    assert "`reconcile retry b:v1`" in model_of(used.run("status", "--json"), "b:v1")["reason"]
+    assert used.run("retry", "b:v1").code == 0
     assert used.run("apply").code == 0
     assert used.active() == ["a:v1", "b:v1"]
 
@@ -405,6 +408,9 @@ def test_what_a_killed_run_had_not_asked_about_is_asked_by_the_next(used: Node) 
     assert used.index()["models"] == before
     assert used.states() == {"a:v1": "active", "b:v1": "failed"}
     (used.folder / "reconcile.toml").write_text(text)
+    assert used.run("apply").code == 3, "it is remembered, and not swapped in and out at each run"
+    assert "`reconcile retry b:v1`" in model_of(used.run("status", "--json"), "b:v1")["reason"]
+    assert used.run("retry", "b:v1").code == 0
     assert used.run("apply").code == 0
     assert used.active() == ["a:v1", "b:v1"]
 

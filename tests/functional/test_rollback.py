@@ -253,6 +253,89 @@ def test_rollback_takes_no_unfinished_run_for_finished(used: Node) -> None:
     assert "crash-recovered" in used.kinds()
 
 
+def test_a_run_is_one_step_however_many_models_it_installed(used: Node) -> None:
+    first = used.index()["generation"]
+    used.publish(*(used.item(f"{name}:v1", tiny(name)) for name in "abcd"))
+    assert used.run("apply").code == 0
+    assert used.active() == ["a:v1", "b:v1", "c:v1", "d:v1"]
+
+    listed = used.run("rollback", "--list", "--json").json["runs"]
+    assert [(len(one["models"]), one["active"], one["refusal"]) for one in listed] == [(4, True, ""), (1, False, "")]
+    assert used.run("rollback").code == 0
+
+    assert used.index()["generation"] == first
+    assert used.active() == ["a:v1"]
+    assert [len(change["added"]) for change in used.run("history", "--json").json] == [1, 3, 0]
+
+
+def test_the_list_says_why_a_set_cannot_serve_again(used: Node) -> None:
+    used.publish(used.item("a:v1", tiny("a")), used.item("b:v1", tiny("b")))
+    assert used.run("apply").code == 0
+    used.publish(used.item("a:v1", tiny("other")))
+    assert used.run("apply").code == 0
+
+    shown = used.run("rollback", "--list").out.splitlines()
+
+    assert shown[0].endswith(": active")
+    assert "the snapshot lists other content of a:v1 now; the snapshot no longer lists b:v1" in shown[1]
+    assert "the snapshot lists other content of a:v1 now" in shown[2]
+    ran = used.run("rollback")
+    assert ran.code == 1
+    assert "generation" in ran.err
+    assert "the snapshot no longer lists b:v1" in ran.err
+    assert "rollback --list" in ran.err
+
+
+def archived(used: Node) -> None:
+    """Let the network archive a version of a model in favour of another, which is active then."""
+    used.publish(used.item("a:v1", tiny("a"), state="archived"), used.item("a:v2", tiny("newer"), replaces=["a:v1"]))
+    assert [used.run("apply").code for _ in range(2)] == [0, 0], "it serves until the other one does, and goes to cold storage then"
+    assert used.states()["a:v1"] == "archived"
+    assert used.active() == ["a:v2"]
+
+
+def test_a_rollback_restores_what_the_network_archived(used: Node) -> None:
+    archived(used)
+    assert all(path.read_bytes() != tiny("a") for path in used.blobs())
+
+    assert used.run("rollback").code == 0
+
+    assert used.active() == ["a:v1"]
+    assert (used.store / "active" / "models" / "a" / "v1").is_dir()
+    for _ in range(2):
+        assert used.run("apply").code == 0
+        assert used.active() == ["a:v1"], "it serves while what replaces it is held"
+    assert used.run("resume").code == 0
+    assert [used.run("apply").code for _ in range(2)] == [0, 0]
+    assert used.active() == ["a:v2"]
+    assert used.states()["a:v1"] == "archived"
+
+
+@pytest.mark.parametrize("harm", ["rotten", "gone"])
+def test_a_rollback_to_what_cold_storage_lost_is_refused_and_named(used: Node, harm: str) -> None:
+    archived(used)
+    (cold,) = (path for path in (used.store / "archive").rglob("*") if path.is_file())
+    if harm == "rotten":
+        flip(cold)
+    else:
+        cold.unlink()
+    before = used.index()
+
+    ran = used.run("rollback")
+
+    assert ran.code == 1
+    assert "a:v1" in ran.err
+    assert used.index() == before
+    assert used.run("apply").code == 0
+    assert used.active() == ["a:v2"]
+
+
+def test_a_rollback_holds_through_the_metrics_and_the_doctor(held: Node) -> None:
+    assert "holds back 1 model: b:v1" in held.run("doctor", "--offline").out
+    assert held.run("resume").code == 0
+    assert "holds back" not in held.run("doctor", "--offline").out
+
+
 def test_kept_generations_are_bounded(node: Node) -> None:
     node.configure("generations = 3\n")
     one, two = node.item("a:v1", tiny("a")), node.item("b:v1", tiny("b"))

@@ -207,7 +207,7 @@ class Life(RuleBasedStateMachine):
     @rule()
     def the_machine_starts_anew(self) -> None:
         before, self.node = self.node, StoreNode(self.folder, self.internet, self.node.network)
-        for name in ("policy", "clock", "tester", "hooks", "facts"):
+        for name in ("policy", "clock", "tester", "servers", "hooks", "facts"):
             setattr(self.node, name, getattr(before, name))
 
     @rule()
@@ -302,6 +302,7 @@ def test_a_failed_model_that_a_killed_run_let_serve_stops_when_the_network_disab
     lock = node.lock(node.item("a:v1", CONTENTS[0]))
     node.hooks.verdict = lambda _: "sick"
     node.run(lock)
+    node.clock.forward(minutes=11)
     node.hooks.verdict = _kill
     with pytest.raises(Killed):
         node.run(lock)
