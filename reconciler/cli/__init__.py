@@ -28,7 +28,7 @@ from reconciler.core.errors import ReconcileError, UsageError
 _SECTIONS = {
     "The node": {"init": "node", "lock": "node", "plan": "node", "apply": "node", "sync": "node", "agent": "node", "status": "node"},
     "Housekeeping": {
-        "verify": "maintenance", "gc": "maintenance", "rollback": "maintenance", "resume": "maintenance", "history": "maintenance",
+        "verify": "maintenance", "gc": "maintenance", "rollback": "history", "resume": "history", "history": "history",
         "incidents": "maintenance", "retry": "maintenance", "doctor": "maintenance",
     },
     "Trust and publishing": {"trust": "maintenance", "key": "operator", "root": "operator", "snapshot": "operator"},

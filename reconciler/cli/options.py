@@ -62,3 +62,7 @@ LOCKED = click.option("--locked", is_flag=True, help="Fail if models.lock does n
 OFFLINE = click.option("--offline", is_flag=True, help="Do not use the network.")
 YES = click.option("-y", "--yes", is_flag=True, help="Do not ask for confirmation.")
 MODEL_STATE = click.Choice(["enabled", "disabled", "archived", "retired"])
+
+COUNT = click.option(
+    "-n", "--number", "count", type=click.IntRange(min=1, max=1_000_000), default=30, help="Show this many, the newest first."
+)

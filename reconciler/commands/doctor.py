@@ -39,7 +39,6 @@ from reconciler.core.errors import ReconcileError, SettingsError
 from reconciler.core.lock import LockedModel
 from reconciler.fetch import http
 from reconciler.fetch.http import Endpoint
-from reconciler.hooks import TOLD, Told
 from reconciler.settings import Settings
 from reconciler.store import generations, observe
 from reconciler.store.ledger import Ledger
@@ -374,9 +373,8 @@ def store(given: CheckInput) -> Iterator[CheckResult]:
 
 def hooks(given: CheckInput) -> Iterator[CheckResult]:
     """Say whether the activated hook succeeded for what serves."""
-    with Ledger.reading(given.node.layout.ledger) as known:
-        told = known.fact(TOLD, Told)
-    if not given.node.activated_hook or told is None:
+    told = status_command.hook_told(given.node)
+    if told is None:
         return
     if told.error:
         text = f"activated {told.error}, {units.count(told.failures, 'time')} in a row"

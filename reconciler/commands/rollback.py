@@ -213,7 +213,7 @@ def _restore(target: Generation, lock: Lock, state: NodeState, ports: Ports) -> 
     for model, entry in target.entries.items():
         if listed[model].recipe in state.trees:
             continue
-        damaged = [name for name in listed[model].blobs if not _is_brought_back(name, state, ports)]
+        damaged = [name for name in listed[model].blobs if not _is_in_store(name, state, ports)]
         if damaged:
             raise StoreError(f"{model} cannot be restored: {', '.join(damaged)} is damaged", hint="`reconcile apply` fetches it again")
         tree = ports.trees.assemble(listed[model].recipe, listed[model].artifact, listed[model].entrypoint)
@@ -221,7 +221,7 @@ def _restore(target: Generation, lock: Lock, state: NodeState, ports: Ports) -> 
             raise StoreError(f"the snapshot lists other content of {model} than generation {target.number} has")
 
 
-def _is_brought_back(name: str, state: NodeState, ports: Ports) -> bool:
+def _is_in_store(name: str, state: NodeState, ports: Ports) -> bool:
     """Return whether the blob *name* is in the store and good, from cold storage if it must be."""
     if name in state.blobs:
         return ports.blobs.check(name)

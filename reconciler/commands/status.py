@@ -116,13 +116,13 @@ def status(context: NodeContext, model: str = "") -> Status:
     node = measure_node(context)
     with Ledger.reading(layout.ledger) as ledger:
         state, fetches = observe.node_state(layout, ledger), fetch_record.read(context, ledger)
-        told = ledger.fact(TOLD, Told) if context.activated_hook else None
         made = plans.diff(found.lock, found.lock_digest, state, node, context.policy, now=now)
         shown = [change for change in made.models if not model or change.id == model]
         if model and not shown:
             raise UsageError(f"there is no model {model!r}", hint=f"there are: {', '.join(c.id for c in made.models) or 'none'}")
         models = tuple(_model(change, found, state) for change in shown)
         models = tuple(_with_details(one, layout, ledger, named=bool(model)) for one in models)
+    told = hook_told(context)
     refusal = _refusal(context, found, now)
     refused = refusal or fetches.refused
     return Status(
@@ -196,6 +196,12 @@ def _reason(change: ModelChange, remembered: str) -> str:
     known = remembered and not (change.changes and remembered.startswith("up-to-date"))
     unfetched = remembered.startswith("source-failed") and change.reason.startswith("source-failed")
     return remembered if known and (settled or unfetched or change.from_ in {"failed", "pending"}) else change.reason
+
+
+def hook_told(context: NodeContext) -> Told | None:
+    """Return what the activated hook was told of last; None where there is no hook, or it never ran."""
+    with Ledger.reading(context.layout.ledger) as ledger:
+        return ledger.fact(TOLD, Told) if context.activated_hook else None
 
 
 def incidents(context: NodeContext, limit: int = 100) -> tuple[LoggedIncident, ...]:
@@ -338,7 +344,7 @@ def _network_metrics(context: NodeContext, found: Status) -> NetworkMetrics:
 def _store_metrics(context: NodeContext, ledger: Ledger) -> StoreMetrics:
     state = observe.node_state(context.layout, ledger)
     blobs = state.blobs.values()
-    told = ledger.fact(TOLD, Told) if context.activated_hook else None
+    told = hook_told(context)
     system = os.statvfs(existing_folder(context.layout.root))
     return StoreMetrics(
         generation=state.active.number,

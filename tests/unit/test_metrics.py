@@ -106,7 +106,7 @@ def test_no_label_forges_a_line(text: str) -> None:
     said = metrics.render(forged, NOW).decode()
     found = [sample for family in text_string_to_metric_families(said) for sample in family.samples]
 
-    assert len(found) == 1 + 6 + 6 + 1 + 1 + 1 + 1
+    assert len(found) == 1 + 6 + 6 + 1 + 1 + 1 + 1 + 1
     assert [sample.labels["model"] for sample in found if sample.name == "reconcile_model_bytes"] == [text]
 
 
