@@ -30,7 +30,8 @@ FULL = NodeMetrics(
         root_expires_at=NOW + timedelta(days=365), floor_version=7, refused="expired",
     ),
     store=StoreMetrics(
-        generation=12, activated_generation=12, blobs=2, blob_bytes=8192, archived_bytes=1, damaged_blobs=0, drift=1, disk_free_bytes=10**12, disk_free_inodes=10**6,
+        generation=12, activated_generation=12, blobs=2,
+        blob_bytes=8192, archived_bytes=1, damaged_blobs=0, drift=1, disk_free_bytes=10**12, disk_free_inodes=10**6,
         disk_reserve_bytes=1 << 30, oldest_verified_at=NOW - timedelta(days=3),
     ),
     run=RunMetrics(at=NOW, seconds=2.5, failures=1, totals={"done": 9, "error": 1}, succeeded_at=NOW, next_at=NOW),
