@@ -111,6 +111,8 @@ class TestJob(Struct, frozen=True, kw_only=True):
     entrypoint: str
     runtime: Runtime
     smoke: Smoke
+    #: What the network says that files are for, by path in the tree; what it says nothing of is told by header and name.
+    roles: Mapping[str, str] = {}
     #: Bytes on the GPU that the network says the model takes; 0: it may run on the CPU.
     gpu_memory: int = 0
     memory: int = 0

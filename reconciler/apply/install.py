@@ -84,7 +84,16 @@ def _copy_pass(run: RunState, ports: Ports, model: LockedModel, tree: TreeSeen) 
     own = run.observed.passed.get(model.id)
     if passed is None or (own is not None and (own.tree, own.smoke) == (passed.tree, passed.smoke)):
         return
-    report = TestReport(verdict="passed", device=passed.device, engine=passed.engine, engine_version=passed.engine_version)
+    report = TestReport(
+        verdict="passed",
+        load_seconds=passed.load_seconds,
+        tokens_per_second=passed.tokens_per_second,
+        device=passed.device,
+        engine=passed.engine,
+        engine_version=passed.engine_version,
+        exercised=passed.exercised,
+        not_exercised=passed.not_exercised,
+    )
     ports.ledger.tested(model.id, report, passed, passed.at)
 
 
@@ -97,6 +106,10 @@ def _passed(run: RunState, model: LockedModel, tree: TreeSeen, report: TestRepor
         engine_version=run.node.engines.get(engine, report.engine_version),
         device=run.node.device,
         at=at,
+        exercised=report.exercised,
+        not_exercised=report.not_exercised,
+        load_seconds=report.load_seconds,
+        tokens_per_second=report.tokens_per_second,
     )
 
 

@@ -246,6 +246,7 @@ class Preparation:
                 entrypoint=model.entrypoint,
                 runtime=model.runtime,
                 smoke=model.smoke,
+                roles=model.file_roles,
                 gpu_memory=model.gpu_memory,
                 memory=model.memory,
             )

@@ -40,6 +40,13 @@ _TASK = click.Choice(["chat", "completion", "embedding"])
     "--path", "paths", multiple=True, help="The file's name in the model's folder, once for each SOURCE, in order [default: its own name]."
 )
 @click.option("--unpack", type=click.Choice(["tar", "tar.gz", "tar.xz", "tar.zst", "zip"]), help="SOURCE is an archive.")
+@click.option(
+    "--role",
+    "roles",
+    multiple=True,
+    metavar="NAME=ROLE",
+    help="What the file NAME is for, e.g. small.gguf=draft (may be repeated) [default: from its GGUF header, or its name].",
+)
 @click.option("--entrypoint", help="The file that the engine loads [default: the only file, or the first GGUF].")
 @click.option("--task", "tasks", type=_TASK, multiple=True, help="A task of the model (may be repeated) [default: from its GGUF header].")
 @click.option("--engine", default="llama-cpp", help="The engine that loads it.")
@@ -74,19 +81,36 @@ def snapshot_add(*, file: Path, model_id: str, sources: tuple[str, ...], max_siz
     Nodes download a SOURCE that is a URL from there; it must be https, or http to this machine. An archive that is a file is checked as
     nodes check it.
     """
-    from reconciler.fetch.sources import host_of, is_loopback_name
-
     data = document_io.read_snapshot(file)
     _check_not_listed(data, model_id)
     if len(given["paths"]) not in {0, len(sources)}:
         raise PublishError(
             f"{len(sources)} SOURCEs and {len(given['paths'])} --path", hint="give --path once for each SOURCE, or not at all"
         )
-    measured = [_measure(source, max_size, ca_file) for source in sources]
-    facts, refusals = _read_headers(sources, measured)
+    alone = len(sources) == 1 or bool(given["unpack"])
+    measured = [_measure(source, max_size, ca_file, alone=alone) for source in sources]
+    headers, refusals = _read_headers(sources, measured)
     members = _archive_members(sources, given["unpack"])
-    model = _model(model_id, sources, measured, given, facts, members)
+    model, facts = _model(model_id, sources, measured, given, headers, members)
     replaced = _write_update(file, data, model, beside=given["beside"])
+    _print_notes(model, given, members, refusals)
+    size = units.human_size(sum(one.size for one in measured))
+    document_io.print_line(f"added {model.id}: {size}, {', '.join(model.tasks)}, {_memory(model)}")
+    if shown := [f"{printable(one.path)} {one.role}" for one in model.artifacts if one.role]:
+        document_io.print_line(f"roles: {', '.join(shown)}")
+    for old in replaced:
+        document_io.print_line(f"{model.id} replaces {old}, which is retired: each node serves it until {model.id} is active there")
+    if facts:
+        parts = f"{facts.architecture}, {facts.quantisation}, {facts.parameters:,} parameters, context {facts.context_length:,}"
+        document_io.print_line(f"GGUF header: {printable(parts)}")
+        if given["gpu_memory"] is None:
+            document_io.note("the GPU memory is an estimate: measure it on a node, and give --gpu-memory (0: it needs no GPU)")
+
+
+def _print_notes(model: Model, given: dict[str, Any], members: tuple[str, ...] | None, refusals: list[str]) -> None:
+    """Print what nodes may make of *model* that its publisher may not expect."""
+    from reconciler.fetch.sources import host_of, is_loopback_name
+
     if not all(artifact.urls for artifact in model.artifacts):
         document_io.note("no --url is given: nodes download it from the snapshot's --fallback, or from their own mirrors")
     if given["unpack"] and members is None:
@@ -97,15 +121,6 @@ def snapshot_add(*, file: Path, model_id: str, sources: tuple[str, ...], max_siz
         document_io.note("a URL has a query, and snapshots are public: make sure that it is not a secret and does not expire")
     for refusal in refusals:
         document_io.note(f"an engine may refuse this file: {printable(refusal)}")
-    size = units.human_size(sum(one.size for one in measured))
-    document_io.print_line(f"added {model.id}: {size}, {', '.join(model.tasks)}, {_memory(model)}")
-    for old in replaced:
-        document_io.print_line(f"{model.id} replaces {old}, which is retired: each node serves it until {model.id} is active there")
-    if facts:
-        parts = f"{facts.architecture}, {facts.quantisation}, {facts.parameters:,} parameters, context {facts.context_length:,}"
-        document_io.print_line(f"GGUF header: {printable(parts)}")
-        if given["gpu_memory"] is None:
-            document_io.note("the GPU memory is an estimate: measure it on a node, and give --gpu-memory (0: it needs no GPU)")
 
 
 def _write_update(file: Path, data: bytes, model: Model, *, beside: bool) -> tuple[str, ...]:
@@ -136,19 +151,21 @@ def _check_not_listed(data: bytes, model_id: str) -> None:
         raise PublishError(f"the snapshot lists {model_id} already", hint="new content needs a new version, e.g. NAME:v2")
 
 
-def _measure(source: str, max_size: int, ca_file: Path | None) -> Measured:
+def _measure(source: str, max_size: int, ca_file: Path | None, *, alone: bool) -> Measured:
     from reconciler.fetch import http
     from reconciler.publish import artifacts
 
     if not http.is_url(source):
         path = Path(source)
         size = path.stat().st_size if path.is_file() else 0
-        return artifacts.measure(_with_progress(artifacts.read_chunks(path, max_bytes=max_size), size, source), head_bytes=_HEAD_BYTES)
+        chunks = _with_progress(artifacts.read_chunks(path, max_bytes=max_size), size, source)
+        return artifacts.measure(chunks, head_bytes=_HEAD_BYTES, may_be_empty=not alone)
     with http.opened(source, timeout_seconds=60, ca_file=str(ca_file or "")) as answer:
         if answer.length is None and not answer.chunked:
             raise FetchError(f"{printable(source)} does not state its length, so an incomplete download would not be noticed")
         chunks = http.chunks(answer, source, max_bytes=max_size)
-        return artifacts.measure(_with_progress(chunks, answer.length or 0, source), head_bytes=_HEAD_BYTES)
+        chunks = _with_progress(chunks, answer.length or 0, source)
+        return artifacts.measure(chunks, head_bytes=_HEAD_BYTES, may_be_empty=not alone)
 
 
 _HEAD_BYTES = 64 << 20  # enough for what precedes the tensors of a GGUF file: vocabularies have tens of megabytes
@@ -194,31 +211,35 @@ def _with_progress(chunks: Iterator[bytes], size: int, source: str) -> Iterator[
             bar.update(len(chunk))
 
 
-def _read_headers(sources: tuple[str, ...], measured: list[Measured]) -> tuple[GgufFacts | None, list[str]]:
-    """
-    Return the facts of the first GGUF header, or why there is none. A model in parts has its header in the first, and the others count as
-    weights.
-    """
-    from msgspec.structs import replace
-
+def _read_headers(sources: tuple[str, ...], measured: list[Measured]) -> tuple[list[GgufFacts | None], list[str]]:
+    """Return the facts of each file's GGUF header, None for other files, and why an engine may refuse a file."""
     from reconciler.core import file_type, gguf
     from reconciler.publish import artifacts
 
+    headers: list[GgufFacts | None] = []
     refusals = []
-    for source, one in sorted(zip(sources, measured, strict=True), key=lambda pair: pair[0]):
+    for source, one in zip(sources, measured, strict=True):
         artifacts.refuse_substitute(source, one)
         try:
-            found = artifacts.gguf_facts(one)
+            headers.append(artifacts.gguf_facts(one))
         except gguf.Malformed as error:
+            headers.append(None)
             refusals.append(f"{source}: {error}")
             continue
-        if found:
-            others = sum(other.size for other in measured if other is not one and other.head.startswith(gguf.MAGIC))
-            return replace(found, gpu_bytes_estimate=found.gpu_bytes_estimate + others * 6 // 5), []
-        if _name(source).endswith(".gguf"):
+        if headers[-1] is None and _name(source).endswith(".gguf"):
             kind = file_type.identify(one.head, one.size)
             refusals.append(f"{source} is {kind.text}{'; ' if kind.hint else ''}{kind.hint}")
-    return None, refusals
+    return headers, refusals
+
+
+def _with_other_weights(
+    facts: GgufFacts, artifacts: tuple[Artifact, ...], headers: dict[str, GgufFacts | None], entrypoint: str
+) -> GgufFacts:
+    """Return the entrypoint's *facts* with the estimate of the memory that it needs with all other files that are loaded beside it."""
+    from msgspec.structs import replace
+
+    others = sum(one.size for one in artifacts if headers.get(one.path) and one.path != entrypoint and one.role != "other")
+    return replace(facts, gpu_bytes_estimate=facts.gpu_bytes_estimate + others * 6 // 5)
 
 
 def _tasks(facts: GgufFacts | None) -> tuple[KnownTask, ...]:
@@ -232,24 +253,29 @@ def _model(
     sources: tuple[str, ...],
     measured: list[Measured],
     given: dict[str, Any],
-    facts: GgufFacts | None,
+    headers: list[GgufFacts | None],
     members: tuple[str, ...] | None,
-) -> Model:
+) -> tuple[Model, GgufFacts | None]:
+    """Return the model, and the facts of its entrypoint's header."""
     from msgspec import UNSET
 
     from reconciler.core.snapshot import Expect, Model, Runtime, Smoke
 
     artifacts = _artifacts(sources, measured, given)
+    known = dict(zip((one.path for one in artifacts), headers, strict=True)) if members is None else dict.fromkeys(members)
     files = tuple(one.path for one in artifacts if not one.unpack) if members is None else members
-    entrypoint = given["entrypoint"] or _entrypoint(files)
+    entrypoint = given["entrypoint"] or _entrypoint(files, known)
     if members is not None and entrypoint not in members:
         raise PublishError(
             f"no archive contains the entrypoint {entrypoint!r}", hint=f"they contain: {', '.join(members[:10]) or 'nothing'}"
         )
+    artifacts = _with_roles(artifacts, known, given, entrypoint)
+    facts = known.get(entrypoint)
+    facts = _with_other_weights(facts, artifacts, known, entrypoint) if facts else None
     tasks: tuple[KnownTask, ...] = tuple(dict.fromkeys(given["tasks"])) or _tasks(facts)
     name, _, version = model_id.partition(":")
     task: KnownTask = given["smoke_task"] or tasks[0]
-    return Model(
+    model = Model(
         name=name,
         version=version,
         state=given["state"],
@@ -273,6 +299,34 @@ def _model(
             timeout=given["timeout"],
         ),
     )
+    return model, facts
+
+
+def _with_roles(
+    artifacts: tuple[Artifact, ...], headers: dict[str, GgufFacts | None], given: dict[str, Any], entrypoint: str
+) -> tuple[Artifact, ...]:
+    """Return *artifacts* with their roles; ``model``, the default, is left out."""
+    from msgspec import UNSET
+    from msgspec.structs import replace
+
+    from reconciler.core import vocabulary
+    from reconciler.publish import artifacts as publishing
+
+    named = dict(_named_role(text, vocabulary.ROLES) for text in given["roles"])
+    if given["unpack"]:  # the role of an archive is its entrypoint's
+        roles = {one.path: named.get(one.path, "") for one in artifacts}
+        publishing.assign_roles(dict.fromkeys(roles), named, entrypoint, engine="")
+        publishing.assign_roles(headers, {}, entrypoint, engine="")
+    else:
+        roles = publishing.assign_roles(headers, named, entrypoint, engine=given["engine"])
+    return tuple(replace(one, role=UNSET if roles[one.path] in {"", "model"} else roles[one.path]) for one in artifacts)
+
+
+def _named_role(text: str, known: tuple[str, ...]) -> tuple[str, str]:
+    path, _, role = text.rpartition("=")
+    if not path or role not in known:
+        raise PublishError(f"--role {text!r} is not NAME=ROLE", hint=f"roles are: {', '.join(known)}")
+    return path, role
 
 
 def _artifacts(sources: tuple[str, ...], measured: list[Measured], given: dict[str, Any]) -> tuple[Artifact, ...]:
@@ -295,8 +349,11 @@ def _name(source: str) -> str:
     return unquote(urlsplit(source).path if "://" in source else source).rstrip("/").rpartition("/")[2]
 
 
-def _entrypoint(files: tuple[str, ...]) -> str:
+def _entrypoint(files: tuple[str, ...], headers: dict[str, GgufFacts | None]) -> str:
+    from reconciler.core import roles
+
     models = [path for path in files if path.endswith(".gguf")]
+    models = [path for path in models if roles.infer(path, headers.get(path)) == "model"] or models
     if len(files) == 1:
         return files[0]
     if models:

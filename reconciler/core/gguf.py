@@ -30,8 +30,7 @@ MAGIC = file_type.GGUF_MAGIC
 MAX_KEYS = 65_536
 MAX_TENSORS = 1_000_000
 MAX_STRING = 64 << 20
-MAX_KEY = 1_024
-MAX_NAME = 127  # GGML_MAX_NAME, as some builds raise it
+MAX_KEY, MAX_NAME = 1_024, 127  # of a name GGML_MAX_NAME, as some builds raise it
 MAX_STRINGS = 8_000_000  # elements of an array of strings; vocabularies have 300,000
 MAX_LAYERS = 512  # llama.cpp's own bound, LLAMA_MAX_LAYERS: it aborts past it
 MAX_CONTEXT = 1 << 26  # a claim of 2^31 hung the loader; the longest in use are 10 million
@@ -85,6 +84,8 @@ class GgufFacts(Struct, frozen=True, kw_only=True):
     pooling: str = ""
     #: Parts of a split model; 1: it is whole.
     parts: int = 1
+    part: int = 1  #: Which of them it is, from 1.
+    kind: str = ""  #: ``general.type``: ``model``, ``adapter``, ``mmproj``, ``imatrix``; empty where the header says nothing.
 
 
 class _List(Struct, frozen=True):
@@ -367,6 +368,8 @@ def _facts_of(version: int, keys: dict[str, Any], found_tensors: list[_Tensor]) 
         gpu_bytes_estimate=(weights + cache) * 6 // 5,
         pooling=pooling,
         parts=parts,
+        part=_whole(keys, "split.no") + 1,
+        kind=str(keys.get("general.type", ""))[:64],
     )
 
 

@@ -315,8 +315,9 @@ def _outdated_pass(passed: Passed, model: LockedModel, given: PlanInput) -> str:
 
 
 def smoke_digest(model: LockedModel) -> str:
-    """Return the digest of *model*'s test job and of what it may ask of the device: another one calls for a new test."""
-    return digest.of(msgspec.json.encode((model.smoke, model.entrypoint, model.gpu_memory)))
+    """Return the digest of *model*'s test job and of what it loads and asks of the device: another one calls for a new test."""
+    job = (model.smoke, model.entrypoint, model.gpu_memory)
+    return digest.of(msgspec.json.encode((*job, model.roles) if model.roles else job))  # without roles as it was before there were any
 
 
 def incompatible(model: LockedModel, node: NodeFacts) -> str:

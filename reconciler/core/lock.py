@@ -79,6 +79,14 @@ class LockedModel(Struct, frozen=True, kw_only=True, dict=True):
         return tuple(sorted({artifact.digest for artifact in self.artifact}))
 
     @property
+    def file_roles(self) -> dict[str, Role]:
+        """Return the roles that are given, by path in the model's tree: that of an archive is its entrypoint's."""
+        archives = {one.path for one in self.artifact if one.unpack}
+        files = {path: role for path, role in self.roles.items() if path not in archives}
+        of_archive = next((role for path, role in self.roles.items() if path in archives), "")
+        return ({self.entrypoint: of_archive} if of_archive else {}) | files
+
+    @property
     def unknown_words(self) -> tuple[str, ...]:
         """Return what the snapshot says of the model in words that this version does not know, for people; empty if it knows them all."""
         words = [("state", self.state), ("task", self.smoke.task), *[("task", task) for task in self.tasks]]

@@ -85,7 +85,7 @@ class Artifact(Struct, frozen=True, kw_only=True):
 
     path: Annotated[str, Meta(min_length=1, max_length=MAX_PATH_BYTES)]  #: Its path in the model's tree.
     digest: AnyDigest  #: Digest of its bytes.
-    size: Positive  #: Its size in bytes.
+    size: Count  #: Its size in bytes; 0 for an empty file that is neither an archive nor the entrypoint.
     urls: Annotated[tuple[Annotated[str, Meta(min_length=8, max_length=4096)], ...], Meta(max_length=64)] = ()
     unpack: Unpack | None = None  #: How it is unpacked; null: not at all.
     #: What it is for, or, of an archive, what its entrypoint is for; absent: ``model``.
@@ -245,6 +245,8 @@ def _check_model(model: Model) -> None:
         if folded in taken:
             raise ValueError(f"path {artifact.path!r} is listed twice - at `{where}.path`")
         taken.add(folded)
+        if not artifact.size and (artifact.unpack or artifact.path == model.entrypoint):
+            raise ValueError(f"an {'archive' if artifact.unpack else 'entrypoint'} is not empty - at `{where}.size`")
         for place, url in enumerate(artifact.urls):
             _within(f"{where}.urls[{place}]", check_url, url)
     _refuse_file_as_folder(taken)

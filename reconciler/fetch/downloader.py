@@ -10,7 +10,8 @@ Rules that hold here:
 2. When aria2 is lost it is started again, and everything continues from the disk. If it is lost again and again without having downloaded
    anything, the blobs that need it fail.
 3. At most ten progress events a second in all, each file in its turn.
-4. ``close`` may be called from any thread: it ends the step that runs, and all blobs that are left fail.
+4. An empty file is made here and not asked for: its digest is computed like any other's.
+5. ``close`` may be called from any thread: it ends the step that runs, and all blobs that are left fail.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from reconciler.core.errors import FetchError, ReconcileError, SettingsError
+from reconciler import files
+from reconciler.core import digest as digests
+from reconciler.core.errors import FetchError, HashMismatch, ReconcileError, SettingsError
 from reconciler.core.events import Notice
 from reconciler.fetch import aria2_daemon, credentials, hashing, sources
 from reconciler.fetch.progress import POLL_SECONDS, poll_interval
@@ -70,11 +73,16 @@ class Aria2Fetcher:
         left = {want.digest: None for want in wants}
         try:
             with self._step:
-                run = self._start_run(wants, report)
+                run = self._start_run([want for want in wants if want.size], report)
+                made = [self._make_empty(want) for want in wants if not want.size]
         except ReconcileError as error:
             yield from (FetchFailed(digest=digest, error=error) for digest in left)
             return
         try:
+            for empty in made:
+                left.pop(empty.digest, None)
+                yield empty
+                self._staging.discard(empty.digest)
             outcomes = run.outcomes(self._closed)
             while outcome := self._next(outcomes):
                 left.pop(outcome.digest, None)
@@ -97,6 +105,19 @@ class Aria2Fetcher:
         resolver = Resolver(self._settings, known, self._hashers.wake)
         context = TransferContext(self._settings, sources.rules(wants, self._settings), self._staging, resolver, self._hashers, report)
         return _Run(wants, context, self._daemon)
+
+    def _make_empty(self, want: Want) -> Fetched | FetchFailed:
+        """Make an empty file for *want*, whose signed size is 0."""
+        path = self._staging.start_attempt(want.digest).data
+        with files.translate_errors(f"make {path.name}"):
+            fd = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            digits, seen = hashing.inline(fd, digests.parse(want.digest)[0])
+        finally:
+            os.close(fd)
+        if want.digest.partition(":")[2] != digits:
+            return FetchFailed(digest=want.digest, error=HashMismatch(f"its size is 0, and an empty file hashes to {digits}"))
+        return Fetched(digest=want.digest, size=0, path=path, device=seen.st_dev, inode=seen.st_ino, mtime_ns=seen.st_mtime_ns)
 
     def _next(self, outcomes: Iterator[Fetched | FetchFailed]) -> Fetched | FetchFailed | None:
         with self._step:

@@ -1,5 +1,5 @@
 """
-Digest, size and first bytes of a file that a network is about to sign.
+Digest, size, first bytes and role of a file that a network is about to sign.
 
 The digest is computed here over every byte, and never taken from a server's headers or a web page.
 """
@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from msgspec import Struct
 
 from reconciler.core import digest as digests
-from reconciler.core import file_type, gguf
+from reconciler.core import file_type, gguf, roles
 from reconciler.core.errors import PublishError
 
 _STEP = 1 << 20
@@ -39,12 +39,12 @@ class Measured(Struct, frozen=True, kw_only=True):
         return f"Measured(digest={self.digest!r}, size={self.size})"
 
 
-def measure(chunks: Iterable[bytes], *, algorithm: str = "sha256", head_bytes: int = 0) -> Measured:
+def measure(chunks: Iterable[bytes], *, algorithm: str = "sha256", head_bytes: int = 0, may_be_empty: bool = False) -> Measured:
     """
     Return what the bytes in *chunks* are, and the first *head_bytes* of them.
 
     Raises:
-        PublishError: there are none.
+        PublishError: there are none, and it may not be empty.
     """
     hasher, size, zeros, head = digests.hasher(algorithm), 0, 0, bytearray()
     for chunk in chunks:
@@ -53,7 +53,7 @@ def measure(chunks: Iterable[bytes], *, algorithm: str = "sha256", head_bytes: i
         zeros = _trailing_zeros(chunk, zeros)
         if len(head) < head_bytes:
             head += chunk[: head_bytes - len(head)]
-    if not size:
+    if not (size or may_be_empty):
         raise PublishError("the file is empty")
     return Measured(digest=f"{algorithm}:{hasher.hexdigest()}", size=size, head=bytes(head), trailing_zeros=zeros)
 
@@ -94,6 +94,31 @@ def refuse_substitute(source: str, measured: Measured) -> None:
     kind = file_type.identify(measured.head, measured.size)
     if kind.name in _POINTERS or (source.endswith(".gguf") and kind.name in _ERROR_PAGES):
         raise PublishError(f"{source} is {kind.text}", hint=kind.hint)
+
+
+def assign_roles(headers: Mapping[str, gguf.GgufFacts | None], given: Mapping[str, str], entrypoint: str, *, engine: str) -> dict[str, str]:
+    """
+    Return what each file of a model is for: as *given*, else as its header or its name says; *headers* has all files, by path.
+
+    Raises:
+        PublishError: every node would refuse it: a role contradicts a header, the entrypoint is no model, a split is missing or too many.
+    """
+    if unknown := next((path for path in given if path not in headers), ""):
+        raise PublishError(f"--role names {unknown!r}, which is none of the files", hint=f"they are: {', '.join(sorted(headers)[:10])}")
+    found = {path: given.get(path) or roles.infer(path, facts) for path, facts in headers.items()}
+    if facts := headers.get(entrypoint):  # a model that is named a draft, and has no other beside it
+        found[entrypoint] = given.get(entrypoint) or roles.of_header(facts)
+    native = engine == "llama-cpp"
+    for path, facts in headers.items():
+        if fault := roles.contradiction(found[path], facts) if facts else "":
+            raise PublishError(f"{path}: {fault}", hint="leave --role out: the header says what the file is for")
+        if native and facts is None and path in given and given[path] in roles.LOADED:
+            raise PublishError(f"{path}: its role is {given[path]!r}, and it is no GGUF file, which llama-cpp loads alone")
+    if native and headers[entrypoint] and found[entrypoint] not in {"model", "split"}:
+        raise PublishError(f"the entrypoint {entrypoint} has the role {found[entrypoint]!r}", hint="name the model with --entrypoint")
+    if fault := roles.split_fault(headers, entrypoint):
+        raise PublishError(fault, hint="name every split as SOURCE, with the names that the engine's own tool gave them")
+    return found
 
 
 def read_chunks(path: Path, *, max_bytes: int) -> Iterator[bytes]:

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 _MARKS = {"active": "●", "inactive": "○", "pending": "◌", "failed": "✗", "archived": "▪", "absent": "·"}
 _STYLES = {"active": "green", "inactive": "dim", "pending": "yellow", "failed": "bold red", "archived": "blue", "absent": "dim"}
 _PIPE_WIDTH = 400
+#: Of a test job's report, people get so many files of a kind, and so many of the engine's last lines; the JSON has them all.
+_FILES, _ENGINE_LINES = 20, 12
 #: A digest's digits. People get the first twelve; `-v` and the JSON have them all.
 _DIGITS = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52,116}\b")
 #: The key of the progress bar for hashing, beside models' ids, which all have a colon.
@@ -192,8 +194,20 @@ def _test_report(to: Console, report: TestReport) -> None:
         lines.append(f"  embedding of {report.dimension} components")
     if report.text:
         lines.append(f"  answer: {printable(report.text)[:200]}")
+    lines += _file_lines("exercised", report.exercised) + _file_lines("not exercised", report.not_exercised)
+    if report.stderr:
+        last = [line.strip() for line in report.stderr.splitlines() if line.strip()][-_ENGINE_LINES:]
+        lines += ["  the engine's last lines (all of them: --json, or its quarantine record):"]
+        lines += [f"    {printable(line)[:200]}" for line in last]
     for line in lines:
         to.print(line, markup=False)
+
+
+def _file_lines(what: str, files: tuple[str, ...]) -> list[str]:
+    if not files:
+        return []
+    more = f" and {len(files) - _FILES:,} more" if len(files) > _FILES else ""
+    return [f"  {what}: {printable(', '.join(files[:_FILES]))}{more}"]
 
 
 class EventLines:

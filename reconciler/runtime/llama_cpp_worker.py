@@ -7,6 +7,7 @@ time whatever it does.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sys
@@ -14,8 +15,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from reconciler.core import gguf
-from reconciler.runtime import result
+from reconciler.core import gguf, roles, units
+from reconciler.runtime import inventory, llama_cpp_files, result
+from reconciler.runtime.inventory import ModelFile
+from reconciler.runtime.llama_cpp_files import Adapters, Projector
 from reconciler.runtime.result import TEXT_CHARACTERS, BadModel, CannotTest
 
 #: Tokens of context that a test job gets. A model's header may claim any number; 2^31 hung the loader.
@@ -51,6 +54,11 @@ class Log:
         """Receive every message of llama.cpp from now on, and write all but debug messages to standard error."""
         self._callback = llama_cpp.llama_log_callback(self._receive)  # kept in an attribute: C holds no reference to it
         llama_cpp.llama_log_set(self._callback, None)
+        with contextlib.suppress(ImportError, AttributeError):  # the part for projectors, which logs by itself
+            from llama_cpp import mtmd_cpp
+
+            mtmd_cpp.mtmd_log_set(self._callback, None)
+            mtmd_cpp.mtmd_helper_log_set(self._callback, None)
 
     def _receive(self, level: int, text: bytes, _: Any) -> None:
         message = text.decode(errors="replace")
@@ -77,41 +85,79 @@ def main() -> None:
 
 
 def _run(job: dict[str, Any]) -> dict[str, Any]:
-    smoke = job["smoke"]
     result.report_phase("reading the header")
-    facts = _checked(Path(job["model"]))
-    if facts.embedding and smoke["task"] != "embedding":
-        raise BadModel(f"it is an embedding model, and is asked for {smoke['task']}")
+    files = inventory.read(job)
+    facts = files[job["entrypoint"]].facts
+    assert facts is not None  # the engine is given a GGUF file, or the job has ended
+    if facts.embedding and job["smoke"]["task"] != "embedding":
+        raise BadModel(f"it is an embedding model, and is asked for {job['smoke']['task']}")
     llama_cpp, log = _engine(), Log()
     log.attach(llama_cpp)
+    found: dict[str, Any] = {"engine_version": llama_cpp.__version__, "exercised": []}
+    try:
+        _test(llama_cpp, log, job, files, facts, found)
+    except BadModel as error:
+        error.found = found | {"gpu_memory_used": log.gpu_bytes} | error.found
+        raise
+    return found | {"gpu_memory_used": log.gpu_bytes}
+
+
+def _test(llama_cpp: Any, log: Log, job: dict[str, Any], files: dict[str, ModelFile], facts: gguf.GgufFacts, found: dict[str, Any]) -> None:
+    """Load the model, run the job on it with its adapters, then load what else lies beside it; *found* tells what was done, at any time."""
+    smoke, entrypoint, tree = job["smoke"], job["entrypoint"], Path(job["tree"])
     result.report_phase("loading the model")
     began = time.perf_counter()
-    model = _load(llama_cpp, job, _context(smoke, facts))
-    loaded = time.perf_counter() - began
+    model = _load(llama_cpp, job, entrypoint, _context(smoke, facts), embedding=smoke["task"] == "embedding")
+    found |= {"load_seconds": time.perf_counter() - began, "gpu_layers": log.gpu_layers}
+    found["exercised"] += roles.split_set(entrypoint, files)
+    adapters = Adapters(llama_cpp, model, tree, [path for path, file in files.items() if file.role == "lora"])
+    adapters.apply(model.ctx)
     result.report_phase("running the test job")
     began = time.perf_counter()
     try:
-        found = _embed(model, smoke) if smoke["task"] == "embedding" else _generate(llama_cpp, model, smoke)
+        found |= _embed(model, smoke) if smoke["task"] == "embedding" else _generate(llama_cpp, model, job, smoke, adapters)
     except RuntimeError as error:
         raise BadModel(f"the engine does not run it: {error}"[:500]) from None
-    seconds = time.perf_counter() - began
-    return found | {
-        "load_seconds": loaded,
-        "run_seconds": seconds,
-        "tokens_per_second": found["tokens"] / seconds if seconds > 0 else 0.0,
-        "engine_version": llama_cpp.__version__,
-        "gpu_layers": log.gpu_layers,
-        "gpu_memory_used": log.gpu_bytes,
-    }
+    except BadModel as error:
+        found |= error.found
+        raise
+    finally:
+        seconds = time.perf_counter() - began
+        found |= {"run_seconds": seconds, "tokens_per_second": found.get("tokens", 0) / seconds if seconds > 0 else 0.0}
+    found["exercised"] += adapters.paths
+    for path in (path for path, file in files.items() if file.role == "mmproj"):
+        found["exercised"] += _try_projector(llama_cpp, job, model, path, adapters)
+    for file in files.values():
+        if file.facts and file.path != entrypoint and file.role in {"draft", "model"}:
+            found["exercised"] += _try_model(llama_cpp, job, model, file, files)
 
 
-def _checked(path: Path) -> gguf.GgufFacts:
-    """Check the file, and the other parts of a split model: the engine opens them by their names."""
-    facts = result.check_gguf(path)
-    if facts.parts > 1:
-        for part in sorted(path.parent.glob("*-of-*.gguf")):
-            result.check_gguf(part)
-    return facts
+def _try_projector(llama_cpp: Any, job: dict[str, Any], model: Any, path: str, adapters: Adapters) -> list[str]:
+    """Let a picture through the projector *path* and the model; return *path*, or nothing where this engine cannot."""
+    options = job["options"]
+    gpu = options["gpu_layers"] != 0 and llama_cpp.llama_supports_gpu_offload()
+    with llama_cpp_files.blamed(path, "projector"):
+        try:
+            projector = Projector(llama_cpp, model, Path(job["tree"], path), gpu=gpu, threads=options["threads"])
+        except ImportError:  # an engine that was built without it
+            return []
+        return [path] if projector.try_all(adapters, embedding=job["smoke"]["task"] == "embedding") else []
+
+
+def _try_model(llama_cpp: Any, job: dict[str, Any], model: Any, file: ModelFile, files: dict[str, ModelFile]) -> list[str]:
+    """Load one more model that lies beside *model*, and let it begin an answer; a draft's vocabulary must be the model's."""
+    smoke, facts = job["smoke"], file.facts
+    assert facts is not None
+    with llama_cpp_files.blamed(file.path, "draft model" if file.role == "draft" else "model"):
+        if file.role == "draft":
+            alone = llama_cpp_files.load_only(llama_cpp, Path(job["tree"], file.path))
+            llama_cpp_files.compare_vocabularies(llama_cpp, llama_cpp_files.native_model(model), alone)
+            llama_cpp.llama_model_free(alone)
+        if file.role == "model" or llama_cpp_files.runs_alone(facts):
+            brief = smoke | {"max_tokens": 1, "task": "embedding" if facts.embedding else "completion"}
+            other = _load(llama_cpp, job, file.path, _context(brief, facts), embedding=facts.embedding)
+            _ = _embed(other, brief) if facts.embedding else _generate(llama_cpp, other, job, brief)
+    return list(roles.split_set(file.path, files))
 
 
 def _engine() -> Any:
@@ -129,40 +175,56 @@ def _context(smoke: dict[str, Any], facts: gguf.GgufFacts) -> int:
     return min(wanted, facts.context_length) if facts.context_length else wanted
 
 
-def _load(llama_cpp: Any, job: dict[str, Any], context: int) -> Any:
-    options, smoke = job["options"], job["smoke"]
+def _load(llama_cpp: Any, job: dict[str, Any], path: str, context: int, *, embedding: bool) -> Any:
+    options, whole = job["options"], str(Path(job["tree"], path))
     try:
         return llama_cpp.Llama(
-            model_path=job["model"],
+            model_path=whole,
             n_ctx=context,
             n_batch=context,
-            n_ubatch=context if smoke["task"] == "embedding" else min(context, 512),  # an encoder processes a prompt in one batch
+            n_ubatch=context if embedding else min(context, 512),  # an encoder processes a prompt in one batch
             n_gpu_layers=options["gpu_layers"] if llama_cpp.llama_supports_gpu_offload() else 0,
             n_threads=options["threads"] or None,
             n_threads_batch=options["threads"] or None,
-            seed=smoke["seed"],
-            embedding=smoke["task"] == "embedding",
+            seed=job["smoke"]["seed"],
+            embedding=embedding,
             logits_all=False,
             use_mmap=True,
             verbose=True,
         )
     except ValueError as error:
-        raise BadModel(f"the engine does not load it: {error}".replace(job["model"], Path(job["model"]).name)) from None
+        raise BadModel(f"the engine does not load it: {error}".replace(whole, Path(path).name)) from None
 
 
-def _generate(llama_cpp: Any, model: Any, smoke: dict[str, Any]) -> dict[str, Any]:
+def _generate(llama_cpp: Any, model: Any, job: dict[str, Any], smoke: dict[str, Any], adapters: Adapters | None = None) -> dict[str, Any]:
     """Generate at temperature 0, token by token, and check every logit: weights that are NaN load without an error."""
     prompt = _chat_tokens(model, smoke) if smoke["task"] == "chat" else model.tokenize(smoke["prompt"].encode(), add_bos=True)
     _refuse_too_long(len(prompt), smoke["max_tokens"], model)
     vocabulary = model._model.vocab  # noqa: SLF001  the binding has no public name for it
+    beside = f" with {', '.join(map(repr, adapters.paths))}" if adapters and adapters.paths else ""
     ids: list[int] = []
-    for token in model.generate(prompt, temp=0.0, top_k=1, repeat_penalty=1.0):
-        _refuse_nonfinite(llama_cpp, model)
-        if llama_cpp.llama_vocab_is_eog(vocabulary, token):
-            break
-        ids.append(int(token))
-        if len(ids) >= smoke["max_tokens"]:
-            break
+    try:
+        for token in model.generate(prompt, temp=0.0, top_k=1, repeat_penalty=1.0):
+            llama_cpp_files.refuse_nonfinite(llama_cpp, model.ctx, model.n_vocab(), f"its logits{beside}")
+            if llama_cpp.llama_vocab_is_eog(vocabulary, token):
+                break
+            ids.append(int(token))
+            if len(ids) >= smoke["max_tokens"]:
+                break
+            _refuse_late(job, len(ids))
+    except BadModel as error:
+        error.found |= _said(model, ids)
+        raise
+    return _said(model, ids)
+
+
+def _refuse_late(job: dict[str, Any], count: int) -> None:
+    """End the job a moment before it is ended from outside, while what it said can still be told."""
+    if time.monotonic() > job["until"]:
+        raise BadModel(f"its test job did not end in time, after {units.count(count, 'token')}")
+
+
+def _said(model: Any, ids: list[int]) -> dict[str, Any]:
     text = model.detokenize(ids).decode(errors="replace")
     return {"tokens": len(ids), "token_ids": ids, "text": text[:TEXT_CHARACTERS]}
 
@@ -170,14 +232,6 @@ def _generate(llama_cpp: Any, model: Any, smoke: dict[str, Any]) -> dict[str, An
 def _refuse_too_long(prompt: int, more: int, model: Any) -> None:
     if prompt + more > model.n_ctx():
         raise BadModel(f"the test job takes {prompt:,} tokens and asks for {more:,} more, and its context holds {model.n_ctx():,}")
-
-
-def _refuse_nonfinite(llama_cpp: Any, model: Any) -> None:
-    import numpy as np
-
-    logits = llama_cpp.llama_get_logits_ith(model.ctx, -1)
-    if not logits or not np.isfinite(np.ctypeslib.as_array(logits, shape=(model.n_vocab(),))).all():
-        raise BadModel("its logits are not finite numbers")
 
 
 def _chat_tokens(model: Any, smoke: dict[str, Any]) -> list[int]:

@@ -13,10 +13,9 @@ import signal
 import socket
 import subprocess
 import time
-from pathlib import Path
 from typing import Any
 
-from reconciler.runtime import result
+from reconciler.runtime import inventory, result
 from reconciler.runtime.result import TEXT_CHARACTERS, BadModel, CannotTest
 
 _ANSWER_BYTES = 4 << 20
@@ -103,7 +102,7 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
     if smoke["expect"]["tokens"] is not None:
         raise BadModel("token ids are expected, and the OpenAI API gives none")
     if job["model"].endswith(".gguf"):
-        result.check_gguf(Path(job["model"]))
+        inventory.read(job)
     began = time.perf_counter()
     server = Server(options["argv"], job["model"], options["ready_seconds"])
     try:

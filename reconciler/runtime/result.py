@@ -24,7 +24,11 @@ _UNTRUSTED_SECONDS = 10.0
 
 
 class BadModel(Exception):
-    """The model is at fault."""
+    """The model is at fault; *found* is what the test job had found until then, as fields of its answer."""
+
+    def __init__(self, message: str, found: dict[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.found = dict(found or {})
 
 
 class CannotTest(Exception):
@@ -43,10 +47,10 @@ def run_job(run: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     verdict: dict[str, Any] = {"nonce": job["nonce"], "verdict": "passed"}
     try:
         found = run(job)
-        check_expectations(found, job["smoke"])
         verdict |= found
+        check_expectations(found, job["smoke"])
     except BadModel as error:
-        verdict |= {"verdict": "bad", "reason": str(error)}
+        verdict |= error.found | {"verdict": "bad", "reason": str(error)}
     except CannotTest as error:
         verdict |= {"verdict": "unable", "reason": str(error)}
     except MemoryError:
@@ -71,11 +75,13 @@ def report_phase(name: str) -> None:
 
 def last_phase(errors: str) -> str:
     """Return the last phase that a child reported in *errors*, or an empty text."""
-    found = re.findall(f"^{_PHASE}([a-z ]{{1,60}})$", errors, re.MULTILINE)
+    found = re.findall(f"^{_PHASE}(.{{1,200}})$", errors, re.MULTILINE)
     return str(found[-1]) if found else ""
 
 
 _PHASE = "phase: "
+#: How the phases begin in which a file beside the model is loaded.
+LOADING = "loading the "
 
 
 @contextlib.contextmanager

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,6 +31,12 @@ _NO_MEMORY = ("out of memory", "failed to allocate", "unable to allocate", "cann
 _DEVICE_FAULT = ("cuda error", "no cuda-capable", "hip error", "device lost")
 #: Beside twice the size of the files, since engines may repack weights: for the context of a test job and the engine itself.
 _MEMORY_BYTES = 4 << 30
+#: Bytes of the answer: its lists name files, of which a model has up to a thousand.
+_ANSWER_BYTES = 1 << 20
+#: A child that generates ends by itself so long before its time limit, and so tells what it had said; a tenth of a short limit.
+_LAST_SECONDS = 1.0
+#: The engine's own line about where a model's layers are, in the output of a child that died without an answer.
+_OFFLOADED = re.compile(r"^load_tensors: offloaded (\d{1,6})/\d+ layers to GPU", re.MULTILINE)
 
 _Count = Annotated[int, Meta(ge=0, le=2**53)]
 _Number = Annotated[float, Meta(ge=0, le=1e15)]
@@ -51,6 +59,7 @@ class _Answer(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     gpu_layers: _Count = 0
     gpu_memory_used: _Count = 0
     engine_version: Annotated[str, Meta(max_length=64)] = ""
+    exercised: Annotated[tuple[_Text, ...], Meta(max_length=4096)] = ()
 
 
 class SandboxedTester:
@@ -87,8 +96,10 @@ class SandboxedTester:
             sandbox = choose.choose(self._sandbox, self._cache, server=engine.server)
             sandbox_job = self._sandbox_job(job, engine, gpus)
             roomy = 0 < sandbox_job.memory_bytes <= devices.available_memory()
+            began = time.monotonic()
             with self._stop_signal() as stop:
                 ended = sandbox.run(sandbox_job, stop)
+            seconds = time.monotonic() - began
         except SandboxUnavailable as error:
             return _report("unable", f"sandbox-unavailable: {error.message}", job)
         if self._closed:
@@ -97,7 +108,7 @@ class SandboxedTester:
             choose.forget_probes(self._cache)
         report = _report_of(ended, job, roomy=roomy)
         report = msgspec.structs.replace(report, sandbox=sandbox.mode, engine_version=report.engine_version or version)
-        return _on_device(report, job, gpus)
+        return _with_files(_with_circumstances(_on_device(report, job, gpus), ended, seconds, gpus), job)
 
     def close(self) -> None:
         """End the test job that runs, and each that would begin later; from any thread, and idempotent."""
@@ -126,6 +137,10 @@ class SandboxedTester:
         found = devices.device_files(gpus) if options.get("gpu_layers") != 0 else ()  # on the CPU no driver is needed
         document: dict[str, Any] = {
             "model": str(tree / job.entrypoint),
+            "tree": str(tree),
+            "entrypoint": job.entrypoint,
+            "roles": dict(job.roles),
+            "until": time.monotonic() + limit - min(_LAST_SECONDS, limit / 10),
             "smoke": msgspec.to_builtins(job.smoke),
             "options": options,
         }
@@ -137,6 +152,7 @@ class SandboxedTester:
             devices=found,
             server=engine.server,
             memory_bytes=0 if found else 2 * _size(tree) + _MEMORY_BYTES,
+            answer_bytes=_ANSWER_BYTES,
         )
 
 
@@ -165,7 +181,9 @@ def _report_of(ended: ProcessResult, job: TestJob, *, roomy: bool) -> TestReport
     if ended.valid_answer is not None:
         return _report_from_answer(ended.valid_answer, job, ended, roomy=roomy)
     if ended.signal in OWN_FAULT:
-        return _report("bad", f"the engine died of {signal.Signals(ended.signal).name} with it: {last}", job)
+        phase = result.last_phase(ended.errors)
+        where = f", while {phase}" if phase.startswith(result.LOADING) else ""
+        return _report("bad", f"the engine died of {signal.Signals(ended.signal).name} with it{where}: {last}", job)
     if ended.signal:
         return _report("unable", f"the test job was killed by signal {ended.signal}, perhaps because memory ran out", job)
     return _memory_shortage(ended.errors, job, roomy=roomy) or _report(
@@ -185,7 +203,7 @@ def _report_from_answer(answer: dict[str, Any], job: TestJob, ended: ProcessResu
     )
     if found.verdict == "passed":
         return msgspec.structs.replace(report, reason="")
-    if found.verdict == "unable" or found.reason.startswith("the engine does not "):
+    if found.verdict == "unable" or "the engine does not " in found.reason:
         if shortage := _memory_shortage(f"{ended.errors}\n{found.reason}", job, roomy=roomy):
             return shortage
         return msgspec.structs.replace(report, reason=f"{report.reason} ({_last_line(ended.errors, 'error')})")
@@ -218,6 +236,29 @@ def _on_device(report: TestReport, job: TestJob, gpus: tuple[Gpu, ...]) -> TestR
             report, verdict="bad", reason="it asks for a GPU and ran on the CPU: is the engine built for this GPU?", device="cpu"
         )
     return msgspec.structs.replace(report, device=gpus[0].name if report.gpu_layers and gpus else "cpu")
+
+
+def _with_circumstances(report: TestReport, ended: ProcessResult, seconds: float, gpus: tuple[Gpu, ...]) -> TestReport:
+    """Add to the report of a job that did not pass what the engine wrote and, where the child did not say, the device and the time."""
+    if report.verdict == "passed":
+        return report
+    layers = report.gpu_layers or max((int(found) for found in _OFFLOADED.findall(ended.errors)), default=0)
+    began = report.load_seconds or result.LOADING in ended.errors
+    return msgspec.structs.replace(
+        report,
+        stderr=ended.errors,
+        run_seconds=report.run_seconds or (0.0 if report.load_seconds else seconds),
+        gpu_layers=layers,
+        device=report.device or (gpus[0].name if layers and gpus else "cpu" if began else ""),
+    )
+
+
+def _with_files(report: TestReport, job: TestJob) -> TestReport:
+    """Add which files of the tree were not loaded. A child names only files; a server's loads the entrypoint."""
+    tree = job.tree.resolve()
+    there = {path.relative_to(tree).as_posix() for path in tree.rglob("*") if path.is_file()}
+    loaded = set(report.exercised) or ({job.entrypoint} if report.verdict == "passed" else set())
+    return msgspec.structs.replace(report, exercised=tuple(sorted(loaded & there)), not_exercised=tuple(sorted(there - loaded)))
 
 
 def _report(verdict: Verdict, reason: str, job: TestJob) -> TestReport:

@@ -109,7 +109,7 @@ def supervise(
         code=code,
         signal=0 if timed_out else -code if code < 0 else code - 128 if killed_inside else 0,
         timed_out=timed_out,
-        errors=complaint.decode(errors="replace")[-16_384:],
+        errors=complaint.decode(errors="replace"),
     )
 
 

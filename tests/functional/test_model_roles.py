@@ -1,0 +1,256 @@
+"""Every file of a model is tested for what it is for: good ones are named as exercised, and a bad one fails the model by its name."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from reconciler.core.snapshot import Runtime, Smoke
+from reconciler.demo.server import Server
+from reconciler.ports import TestJob, TestReport
+from reconciler.runtime import smoke_test
+from reconciler.sandbox import choose
+from reconciler.sandbox.process import SandboxJob
+from tests import jobs, model_files
+from tests.demand import working
+from tests.network import Document
+from tests.node import Node, Ran, tiny
+
+NEVER = {"prompt": "Hello", "max_tokens": 4, "timeout": "60s", "expect": {"regex": "^never said$"}}
+
+
+def ran(folder: Path, files: dict[str, bytes], text: str = "", *, entrypoint: str = "", roles: Any = None, **smoke: Any) -> TestReport:
+    """The report of a test job on a model that is made of *files*."""
+    tree = folder / "tree"
+    for path, data in files.items():
+        (tree / path).parent.mkdir(parents=True, exist_ok=True)
+        (tree / path).write_bytes(data)
+    wanted = msgspec.convert({"max_tokens": 4, "timeout": "60s"} | smoke, Smoke)
+    return jobs.make_tester(folder, text).test(
+        TestJob(
+            model="m:v1",
+            tree=tree,
+            entrypoint=entrypoint or min(files),
+            runtime=Runtime(engine="llama-cpp"),
+            smoke=wanted,
+            roles=roles or {},
+        )
+    )
+
+
+# -- good files are exercised ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["bubblewrap", "landlock"])
+def test_every_kind_of_good_file_is_exercised_and_the_rest_is_said_not_to_be(tmp_path: Path, mode: Any) -> None:
+    files = {
+        "model.gguf": tiny("a"), "mmproj.gguf": model_files.projector(), "lora.gguf": model_files.lora(), "small.gguf": tiny("d", width=16),
+        "tokenizer.json": b"{}", "LICENSE": b"free",
+    }  # fmt: skip
+    report = ran(tmp_path, files, f'[smoke]\nsandbox = "{working(mode)}"\n', entrypoint="model.gguf", roles={"small.gguf": "draft"})
+    assert (report.verdict, report.reason) == ("passed", "")
+    assert report.exercised == ("lora.gguf", "mmproj.gguf", "model.gguf", "small.gguf")
+    assert report.not_exercised == ("LICENSE", "tokenizer.json")
+    assert report.stderr == ""
+
+
+def test_every_split_is_opened_and_the_split_model_says_what_the_whole_one_says(tmp_path: Path) -> None:
+    parts = model_files.split("a")
+    assert len(parts) == 3
+    report = ran(tmp_path / "split", parts)
+    assert (report.verdict, report.exercised, report.not_exercised) == ("passed", tuple(parts), ())
+    assert report.token_ids == ran(tmp_path / "whole", {"model.gguf": tiny("a")}).token_ids
+
+
+def test_what_is_generated_is_generated_with_the_adapters(tmp_path: Path) -> None:
+    alone = ran(tmp_path / "alone", {"model.gguf": tiny("a")})
+    adapted = ran(tmp_path / "adapted", {"model.gguf": tiny("a"), "x.lora": model_files.lora()}, roles={"x.lora": "lora"})
+    assert adapted.verdict == "passed"
+    assert adapted.token_ids != alone.token_ids
+
+
+def test_an_embedding_model_with_a_projector_is_exercised_too(tmp_path: Path) -> None:
+    files = {"model.gguf": tiny("e", "embedding"), "n.gguf": model_files.projector()}
+    report = ran(tmp_path, files, task="embedding")
+    assert (report.verdict, report.dimension, report.exercised) == ("passed", 32, ("model.gguf", "n.gguf"))
+
+
+def test_a_second_model_is_loaded_for_what_it_is(tmp_path: Path) -> None:
+    report = ran(tmp_path, {"a.gguf": tiny("a"), "b.gguf": tiny("e", "embedding")})
+    assert (report.verdict, report.exercised) == ("passed", ("a.gguf", "b.gguf"))
+
+
+# -- bad files fail the model by their name ----------------------------------------------------------
+
+OTHER_WORDS = tiny("d").replace(b"<0x41>", b"<0x4A>").replace(b"<0x42>", b"<0x4B>")
+
+
+@pytest.mark.parametrize(
+    ("path", "data", "role", "said"),
+    [
+        ("mmproj.gguf", bytes(range(256)) * 64, None, "mmproj.gguf: not a sound GGUF file: "),
+        ("mmproj.bin", bytes(range(256)) * 64, "mmproj", "mmproj.bin: not a sound GGUF file: "),
+        ("mmproj.gguf", model_files.projector(64), None, "the projector 'mmproj.gguf': the engine does not load it with this model"),
+        ("mmproj.gguf", model_files.projector(kind="nonsense"), None, "the projector 'mmproj.gguf': the engine does not load it"),
+        ("mmproj.gguf", model_files.projector(broken=True), None, "the projector 'mmproj.gguf': its logits are not finite numbers"),
+        ("lora.gguf", model_files.lora(64), None, "the LoRA adapter 'lora.gguf': the engine does not load it with this model"),
+        ("lora.gguf", model_files.lora(kind="other"), None, "the LoRA adapter 'lora.gguf': the engine does not load it with this model"),
+        ("lora.gguf", model_files.lora(scale=float("nan")), None, "its logits with 'lora.gguf' are not finite numbers"),
+        ("draft.gguf", OTHER_WORDS, None, "the draft model 'draft.gguf': its vocabulary is not the model's: token 68 is '<0x4A>'"),
+        ("x.gguf", model_files.projector(), "lora", "x.gguf: its role is 'lora', and by its header it is a projector (mmproj)"),
+        ("x.gguf", tiny("b"), "mmproj", "x.gguf: its role is 'mmproj', and by its header it is a model"),
+        ("x.gguf", tiny("b"), "licence", "x.gguf: its role is 'licence', and by its header it is a model"),
+        ("x.gguf", tiny("b"), "split", "x.gguf: its role is 'split', and by its header it is a model"),
+        ("x-00002-of-00002.gguf", model_files.split("b")["tiny-00002-of-00003.gguf"], None, "split 2 of 3 is missing: "),
+    ],
+)  # fmt: skip
+def test_a_bad_file_fails_the_model_and_is_named(tmp_path: Path, path: str, data: bytes, role: str | None, said: str) -> None:
+    report = ran(tmp_path, {"model.gguf": tiny("a"), path: data}, entrypoint="model.gguf", roles={path: role} if role else {})
+    assert report.verdict == "bad"
+    assert said in report.reason
+    assert path not in report.exercised
+
+
+def test_a_file_that_claims_nothing_is_not_read(tmp_path: Path) -> None:
+    files = {"model.gguf": tiny("a"), "mmproj.gguf": b"GGUF, so it says"}
+    report = ran(tmp_path, files, entrypoint="model.gguf", roles={"mmproj.gguf": "other"})
+    assert (report.verdict, report.exercised, report.not_exercised) == ("passed", ("model.gguf",), ("mmproj.gguf",))
+
+
+def test_an_entrypoint_that_is_no_model_fails(tmp_path: Path) -> None:
+    report = ran(tmp_path, {"x.gguf": model_files.projector()})
+    assert (report.verdict, report.reason) == ("bad", "x.gguf: its role is 'mmproj', and an engine is given a model")
+
+
+def _broken_splits() -> Iterator[tuple[str, dict[str, bytes], str]]:
+    parts = model_files.split("a")
+    first, second, third = parts
+    yield "missing", {path: data for path, data in parts.items() if path != third}, f"split 3 of 3 is missing: there is no {third!r}"
+    yield "renamed", {first: parts[first], third: parts[third], "second.gguf": parts[second]}, "split 2 of 3 is missing: 'second.gguf' is "
+    yield "extra", parts | {"tiny-00004-of-00003.gguf": parts[third]}, "'tiny-00004-of-00003.gguf' is one split too many"
+
+
+@pytest.mark.parametrize(("what", "files", "said"), list(_broken_splits()))
+def test_a_broken_split_model_is_named_before_an_engine_is_asked(tmp_path: Path, what: str, files: dict[str, bytes], said: str) -> None:
+    del what
+    report = ran(tmp_path, files, entrypoint="tiny-00001-of-00003.gguf")
+    assert report.verdict == "bad"
+    assert report.reason.startswith(said)
+    assert "llama" not in report.stderr  # the engine was not even loaded
+    assert report.exercised == ()
+
+
+# -- what a failed test says -------------------------------------------------------------------------
+
+
+def test_the_record_of_a_failed_test_says_what_happened(tmp_path: Path) -> None:
+    report = ran(tmp_path, {"model.gguf": tiny("a")}, expect={"regex": "^never said$"})
+    good = ran(tmp_path, {"model.gguf": tiny("a")})
+    assert report.verdict == "bad"
+    assert (report.device, report.tokens, report.token_ids, report.text) == (good.device, 4, good.token_ids, good.text)
+    assert report.load_seconds > 0
+    assert report.run_seconds > 0
+    assert report.tokens_per_second == pytest.approx(report.tokens / report.run_seconds)
+    assert "llama_model_loader" in report.stderr
+    assert len(report.stderr.encode()) <= 65_536
+    assert report.exercised == ("model.gguf",)
+
+
+def test_a_job_that_runs_out_of_time_says_what_it_had_said(tmp_path: Path) -> None:
+    made = jobs.job(tmp_path, tiny("a"))
+    document = {
+        "model": str(made.tree / "model.gguf"), "tree": str(made.tree), "entrypoint": "model.gguf", "roles": {}, "until": 0.0,
+        "smoke": msgspec.to_builtins(made.smoke), "options": {"gpu_layers": 0, "threads": 0},
+    }  # fmt: skip
+    job = SandboxJob(module="reconciler.runtime.llama_cpp_worker", job=document, seconds=60, read=(made.tree,))
+    report = smoke_test._report_of(choose.make_sandbox(working("bubblewrap")).run(job), made, roomy=False)
+    assert (report.verdict, report.reason) == ("bad", "its test job did not end in time, after 1 token")
+    assert (report.tokens, len(report.token_ids)) == (1, 1)
+    assert report.load_seconds > 0
+
+
+# -- through the whole program -----------------------------------------------------------------------
+
+
+def published(node: Node, files: dict[str, bytes], model: str = "m:v1", roles: dict[str, str] | None = None, **changes: Any) -> Document:
+    """A model of several *files*, each served."""
+    first = min(files)
+    item = node.item(model, files[first], path=first, entrypoint=first, **changes)
+    for path, data in files.items():
+        if path == first:
+            continue
+        other = node.item("x:v1", data, path=path, entrypoint=path)["artifacts"][0] if data else _empty(path)
+        item["artifacts"].append(other)
+    for one in item["artifacts"]:
+        if role := (roles or {}).get(one["path"]):
+            one["role"] = role
+    return item
+
+
+def _empty(path: str) -> Document:
+    return {"path": path, "digest": f"sha256:{hashlib.sha256().hexdigest()}", "size": 0, "urls": []}
+
+
+def model_of(shown: Ran, model: str = "m:v1") -> Document:
+    found: Document = next(one for one in shown.json["models"] if one["id"] == model)
+    return found
+
+
+def test_a_model_of_several_files_is_active_and_says_which_were_exercised(node: Node) -> None:
+    files = {"a.gguf": tiny("a"), "mmproj.gguf": model_files.projector(), "config.json": b"", "LICENSE": b"free"}
+    node.publish(published(node, files, roles={"mmproj.gguf": "mmproj", "config.json": "config", "LICENSE": "licence"}))
+    assert node.run("sync").code == 0
+    assert node.states() == {"m:v1": "active"}
+    assert (node.store / "active/models/m/v1/config.json").read_bytes() == b""
+    test = model_of(node.run("status", "m:v1", "--json"))["test"]
+    assert (test["exercised"], test["not_exercised"]) == (["a.gguf", "mmproj.gguf"], ["LICENSE", "config.json"])
+    shown = node.run("status", "m:v1").out
+    assert "exercised: a.gguf, mmproj.gguf" in shown
+    assert "not exercised: LICENSE, config.json" in shown
+
+
+def test_a_bad_projector_fails_the_model_and_the_record_has_the_engines_words(node: Node) -> None:
+    node.publish(published(node, {"a.gguf": tiny("a"), "mmproj.gguf": model_files.projector(64)}))
+    assert node.run("sync").code == 3
+    assert node.states() == {"m:v1": "failed"}
+    shown = node.run("status", "m:v1").out
+    assert "mismatch between text model (n_embd = 32) and mmproj (n_embd = 64)" in shown
+    assert "tested on cpu" in shown or "tested on " in shown
+    test = model_of(node.run("status", "m:v1", "--json"))["test"]
+    assert "mismatch between text model" in test["stderr"]
+    assert test["exercised"] == ["a.gguf"]
+    record = (node.store / model_of(node.run("status", "m:v1", "--json"))["quarantine"] / "record.json").read_text()
+    assert "mismatch between text model" in record
+
+
+def test_another_role_calls_for_another_test_and_none_changes_the_tree(node: Node) -> None:
+    files = {"a.gguf": tiny("a"), "b.gguf": tiny("b")}
+    node.publish(published(node, files))
+    assert node.run("sync").code == 0
+    tree = model_of(node.run("status", "--json"))["tree"]
+    node.publish(published(node, files, roles={"b.gguf": "draft"}))
+    assert node.run("plan", "--json").json["models"][0]["reason"].startswith("test-changed")
+    assert node.run("sync").code == 0
+    assert model_of(node.run("status", "--json"))["tree"] == tree
+
+
+def test_a_lie_about_an_empty_file_is_a_hash_mismatch(node: Node) -> None:
+    item = published(node, {"a.gguf": tiny("a"), "z.txt": b""})
+    item["artifacts"][1]["digest"] = f"sha256:{'0' * 64}"
+    node.publish(item)
+    assert node.run("sync").code == 3
+    assert "an empty file hashes to e3b0c442" in model_of(node.run("status", "--json"))["reason"]
+
+
+def test_the_terminal_is_not_controlled_by_what_an_engine_writes(node: Node, server: Server) -> None:
+    del server
+    hostile = tiny("a").replace(b"general.name", b"general.n\x1bme")
+    node.publish(published(node, {"a.gguf": hostile}, smoke=NEVER))
+    assert node.run("sync").code == 3
+    assert "\x1b" in model_of(node.run("status", "m:v1", "--json"))["test"]["stderr"]
+    assert "\x1b" not in node.run("status", "m:v1").out
