@@ -16,12 +16,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal, Protocol
 
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
 from reconciler.core.errors import InternalError, ReconcileError
 from reconciler.core.events import Event
 from reconciler.core.lock import LockedArtifact
-from reconciler.core.snapshot import Runtime, Smoke
+from reconciler.core.snapshot import Answer, Runtime, Smoke
 from reconciler.core.state import ActiveModel, Generation, Passed, Record, ServerState, TreeSeen
 
 # -- fetching --------------------------------------------------------------------------------------
@@ -116,6 +116,8 @@ class TestJob(Struct, frozen=True, kw_only=True):
     #: Bytes on the GPU that the network says the model takes; 0: it may run on the CPU.
     gpu_memory: int = 0
     memory: int = 0
+    #: Report what it computed, as an answer that a snapshot can expect of others.
+    record: bool = False
 
 
 class TestReport(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -150,6 +152,8 @@ class TestReport(Struct, frozen=True, kw_only=True, omit_defaults=True):
     not_exercised: tuple[str, ...] = ()
     #: The end of what the engine wrote to standard error, at most 64 KiB.
     stderr: str = ""
+    #: What it computed, of a job that was to record it.
+    answer: Answer | UnsetType = UNSET
 
 
 class Tester(Protocol):

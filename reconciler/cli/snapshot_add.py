@@ -19,7 +19,7 @@ from reconciler.core.text import printable
 
 if TYPE_CHECKING:
     from reconciler.core.gguf import GgufFacts
-    from reconciler.core.snapshot import Artifact, Model, Snapshot
+    from reconciler.core.snapshot import Answer, Artifact, Model, Snapshot
     from reconciler.core.vocabulary import KnownTask, KnownUnpack
     from reconciler.publish.artifacts import Measured
 
@@ -64,6 +64,9 @@ _TASK = click.Choice(["chat", "completion", "embedding"])
 @click.option("--expect-text", help="The answer must contain this text.")
 @click.option("--expect-regex", help="The answer must match this regular expression.")
 @click.option("--expect-tokens", "min_tokens", type=click.IntRange(0), default=1, help="The fewest tokens that the answer must have.")
+@click.option(
+    "--record-answer", is_flag=True, help="Run the test job here, and let every node compare what it computes with what this machine did."
+)
 @click.option("--timeout", default="120s", metavar="TIME", help="The longest time that the test job may take.")
 @click.option("--max-size", type=Size(), default="1TiB", metavar="SIZE", help="Refuse a file that is larger.")
 @click.option("--ca-file", type=FILE, help="Certificate authorities for https, instead of the system's.")
@@ -92,6 +95,8 @@ def snapshot_add(*, file: Path, model_id: str, sources: tuple[str, ...], max_siz
     headers, refusals = _read_headers(sources, measured)
     members = _archive_members(sources, given["unpack"])
     model, facts = _model(model_id, sources, measured, given, headers, members)
+    if given["record_answer"]:
+        model = _with_recorded_answer(model, sources)
     replaced = _write_update(file, data, model, beside=given["beside"])
     _print_notes(model, given, members, refusals)
     size = units.human_size(sum(one.size for one in measured))
@@ -105,6 +110,26 @@ def snapshot_add(*, file: Path, model_id: str, sources: tuple[str, ...], max_siz
         document_io.print_line(f"GGUF header: {printable(parts)}")
         if given["gpu_memory"] is None:
             document_io.note("the GPU memory is an estimate: measure it on a node, and give --gpu-memory (0: it needs no GPU)")
+
+
+def _with_recorded_answer(model: Model, sources: tuple[str, ...]) -> Model:
+    """Return *model* with what its test job computes here as what it must compute on every node."""
+    from msgspec.structs import replace
+
+    from reconciler.commands import record_answer
+    from reconciler.fetch import http
+
+    if any(artifact.unpack for artifact in model.artifacts) or any(http.is_url(source) for source in sources):
+        raise PublishError("--record-answer needs the model's files on this machine, unpacked", hint="give files as SOURCE")
+    found = record_answer.record(model, dict(zip((one.path for one in model.artifacts), map(Path, sources), strict=True)))
+    document_io.print_line(f"recorded: {_answer_in_words(found)}")
+    return replace(model, smoke=replace(model.smoke, expect=replace(model.smoke.expect, answer=found)))
+
+
+def _answer_in_words(found: Answer) -> str:
+    if found.embedding:
+        return f"an embedding of {len(found.embedding):,} components, cosine at least {found.cosine}"
+    return f"{units.count(len(found.tokens), 'token')}, of which {len(found.sure)} are compared: there the first choice leads by far"
 
 
 def _print_notes(model: Model, given: dict[str, Any], members: tuple[str, ...] | None, refusals: list[str]) -> None:

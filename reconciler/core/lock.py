@@ -163,10 +163,17 @@ def compile_model(model: snapshot.Model) -> LockedModel:
         gpu_memory=model.gpu_memory,
         memory=model.memory,
         runtime=model.runtime,
-        smoke=model.smoke,
+        smoke=_without_null_answer(model.smoke),
         roles={one.path: one.role for one in artifacts if one.role},
         artifact=tuple(LockedArtifact(path=one.path, digest=one.digest, unpack=one.unpack) for one in artifacts),
     )
+
+
+def _without_null_answer(smoke: Smoke) -> Smoke:
+    """Return *smoke* with an answer that is null left out: it says the same, and a lock has no nulls."""
+    if smoke.expect.answer is not None:
+        return smoke
+    return msgspec.structs.replace(smoke, expect=msgspec.structs.replace(smoke.expect, answer=UNSET))
 
 
 def _blobs(models: list[snapshot.Model], found: Snapshot) -> dict[str, LockedBlob]:

@@ -51,6 +51,19 @@ class Runtime(Struct, frozen=True, kw_only=True):
     version: Annotated[str, Meta(max_length=256)] = ""  #: Versions that will do (PEP 440); empty: any.
 
 
+class Answer(Struct, frozen=True, kw_only=True):
+    """What the model computed where this was recorded: token ids, or an embedding. Arithmetic differs a little from device to device."""
+
+    #: Token ids that it chose one after the other, each the likeliest. A test job feeds these very tokens.
+    tokens: Annotated[tuple[Count, ...], Meta(max_length=4096)] = ()
+    #: Positions in ``tokens`` where the first choice led by a wide margin: there a test job's own first choice must be the same.
+    sure: Annotated[tuple[Count, ...], Meta(max_length=4096)] = ()
+    #: The prompt's embedding.
+    embedding: Annotated[tuple[float, ...], Meta(max_length=65536)] = ()
+    #: The least cosine between ``embedding`` and a test job's own.
+    cosine: Annotated[float, Meta(ge=-1, le=1)] = 0.999
+
+
 class Expect(Struct, frozen=True, kw_only=True):
     """What a test job's answer must be; all that is given must hold."""
 
@@ -66,6 +79,8 @@ class Expect(Struct, frozen=True, kw_only=True):
     min_rate: Count = 0
     #: An embedding has so many components.
     dimension: Positive | None = None
+    #: What it must compute; null, or absent: whatever the rest permits.
+    answer: Answer | UnsetType | None = UNSET
 
 
 class Smoke(Struct, frozen=True, kw_only=True):
@@ -236,6 +251,8 @@ def _check_model(model: Model) -> None:
         raise ValueError(f"the test job's task {model.smoke.task!r} is not among the model's - at `smoke.task`")
     _within("smoke.timeout", units.seconds, model.smoke.timeout)
     _within("smoke.expect.regex", _check_regex, model.smoke.expect.regex)
+    if model.smoke.expect.answer:
+        _within("smoke.expect.answer", _check_answer, model.smoke.expect.answer)
     _within("runtime.version", _check_specifier, model.runtime.version)
     taken: set[str] = set()
     for index, artifact in enumerate(model.artifacts):
@@ -254,6 +271,13 @@ def _check_model(model: Model) -> None:
     unpacked = any(artifact.unpack for artifact in model.artifacts)
     if not unpacked and model.entrypoint not in {artifact.path for artifact in model.artifacts}:
         raise ValueError("names no artifact - at `entrypoint`")
+
+
+def _check_answer(answer: Answer) -> None:
+    if bool(answer.tokens) == bool(answer.embedding):
+        raise ValueError("an answer is made of tokens or of an embedding")
+    if any(position >= len(answer.tokens) for position in answer.sure):
+        raise ValueError(f"a position is not among the {len(answer.tokens)} tokens - at `sure`")
 
 
 def _refuse_file_as_folder(paths: set[str]) -> None:

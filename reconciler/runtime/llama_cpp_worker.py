@@ -12,6 +12,7 @@ import os
 import re
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from reconciler.runtime.result import TEXT_CHARACTERS, BadModel, CannotTest
 _LEAST_CONTEXT, _MOST_CONTEXT = 512, 8192
 _TEMPLATE_TOKENS = 512
 _PROMPT_CHARACTERS = 1 << 20
+#: Logits by which a first choice must lead to be the same on other devices: quantised arithmetic moves logits by some hundredths.
+_WIDE_LEAD = 1.0
 _DEBUG, _CONTINUED = 4, 5  # of ggml_log_level
 
 _OFFLOADED = re.compile(r"load_tensors: offloaded (\d+)/\d+ layers to GPU")
@@ -115,7 +118,11 @@ def _test(llama_cpp: Any, log: Log, job: dict[str, Any], files: dict[str, ModelF
     result.report_phase("running the test job")
     began = time.perf_counter()
     try:
-        found |= _embed(model, smoke) if smoke["task"] == "embedding" else _generate(llama_cpp, model, job, smoke, adapters)
+        found |= (
+            _embed(model, smoke, record=job["record"])
+            if smoke["task"] == "embedding"
+            else _generate(llama_cpp, model, job, smoke, adapters)
+        )
     except RuntimeError as error:
         raise BadModel(f"the engine does not run it: {error}"[:500]) from None
     except BadModel as error:
@@ -125,6 +132,9 @@ def _test(llama_cpp: Any, log: Log, job: dict[str, Any], files: dict[str, ModelF
         seconds = time.perf_counter() - began
         found |= {"run_seconds": seconds, "tokens_per_second": found.get("tokens", 0) / seconds if seconds > 0 else 0.0}
     found["exercised"] += adapters.paths
+    _follow_answer(llama_cpp, model, job)
+    if job["record"] and smoke["task"] != "embedding":
+        found["answer"] = _recorded(llama_cpp, model, job, found["token_ids"])
     for path in (path for path, file in files.items() if file.role == "mmproj"):
         found["exercised"] += _try_projector(llama_cpp, job, model, path, adapters)
     for file in files.values():
@@ -154,7 +164,7 @@ def _try_model(llama_cpp: Any, job: dict[str, Any], model: Any, file: ModelFile,
             llama_cpp_files.compare_vocabularies(llama_cpp, llama_cpp_files.native_model(model), alone)
             llama_cpp.llama_model_free(alone)
         if file.role == "model" or llama_cpp_files.runs_alone(facts):
-            brief = smoke | {"max_tokens": 1, "task": "embedding" if facts.embedding else "completion"}
+            brief = smoke | {"max_tokens": 1, "expect": {}, "task": "embedding" if facts.embedding else "completion"}
             other = _load(llama_cpp, job, file.path, _context(brief, facts), embedding=facts.embedding)
             _ = _embed(other, brief) if facts.embedding else _generate(llama_cpp, other, job, brief)
     return list(roles.split_set(file.path, files))
@@ -170,7 +180,9 @@ def _engine() -> Any:
 
 def _context(smoke: dict[str, Any], facts: gguf.GgufFacts) -> int:
     """Return a context size that holds the job for certain: no tokenizer makes more tokens than bytes, beside a few special ones."""
-    most: int = len(smoke["prompt"].encode()) + smoke["max_tokens"] + 64 + (_TEMPLATE_TOKENS if smoke["task"] == "chat" else 0)
+    recorded = (smoke["expect"].get("answer") or {}).get("tokens", ())
+    more = max(smoke["max_tokens"], len(recorded)) + 64
+    most: int = len(smoke["prompt"].encode()) + more + (_TEMPLATE_TOKENS if smoke["task"] == "chat" else 0)
     wanted = min(max(_LEAST_CONTEXT, -(-most // 256) * 256), _MOST_CONTEXT)
     return min(wanted, facts.context_length) if facts.context_length else wanted
 
@@ -198,7 +210,7 @@ def _load(llama_cpp: Any, job: dict[str, Any], path: str, context: int, *, embed
 
 def _generate(llama_cpp: Any, model: Any, job: dict[str, Any], smoke: dict[str, Any], adapters: Adapters | None = None) -> dict[str, Any]:
     """Generate at temperature 0, token by token, and check every logit: weights that are NaN load without an error."""
-    prompt = _chat_tokens(model, smoke) if smoke["task"] == "chat" else model.tokenize(smoke["prompt"].encode(), add_bos=True)
+    prompt = _prompt_tokens(model, smoke)
     _refuse_too_long(len(prompt), smoke["max_tokens"], model)
     vocabulary = model._model.vocab  # noqa: SLF001  the binding has no public name for it
     beside = f" with {', '.join(map(repr, adapters.paths))}" if adapters and adapters.paths else ""
@@ -216,6 +228,54 @@ def _generate(llama_cpp: Any, model: Any, job: dict[str, Any], smoke: dict[str, 
         error.found |= _said(model, ids)
         raise
     return _said(model, ids)
+
+
+def _follow_answer(llama_cpp: Any, model: Any, job: dict[str, Any]) -> None:
+    """
+    Feed the recorded tokens, and compare the model's own first choice where the recorder's was sure.
+
+    Its own tokens are not fed: after one close choice that falls otherwise on this device, all that follow differ too.
+    """
+    smoke = job["smoke"]
+    answer = smoke["expect"].get("answer")
+    if not answer or smoke["task"] == "embedding":
+        return
+    if not answer["tokens"]:
+        raise BadModel(f"an embedding is expected of it, and it is asked for {smoke['task']}")
+    if (wrong := max(answer["tokens"])) >= model.n_vocab():
+        raise BadModel(f"its answer is recorded with token {wrong:,}, and it has {model.n_vocab():,} tokens")
+    for position, (token, chosen, _) in enumerate(_choices(llama_cpp, model, job, answer["tokens"])):
+        if position in answer["sure"] and chosen != token:
+            raise BadModel(f"its answer is not the recorded one: at position {position} it chooses token {chosen}, recorded is {token}")
+
+
+def _recorded(llama_cpp: Any, model: Any, job: dict[str, Any], ids: list[int]) -> dict[str, Any]:
+    """Return the answer *ids*, with the positions where the first choice leads so far that no other device chooses otherwise."""
+    leads = [lead for _, _, lead in _choices(llama_cpp, model, job, ids)]
+    return {"tokens": ids, "sure": [position for position, lead in enumerate(leads) if lead >= _WIDE_LEAD]}
+
+
+def _choices(llama_cpp: Any, model: Any, job: dict[str, Any], tokens: list[int]) -> Iterator[tuple[int, int, float]]:
+    """Feed *tokens* after the prompt; yield for each the token, the model's own first choice there, and its lead before the second."""
+    import numpy as np
+
+    prompt = _prompt_tokens(model, job["smoke"])
+    _refuse_too_long(len(prompt), len(tokens), model)
+    model.reset()
+    model.eval(prompt)
+    for index, token in enumerate(tokens):
+        logits = np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(model.ctx, -1), shape=(model.n_vocab(),))
+        second, first = np.partition(logits, -2)[-2:]
+        yield token, int(np.argmax(logits)), float(first - second)
+        model.eval([token])
+        _refuse_late(job, index)
+
+
+def _prompt_tokens(model: Any, smoke: dict[str, Any]) -> list[int]:
+    if smoke["task"] == "chat":
+        return _chat_tokens(model, smoke)
+    found: list[int] = model.tokenize(smoke["prompt"].encode(), add_bos=True)
+    return found
 
 
 def _refuse_late(job: dict[str, Any], count: int) -> None:
@@ -269,13 +329,15 @@ def _text_of(model: Any, token: int) -> str:
     return str(model.detokenize([token], special=True).decode(errors="replace")) if token >= 0 else ""
 
 
-def _embed(model: Any, smoke: dict[str, Any]) -> dict[str, Any]:
+def _embed(model: Any, smoke: dict[str, Any], *, record: bool = False) -> dict[str, Any]:
     count = len(model.tokenize(smoke["prompt"].encode(), add_bos=True))
     _refuse_too_long(count, 0, model)  # the engine would truncate the prompt without a message
     vector = model.create_embedding(smoke["prompt"])["data"][0]["embedding"]
     if vector and isinstance(vector[0], list):
         raise BadModel("it is no embedding model: its file names no pooling, and it gives a vector for each token")
-    return {"dimension": result.check_embedding(vector), "tokens": count}
+    dimension = result.check_embedding(vector)
+    result.check_cosine(vector, smoke)
+    return {"dimension": dimension, "tokens": count} | ({"answer": {"embedding": vector}} if record else {})
 
 
 if __name__ == "__main__":

@@ -99,7 +99,7 @@ def main() -> None:
 
 def _run(job: dict[str, Any]) -> dict[str, Any]:
     options, smoke = job["options"], job["smoke"]
-    if smoke["expect"]["tokens"] is not None:
+    if smoke["expect"]["tokens"] is not None or (smoke["expect"].get("answer") or {}).get("tokens"):
         raise BadModel("token ids are expected, and the OpenAI API gives none")
     if job["model"].endswith(".gguf"):
         inventory.read(job)
@@ -134,7 +134,10 @@ def _chat(server: Server, name: str, smoke: dict[str, Any]) -> dict[str, Any]:
 
 def _embed(server: Server, name: str, smoke: dict[str, Any]) -> dict[str, Any]:
     answer = server.ask("/v1/embeddings", {"model": name, "input": smoke["prompt"]})
-    return {"dimension": result.check_embedding(_at(answer, "data", 0, "embedding")), "tokens": _count(answer, "prompt_tokens")}
+    vector = _at(answer, "data", 0, "embedding")
+    dimension = result.check_embedding(vector)
+    result.check_cosine(vector, smoke)
+    return {"dimension": dimension, "tokens": _count(answer, "prompt_tokens")}
 
 
 _ASK = {"completion": _complete, "chat": _chat, "embedding": _embed}

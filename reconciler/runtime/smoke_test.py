@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from reconciler.core import units
 from reconciler.core.errors import SandboxUnavailable
 from reconciler.core.node import Gpu
+from reconciler.core.snapshot import Answer
 from reconciler.ports import TestJob, TestReport, Verdict
 from reconciler.runtime import devices, engines, result
 from reconciler.runtime.engines import Engine
@@ -60,6 +61,7 @@ class _Answer(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     gpu_memory_used: _Count = 0
     engine_version: Annotated[str, Meta(max_length=64)] = ""
     exercised: Annotated[tuple[_Text, ...], Meta(max_length=4096)] = ()
+    answer: Answer | UnsetType = UNSET
 
 
 class SandboxedTester:
@@ -140,6 +142,7 @@ class SandboxedTester:
             "tree": str(tree),
             "entrypoint": job.entrypoint,
             "roles": dict(job.roles),
+            "record": job.record,
             "until": time.monotonic() + limit - min(_LAST_SECONDS, limit / 10),
             "smoke": msgspec.to_builtins(job.smoke),
             "options": options,

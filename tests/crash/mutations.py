@@ -81,6 +81,8 @@ CONFIRM, NETWORK, RUN, SETUP, UPKEEP, SCRUB, CONTEXT, NODE_TRUST = (
 )
 CLOCK, FETCH_RECORD = "reconciler/store/clock.py", "reconciler/commands/fetch_record.py"
 ROLLBACK, ACTIVATE, HOOKS = "reconciler/commands/rollback.py", "reconciler/apply/activate.py", "reconciler/hooks.py"
+ROLES, DOWNLOADER = "reconciler/core/roles.py", "reconciler/fetch/downloader.py"
+INVENTORY, BESIDE, WORKER = (f"reconciler/runtime/{name}.py" for name in ("inventory", "llama_cpp_files", "llama_cpp_worker"))
 FILES, UNPACK, ATTEND = ("reconciler/files.py", "reconciler/unpack/extract.py", "reconciler/sandbox/supervision.py")
 
 _STORE = ("contract/test_trees_contract", "contract/test_generations_contract", "unit/test_apply", "crash/test_damage")
@@ -117,8 +119,20 @@ TESTS = {
     STRICT: ("unit/test_trust", "adversary/test_trust_attacks"),
     LOCK: ("unit/test_lock",),
     PLAN: ("unit/test_updates", "unit/test_apply", "laws/test_plan_laws", "adversary/test_store_attacks"),
-    LIFECYCLE: ("unit/test_updates", "unit/test_apply", "unit/test_mixed_versions", "laws/test_plan_laws", "adversary/test_store_attacks"),
+    LIFECYCLE: (
+        "unit/test_roles",
+        "unit/test_updates",
+        "unit/test_apply",
+        "unit/test_mixed_versions",
+        "laws/test_plan_laws",
+        "adversary/test_store_attacks",
+    ),
     GGUF: ("unit/test_gguf_header",),
+    ROLES: ("unit/test_roles",),
+    INVENTORY: ("functional/test_model_roles",),
+    BESIDE: ("functional/test_model_roles",),
+    WORKER: ("functional/test_recorded_answers", "functional/test_smoke_test"),
+    DOWNLOADER: ("functional/test_model_roles",),
     STAGING: _LEFT,
     HASHER: ("adversary/test_verify_faults",),
     VERIFY: ("adversary/test_verify_faults", "crash/test_damage"),
@@ -159,6 +173,7 @@ def mutations() -> Iterator[Mutation]:
     yield from _bytes()
     yield from _store()
     yield from _serving()
+    yield from _roles()
     yield from _network()
     yield from _found_files()
 
@@ -276,6 +291,22 @@ def _store() -> Iterator[Mutation]:
     yield never("the lock of the downloads", STAGING, "not files.lock(fd, _LOCK_SECONDS)")
     yield once("a quarantine's bound", QUARANTINE, "if index and (total > max_bytes", "if index and (False")
     yield once("the word of a test job's child", ATTEND, ' and found.get("nonce") == nonce', "")
+
+
+def _roles() -> Iterator[Mutation]:
+    """What a file of a model claims to be, and is not."""
+    yield once("a role against its header", ROLES, "if role in permitted:", "if True:")
+    yield once("a missing split", ROLES, "if number not in numbers), 0)", "if False), 0)")
+    yield once("one split too many", ROLES, "if not 1 <= number <= count), -1)", "if False), -1)")
+    yield never("a header's word on a split", ROLES, "facts is not None and (fault := _misnamed(path, facts, sets, files))")
+    yield once("roles in a test's digest", LIFECYCLE, "(*job, model.roles) if model.roles else job", "job")
+    yield never("a role against its header, on a node", INVENTORY, 'fault := roles.contradiction(one.role, one.facts) if one.facts else ""')
+    yield never("a broken split model, on a node", INVENTORY, "fault := roles.split_fault(headers, entrypoint)")
+    yield never("a projector that the engine refuses", BESIDE, "not self._context")
+    yield never("weights that are no numbers", BESIDE, "not logits or not np.isfinite(np.ctypeslib.as_array(logits, shape=(size,))).all()")
+    yield never("another vocabulary", BESIDE, "text(ours, token) != text(theirs, token)")
+    yield never("a recorded answer", WORKER, 'position in answer["sure"] and chosen != token')
+    yield never("the digest of an empty file", DOWNLOADER, 'want.digest.partition(":")[2] != digits')
 
 
 def _serving() -> Iterator[Mutation]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
-from reconciler.core import roles, vocabulary
+from reconciler.core import lifecycle, lock, roles, snapshot, vocabulary
+from reconciler.core.errors import BadEnvelope
 from reconciler.core.gguf import GgufFacts
+from tests.network import Document, Network
 
 
 def header(**changes: Any) -> GgufFacts:
@@ -151,3 +154,45 @@ def test_an_engine_is_given_the_first_split() -> None:
 
 def test_a_name_that_claims_many_splits_costs_nothing() -> None:
     assert roles.split_fault({"m-00001-of-99999.gguf": None}, "m-00001-of-99999.gguf").startswith("split 2 of 99999 is missing")
+
+
+# -- in a snapshot and its lock ------------------------------------------------------------------------
+
+
+def locked(**roles: str) -> lock.LockedModel:
+    """A model of two files and an archive, with the *roles* that are given."""
+    item: Document = Network().model("a:v1", b"x", path="a.gguf")
+    for name in ("b.gguf", "c.tar"):
+        item["artifacts"].append(item["artifacts"][0] | {"path": name, "unpack": "tar" if name == "c.tar" else None})
+    for one in item["artifacts"]:
+        if role := roles.get(one["path"][0]):
+            one["role"] = role
+    document = Network().snapshot_document(item)
+    return lock.compile_model(snapshot.decode(msgspec.json.encode(document)).models[0])
+
+
+def test_a_role_changes_the_test_job_and_not_the_tree() -> None:
+    plain, draft, other = locked(), locked(b="draft"), locked(b="other")
+    assert plain.recipe == draft.recipe
+    assert len({lifecycle.smoke_digest(one) for one in (plain, draft, other)}) == 3
+
+
+def test_the_role_of_an_archive_is_its_entrypoints() -> None:
+    assert locked(c="model").file_roles == {"a.gguf": "model"}
+    assert locked(a="split", c="model", b="lora").file_roles == {"a.gguf": "split", "b.gguf": "lora"}
+    assert locked().file_roles == {}
+
+
+@pytest.mark.parametrize(("path", "fine"), [("a.gguf", False), ("b.gguf", True), ("c.tar", False)])
+def test_a_file_beside_the_entrypoint_may_be_empty(path: str, fine: bool) -> None:
+    item: Document = Network().model("a:v1", b"x", path="a.gguf")
+    for name in ("b.gguf", "c.tar"):
+        digits = f"sha256:{name.encode().hex():0>64}"
+        item["artifacts"].append(item["artifacts"][0] | {"path": name, "digest": digits, "unpack": "tar" if name == "c.tar" else None})
+    next(one for one in item["artifacts"] if one["path"] == path)["size"] = 0
+    payload = msgspec.json.encode(Network().snapshot_document(item))
+    if fine:
+        assert snapshot.decode(payload).models[0].artifacts[1].size == 0
+    else:
+        with pytest.raises(BadEnvelope, match="is not empty"):
+            snapshot.decode(payload)
