@@ -28,7 +28,7 @@ _TEMPLATE_TOKENS = 512
 _PROMPT_CHARACTERS = 1 << 20
 #: Logits by which a first choice must lead to be the same on other devices: quantised arithmetic moves logits by some hundredths.
 _WIDE_LEAD = 1.0
-_DEBUG, _CONTINUED = 4, 5  # of ggml_log_level
+_DEBUG, _CONTINUED = 1, 5  # of ggml_log_level (ggml.h)
 
 _OFFLOADED = re.compile(r"load_tensors: offloaded (\d+)/\d+ layers to GPU")
 #: A GPU's buffers are named for the device and its number; those in main memory have no number.

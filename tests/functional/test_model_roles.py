@@ -87,7 +87,9 @@ def test_a_second_model_is_loaded_for_what_it_is(tmp_path: Path) -> None:
 
 # -- bad files fail the model by their name ----------------------------------------------------------
 
-OTHER_WORDS = tiny("d").replace(b"<0x41>", b"<0x4A>").replace(b"<0x42>", b"<0x4B>")
+#: Two tokens changed places; the engine refuses a vocabulary that has one twice.
+OTHER_WORDS = tiny("d").replace(b"<0x41>", b"<0x-->").replace(b"<0x42>", b"<0x41>").replace(b"<0x-->", b"<0x42>")
+TWICE = tiny("d").replace(b"<0x41>", b"<0x42>")
 
 
 @pytest.mark.parametrize(
@@ -101,7 +103,8 @@ OTHER_WORDS = tiny("d").replace(b"<0x41>", b"<0x4A>").replace(b"<0x42>", b"<0x4B
         ("lora.gguf", model_files.lora(64), None, "the LoRA adapter 'lora.gguf': the engine does not load it with this model"),
         ("lora.gguf", model_files.lora(kind="other"), None, "the LoRA adapter 'lora.gguf': the engine does not load it with this model"),
         ("lora.gguf", model_files.lora(scale=float("nan")), None, "its logits with 'lora.gguf' are not finite numbers"),
-        ("draft.gguf", OTHER_WORDS, None, "the draft model 'draft.gguf': its vocabulary is not the model's: token 68 is '<0x4A>'"),
+        ("draft.gguf", OTHER_WORDS, None, "the draft model 'draft.gguf': its vocabulary is not the model's: token 68 is '<0x42>'"),
+        ("draft.gguf", TWICE, None, "the engine died of SIGABRT with it, while loading the draft model 'draft.gguf': "),
         ("x.gguf", model_files.projector(), "lora", "x.gguf: its role is 'lora', and by its header it is a projector (mmproj)"),
         ("x.gguf", tiny("b"), "mmproj", "x.gguf: its role is 'mmproj', and by its header it is a model"),
         ("x.gguf", tiny("b"), "licence", "x.gguf: its role is 'licence', and by its header it is a model"),
@@ -179,7 +182,7 @@ def test_a_job_that_runs_out_of_time_says_what_it_had_said(tmp_path: Path) -> No
 
 def published(node: Node, files: dict[str, bytes], model: str = "m:v1", roles: dict[str, str] | None = None, **changes: Any) -> Document:
     """A model of several *files*, each served."""
-    first = min(files)
+    first = min(path for path in files if path.endswith(".gguf"))
     item = node.item(model, files[first], path=first, entrypoint=first, **changes)
     for path, data in files.items():
         if path == first:
