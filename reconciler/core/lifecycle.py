@@ -317,7 +317,8 @@ def _outdated_pass(passed: Passed, model: LockedModel, given: PlanInput) -> str:
 def smoke_digest(model: LockedModel) -> str:
     """Return the digest of *model*'s test job and of what it loads and asks of the device: another one calls for a new test."""
     job = (model.smoke, model.entrypoint, model.gpu_memory)
-    return digest.of(msgspec.json.encode((*job, model.roles) if model.roles else job))  # without roles as it was before there were any
+    roles = model.roles and {path: role for path, role in model.file_roles.items() if (path, role) != (model.entrypoint, "model")}
+    return digest.of(msgspec.json.encode((*job, roles) if roles else job))  # without roles as it was before there were any
 
 
 def incompatible(model: LockedModel, node: NodeFacts) -> str:

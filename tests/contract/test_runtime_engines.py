@@ -153,7 +153,7 @@ def test_the_other_parts_of_a_split_model_are_looked_at_too(local: Bench) -> Non
     (local.folder / "tree").mkdir()
     (local.folder / "tree" / "model-00002-of-00002.gguf").write_bytes(b"GGUF, or not")
     report = local.test(sketch.encode())
-    assert (report.verdict, report.reason[:22]) == ("bad", "not a sound GGUF file:")
+    assert (report.verdict, report.reason[:49]) == ("bad", "model-00002-of-00002.gguf: not a sound GGUF file:")
 
 
 # -- a server that is not what it should be ---------------------------------------------------------

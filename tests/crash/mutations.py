@@ -299,7 +299,7 @@ def _roles() -> Iterator[Mutation]:
     yield once("a missing split", ROLES, "if number not in numbers), 0)", "if False), 0)")
     yield once("one split too many", ROLES, "if not 1 <= number <= count), -1)", "if False), -1)")
     yield never("a header's word on a split", ROLES, "facts is not None and (fault := _misnamed(path, facts, sets, files))")
-    yield once("roles in a test's digest", LIFECYCLE, "(*job, model.roles) if model.roles else job", "job")
+    yield once("roles in a test's digest", LIFECYCLE, "(*job, roles) if roles else job", "job")
     yield never("a role against its header, on a node", INVENTORY, 'fault := roles.contradiction(one.role, one.facts) if one.facts else ""')
     yield never("a broken split model, on a node", INVENTORY, "fault := roles.split_fault(headers, entrypoint)")
     yield never("a projector that the engine refuses", BESIDE, "not self._context")
