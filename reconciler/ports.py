@@ -108,6 +108,8 @@ class TestJob(Struct, frozen=True, kw_only=True):
 
     model: str
     tree: Path
+    #: The tree's digest.
+    digest: str = ""
     entrypoint: str
     runtime: Runtime
     smoke: Smoke
@@ -150,10 +152,12 @@ class TestReport(Struct, frozen=True, kw_only=True, omit_defaults=True):
     #: Files of the tree that it loaded, and those that it could not, sorted.
     exercised: tuple[str, ...] = ()
     not_exercised: tuple[str, ...] = ()
-    #: The end of what the engine wrote to standard error, at most 64 KiB.
+    #: The end of what the engine or the server wrote to standard error, at most 64 KiB; empty where it passed.
     stderr: str = ""
     #: What it computed, of a job that was to record it.
     answer: Answer | UnsetType = UNSET
+    #: Of a server: the digest of its command line and version. One that has served a model here is right.
+    command: str = ""
 
 
 class Tester(Protocol):

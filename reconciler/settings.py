@@ -34,6 +34,8 @@ from reconciler.core.node import Policy
 from reconciler.core.text import tool_damage
 
 Argv = tuple[str, ...]
+#: A version, as PEP 440 has it, of a server.
+VERSION = r"[0-9]+(\.[0-9]+){0,4}([a-z0-9.+-]{0,32})"
 Positive = Annotated[int, Meta(ge=1, le=1024)]
 
 
@@ -116,22 +118,48 @@ class LlamaCppSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     threads: Annotated[int, Meta(ge=0, le=512)] = 0
 
 
-class OpenAISettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A server with the OpenAI API."""
+class ServerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """
+    A server with the OpenAI API, which runs the test jobs of the engine that the table is named for, as ``vllm`` in ``[runtime.vllm]``.
 
-    #: The command that starts it, with its absolute path; ``{model}`` and ``{port}`` are filled in. Empty: the engine is missing.
+    It is started in the sandbox for each test job, and ended after it. There may be several such tables.
+    """
+
+    #: The command that starts it, with its absolute path. In it, ``{model}`` stands for the path of the model's entrypoint,
+    #: ``{folder}`` for that of its folder, ``{name}`` for its name, ``{port}`` for the port on 127.0.0.1 at which it must listen, and
+    #: ``{context}`` for the tokens of context that the test job needs. Empty: the engine is missing.
     argv: Argv = ()
     #: The server's version (PEP 440): snapshots may ask for one, and when it changes, models are tested again.
     version: str = ""
-    #: How long it may take until it answers.
+    #: A command that prints the version, instead of ``version``. It is asked again when its program, or a folder in ``bind``, has changed.
+    version_argv: Argv = ()
+    #: How long it may take until it answers. The time that the snapshot allows the test job begins then.
     ready_timeout: str = "120s"
+    #: Further files and folders that it may read, such as a virtual environment or CUDA's libraries. The folder that its program is
+    #: installed in, and every path in ``argv``, need not be named.
+    bind: tuple[str, ...] = ()
+    #: Variables of its environment.
+    env: dict[str, str] = {}
+    #: The most memory that its processes may use; 0: no bound of its own.
+    memory: str = "0"
+    #: The most shared memory, in ``/dev/shm``.
+    shm: str = "1GiB"
+    #: The largest file that it may write, and the size of the scratch folder in which it may; the folder is empty for each test job.
+    file_size: str = "1GiB"
+    #: The most processes that it may have at once.
+    processes: Annotated[int, Meta(ge=1, le=65536)] = 512
 
 
 class Runtimes(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Engines by name."""
 
     llama_cpp: LlamaCppSettings = field(default=LlamaCppSettings(), name="llama-cpp")
-    openai: OpenAISettings = OpenAISettings()
+    #: Servers by the name of their engine: every other table in ``[runtime]``.
+    servers: dict[str, ServerSettings] = {}
+
+    def server(self, engine: str) -> ServerSettings:
+        """Return the settings of *engine*'s server; one without a command where there is none."""
+        return self.servers.get(engine, ServerSettings())
 
 
 class Agent(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -176,6 +204,15 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         """Return *argv* with its program relative to the settings' folder, unless it is a name that PATH is searched for."""
         return (str(self.path(argv[0])), *argv[1:]) if argv and "/" in argv[0] else argv
 
+    @property
+    def engines(self) -> Runtimes:
+        """The table ``[runtime]``, with the folders that servers may read relative to the settings' folder."""
+        bound = {
+            engine: msgspec.structs.replace(server, bind=tuple(os.path.normpath(self.path(text).absolute()) for text in server.bind))
+            for engine, server in self.runtime.servers.items()
+        }
+        return msgspec.structs.replace(self.runtime, servers=bound)
+
     def check_trusted(self, uid: int) -> None:
         """
         Check that only root and the user *uid* can change the files that these settings name. For settings that the caller did not name.
@@ -207,12 +244,15 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             ("[network] root_updates", network.root_updates), ("[download] ca_file", download.ca_file),
             ("[download] netrc", download.netrc), ("[store] path", self.store.path), ("[store] archive", self.store.archive),
         ]  # fmt: skip
+        named += [(f"[runtime.{engine}] bind", text) for engine, server in self.runtime.servers.items() for text in server.bind]
         yield from ((key, text) for key, text in named if text and "://" not in text)
 
     def _commands(self) -> Iterator[tuple[str, Argv]]:
         yield "[hooks] activated", self.hooks.activated
         yield "[hooks] healthy", self.hooks.healthy
-        yield "[runtime.openai] argv", self.runtime.openai.argv
+        for engine, server in self.runtime.servers.items():
+            yield f"[runtime.{engine}] argv", server.argv
+            yield f"[runtime.{engine}] version_argv", server.version_argv
 
     def programs(self) -> Iterator[tuple[str, str]]:
         """Yield the program of every command that is named by a path, as it is written, with the key that names it."""
@@ -286,6 +326,7 @@ def decode(data: bytes, base: Path, name: str = "reconcile.toml") -> Settings:
         raise SettingsError(
             f"{name} is not TOML: {tool_damage(data) or error}", hint="it is UTF-8 text, as `reconcile init` writes it"
         ) from None
+    tree = _with_servers(tree, name)
     _refuse_unknown(tree, Settings, name, "")
     if any("\0" in text for text in _texts(tree)):
         raise SettingsError(f"{name} has a NUL character in a value, which no path, address or command may have")
@@ -309,7 +350,8 @@ def _check(settings: Settings) -> None:
     _check_addresses(settings)
     _check_homes(settings)
     _check_places(settings)
-    _check_server(settings.runtime.openai)
+    for engine, server in settings.runtime.servers.items():
+        _check_server(f"[runtime.{engine}]", server)
     for template in settings.download.fallback:
         _check_address("[download] fallback", snapshot.check_template, template)
 
@@ -390,12 +432,69 @@ def _claim(taken: dict[Path, str], key: str, settings: Settings, text: str) -> N
     taken[place] = key
 
 
-def _check_server(chosen: OpenAISettings) -> None:
-    _check_amount("[runtime.openai] ready_timeout", units.seconds, chosen.ready_timeout, least=0.001)
-    if chosen.version and not re.fullmatch(r"[0-9]+(\.[0-9]+){0,4}([a-z0-9.+-]{0,32})", chosen.version):
-        raise ValueError(f"[runtime.openai] version: {chosen.version!r} is not a version such as 1.2.3")
-    if chosen.argv and not chosen.argv[0].startswith("/"):
-        raise ValueError(f"[runtime.openai] argv: {chosen.argv[0]!r} is not an absolute path; PATH is not searched")
+#: An engine that is no server, and one whose table may name no command.
+_NO_SERVER, _MAY_LACK = "llama-cpp", "openai"
+#: What stands for something in a server's command.
+PLACEHOLDERS = ("model", "folder", "name", "port", "context")
+#: Folders that no server is given: they hold sockets of other programs, and what the kernel says of the machine.
+_NEVER_BOUND = ("/proc", "/sys", "/dev", "/run", "/var/run")
+
+
+def _with_servers(tree: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return *tree* with the tables of servers, whose names are the network's, in a table of their own; each of them is checked."""
+    runtime = tree.get("runtime")
+    if not isinstance(runtime, dict):
+        return tree
+    own = {engine: table for engine, table in runtime.items() if engine == _NO_SERVER}
+    servers = {engine: _server_table(engine, table, name) for engine, table in runtime.items() if engine != _NO_SERVER}
+    return tree | {"runtime": own | {"servers": servers}}
+
+
+def _server_table(engine: str, table: Any, name: str) -> dict[str, Any]:
+    where = f"runtime.{engine}"
+    named = isinstance(table, dict) and ("argv" in table or engine == _MAY_LACK)
+    if not named and (not isinstance(table, dict) or _nearest(engine, dict.fromkeys((_NO_SERVER, _MAY_LACK)), "").startswith("did")):
+        raise SettingsError(f"{name}: unknown key {where!r}", hint=_nearest(engine, dict.fromkeys((_NO_SERVER, _MAY_LACK)), "runtime."))
+    _refuse_unknown(table, ServerSettings, name, f"{where}.")
+    if not table.get("argv") and engine != _MAY_LACK:
+        raise SettingsError(f"{name}: [{where}] argv: it is missing", hint="name the command that starts the server")
+    try:
+        msgspec.convert(engine, snapshot.Name)
+        msgspec.convert(table, ServerSettings)
+    except msgspec.ValidationError as error:
+        raise SettingsError(f"{name}: {str(error).replace('`$.', f'`{where}.')}") from None
+    return dict(table)
+
+
+def _check_server(where: str, chosen: ServerSettings) -> None:
+    _check_amount(f"{where} ready_timeout", units.seconds, chosen.ready_timeout, least=0.001)
+    for key, least in (("memory", 0), ("shm", 1), ("file_size", 1)):
+        _check_amount(f"{where} {key}", units.size, getattr(chosen, key), least=least)
+    if chosen.version and not re.fullmatch(VERSION, chosen.version):
+        raise ValueError(f"{where} version: {chosen.version!r} is not a version such as 1.2.3")
+    if chosen.version and chosen.version_argv:
+        raise ValueError(f"{where} version: it is given twice, also by version_argv; leave one of them out")
+    for key, argv in (("argv", chosen.argv), ("version_argv", chosen.version_argv)):
+        if argv and not argv[0].startswith("/"):
+            raise ValueError(f"{where} {key}: {argv[0]!r} is not an absolute path; PATH is not searched")
+    _check_placeholders(where, chosen)
+    for text in chosen.bind:
+        place = os.path.normpath(text)
+        if place in {"/", "."} or any(place == one or place.startswith(f"{one}/") for one in _NEVER_BOUND):
+            raise ValueError(f"{where} bind: {text!r} is not given to a server; name the folder that it needs")
+    for variable in chosen.env:
+        if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", variable):
+            raise ValueError(f"{where} env: {variable!r} is not the name of a variable")
+
+
+def _check_placeholders(where: str, chosen: ServerSettings) -> None:
+    """Refuse a misspelled placeholder, which the server would take for what it says."""
+    import difflib
+
+    for word in re.findall(r"\{([a-z_]+)\}", " ".join(chosen.argv)):
+        near = difflib.get_close_matches(word, PLACEHOLDERS, n=1, cutoff=0.7)
+        if near and word not in PLACEHOLDERS:
+            raise ValueError(f"{where} argv: {{{word}}} stands for nothing; did you mean {{{near[0]}}}?")
 
 
 def _texts(value: Any) -> Iterator[str]:

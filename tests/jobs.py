@@ -21,8 +21,14 @@ def make_tester(folder: Path, text: str = "") -> SandboxedTester:
         chosen.store_path / "cache",
         sandbox=chosen.smoke.sandbox,
         timeout_seconds=units.seconds(chosen.smoke.timeout),
-        runtimes=chosen.runtime,
+        runtimes=chosen.engines,
     )
+
+
+def folder_job(tree: Path, *, engine: str, entrypoint: str = "config.json", **smoke: Any) -> TestJob:
+    """A job on the model in the folder *tree*."""
+    wanted = msgspec.convert({"max_tokens": 4, "timeout": "60s", "expect": {}} | smoke, Smoke)
+    return TestJob(model="m:v1", tree=tree, entrypoint=entrypoint, runtime=Runtime(engine=engine), smoke=wanted)
 
 
 def job(folder: Path, data: bytes, *, engine: str = "llama-cpp", gpu_memory: int = 0, expect: Any = None, **smoke: Any) -> TestJob:

@@ -18,7 +18,7 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import click
 import msgspec
@@ -72,15 +72,17 @@ def _settings() -> str:
 
 def _tables(kind: type[msgspec.Struct], prefix: str) -> Iterator[tuple[str, type[msgspec.Struct]]]:
     for field in msgspec.structs.fields(kind):
-        if isinstance(field.type, type) and issubclass(field.type, msgspec.Struct):
-            name = f"{prefix}{field.encode_name}"
-            if any(not _is_table(inner) for inner in msgspec.structs.fields(field.type)):
-                yield name, field.type
-            yield from _tables(field.type, f"{name}.")
+        if table := _table(field):
+            name = f"{prefix}{field.encode_name if table == field.type else 'NAME'}"
+            if any(not _table(inner) for inner in msgspec.structs.fields(table)):
+                yield name, table
+            yield from _tables(table, f"{name}.")
 
 
-def _is_table(field: msgspec.structs.FieldInfo) -> bool:
-    return isinstance(field.type, type) and issubclass(field.type, msgspec.Struct)
+def _table(field: msgspec.structs.FieldInfo) -> type[msgspec.Struct] | None:
+    """Return the kind of table that *field* is: one of its own name, or one for each name."""
+    found = next(reversed(get_args(field.type)), None) if get_origin(field.type) is dict else field.type
+    return found if isinstance(found, type) and issubclass(found, msgspec.Struct) else None
 
 
 def _table_of_settings(name: str, kind: type[msgspec.Struct]) -> str:
@@ -88,7 +90,7 @@ def _table_of_settings(name: str, kind: type[msgspec.Struct]) -> str:
     rows = [
         f"| `{field.encode_name}` | {_type(field.type)} | `{_toml(_default(field))}` | {_cell(comments.get(field.name, ''))} |\n"
         for field in msgspec.structs.fields(kind)
-        if not _is_table(field)
+        if not _table(field)
     ]
     return f"\n## `[{name}]`\n\n{_prose(kind.__doc__)}\n\n| key | type | default | meaning |\n|---|---|---|---|\n{''.join(rows)}"
 

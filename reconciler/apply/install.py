@@ -73,8 +73,7 @@ def _record_test(run: RunState, ports: Ports, one: Prepared) -> bool:
         return True
     at = ports.now()
     passed = _passed(run, one.model, one.tree, one.report, at) if one.report.verdict == "passed" else None
-    if one.report.verdict != "unable":
-        ports.ledger.tested(one.model.id, one.report, passed, at)
+    ports.ledger.tested(one.model.id, one.report, passed, at)
     return passed is not None
 
 

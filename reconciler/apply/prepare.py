@@ -243,6 +243,7 @@ class Preparation:
             TestJob(
                 model=model.id,
                 tree=self._ports.tree_path(tree.digest),
+                digest=tree.digest,
                 entrypoint=model.entrypoint,
                 runtime=model.runtime,
                 smoke=model.smoke,

@@ -20,7 +20,7 @@ from msgspec import Struct
 
 from reconciler.commands import fetch_record, load_lock, node_trust
 from reconciler.commands import lock as lock_command
-from reconciler.commands.context import Clock, NodeContext, RunOptions, hold_store, measure_node
+from reconciler.commands.context import Clock, NodeContext, RunOptions, hold_store, measure_node, remember_engines
 from reconciler.commands.fetch_record import FetchStatus
 from reconciler.commands.load_lock import VerifiedLock
 from reconciler.core import plan as plans
@@ -102,6 +102,7 @@ def apply(
 
     with hold_store(context, timeout_seconds=options.lock_timeout_seconds) as ledger:
         context = msgspec.structs.replace(context, clock=clock.run_clock(context.clock))
+        remember_engines(context)
         now = context.clock()
         report = _with_incidents_logged(report, ledger, context.clock)
         found = _accept_lock(context, ledger, now)

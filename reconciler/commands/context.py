@@ -106,7 +106,7 @@ def from_settings(settings: Settings, *, clock: Clock = wall_clock) -> NodeConte
         download=_download(settings),
         sandbox=settings.smoke.sandbox,
         test_seconds=units.seconds(settings.smoke.timeout),
-        runtimes=settings.runtime,
+        runtimes=settings.engines,
         activated_hook=settings.command(settings.hooks.activated),
         healthy_hook=settings.command(settings.hooks.healthy),
         healthy_seconds=units.seconds(settings.hooks.healthy_timeout),
@@ -190,9 +190,17 @@ def measure_node(context: NodeContext) -> NodeFacts:
         disk_free_bytes=disk.f_bavail * disk.f_frsize,
         disk_total_inodes=disk.f_files,
         disk_free_inodes=disk.f_favail,
-        engines=engines.installed(context.runtimes),
+        engines=engines.installed(context.runtimes, context.layout.root / "cache"),
         device=devices.device_label(gpus),
     )
+
+
+def remember_engines(context: NodeContext) -> None:
+    """Ask the configured servers for their versions, where that is not known, so that readers need not; the caller holds the store."""
+    if context.runtimes.servers:
+        from reconciler.runtime import engines
+
+        engines.remember_versions(context.runtimes, context.layout.root / "cache")
 
 
 def existing_folder(path: Path) -> Path:

@@ -194,27 +194,14 @@ def gpus(given: CheckInput) -> Iterator[CheckResult]:
 
 
 def runtimes(given: CheckInput) -> Iterator[CheckResult]:
-    """Name the installed engines, and the missing ones that listed models need."""
-    from reconciler.runtime import engines
+    """Name the installed engines, the missing ones that listed models need, and what is wrong with the servers that the settings name."""
+    from reconciler.commands import engine_checks
 
-    known, installed = engines.known(), engines.installed(given.node.runtimes)
     wanted = {model.runtime.engine for model in given.enabled}
-    for name in sorted(known.keys() | wanted):
-        if name in installed:
-            yield CheckResult(name=f"runtime {name}", level="ok", text=installed[name])
-        elif name in wanted:
-            level: Level = "warning" if wanted & installed.keys() else "error"
-            text = "not installed, and listed models need it"
-            yield CheckResult(name=f"runtime {name}", level=level, text=text, hint=_runtime_hint(name))
-        else:
-            yield CheckResult(name=f"runtime {name}", level="ok", text="not installed, and no model needs it")
-
-
-def _runtime_hint(name: str) -> str:
-    return {
-        "llama-cpp": "pip install llama-cpp-python",
-        "openai": "name the server's command as argv in [runtime.openai]",
-    }.get(name, "install the package that brings this engine; its models are skipped until then")
+    for name, level, text, hint in engine_checks.engines_found(given.node.runtimes, wanted):
+        yield CheckResult(name=f"runtime {name}", level=level, text=text, hint=hint)
+    for name, level, text, hint in engine_checks.servers_found(given.node.runtimes):
+        yield CheckResult(name=f"server {name}", level=level, text=text, hint=hint)
 
 
 def disk(given: CheckInput) -> Iterator[CheckResult]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -49,8 +50,17 @@ DOCUMENTS: dict[str, object] = {
 
 def schema(kind: object) -> bytes:
     """Return the JSON Schema (2020-12) of *kind*."""
-    made = {"$schema": "https://json-schema.org/draft/2020-12/schema", **msgspec.json.schema(kind)}
+    made: dict[str, Any] = {"$schema": "https://json-schema.org/draft/2020-12/schema", **msgspec.json.schema(kind)}
+    if kind is Settings:
+        _as_in_the_file(made)
     return msgspec.json.format(msgspec.json.encode(made, order="sorted"), indent=2) + b"\n"
+
+
+def _as_in_the_file(made: dict[str, Any]) -> None:
+    """Let the tables of servers stand beside that of llama-cpp, as they do in the file: each under the name of its engine."""
+    runtimes = made["$defs"]["Runtimes"]
+    runtimes["additionalProperties"] = runtimes["properties"].pop("servers")["additionalProperties"]
+    del made["$defs"]["Settings"]["properties"]["runtime"]["default"]["servers"]
 
 
 def main() -> None:

@@ -44,7 +44,7 @@ from reconciler.core.state import ModelState, NodeState
 from reconciler.hooks import TOLD, Told
 from reconciler.ports import TestReport
 from reconciler.report.metrics import ModelMetrics, NetworkMetrics, NodeMetrics, StoreMetrics
-from reconciler.store import observe, quarantine
+from reconciler.store import observe, quarantine, test_facts
 from reconciler.store.generations import path_of
 from reconciler.store.layout import Layout
 from reconciler.store.ledger import Change, Ledger, LoggedIncident
@@ -165,7 +165,8 @@ def _with_details(one: ModelStatus, layout: Layout, ledger: Ledger, *, named: bo
         one = structs.replace(one, quarantine=str(folder.relative_to(layout.root)))
     if not named:
         return one
-    report, at = ledger.report(one.id) or (None, None)
+    made, tried = ledger.report(one.id), test_facts.untested(ledger, one.id)
+    report, at = tried if tried and (made is None or tried[1] >= made[1]) else made or (None, None)
     return structs.replace(one, test=report, tested_at=at)
 
 

@@ -44,7 +44,7 @@ def ports(context: NodeContext, options: RunOptions, found: VerifiedLock, ledger
             servers=_NoServers(),
             hooks=hooks(context, ledger, report),
             fetcher=source_history.FetcherWithHistory(fetching, lied) if lied else fetching,
-            tester=tester(context),
+            tester=tester(context, ledger),
             report=report,
             now=now,
             tree_path=layout.tree,
@@ -79,12 +79,16 @@ def fetcher(context: NodeContext, options: RunOptions, *, own_mirrors: bool) -> 
     return Aria2Fetcher(context.layout.staging, download)
 
 
-def tester(context: NodeContext) -> Tester:
-    """Return what runs test jobs."""
+def tester(context: NodeContext, ledger: Ledger) -> Tester:
+    """Return what runs test jobs; *ledger* tells which servers have served a model here."""
     from reconciler.runtime.smoke_test import SandboxedTester
 
     return SandboxedTester(
-        context.layout.root / "cache", sandbox=context.sandbox, timeout_seconds=context.test_seconds, runtimes=context.runtimes
+        context.layout.root / "cache",
+        sandbox=context.sandbox,
+        timeout_seconds=context.test_seconds,
+        runtimes=context.runtimes,
+        served=ledger.served,
     )
 
 

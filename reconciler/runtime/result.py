@@ -44,21 +44,31 @@ def run_job(run: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     job = json.loads(sys.stdin.buffer.read())
     out = os.dup(1)
     os.dup2(2, 1)
-    verdict: dict[str, Any] = {"nonce": job["nonce"], "verdict": "passed"}
+    failure: dict[str, Any] = {}
     try:
         found = run(job)
-        verdict |= found
-        check_expectations(found, job["smoke"])
+        note(**found)
+        if found.get("verdict", "passed") == "passed":
+            check_expectations(found, job["smoke"])
     except BadModel as error:
-        verdict |= error.found | {"verdict": "bad", "reason": str(error)}
+        failure = error.found | {"verdict": "bad", "reason": str(error)}
     except CannotTest as error:
-        verdict |= {"verdict": "unable", "reason": str(error)}
+        failure = {"verdict": "unable", "reason": str(error)}
     except MemoryError:
-        verdict |= {"verdict": "unable", "reason": "not enough memory for the test job"}
+        failure = {"verdict": "unable", "reason": "not enough memory for the test job"}
     except Exception as error:  # noqa: BLE001  whatever error a hostile file causes is the file's fault
-        verdict |= {"verdict": "bad", "reason": f"{type(error).__name__}: {error}"[:500]}
-    _write(out, json.dumps(verdict).encode())
+        failure = {"verdict": "bad", "reason": f"{type(error).__name__}: {error}"[:500]}
+    _write(out, json.dumps({"verdict": "passed"} | _noted | failure | {"nonce": job["nonce"]}).encode())
     os._exit(0)  # the destructor of a half-loaded model does not run
+
+
+#: What the job has found out so far: a failed one reports it too.
+_noted: dict[str, Any] = {}
+
+
+def note(**found: Any) -> None:
+    """Remember fields of the verdict, which count also where the job fails later."""
+    _noted.update(found)
 
 
 def _write(out: int, data: bytes) -> None:

@@ -7,7 +7,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,8 +19,8 @@ from reconciler.core.errors import SandboxUnavailable
 from reconciler.core.node import Gpu
 from reconciler.core.snapshot import Answer
 from reconciler.ports import TestJob, TestReport, Verdict
-from reconciler.runtime import devices, engines, result
-from reconciler.runtime.engines import Engine
+from reconciler.runtime import blame, devices, engines, result
+from reconciler.runtime.engines import Engine, OpenAI
 from reconciler.sandbox import choose, supervision
 from reconciler.sandbox.process import SandboxJob
 from reconciler.sandbox.supervision import OWN_FAULT, ProcessResult, printable
@@ -38,6 +38,8 @@ _ANSWER_BYTES = 1 << 20
 _LAST_SECONDS = 1.0
 #: The engine's own line about where a model's layers are, in the output of a child that died without an answer.
 _OFFLOADED = re.compile(r"^load_tensors: offloaded (\d{1,6})/\d+ layers to GPU", re.MULTILINE)
+#: For a server's child to read the files before it starts the server, and to stop it: it says itself when the server is late.
+_ENDING_SECONDS = 10.0
 
 _Count = Annotated[int, Meta(ge=0, le=2**53)]
 _Number = Annotated[float, Meta(ge=0, le=1e15)]
@@ -62,6 +64,13 @@ class _Answer(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     engine_version: Annotated[str, Meta(max_length=64)] = ""
     exercised: Annotated[tuple[_Text, ...], Meta(max_length=4096)] = ()
     answer: Answer | UnsetType = UNSET
+    #: Whether a server had a GPU open, and why a server gave no answer to judge the model by.
+    on_gpu: bool = False
+    server: blame.ServerFailure | None = None
+
+
+#: Fields of the child's answer that are for us, and not for the report.
+_OURS = {"nonce", "on_gpu", "server"}
 
 
 class SandboxedTester:
@@ -69,25 +78,34 @@ class SandboxedTester:
     Runs test jobs with every known engine.
 
     *cache* is the folder in which a successful probe of a sandbox is kept. No test job runs longer than *timeout_seconds*. *runtimes* is
-    the settings' table ``[runtime]``.
+    the settings' table ``[runtime]``. *served* tells the digests of the trees that a server's command line has served on this node.
     """
 
-    def __init__(self, cache: Path, *, sandbox: choose.SandboxSetting, timeout_seconds: float, runtimes: Runtimes) -> None:
+    def __init__(
+        self,
+        cache: Path,
+        *,
+        sandbox: choose.SandboxSetting,
+        timeout_seconds: float,
+        runtimes: Runtimes,
+        served: Callable[[str], frozenset[str]] = lambda _: frozenset(),
+    ) -> None:
         self._cache = cache
         self._sandbox = sandbox
         self._timeout_seconds = timeout_seconds
         self._runtimes = runtimes
+        self._served = served
         self._guard = threading.Lock()
         self._running: supervision.StopSignal | None = None
         self._closed = False
 
     def engines(self) -> dict[str, str]:
         """Return the installed engines' versions by name."""
-        return engines.installed(self._runtimes)
+        return engines.installed(self._runtimes, self._cache)
 
     def test(self, job: TestJob) -> TestReport:
         """Run *job* in a sandbox and return its report."""
-        engine = engines.known().get(job.runtime.engine)
+        engine = engines.known(self._runtimes, self._cache).get(job.runtime.engine)
         version = engine.version(self._runtimes) if engine else None
         if engine is None or version is None:
             return _report("unable", f"the engine {job.runtime.engine} is not installed", job)
@@ -108,9 +126,22 @@ class SandboxedTester:
             return _report("unable", "the run was stopped", job)
         if ended.setup_failed:
             choose.forget_probes(self._cache)
-        report = _report_of(ended, job, roomy=roomy)
+        report = self._judged(_report_of(ended, job, roomy=roomy), ended, job, engine)
         report = msgspec.structs.replace(report, sandbox=sandbox.mode, engine_version=report.engine_version or version)
-        return _with_files(_with_circumstances(_on_device(report, job, gpus), ended, seconds, gpus), job)
+        on_gpu = bool((ended.valid_answer or {}).get("on_gpu"))
+        report = _on_device(report, job, gpus, on_gpu=on_gpu, server=engine.server)
+        return _with_files(_with_circumstances(report, ended, seconds, gpus), job)
+
+    def _judged(self, report: TestReport, ended: ProcessResult, job: TestJob, engine: Engine) -> TestReport:
+        """Return *report* with whose fault it is that a server failed, and of which command line."""
+        command = engine.command_digest(self._runtimes) if isinstance(engine, OpenAI) else ""
+        said = (ended.valid_answer or {}).get("server")
+        failure = next((word for word in blame.FAILURES if word == said), None)
+        if failure is not None and not _memory_shortage(ended.errors, job, roomy=False):
+            proven = bool(self._served(command) - {job.digest})
+            verdict, reason = blame.verdict(failure, report.reason, ended.errors, proven=proven)
+            report = msgspec.structs.replace(report, verdict=verdict, reason=reason[:1000])
+        return msgspec.structs.replace(report, command=command)
 
     def close(self) -> None:
         """End the test job that runs, and each that would begin later; from any thread, and idempotent."""
@@ -133,8 +164,7 @@ class SandboxedTester:
                     self._running = None
 
     def _sandbox_job(self, job: TestJob, engine: Engine, gpus: tuple[Gpu, ...]) -> SandboxJob:
-        limit = min(units.seconds(job.smoke.timeout), self._timeout_seconds)
-        tree = job.tree.resolve()
+        tree, limit = job.tree.resolve(), min(units.seconds(job.smoke.timeout), self._timeout_seconds)
         options = engine.options(self._runtimes)
         found = devices.device_files(gpus) if options.get("gpu_layers") != 0 else ()  # on the CPU no driver is needed
         document: dict[str, Any] = {
@@ -144,10 +174,11 @@ class SandboxedTester:
             "roles": dict(job.roles),
             "record": job.record,
             "until": time.monotonic() + limit - min(_LAST_SECONDS, limit / 10),
+            "name": job.model.partition(":")[0],
             "smoke": msgspec.to_builtins(job.smoke),
             "options": options,
         }
-        return SandboxJob(
+        made = SandboxJob(
             module=engine.module(),
             job=document,
             seconds=limit,
@@ -156,6 +187,23 @@ class SandboxedTester:
             server=engine.server,
             memory_bytes=0 if found else 2 * _size(tree) + _MEMORY_BYTES,
             answer_bytes=_ANSWER_BYTES,
+        )
+        return self._with_server(made, engine) if isinstance(engine, OpenAI) else made
+
+    def _with_server(self, job: SandboxJob, engine: OpenAI) -> SandboxJob:
+        """Return *job* with the room that the settings give the server; the time that it takes to start comes before that for the job."""
+        chosen, most = self._runtimes.server(engine.name), self._timeout_seconds
+        ready = min(units.seconds(chosen.ready_timeout), most)
+        options = job.job["options"] | {"ready_seconds": ready, "answer_seconds": job.seconds, "most_seconds": most}
+        return msgspec.structs.replace(
+            job,
+            job=job.job | {"options": options},
+            seconds=min(ready + job.seconds, most) + _ENDING_SECONDS,
+            memory_bytes=units.size(chosen.memory),
+            file_bytes=units.size(chosen.file_size),
+            scratch_bytes=units.size(chosen.file_size),
+            shared_bytes=units.size(chosen.shm),
+            processes=chosen.processes,
         )
 
 
@@ -200,13 +248,15 @@ def _report_from_answer(answer: dict[str, Any], job: TestJob, ended: ProcessResu
         found = msgspec.convert(answer, _Answer)
     except msgspec.ValidationError as error:
         return _report("bad", f"its test job answered nonsense: {error}", job)
-    fields = {field: getattr(found, field) for field in _Answer.__struct_fields__ if field != "nonce"}
+    fields = {field: getattr(found, field) for field in _Answer.__struct_fields__ if field not in _OURS}
     report = TestReport(
         **fields | {"engine": job.runtime.engine, "text": _encodable(found.text)[:2000], "reason": printable(found.reason)[:1000]}
     )
     if found.verdict == "passed":
         return msgspec.structs.replace(report, reason="")
     if found.verdict == "unable" or "the engine does not " in found.reason:
+        if found.server and not _memory_shortage(ended.errors, job, roomy=False):
+            return report
         if shortage := _memory_shortage(f"{ended.errors}\n{found.reason}", job, roomy=roomy):
             return shortage
         return msgspec.structs.replace(report, reason=f"{report.reason} ({_last_line(ended.errors, 'error')})")
@@ -230,15 +280,19 @@ def _line_with(errors: str, words: tuple[str, ...]) -> str:
     return next((_last_line(errors, word) for word in words if word in errors.lower()), "")
 
 
-def _on_device(report: TestReport, job: TestJob, gpus: tuple[Gpu, ...]) -> TestReport:
-    """Add the device that really ran the model. One that asks for a GPU and ran on the CPU does not pass."""
-    if report.verdict != "passed":
-        return report
-    if job.gpu_memory and not report.gpu_layers and job.runtime.engine != "openai":
+def _on_device(report: TestReport, job: TestJob, gpus: tuple[Gpu, ...], *, on_gpu: bool = False, server: bool = False) -> TestReport:
+    """
+    Add the device that really ran the model, if any did. One that asks for a GPU and ran on the CPU does not pass.
+
+    *on_gpu*: a process of its server had a GPU open. What a server does with it is not known, so its models pass without.
+    """
+    on_gpu = on_gpu or report.gpu_layers > 0
+    if report.verdict == "passed" and job.gpu_memory and not on_gpu and not server:
         return msgspec.structs.replace(
             report, verdict="bad", reason="it asks for a GPU and ran on the CPU: is the engine built for this GPU?", device="cpu"
         )
-    return msgspec.structs.replace(report, device=gpus[0].name if report.gpu_layers and gpus else "cpu")
+    ran = report.verdict == "passed" or report.load_seconds > 0
+    return msgspec.structs.replace(report, device=gpus[0].name if on_gpu and gpus else "cpu" if ran else "")
 
 
 def _with_circumstances(report: TestReport, ended: ProcessResult, seconds: float, gpus: tuple[Gpu, ...]) -> TestReport:
@@ -249,7 +303,7 @@ def _with_circumstances(report: TestReport, ended: ProcessResult, seconds: float
     began = report.load_seconds or result.LOADING in ended.errors
     return msgspec.structs.replace(
         report,
-        stderr=ended.errors,
+        stderr=blame.kept(ended.errors),
         run_seconds=report.run_seconds or (0.0 if report.load_seconds else seconds),
         gpu_layers=layers,
         device=report.device or (gpus[0].name if layers and gpus else "cpu" if began else ""),

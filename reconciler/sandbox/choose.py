@@ -29,6 +29,7 @@ import msgspec
 from msgspec import Struct
 
 from reconciler.core.errors import SandboxUnavailable
+from reconciler.sandbox import confine
 from reconciler.sandbox.process import Mode, Sandbox, SandboxJob
 from reconciler.sandbox.supervision import ProcessResult
 
@@ -62,8 +63,8 @@ def choose(setting: SandboxSetting, cache: Path | None = None, *, server: bool =
     modes: tuple[Mode, ...] = ("bubblewrap", "landlock") if setting == "auto" else (setting,)
     failures = []
     for mode in modes:
-        if server and mode == "landlock":
-            failures.append("landlock: it gives no network of its own, which a server needs")
+        if server and mode == "landlock" and (why := confine.no_tcp_rules()):
+            failures.append(f"landlock: {why}")
             continue
         found = _cached_probe(mode, cache, server=server)
         if found.works:

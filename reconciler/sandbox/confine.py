@@ -8,8 +8,13 @@ Rules that hold here:
 3. Once all is set up the child writes ``CONFINED``, before any code of its job runs. So its parent knows a sandbox that failed from a job
    that did.
 4. Everything is done with ``ctypes`` and ``prctl``, without a dependency.
+5. A server without namespaces (*bare*) shares the machine's network: Landlock lets it bind one TCP port and connect to nothing, and the
+   filter takes away every other way out. It can leave neither its process group nor its session, so that all of it can be killed.
 
-Run as ``python -I -c BOOTSTRAP SETUP``: *SETUP* is a JSON document, and standard input is the job's.
+Run as ``python -I -c BOOTSTRAP SETUP``: *SETUP* is a JSON document, and standard input is the job's. Run as a file it turns into a bare
+server (``start_server``): by then no package can be looked for, since the folder above this one cannot be read.
+
+Longer than 400 lines because what confines one child is read in one place, with the numbers of two machines' system calls.
 """
 
 from __future__ import annotations
@@ -49,7 +54,8 @@ _MACHINES: dict[str, tuple[int, dict[str, int]]] = {
     "x86_64": (0xC000003E, {
         "shmget": 29, "shmat": 30, "shmctl": 31, "socket": 41, "connect": 42, "socketpair": 53, "clone": 56, "fork": 57, "vfork": 58,
         "execve": 59, "kill": 62, "semget": 64, "semop": 65, "semctl": 66, "msgget": 68, "msgsnd": 69, "msgrcv": 70, "msgctl": 71,
-        "chmod": 90, "fchmod": 91, "chown": 92, "fchown": 93, "lchown": 94, "ptrace": 101, "syslog": 103, "rt_sigqueueinfo": 129,
+        "chmod": 90, "fchmod": 91, "chown": 92, "fchown": 93, "lchown": 94, "ptrace": 101, "syslog": 103, "setpgid": 109, "setsid": 112,
+        "rt_sigqueueinfo": 129,
         "utime": 132, "setpriority": 141, "sched_setparam": 142, "sched_setscheduler": 144, "pivot_root": 155, "chroot": 161,
         "mount": 165, "umount2": 166, "reboot": 169, "init_module": 175, "setxattr": 188, "lsetxattr": 189, "fsetxattr": 190,
         "removexattr": 197, "lremovexattr": 198, "fremovexattr": 199, "tkill": 200, "sched_setaffinity": 203, "semtimedop": 220,
@@ -65,10 +71,10 @@ _MACHINES: dict[str, tuple[int, dict[str, int]]] = {
         "umount2": 39, "mount": 40, "pivot_root": 41, "chroot": 51, "fchmod": 52, "fchmodat": 53, "fchownat": 54, "fchown": 55,
         "utimensat": 88, "unshare": 97, "kexec_load": 104, "init_module": 105, "syslog": 116, "ptrace": 117, "sched_setparam": 118,
         "sched_setscheduler": 119, "sched_setaffinity": 122, "kill": 129, "tkill": 130, "tgkill": 131, "rt_sigqueueinfo": 138,
-        "setpriority": 140, "reboot": 142, "mq_open": 180, "mq_unlink": 181, "msgget": 186, "msgctl": 187, "msgrcv": 188, "msgsnd": 189,
-        "semget": 190, "semctl": 191, "semtimedop": 192, "semop": 193, "shmget": 194, "shmctl": 195, "shmat": 196, "socket": 198,
-        "socketpair": 199, "connect": 203, "add_key": 217, "request_key": 218, "keyctl": 219, "clone": 220, "execve": 221,
-        "rt_tgsigqueueinfo": 240, "perf_event_open": 241, "prlimit64": 261, "open_by_handle_at": 265, "setns": 268,
+        "setpriority": 140, "reboot": 142, "setpgid": 154, "setsid": 157, "mq_open": 180, "mq_unlink": 181, "msgget": 186, "msgctl": 187,
+        "msgrcv": 188, "msgsnd": 189, "semget": 190, "semctl": 191, "semtimedop": 192, "semop": 193, "shmget": 194, "shmctl": 195,
+        "shmat": 196, "socket": 198, "socketpair": 199, "connect": 203, "add_key": 217, "request_key": 218, "keyctl": 219, "clone": 220,
+        "execve": 221, "rt_tgsigqueueinfo": 240, "perf_event_open": 241, "prlimit64": 261, "open_by_handle_at": 265, "setns": 268,
         "process_vm_readv": 270, "process_vm_writev": 271, "finit_module": 273, "sched_setattr": 274, "bpf": 280, "execveat": 281,
         "userfaultfd": 282, "pidfd_send_signal": 424, "io_uring_setup": 425, "pidfd_open": 434, "clone3": 435, "pidfd_getfd": 438,
         "fchmodat2": 452, "setxattrat": 463, "removexattrat": 466,
@@ -78,15 +84,29 @@ _MACHINES: dict[str, tuple[int, dict[str, int]]] = {
 #: in all others: its datagram kind sends to any address (unix(7)), and so out of a sandbox without namespaces. CUDA fails without
 #: memfd_create(2) and the naming of threads; both are allowed.
 _SERVER_CALLS = {"socketpair", "connect", "fork", "vfork", "execve", "execveat", "kill", "tgkill", "tkill", "prlimit64"}
-_SERVER_CALLS |= {"sched_setaffinity", "sched_setscheduler", "sched_setparam", "setpriority"}
+_SERVER_CALLS |= {"sched_setaffinity", "sched_setscheduler", "sched_setparam", "setpriority", "setsid", "setpgid"}
 _SERVER_FAMILIES = (1, 2, 10)  # AF_UNIX, AF_INET, AF_INET6
+#: What a server keeps of these without namespaces. Signals only where Landlock bounds them. No other process's limits or processors.
+_BARE_SERVER_CALLS = {"connect", "fork", "vfork", "execve", "execveat"}
+_SIGNALS = {"kill", "tgkill", "tkill"}
+#: A server without namespaces has TCP alone, which Landlock restricts. Datagrams, MPTCP and pathname sockets of AF_UNIX it does not govern.
+_TCP_FAMILIES, _TCP_PROTOCOLS = (2, 10), (0, 6)
+_STREAMS = (1, 0x801, 0x80001, 0x80801)  # SOCK_STREAM, with SOCK_NONBLOCK, SOCK_CLOEXEC or both
+#: These calls connect on their own with MSG_FASTOPEN, past Landlock: their numbers by machine, and which argument has the flags.
+_SENDING = {"x86_64": {44: 3, 46: 2, 307: 3}, "aarch64": {206: 3, 211: 2, 269: 3}}
+_FASTOPEN = 0x20000000
 _DESCRIPTORS = 65_536
 _THREAD = 0x00010000  # CLONE_THREAD
 _NAMESPACES = 0x7E020000  # CLONE_NEWNS, CGROUP, UTS, IPC, USER, PID, NET
 _ALLOW, _DENY, _ABSENT, _KILL = 0x7FFF0000, 0x00050000 | 13, 0x00050000 | 38, 0x80000000  # EACCES, ENOSYS
+_NOTHING = 0x00050000  # the call does nothing and returns 0
 
 _LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 444, 445, 446
 _LEAST_LANDLOCK = 3  # before it, truncate(2) was not governed
+LANDLOCK_TCP = 4  #: The first version that restricts TCP.
+_LANDLOCK_SCOPES = 6  # the first that keeps signals and abstract sockets inside
+_PATH_RULE, _NET_RULE, _BIND_TCP, _CONNECT_TCP, _SCOPES = 1, 2, 1, 2, 0b11
+_SOCKET_TABLES = ("/proc/net/tcp", "/proc/net/tcp6")
 _FS_BITS = {1: 13, 2: 14, 3: 15, 4: 15}  # rights known to a version; 16 from the fifth on
 _READ_FILE, _WRITE_FILE, _READ_DIR, _EXECUTE, _TRUNCATE, _IOCTL = 1 << 2, 1 << 1, 1 << 3, 1 << 0, 1 << 14, 1 << 15
 
@@ -110,6 +130,10 @@ def main(setup: str) -> None:
     module.main()
 
 
+#: Descriptors of the kernel's tables of TCP sockets, of a bare server's worker; they tell whose socket listens on the port.
+SOCKET_TABLES: list[int] = []
+
+
 def confine(wanted: dict[str, Any]) -> None:
     """
     Set up the signal for the parent's death, limits, Landlock if *wanted*, and the filter. In this order: each could forbid the one before.
@@ -118,19 +142,54 @@ def confine(wanted: dict[str, Any]) -> None:
         SetupFailed, OSError: something could not be set up; the process may be half confined and MUST end.
     """
     libc = ctypes.CDLL(None, use_errno=True)
-    _call(libc.prctl, _PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if wanted["parent"] and os.getppid() != wanted["parent"]:
-        raise SetupFailed("the parent is gone")
+    bare = bool(wanted["server"] and wanted["landlock"])
+    if bare:  # what the server has started is not this process's child, and must end with it
+        signal.signal(signal.SIGTERM, lambda *_: os.kill(0, signal.SIGKILL))
+    _end_with_parent(libc, wanted["parent"], signal.SIGTERM if bare else signal.SIGKILL)
     with contextlib.suppress(OSError):  # no protection, but when memory runs out the kernel ends this process first
         Path("/proc/self/oom_score_adj").write_text("1000")
     _limit(wanted["limits"])
     _call(libc.prctl, _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     _call(libc.prctl, _PR_SET_DUMPABLE, 0, 0, 0, 0)
     _drop_capabilities(libc)
+    if bare:
+        SOCKET_TABLES.extend(os.open(table, os.O_RDONLY | os.O_CLOEXEC) for table in _SOCKET_TABLES if Path(table).exists())
     if wanted["landlock"]:
-        _landlock(libc, wanted["read"], wanted["given"], wanted["write"], wanted["devices"])
-    os.closerange(3, _DESCRIPTORS)  # the parent may have leaked one
-    _seccomp(libc, server=wanted["server"], writes=bool(wanted["writes"]))
+        _landlock(libc, wanted["read"], wanted["given"], wanted["write"], wanted["devices"], wanted["port"] if bare else 0)
+    _close_all_but(SOCKET_TABLES)
+    _seccomp(libc, server=wanted["server"], writes=bool(wanted["writes"]), bare=bare)
+
+
+def _end_with_parent(libc: Any, parent: int, number: int) -> None:
+    _call(libc.prctl, _PR_SET_PDEATHSIG, number, 0, 0, 0)
+    if parent and os.getppid() != parent:
+        raise SetupFailed("the parent is gone")
+
+
+def _close_all_but(kept: list[int]) -> None:
+    """Close every other descriptor but the standard ones: the parent may have leaked one."""
+    first = 3
+    for fd in sorted(kept):
+        os.closerange(first, fd)
+        first = fd + 1
+    os.closerange(first, _DESCRIPTORS)
+
+
+def server_command(argv: list[str]) -> list[str]:
+    """Return the command that confines a process further, by ``start_server``, and turns it into *argv*. For a bare server."""
+    return [sys.executable, "-I", "-B", __file__, json.dumps({"argv": argv, "parent": os.getpid()})]
+
+
+def start_server(setup: str) -> None:
+    """Forbid this process every connection, and signals to its parent; let it end with its parent; and turn it into the server."""
+    wanted = json.loads(setup)
+    libc = ctypes.CDLL(None, use_errno=True)
+    _end_with_parent(libc, wanted["parent"], signal.SIGKILL)
+    version = landlock_version()
+    attributes = struct.pack("QQQ", 0, _CONNECT_TCP, _SCOPES if version >= _LANDLOCK_SCOPES else 0)
+    ruleset = _ruleset(libc, attributes[: _ruleset_size(version)])
+    _restrict(libc, ruleset)
+    os.execv(wanted["argv"][0], wanted["argv"])  # noqa: S606  no shell is in between
 
 
 def _drop_capabilities(libc: Any) -> None:
@@ -169,24 +228,52 @@ def landlock_version() -> int:
     return max(0, int(found))
 
 
-def _landlock(libc: Any, read: list[str], given: list[int], write: list[str], devices: list[str]) -> None:
+def no_tcp_rules() -> str:
+    """Return why this kernel's Landlock cannot confine a server, or an empty text."""
+    version = landlock_version()
+    if version >= LANDLOCK_TCP:
+        return ""
+    has = f"its Landlock is version {version}, and {LANDLOCK_TCP} is needed" if version else "it has no Landlock"
+    return f"this kernel cannot restrict a server's TCP connections: {has}"
+
+
+def _landlock(libc: Any, read: list[str], given: list[int], write: list[str], devices: list[str], port: int) -> None:
+    """Restrict this process to what is named; *port*: it may listen on and connect to this TCP port, and execute what it may read."""
     version = landlock_version()
     if version < _LEAST_LANDLOCK:
         raise SetupFailed(f"Landlock {version} is too old, {_LEAST_LANDLOCK} is needed" if version else "the kernel has no Landlock")
+    if port and (why := no_tcp_rules()):
+        raise SetupFailed(why)
     rights = (1 << _FS_BITS.get(version, 16)) - 1
-    attributes = struct.pack("QQQ", rights, 0b11 if version >= 4 else 0, 0b11 if version >= 6 else 0)
-    size = 24 if version >= 6 else 16 if version >= 4 else 8
-    ruleset = libc.syscall(ctypes.c_long(_LANDLOCK_CREATE), attributes, ctypes.c_size_t(size), ctypes.c_uint32(0))
-    if ruleset < 0:
-        raise SetupFailed(f"Landlock: {os.strerror(ctypes.get_errno())}")
+    scopes = _SCOPES if version >= _LANDLOCK_SCOPES else 0
+    attributes = struct.pack("QQQ", rights, _BIND_TCP | _CONNECT_TCP if version >= LANDLOCK_TCP else 0, scopes)
+    ruleset = _ruleset(libc, attributes[: _ruleset_size(version)])
+    reading = _READ_FILE | _READ_DIR | (_EXECUTE if port else 0)
     for path in read:
-        _allow(libc, ruleset, path, _READ_FILE | _READ_DIR)
+        _allow(libc, ruleset, path, reading)
     for fd in given:
-        _rule(libc, ruleset, fd, _READ_FILE | _READ_DIR)
+        _rule(libc, ruleset, fd, reading)
     for path in write:
         _allow(libc, ruleset, path, rights & ~_EXECUTE)
     for path in devices:
         _allow(libc, ruleset, path, (_READ_FILE | _WRITE_FILE | _READ_DIR | _IOCTL) & rights)
+    if port:
+        _add(libc, ruleset, _NET_RULE, struct.pack("=QQ", _BIND_TCP | _CONNECT_TCP, port))
+    _restrict(libc, ruleset)
+
+
+def _ruleset_size(version: int) -> int:
+    return 24 if version >= _LANDLOCK_SCOPES else 16 if version >= LANDLOCK_TCP else 8
+
+
+def _ruleset(libc: Any, attributes: bytes) -> int:
+    found = libc.syscall(ctypes.c_long(_LANDLOCK_CREATE), attributes, ctypes.c_size_t(len(attributes)), ctypes.c_uint32(0))
+    if found < 0:
+        raise SetupFailed(f"Landlock: {os.strerror(ctypes.get_errno())}")
+    return int(found)
+
+
+def _restrict(libc: Any, ruleset: int) -> None:
     if libc.syscall(ctypes.c_long(_LANDLOCK_RESTRICT), ctypes.c_int(ruleset), ctypes.c_uint32(0)):
         raise SetupFailed(f"Landlock: {os.strerror(ctypes.get_errno())}")
     os.close(ruleset)
@@ -207,15 +294,18 @@ def _rule(libc: Any, ruleset: int, fd: int, rights: int) -> None:
     """Allow access to what *fd* names: that file or folder, whatever its path leads to later."""
     if not stat.S_ISDIR(os.fstat(fd).st_mode):
         rights &= _READ_FILE | _WRITE_FILE | _EXECUTE | _TRUNCATE | _IOCTL
-    rule = struct.pack("=Qi", rights, fd)
-    if libc.syscall(ctypes.c_long(_LANDLOCK_ADD), ctypes.c_int(ruleset), ctypes.c_int(1), rule, ctypes.c_uint32(0)):
+    _add(libc, ruleset, _PATH_RULE, struct.pack("=Qi", rights, fd))
+
+
+def _add(libc: Any, ruleset: int, kind: int, rule: bytes) -> None:
+    if libc.syscall(ctypes.c_long(_LANDLOCK_ADD), ctypes.c_int(ruleset), ctypes.c_int(kind), rule, ctypes.c_uint32(0)):
         raise SetupFailed(f"Landlock: {os.strerror(ctypes.get_errno())}")
 
 
 # -- seccomp ---------------------------------------------------------------------------------------
 
 
-def _seccomp(libc: Any, *, server: bool, writes: bool) -> None:
+def _seccomp(libc: Any, *, server: bool, writes: bool, bare: bool = False) -> None:
     """
     Deny sockets, new programs and processes, namespaces, access to other processes, and calls into the kernel's internals.
 
@@ -225,24 +315,50 @@ def _seccomp(libc: Any, *, server: bool, writes: bool) -> None:
     machine = platform.machine()
     if machine not in _MACHINES:
         raise SetupFailed(f"no system call filter is known for {machine}")
-    program = b"".join(_filter(*_MACHINES[machine], server=server, writes=writes))
+    scoped = landlock_version() >= _LANDLOCK_SCOPES
+    program = b"".join(_bare_filter(machine, scoped=scoped) if bare else _filter(*_MACHINES[machine], server=server, writes=writes))
     buffer = ctypes.create_string_buffer(program)
     pointer = struct.pack("HxxxxxxQ", len(program) // 8, ctypes.addressof(buffer))
     keep = ctypes.create_string_buffer(pointer)
     _call(libc.prctl, _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(keep), 0, 0)
 
 
+_Bounds = tuple[tuple[int, tuple[int, ...]], ...]
+
+
 def _filter(architecture: int, numbers: dict[str, int], *, server: bool, writes: bool) -> list[bytes]:
     """Return classic BPF (linux/filter.h) over struct seccomp_data: number at 0, architecture at 4, arguments from 16 on."""
     own = (os.getpid(),)
-    bounded: dict[str, tuple[int, tuple[int, ...]]] = {"tgkill": (0, own), "prlimit64": (0, (0, *own))}  # abort(3) signals itself
+    bounded: dict[str, _Bounds] = {"tgkill": ((0, own),), "prlimit64": ((0, (0, *own)),)}  # abort(3) signals itself
     if writes:
-        bounded["fchmod"] = (1, (0o444, 0o755))  # of unpacked files, by descriptor
+        bounded["fchmod"] = ((1, (0o444, 0o755)),)  # of unpacked files, by descriptor
     if server:
-        bounded["socket"] = (0, _SERVER_FAMILIES)
-    allowed = _SERVER_CALLS if server else set()
+        bounded["socket"] = ((0, _SERVER_FAMILIES),)
+    return _program(architecture, numbers, _SERVER_CALLS if server else set(), bounded, threads_only=not server)
+
+
+def _bare_filter(machine: str, *, scoped: bool) -> list[bytes]:
+    """Return the filter for a server without namespaces; *scoped*: Landlock keeps its signals inside."""
+    own, itself = (os.getpid(),), ((0, (0,)),)
+    bounded: dict[str, _Bounds] = {
+        "socket": ((0, _TCP_FAMILIES), (1, _STREAMS), (2, _TCP_PROTOCOLS)), "socketpair": ((1, _STREAMS),),
+        "prlimit64": ((0, (0, *own)),), "sched_setaffinity": itself, "sched_setscheduler": itself, "sched_setparam": itself,
+        "setpriority": ((1, (0,)),), "tgkill": ((0, own),), "kill": itself,
+    }  # fmt: skip
+    allowed = _BARE_SERVER_CALLS | (_SIGNALS if scoped else set())
+    architecture, numbers = _MACHINES[machine]
+    first = [_jump(_EQUAL, numbers["setsid"], 1, 0), _jump(_EQUAL, numbers["setpgid"], 0, 1), _answer(_NOTHING)]
+    for number, argument in _SENDING[machine].items():
+        first += [_jump(_EQUAL, number, 0, 4), _load(16 + 8 * argument), _jump(_ANY_BIT, _FASTOPEN, 0, 1), _answer(_DENY), _answer(_ALLOW)]
+    return _program(architecture, numbers, allowed, bounded, threads_only=False, first=first)
+
+
+def _program(
+    architecture: int, numbers: dict[str, int], allowed: set[str], bounded: dict[str, _Bounds], *, threads_only: bool, first: Any = ()
+) -> list[bytes]:
     program = [_load(4), _jump(_EQUAL, architecture, 1, 0), _answer(_KILL), _load(0)]
     program += [_jump(_AT_LEAST, 0x40000000, 0, 1), _answer(_KILL)]  # the x32 numbers name the same calls again
+    program += first
     for name, number in numbers.items():
         if name in allowed or name in {"clone", "clone3"}:
             continue
@@ -251,9 +367,9 @@ def _filter(architecture: int, numbers: dict[str, int], *, server: bool, writes:
         _jump(_EQUAL, numbers["clone3"], 0, 1),
         _answer(_ABSENT),
     ]  # a filter cannot read its flags, which are behind a pointer; callers fall back to clone
-    threads_only = [] if server else [_jump(_ANY_BIT, _THREAD, 1, 0), _answer(_DENY)]
-    program += [_jump(_EQUAL, numbers["clone"], 0, 3 + len(threads_only))]
-    program += [_load(16), _jump(_ANY_BIT, _NAMESPACES, 0, 1), _answer(_DENY), *threads_only]
+    threads = [_jump(_ANY_BIT, _THREAD, 1, 0), _answer(_DENY)] if threads_only else []
+    program += [_jump(_EQUAL, numbers["clone"], 0, 3 + len(threads))]
+    program += [_load(16), _jump(_ANY_BIT, _NAMESPACES, 0, 1), _answer(_DENY), *threads]
     return [*program, _answer(_ALLOW)]
 
 
@@ -272,8 +388,19 @@ def _answer(value: int) -> bytes:
     return struct.pack("HBBI", 0x06, 0, 0, value)
 
 
-def _bounded(number: int, argument: int, values: tuple[int, ...]) -> list[bytes]:
-    """Allow the call *number* only if its *argument*-th argument is one of *values*; both this filter and the kernel read 32 bits of it."""
-    program = [_jump(_EQUAL, number, 0, len(values) + 3), _load(16 + 8 * argument)]
-    program += [_jump(_EQUAL, value, len(values) - index, 0) for index, value in enumerate(values)]
-    return [*program, _answer(_DENY), _answer(_ALLOW)]
+def _bounded(number: int, *bounds: tuple[int, tuple[int, ...]]) -> list[bytes]:
+    """
+    Allow the call *number* only if each of the arguments that *bounds* names is one of its values.
+
+    Both this filter and the kernel read 32 bits of such an argument.
+    """
+    body: list[bytes] = []
+    for argument, values in bounds:
+        body += [_load(16 + 8 * argument)]
+        body += [_jump(_EQUAL, value, len(values) - index, 0) for index, value in enumerate(values)]
+        body += [_answer(_DENY)]
+    return [_jump(_EQUAL, number, 0, len(body) + 1), *body, _answer(_ALLOW)]
+
+
+if __name__ == "__main__":
+    start_server(sys.argv[1])

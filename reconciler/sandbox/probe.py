@@ -50,7 +50,8 @@ def main() -> None:
     }
     succeeded = [name for name, attempt in attempts.items() if _succeeds(attempt)]
     answer: dict[str, Any] = {
-        "nonce": job["nonce"], "succeeded": succeeded, "canary": _canary(job["canary"]), "loopback": _succeeds(_loopback)
+        "nonce": job["nonce"], "succeeded": succeeded, "canary": _canary(job["canary"]),
+        "loopback": _succeeds(lambda: _loopback(job.get("port", 0))),
     }  # fmt: skip
     os.write(1, json.dumps(answer).encode())
 
@@ -74,8 +75,8 @@ def _inherited(descriptor: int) -> None:
         raise OSError
 
 
-def _loopback() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname(), timeout=_SECONDS):
+def _loopback(port: int) -> None:
+    with socket.create_server(("127.0.0.1", port)) as server, socket.create_connection(server.getsockname(), timeout=_SECONDS):
         pass
 
 

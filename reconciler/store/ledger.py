@@ -31,7 +31,7 @@ from reconciler.core.state import Passed, Record, TreeSeen
 from reconciler.core.text import printable
 from reconciler.core.trust import TrustState
 from reconciler.ports import TestReport
-from reconciler.store import atomic, ledger_database
+from reconciler.store import atomic, ledger_database, test_facts
 
 MAX_INCIDENTS = 5_000
 MAX_HISTORY = 2_000
@@ -40,11 +40,8 @@ MAX_TEXT = 2_000
 #: An incident that repeats within so many seconds is counted, and not logged again.
 REPEAT_SECONDS = 24 * 3600
 _INCIDENT_COUNTS = "incidents/"
-
 _INCIDENT_FIELDS = ("kind", "model", "blob", "source", "detail")
 _T = TypeVar("_T")
-
-
 #: The fact that says when each blob in cold storage was hashed and found good.
 COLD_VERIFIED = "cold"
 
@@ -237,6 +234,7 @@ class Ledger:
     def forget(self, model: str) -> None:
         """Delete all records of a model."""
         self._write("DELETE FROM models WHERE id = ?", (model,))
+        test_facts.forget(self, model)
 
     def passed(self) -> dict[str, Passed]:
         """Return the last passed test of each model."""
@@ -245,7 +243,9 @@ class Ledger:
         return {model: passed for model, passed in found if passed is not None}
 
     def tested(self, model: str, report: TestReport, passed: Passed | None, at: datetime) -> None:
-        """Record a test job's report; *passed* is None where the model failed it."""
+        """Record a test job's report; *passed* is None where the model failed it, or could not be tested (``test_facts``)."""
+        if not test_facts.record(self, model, report, passed, at):
+            return
         blank = msgspec.json.encode(Record(id=model, state="pending"))
         self._write("INSERT OR IGNORE INTO models (id, record) VALUES (?, ?)", (model, blank))
         row = (msgspec.json.encode(report), msgspec.json.encode(passed) if passed else None, units.rfc3339(at), model)
@@ -257,6 +257,10 @@ class Ledger:
             found = _decode(report, TestReport)
             return (found, _parse_time(at)) if found else None
         return None
+
+    def served(self, command: str) -> frozenset[str]:
+        """Return the trees that a server's command line has served here (``test_facts``)."""
+        return test_facts.served(self, command)
 
     # -- time --------------------------------------------------------------------------------------
 

@@ -140,10 +140,16 @@ def test_a_server_sandbox_has_a_loopback_that_is_nobody_elses() -> None:
     assert choose.probe("bubblewrap", server=True).works
 
 
-def test_a_server_sandbox_is_not_to_be_had_without_namespaces() -> None:
-    with pytest.raises(SandboxUnavailable, match="network of its own"):
+def test_a_server_sandbox_without_namespaces_reaches_nothing_but_its_port() -> None:
+    working("landlock")
+    assert choose.probe("landlock", server=True).detail == "nothing outside was reachable"
+
+
+def test_a_server_sandbox_is_not_to_be_had_where_nothing_restricts_its_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(confine, "landlock_version", lambda: 3)
+    with pytest.raises(SandboxUnavailable, match="cannot restrict a server's TCP connections"):
         choose.choose("landlock", server=True)
-    with pytest.raises(SandboxUnavailable, match="network of its own"):
+    with pytest.raises(SandboxUnavailable, match="cannot restrict a server's TCP connections"):
         Sandbox("landlock").run(SandboxJob(module="x", job={}, seconds=1.0, server=True))
 
 

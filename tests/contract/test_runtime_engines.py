@@ -12,7 +12,7 @@ import pytest
 from reconciler.core import snapshot
 from reconciler.ports import TestJob, TestReport
 from tests import gguf_files as files
-from tests.demand import needs_bubblewrap
+from tests.demand import needs_bubblewrap, working
 from tests.jobs import make_tester
 
 pytestmark = pytest.mark.slow
@@ -164,18 +164,20 @@ def test_a_command_that_is_wrong_is_not_the_models_fault(tmp_path: Path, monkeyp
     for argv in (["/usr/bin/there-is-no-such-server"], [sys.executable, "-m", "llama_cpp.server", "--nothing-like-it"]):
         monkeypatch.setattr(f"{__name__}.SERVER", argv)
         report = Bench("openai", tmp_path).test(files.whole().encode())
-        assert (report.verdict, report.reason[:10]) == ("unable", "the server")
+        assert (report.verdict, report.reason[:21]) == ("unable", "server did not start:")
 
 
-def test_a_server_is_not_tested_without_a_network_of_its_own(tmp_path: Path) -> None:
+def test_a_server_without_a_network_of_its_own_is_tested_where_the_kernel_restricts_tcp(tmp_path: Path) -> None:
+    working("landlock")
     tree = tmp_path / "tree"
     tree.mkdir()
     (tree / "model.gguf").write_bytes(files.whole().encode())
     text = f'[smoke]\nsandbox = "landlock"\n[runtime.openai]\nargv = {json.dumps(SERVER)}\n'
     tester = make_tester(tmp_path, text)
-    job = TestJob(model="m:v1", tree=tree, entrypoint="model.gguf", runtime=snapshot.Runtime(engine="openai"), smoke=snapshot.Smoke())
+    smoke = snapshot.Smoke(max_tokens=4, timeout="60s")
+    job = TestJob(model="m:v1", tree=tree, entrypoint="model.gguf", runtime=snapshot.Runtime(engine="openai"), smoke=smoke)
     report = tester.test(job)
-    assert (report.verdict, report.reason[:20]) == ("unable", "sandbox-unavailable:")
+    assert (report.verdict, report.reason, report.sandbox) == ("passed", "", "landlock")
 
 
 def test_no_golden_tokens_are_expected_of_an_interface_that_tells_none(tmp_path: Path) -> None:

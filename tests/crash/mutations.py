@@ -84,6 +84,10 @@ ROLLBACK, ACTIVATE, HOOKS = "reconciler/commands/rollback.py", "reconciler/apply
 ROLES, DOWNLOADER = "reconciler/core/roles.py", "reconciler/fetch/downloader.py"
 INVENTORY, BESIDE, WORKER = (f"reconciler/runtime/{name}.py" for name in ("inventory", "llama_cpp_files", "llama_cpp_worker"))
 FILES, UNPACK, ATTEND = ("reconciler/files.py", "reconciler/unpack/extract.py", "reconciler/sandbox/supervision.py")
+CONFINE, BOX, ASKER, HUB = (
+    "reconciler/sandbox/confine.py", "reconciler/sandbox/process.py", "reconciler/runtime/openai_worker.py",
+    "reconciler/runtime/hub_folder.py",
+)  # fmt: skip
 
 _STORE = ("contract/test_trees_contract", "contract/test_generations_contract", "unit/test_apply", "crash/test_damage")
 _LEFT = ("adversary/test_fetch_leftovers", "adversary/test_store_attacks")
@@ -101,6 +105,11 @@ TESTS = {
         "adversary/test_found_files",
     ),
     SETTINGS: ("adversary/test_found_files",),
+    CONFINE: ("adversary/test_bare_server", "adversary/test_sandbox"),
+    BOX: ("functional/test_server_engines", "adversary/test_bare_server"),
+    ASKER: ("adversary/test_bare_server", "functional/test_server_engines"),
+    HUB: ("functional/test_server_engines",),
+    "reconciler/runtime/server_process.py": ("adversary/test_bare_server", "functional/test_server_engines"),
     SHELL: ("adversary/test_found_files",),
     BLOBS: ("unit/test_blobs", "contract/test_blobs_contract", *_STORE, "adversary/test_store_attacks"),
     TREES: ("unit/test_trees", "adversary/test_archive_leftovers", *_STORE, "adversary/test_store_attacks"),
@@ -459,7 +468,39 @@ def _found_files() -> Iterator[Mutation]:
     yield never("found files: what a link leads to", DURABLE, "target.exists() and not target.is_file()")
     yield once("found files: the envelope", SETTINGS, 'yield "the envelope beside [network] lockfile", self.envelope_path', "pass")
     yield once("found files: scripts of commands", SETTINGS, "for word in argv[1:]:", "for word in argv[:0]:")
+    yield once(
+        "found files: what a server may read", SETTINGS, 'named += [(f"[runtime.{engine}] bind", text)', 'list[object]() + [("", text)'
+    )
+    yield from _servers()
     yield once("found files: programs beside the settings", SETTINGS, 'if argv and "/" in argv[0] else argv', "if False else argv")
+
+
+def _servers() -> Iterator[Mutation]:
+    """Yield what confines servers, above all where they share the machine's network and processes."""
+    yield once(
+        "bare server: connections",
+        CONFINE,
+        'attributes = struct.pack("QQQ", 0, _CONNECT_TCP,',
+        'attributes = struct.pack("QQQ", 0, _BIND_TCP,',
+    )
+    yield once("bare server: TCP alone", CONFINE, '(1, _STREAMS), (2, _TCP_PROTOCOLS)), "socketpair"', '(2, _TCP_PROTOCOLS)), "socketpair"')
+    yield once(
+        "bare server: no other protocol", CONFINE, '(1, _STREAMS), (2, _TCP_PROTOCOLS)), "socketpair"', '(1, _STREAMS)), "socketpair"'
+    )
+    yield once("bare server: fast open", CONFINE, "_jump(_ANY_BIT, _FASTOPEN, 0, 1)", "_jump(_ANY_BIT, 0, 0, 1)")
+    yield once("bare server: sessions", CONFINE, '_jump(_EQUAL, numbers["setsid"], 1, 0)', '_jump(_EQUAL, numbers["setsid"], 2, 0)')
+    yield once("bare server: its end with the program", CONFINE, "signal.SIGTERM if bare else signal.SIGKILL", "signal.SIGKILL")
+    yield once("bare server: a stranger on its port", ASKER, "            self._refuse_stranger()\n".strip(), "pass")
+    yield never(
+        "bare server: its disk",
+        "reconciler/runtime/server_process.py",
+        "self._scratch and (written := sum(_sizes(self._scratch))) > scratch",
+    )
+    yield without(
+        "server: what tells the machine", BOX, 'arguments += ["--dev-bind", "/dev/null", hidden] if Path(hidden).exists() else []'
+    )
+    yield never("server: pickles", HUB, "kind.name in _PICKLES")
+    yield never("server: files cut short", HUB, "end != size - 8 - length")
 
 
 _SIGNED = "signed_payload(envelope, ROOT_TYPE, {0}, {0}.roles.root, limits=limits)"

@@ -51,7 +51,8 @@ PAGES = sorted(DOCS.rglob("*.md"))
 FROM_NOTHING = (("tutorial.md",), ("how-to/operate-a-network.md", "how-to/rotate-keys.md", "how-to/replace-a-version.md"))
 #: Pages that are about a node that runs.
 ON_A_NODE = (
-    "how-to/run-unattended.md", "how-to/serve.md", "how-to/use-in-ci.md", "how-to/monitor.md", "how-to/disk-space.md", "how-to/back-up.md",
+    "how-to/run-unattended.md", "how-to/serve.md", "how-to/engines.md",
+    "how-to/use-in-ci.md", "how-to/monitor.md", "how-to/disk-space.md", "how-to/back-up.md",
     "how-to/roll-back.md", "how-to/model-not-active.md", "how-to/incidents.md", "how-to/check-for-damage.md", "how-to/upgrade.md",
 )  # fmt: skip
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)

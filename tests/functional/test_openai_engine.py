@@ -16,7 +16,7 @@ from reconciler.core.errors import SettingsError
 from reconciler.ports import TestReport
 from reconciler.runtime import engines
 from reconciler.runtime.engines import OpenAI
-from reconciler.sandbox import choose
+from reconciler.sandbox import choose, confine
 from tests import jobs
 from tests.demand import working
 from tests.node import Node, tiny
@@ -31,8 +31,8 @@ LIARS = {
     "answers-with-an-error": 'self.reply(500, b\'{"error": "broken"}\')',
     "answers-too-deep": "self.reply(200, b'[' * 100000)",
     "answers-without-end": "self.endless()",
-    "dies-when-asked": "os._exit(3)",
-    "crashes-when-asked": "os.abort()",
+    "dies-when-asked": 'os._exit(3) if self.command == \'POST\' else self.reply(200, b\'{"data": [{"id": "m"}]}\')',
+    "crashes-when-asked": 'os.abort() if self.command == \'POST\' else self.reply(200, b\'{"data": [{"id": "m"}]}\')',
 }
 _LIAR = """
 import http.server, os, sys
@@ -136,27 +136,37 @@ def test_a_server_that_does_not_speak_the_api_fails_the_model(tmp_path: Path, ac
     assert "server" in report.reason
 
 
-def test_a_server_that_ends_with_the_model_fails_it(tmp_path: Path) -> None:
-    assert ran(tmp_path, tiny("a"), configured("/bin/false")).reason == "the server ended with 1 with it"
+@pytest.mark.parametrize("action", ["os._exit(3)", "os.abort()"])
+def test_a_server_that_ends_before_it_ever_answered_did_not_start(tmp_path: Path, action: str) -> None:
+    report = ran(tmp_path, tiny("a"), configured(sys.executable, "-c", _LIAR.replace("{action}", action), "{port}"))
+    assert report.verdict == "unable"
+    assert report.reason.startswith("server did not start: ")
 
 
-def test_a_server_that_hangs_is_ended(tmp_path: Path) -> None:
-    report = ran(tmp_path, tiny("a"), configured("/bin/sleep", "3600"), timeout="2s")
-    assert (report.verdict, report.reason) == ("bad", "its test job did not end in time")
+def test_a_server_that_never_ran_fails_no_model(tmp_path: Path) -> None:
+    report = ran(tmp_path, tiny("a"), configured("/bin/false"))
+    assert (report.verdict, report.reason) == ("unable", "server did not start: it ended with 1")
+
+
+def test_a_server_that_hangs_when_it_is_asked_is_ended(tmp_path: Path) -> None:
+    action = 'time.sleep(3600) if self.command == \'POST\' else self.reply(200, b\'{"data": [{"id": "m"}]}\')'
+    text = configured(sys.executable, "-c", _LIAR.replace("import http", "import time, http").replace("{action}", action), "{port}")
+    report = ran(tmp_path, tiny("a"), text, timeout="2s")
+    assert (report.verdict, report.reason[:34]) == ("bad", "its test job did not end in time: ")
 
 
 def test_a_server_that_is_never_ready_is_the_nodes_trouble(tmp_path: Path) -> None:
     report = ran(tmp_path, tiny("a"), configured("/bin/sleep", "3600", extra='ready_timeout = "1s"\n'))
-    assert (report.verdict, report.reason) == ("unable", "the server was not ready in time (it said nothing)")
+    assert (report.verdict, report.reason) == ("unable", "server did not start: it was not ready in time")
 
 
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (("/nothing/here", "{model}"), "the server did not start: "),
-        (("/bin/sh", "-c", "exit 2"), "the server ended with 2: is its command right?"),
-        (("/bin/sh", "-c", "exit 127"), "the server ended with 127: is its command right?"),
-        (("/bin/sh", "-c", "kill -TERM $$"), "the server was killed by signal 15"),
+        (("/nothing/here", "{model}"), "server did not start: [Errno 2] No such file or directory: '/nothing/here'"),
+        (("/bin/sh", "-c", "exit 2"), "server did not start: it ended with 2"),
+        (("/bin/sh", "-c", "nothing-here"), "server did not start: /bin/sh: 1: nothing-here: not found (it ended with 127)"),
+        (("/bin/sh", "-c", "kill -TERM $$"), "it was killed by signal 15"),
     ],
 )
 def test_a_command_that_is_wrong_fails_no_model(tmp_path: Path, argv: tuple[str, ...], said: str) -> None:
@@ -184,10 +194,14 @@ def test_a_server_reaches_nothing_outside(tmp_path: Path, attempt: str) -> None:
     assert report.reason == "the server answered /v1/models with 500: refused"
 
 
-def test_a_server_is_not_started_without_namespaces(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("version", "has"), [(0, "it has no Landlock"), (3, "its Landlock is version 3, and 4 is needed")])
+def test_a_server_is_not_started_where_nothing_confines_its_connections(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int, has: str
+) -> None:
+    monkeypatch.setattr(confine, "landlock_version", lambda: version)
     report = ran(tmp_path, tiny("a"), configured("/bin/true") + '[smoke]\nsandbox = "landlock"\n')
     assert report.verdict == "unable"
-    assert report.reason == "sandbox-unavailable: landlock: it gives no network of its own, which a server needs"
+    assert report.reason == f"sandbox-unavailable: landlock: this kernel cannot restrict a server's TCP connections: {has}"
 
 
 # -- settings ----------------------------------------------------------------------------------------

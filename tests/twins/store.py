@@ -159,6 +159,8 @@ class MemoryLedger:
         self.reports.pop(model, None)
 
     def tested(self, model: str, report: TestReport, passed: Passed | None, at: datetime) -> None:
+        if report.verdict == "unable":  # what was tested before still counts
+            return
         self.records.setdefault(model, Record(id=model, state="pending"))
         self.reports[model] = report
         self.passes.pop(model, None)
