@@ -72,6 +72,9 @@ class ModelStatus(Struct, frozen=True, kw_only=True):
     attempts: int = 0  #: Failures since it last passed.
     last_error: str | None = None  #: The last failure.
     since: datetime | None = None  #: When it came into this state.
+    #: Files that the last test job that passed loaded, and those that it could not; both empty where none has passed or none said.
+    exercised: tuple[str, ...] = ()
+    not_exercised: tuple[str, ...] = ()
     #: The folder of the last record of its failure, relative to the store; null where none is kept.
     quarantine: str | None = None
     #: Its last test job, of a model that was asked for by name; null where none ever ran.
@@ -175,6 +178,7 @@ def _model(change: ModelChange, found: load_lock.VerifiedLock, state: NodeState)
     entry = state.active.entries.get(change.id)
     listed = next((model for model in found.lock.model if model.id == change.id), None)
     tree = state.trees.get(listed.recipe if listed else record.recipe if record else "")
+    passed = state.passed.get(change.id)
     return ModelStatus(
         id=change.id,
         state=change.from_,
@@ -186,6 +190,8 @@ def _model(change: ModelChange, found: load_lock.VerifiedLock, state: NodeState)
         attempts=record.attempts if record else 0,
         last_error=record.last_error or None if record else None,
         since=record.since if record else None,
+        exercised=passed.exercised if passed else (),
+        not_exercised=passed.not_exercised if passed else (),
     )
 
 

@@ -149,9 +149,10 @@ def _try_projector(llama_cpp: Any, job: dict[str, Any], model: Any, path: str, a
     with llama_cpp_files.blamed(path, "projector"):
         try:
             projector = Projector(llama_cpp, model, Path(job["tree"], path), gpu=gpu, threads=options["threads"])
-        except ImportError:  # an engine that was built without it
+            taken = projector.try_all(adapters, embedding=job["smoke"]["task"] == "embedding")
+        except (ImportError, AttributeError):  # an engine that was built without it, or an older binding
             return []
-        return [path] if projector.try_all(adapters, embedding=job["smoke"]["task"] == "embedding") else []
+        return [path] if taken else []
 
 
 def _try_model(llama_cpp: Any, job: dict[str, Any], model: Any, file: ModelFile, files: dict[str, ModelFile]) -> list[str]:

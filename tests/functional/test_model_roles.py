@@ -212,6 +212,8 @@ def test_a_model_of_several_files_is_active_and_says_which_were_exercised(node: 
     assert (node.store / "active/models/m/v1/config.json").read_bytes() == b""
     test = model_of(node.run("status", "m:v1", "--json"))["test"]
     assert (test["exercised"], test["not_exercised"]) == (["a.gguf", "mmproj.gguf"], ["LICENSE", "config.json"])
+    listed = model_of(node.run("status", "--json"))
+    assert (listed["exercised"], listed["not_exercised"]) == (test["exercised"], test["not_exercised"])
     shown = node.run("status", "m:v1").out
     assert "exercised: a.gguf, mmproj.gguf" in shown
     assert "not exercised: LICENSE, config.json" in shown
