@@ -200,7 +200,7 @@ def _structs(kind: Any) -> Iterator[type[msgspec.Struct]]:
 
 _SECTIONS = {
     "node": ("Commands of a node", ("init", "lock", "plan", "apply", "sync", "agent", "status", "demo")),
-    "maintenance": ("Commands for maintenance", ("verify", "gc", "rollback", "resume", "history", "incidents", "retry", "doctor", "trust")),
+    "maintenance": ("Commands for maintenance", ("verify", "gc", "rollback", "resume", "history", "incidents", "retry", "doctor", "trust", "bundle")),
     "operator": ("Commands of the network's operator", ("key", "root")),
     "snapshot": ("Commands for snapshots", ("snapshot",)),
 }

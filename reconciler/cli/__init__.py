@@ -31,6 +31,7 @@ _SECTIONS = {
         "verify": "maintenance", "gc": "maintenance", "rollback": "history", "resume": "history", "history": "history",
         "incidents": "maintenance", "retry": "maintenance", "doctor": "maintenance",
     },
+    "Without a network": {"bundle": "bundle"},
     "Trust and publishing": {"trust": "maintenance", "key": "operator", "root": "operator", "snapshot": "operator"},
     "Demonstration": {"demo": "maintenance"},
 }  # fmt: skip

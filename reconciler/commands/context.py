@@ -173,6 +173,8 @@ class RunOptions(Struct, frozen=True, kw_only=True):
     locked: bool = False
     #: No network at all.
     offline: bool = False
+    #: Blobs come from this bundle alone, and not from the network.
+    bundle: Path | None = None
     #: How long to wait for another run to let the store go.
     lock_timeout_seconds: float = 0.0
 

@@ -102,8 +102,14 @@ def lock_difference(context: NodeContext, source: str = "") -> str:
 
 def fetch_snapshot(context: NodeContext, source: str, root: TrustRoot, ledger: Ledger, now: datetime) -> FetchedSnapshot:
     """Return the verified snapshot at *source*, else at the settings' place, with its lock. Changes nothing; raises as ``update_lock``."""
-    place = source or context.snapshot
     envelope, etag = _fetch_envelope(context, source, ledger)
+    return verify_snapshot(context, source or context.snapshot, envelope, root, ledger, now, etag=etag)
+
+
+def verify_snapshot(
+    context: NodeContext, place: str, envelope: bytes, root: TrustRoot, ledger: Ledger, now: datetime, *, etag: Etag | None = None
+) -> FetchedSnapshot:
+    """Return the snapshot of *envelope*, which came from *place*, verified, with its lock; raises what ``update_lock`` does."""
     hint = context.envelope_hint if place == str(context.envelope_path) else ""
     with documents.named(documents.redacted(place), hint, envelope):
         accepted = trust_state.read(context.layout, ledger)

@@ -12,7 +12,7 @@ Rules that hold here:
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 
 from msgspec import Struct
@@ -95,9 +95,14 @@ def apply_roots(context: NodeContext, sources: tuple[str, ...], ledger: Ledger) 
 
 
 def _apply(context: NodeContext, trusted: TrustRoot, sources: tuple[str, ...]) -> TrustRoot:
+    fetched = [(source, documents.fetch(source, context.download, cap=context.limits.root_bytes).data or b"") for source in sources]
+    return apply_root_envelopes(context, trusted, fetched)
+
+
+def apply_root_envelopes(context: NodeContext, trusted: TrustRoot, envelopes: Sequence[tuple[str, bytes]]) -> TrustRoot:
+    """Apply the roots of *envelopes*, each with the place that it came from, after *trusted*; raises as ``apply_roots``."""
     found = []
-    for source in sources:
-        envelope = documents.fetch(source, context.download, cap=context.limits.root_bytes).data or b""
+    for source, envelope in envelopes:
         with documents.named(source, data=envelope):
             found.append((trust.root_version(envelope), source, envelope))
     for version, source, envelope in sorted(found):

@@ -15,6 +15,7 @@ from reconciler.commands.context import Clock, NodeContext, RunOptions
 from reconciler.commands.load_lock import VerifiedLock
 from reconciler.core.events import Announced, Event
 from reconciler.core.state import Generation, ServerState
+from reconciler.fetch.bundle import Bundle, BundleFetcher
 from reconciler.fetch.downloader import Aria2Fetcher, OfflineFetcher
 from reconciler.fetch.hashing import Hashers
 from reconciler.hooks import CommandHooks
@@ -73,6 +74,8 @@ def hashing() -> Iterator[_FileHasher]:
 
 def fetcher(context: NodeContext, options: RunOptions, *, own_mirrors: bool) -> Fetcher:
     """Return what fetches blobs, from the node's *own_mirrors* too where the snapshot allows it; offline, what refuses to."""
+    if options.bundle is not None:
+        return BundleFetcher(Bundle(options.bundle), context.layout.staging)
     if options.offline:
         return OfflineFetcher()
     download = context.download if own_mirrors else msgspec.structs.replace(context.download, fallback=())

@@ -207,6 +207,13 @@ class SizeMismatch(FetchError):
     name = "size-mismatch"
 
 
+class BadBundle(ReconcileError):
+    """A file or folder is no bundle, or is damaged."""
+
+    name = "bad-bundle"
+    hint = "copy it again from where it was exported, or export it anew: `reconcile bundle export`"
+
+
 class UnpackRefused(ReconcileError):
     """An archive has a member that is not a plain file or folder under a safe name, or exceeds a limit."""
 
