@@ -200,7 +200,8 @@ def _structs(kind: Any) -> Iterator[type[msgspec.Struct]]:
 
 _SECTIONS = {
     "node": ("Commands of a node", ("init", "lock", "plan", "apply", "sync", "agent", "status", "demo")),
-    "maintenance": ("Commands for maintenance", ("verify", "gc", "rollback", "resume", "history", "incidents", "retry", "doctor", "trust", "bundle")),
+    "maintenance": ("Commands for maintenance", ("verify", "gc", "rollback", "resume", "history", "incidents", "retry", "doctor", "trust")),
+    "bundle": ("Commands for nodes without a network", ("bundle",)),
     "operator": ("Commands of the network's operator", ("key", "root")),
     "snapshot": ("Commands for snapshots", ("snapshot",)),
 }

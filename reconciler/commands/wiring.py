@@ -5,21 +5,16 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
-from datetime import timedelta
 from pathlib import Path
 
-import msgspec
-
-from reconciler.commands import source_history
+from reconciler.commands import blob_sources
 from reconciler.commands.context import Clock, NodeContext, RunOptions
 from reconciler.commands.load_lock import VerifiedLock
 from reconciler.core.events import Announced, Event
 from reconciler.core.state import Generation, ServerState
-from reconciler.fetch.bundle import Bundle, BundleFetcher
-from reconciler.fetch.downloader import Aria2Fetcher, OfflineFetcher
 from reconciler.fetch.hashing import Hashers
 from reconciler.hooks import CommandHooks
-from reconciler.ports import Fetcher, Ports, Reporter, Tester, Unpacker
+from reconciler.ports import Ports, Reporter, Tester, Unpacker
 from reconciler.store.blobs import Blobs
 from reconciler.store.generations import Generations, path_of
 from reconciler.store.housekeeping import StoreHousekeeping
@@ -32,9 +27,7 @@ def ports(context: NodeContext, options: RunOptions, found: VerifiedLock, ledger
     """Give the ports of a run; the caller holds the store."""
     layout, now = context.layout, context.clock
     report = with_history(report, ledger, found.lock_digest, actor, now)
-    lied = ledger.lying_sources(now() - timedelta(seconds=source_history.MEMORY_SECONDS))
-    own = found.lock.allow_node_fallback
-    with hashing() as hash_file, contextlib.closing(fetcher(context, options, own_mirrors=own)) as fetching:
+    with hashing() as hash_file, contextlib.closing(blob_sources.fetcher(context, options, found.lock, ledger)) as fetching:
         blobs = Blobs(layout, ledger, hash_file, now)
         yield Ports(
             blobs=blobs,
@@ -44,7 +37,7 @@ def ports(context: NodeContext, options: RunOptions, found: VerifiedLock, ledger
             housekeeping=StoreHousekeeping(layout, ledger, found.lock, context.policy, now),
             servers=_NoServers(),
             hooks=hooks(context, ledger, report),
-            fetcher=source_history.FetcherWithHistory(fetching, lied) if lied else fetching,
+            fetcher=fetching,
             tester=tester(context, ledger),
             report=report,
             now=now,
@@ -70,16 +63,6 @@ def hashing() -> Iterator[_FileHasher]:
     """Give a function that hashes a file in a process of its own."""
     with contextlib.closing(Hashers(1)) as hashers:
         yield _FileHasher(hashers)
-
-
-def fetcher(context: NodeContext, options: RunOptions, *, own_mirrors: bool) -> Fetcher:
-    """Return what fetches blobs, from the node's *own_mirrors* too where the snapshot allows it; offline, what refuses to."""
-    if options.bundle is not None:
-        return BundleFetcher(Bundle(options.bundle), context.layout.staging)
-    if options.offline:
-        return OfflineFetcher()
-    download = context.download if own_mirrors else msgspec.structs.replace(context.download, fallback=())
-    return Aria2Fetcher(context.layout.staging, download)
 
 
 def tester(context: NodeContext, ledger: Ledger) -> Tester:

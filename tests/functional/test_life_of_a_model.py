@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from reconciler.commands import apply, source_history, status
+from reconciler.commands import apply, blob_sources, status
 from reconciler.demo.server import Server
 from reconciler.ports import Fetched, FetchFailed, Want
 from reconciler.runtime import devices, engines
@@ -272,7 +272,7 @@ def test_a_source_that_lied_is_asked_again_where_there_is_no_other(tmp_path: Pat
     internet, heard = Internet(), EventLog()
     wants = [Want(digest=name_of(data), size=3, sources=(f"https://{data.decode()}/x", "https://honest/x")) for data in (b"one", b"two")]
     internet.pages = {"https://one/x": b"one", "https://two/x": b"two"}
-    fetcher = source_history.FetcherWithHistory(MemoryFetcher(tmp_path, internet), frozenset({(name_of(b"one"), "https://one/x")}))
+    fetcher = blob_sources.FetcherWithHistory(MemoryFetcher(tmp_path, internet), frozenset({(name_of(b"one"), "https://one/x")}))
 
     outcomes = {outcome.digest: outcome for outcome in fetcher.fetch(wants, heard)}
 

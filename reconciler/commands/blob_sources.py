@@ -1,4 +1,6 @@
 """
+Where a run's blobs come from: the network, a bundle, or nowhere.
+
 A source that gave wrong bytes for a blob in an earlier run is asked for that blob last, and never together with others.
 
 The ledger's incidents are the record. No source is excluded: where no other source gives the blob, those with a record are asked again, and
@@ -9,19 +11,37 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, cast
 
 import msgspec
 
+from reconciler.commands.context import NodeContext, RunOptions
 from reconciler.core.errors import FetchError
+from reconciler.core.lock import Lock
 from reconciler.fetch import sources
+from reconciler.fetch.bundle import Bundle, BundleFetcher
+from reconciler.fetch.downloader import Aria2Fetcher, OfflineFetcher
 from reconciler.ports import Fetched, Fetcher, FetchFailed, Reporter, Want
+from reconciler.store.ledger import Ledger
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
 #: Older incidents do not count.
 MEMORY_SECONDS = 30 * 86400.0
+
+
+def fetcher(context: NodeContext, options: RunOptions, lock: Lock, ledger: Ledger) -> Fetcher:
+    """Return what fetches blobs, from the node's own mirrors too where the snapshot allows it; offline, what refuses to. Close it."""
+    if options.bundle is not None:
+        return BundleFetcher(Bundle(options.bundle), context.layout.staging)
+    if options.offline:
+        return OfflineFetcher()
+    download = context.download if lock.allow_node_fallback else msgspec.structs.replace(context.download, fallback=())
+    lied = ledger.lying_sources(context.clock() - timedelta(seconds=MEMORY_SECONDS))
+    made = Aria2Fetcher(context.layout.staging, download)
+    return FetcherWithHistory(made, lied) if lied else made
 
 
 class FetcherWithHistory:
