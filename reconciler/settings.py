@@ -8,8 +8,7 @@ Rules that hold here:
 3. Sizes, times and addresses are checked when the file is read, and not when they are used.
 4. Settings that were found, and not named by the caller, are used only if nobody but root and the caller can change them or any file that
    they name (``Settings.check_trusted``).
-
-The module has more than 400 lines because each key stands here with the sentence that the reference page shows.
+5. Environment variables win over the file (``environment``). What a variable names was named by the caller.
 
 Longer than 400 lines because each key has a sentence beside it, from which the reference is made.
 """
@@ -19,7 +18,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -27,7 +26,7 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta, Struct, field
 
-from reconciler import files
+from reconciler import environment, files
 from reconciler.core import snapshot, units
 from reconciler.core.errors import SettingsError, UntrustedFile
 from reconciler.core.node import Policy
@@ -171,6 +170,8 @@ class Agent(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     jitter: str = "30s"
     #: Every blob is re-hashed at least this often.
     scrub_after: str = "30d"
+    #: A file to which the status page is written after each cycle, one HTML file that loads nothing else; empty: none is.
+    page: str = ""
 
 
 class Hooks(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -213,15 +214,19 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         }
         return msgspec.structs.replace(self.runtime, servers=bound)
 
-    def check_trusted(self, uid: int) -> None:
+    def check_trusted(self, uid: int, *, named: frozenset[str] = frozenset()) -> None:
         """
         Check that only root and the user *uid* can change the files that these settings name. For settings that the caller did not name.
+
+        *named* are the keys that the caller did name, in the environment, as in ``[store] path``.
 
         Raises:
             UntrustedFile: another user can; the message names the key and the file.
             SettingsError: what a key names cannot be followed.
         """
         for key, path in self._files():
+            if key in named:
+                continue
             try:
                 files.check_trusted_path(path, uid)
             except UntrustedFile as error:
@@ -233,7 +238,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         """Yield every file and folder that these settings name, with the key that names it."""
         yield from ((key, self.path(text)) for key, text in self.paths())
         yield "the envelope beside [network] lockfile", self.envelope_path
-        for key, argv in self._commands():
+        for key, argv in self.commands():
             yield from ((key, path) for path in self._programs(argv))
 
     def paths(self) -> Iterator[tuple[str, str]]:
@@ -243,11 +248,13 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             ("[network] root", network.root), ("[network] snapshot", network.snapshot), ("[network] lockfile", network.lockfile),
             ("[network] root_updates", network.root_updates), ("[download] ca_file", download.ca_file),
             ("[download] netrc", download.netrc), ("[store] path", self.store.path), ("[store] archive", self.store.archive),
+            ("[agent] page", self.agent.page),
         ]  # fmt: skip
         named += [(f"[runtime.{engine}] bind", text) for engine, server in self.runtime.servers.items() for text in server.bind]
         yield from ((key, text) for key, text in named if text and "://" not in text)
 
-    def _commands(self) -> Iterator[tuple[str, Argv]]:
+    def commands(self) -> Iterator[tuple[str, Argv]]:
+        """Yield every command that these settings name, empty where none is set, with its key."""
         yield "[hooks] activated", self.hooks.activated
         yield "[hooks] healthy", self.hooks.healthy
         for engine, server in self.runtime.servers.items():
@@ -256,7 +263,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     def programs(self) -> Iterator[tuple[str, str]]:
         """Yield the program of every command that is named by a path, as it is written, with the key that names it."""
-        yield from ((key, argv[0]) for key, argv in self._commands() if argv and "/" in argv[0])
+        yield from ((key, argv[0]) for key, argv in self.commands() if argv and "/" in argv[0])
 
     def _programs(self, argv: Argv) -> Iterator[Path]:
         """Yield the files that a command may run: its program, and each further word that can be a script, as in ``["sh", "hook.sh"]``."""
@@ -313,29 +320,51 @@ _TIMES = (
 )  # fmt: skip
 
 
-def decode(data: bytes, base: Path, name: str = "reconcile.toml") -> Settings:
+_NO_VARIABLES: Mapping[str, str] = {}
+
+
+def decode(data: bytes, base: Path, name: str = "reconcile.toml", variables: Mapping[str, str] = _NO_VARIABLES) -> Settings:
     """
-    Return the settings in *data*; relative paths in it are relative to *base*.
+    Return the settings in *data*, under those of the environment's *variables*; relative paths in both are relative to *base*.
 
     Raises:
         SettingsError: not TOML, an unknown key, or an invalid value; the message contains *name* and the key.
     """
-    try:
-        tree = tomllib.loads(data.decode("utf-8-sig"))
-    except ValueError as error:
-        raise SettingsError(
-            f"{name} is not TOML: {tool_damage(data) or error}", hint="it is UTF-8 text, as `reconcile init` writes it"
-        ) from None
-    tree = _with_servers(tree, name)
+    tree = _with_servers(read_tree(data, name), name)
     _refuse_unknown(tree, Settings, name, "")
+    tree = environment.overlay(tree, Settings, variables)
+    named = environment.given(Settings, variables).values()
+    name = f"{name} and the environment ({', '.join(named)})" if named else name
     if any("\0" in text for text in _texts(tree)):
         raise SettingsError(f"{name} has a NUL character in a value, which no path, address or command may have")
     try:
         settings = msgspec.convert(tree | {"base": str(base)}, Settings)
         _check(settings)
     except (msgspec.ValidationError, ValueError) as error:
-        raise SettingsError(f"{name}: {str(error).replace('`$.', '`')}") from None
+        raise SettingsError(f"{name}: {str(error).replace('`$.', '`')}", hint=_legal_hint(str(error))) from None
     return settings
+
+
+def _legal_hint(message: str) -> str:
+    """Return what the key may be that msgspec's *message* names; empty where it names none."""
+    found = re.search(r"`\$\.([\w.-]+)", message)
+    of = dict(environment.keys(Settings)).get(tuple(found[1].split("."))) if found else None
+    return f"{found[1]} is {environment.legal(of)}" if found and of else ""
+
+
+def keys_from(variables: Mapping[str, str]) -> frozenset[str]:
+    """Return the keys that the environment's *variables* set, as messages name them: ``[store] path``."""
+    return frozenset(f"[{'.'.join(path[:-1])}] {path[-1]}" for path in environment.given(Settings, variables))
+
+
+def read_tree(data: bytes, name: str) -> dict[str, Any]:
+    """Return the tables in *data*, the bytes of a settings file; raises SettingsError where it is not TOML."""
+    try:
+        return tomllib.loads(data.decode("utf-8-sig"))
+    except ValueError as error:
+        raise SettingsError(
+            f"{name} is not TOML: {tool_damage(data) or error}", hint="it is UTF-8 text, as `reconcile init` writes it"
+        ) from None
 
 
 #: Times that must be more than zero; the others may be zero.
@@ -361,6 +390,9 @@ def _check_amount(name: str, read: Callable[[str], float], text: str, *, least: 
         amount = read(text)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
+    if amount and text.strip().replace(".", "", 1).isdecimal():
+        example = {"size": "512MiB or 10GiB", "seconds": "90s, 5m, 24h or 7d"}[read.__name__]
+        raise ValueError(f"{name}: {text!r} has no unit; write it like {example}")
     if amount < least:
         raise ValueError(f"{name}: {text!r} is too little; it must be more than zero")
 
@@ -419,10 +451,14 @@ def _check_places(settings: Settings) -> None:
             raise ValueError(f"{key}: it is empty")
         _claim(taken, key, settings, text)
     _claim(taken, "the envelope beside [network] lockfile", settings, str(settings.envelope_path))
-    if settings.store.archive:
-        _claim(taken, "[store] archive", settings, settings.store.archive)
+    for key, text in (("[store] archive", settings.store.archive), ("[agent] page", settings.agent.page)):
+        if text:
+            _claim(taken, key, settings, text)
     if "://" not in network.snapshot and settings.path(network.snapshot) != settings.envelope_path:
         _claim(taken, "[network] snapshot", settings, network.snapshot)
+    page = Path(os.path.normpath(settings.path(settings.agent.page)))
+    if settings.agent.page and page.is_relative_to(os.path.normpath(settings.store_path)):
+        raise ValueError("[agent] page: it is in the store, whose other files are private; name a place outside of it")
 
 
 def _claim(taken: dict[Path, str], key: str, settings: Settings, text: str) -> None:

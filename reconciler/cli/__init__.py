@@ -26,14 +26,14 @@ from reconciler.core.errors import ReconcileError, UsageError
 
 #: The commands by section of the help text, each with the module that defines it.
 _SECTIONS = {
-    "The node": {"init": "node", "lock": "node", "plan": "node", "apply": "node", "sync": "node", "agent": "node", "status": "node"},
+    "The node": {"init": "init", "lock": "node", "plan": "node", "apply": "node", "sync": "node", "agent": "agent", "status": "status"},
     "Housekeeping": {
         "verify": "maintenance", "gc": "maintenance", "rollback": "history", "resume": "history", "history": "history",
-        "incidents": "maintenance", "retry": "maintenance", "doctor": "maintenance",
+        "incidents": "maintenance", "retry": "maintenance", "doctor": "doctor", "config": "configuration",
     },
     "Without a network": {"bundle": "bundle"},
     "Trust and publishing": {"trust": "maintenance", "key": "operator", "root": "operator", "snapshot": "operator"},
-    "Demonstration": {"demo": "maintenance"},
+    "Demonstration and shells": {"demo": "maintenance", "completion": "configuration"},
 }  # fmt: skip
 _MODULES = {name: module for names in _SECTIONS.values() for name, module in names.items()}
 
@@ -60,6 +60,15 @@ class _Sections(click.Group):
             return None
         found: click.Command = getattr(importlib.import_module(f"reconciler.cli.{_MODULES[cmd_name]}"), cmd_name)
         return found
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command; a misspelt one is an error that names the nearest."""
+        if args and args[0] not in _MODULES and not args[0].startswith("-"):
+            import difflib
+
+            near = difflib.get_close_matches(args[0], _MODULES, n=1)
+            ctx.fail(f"there is no command {args[0]!r}{f'; did you mean {near[0]!r}?' if near else ''}")
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command. click would give a closed pipe an exit code of its own."""

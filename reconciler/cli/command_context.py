@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from reconciler.core.events import Event
     from reconciler.ports import Reporter
     from reconciler.report.events import JsonLines
+    from reconciler.report.log_lines import LogFormat, LogLines
     from reconciler.report.terminal import EventLines
     from reconciler.settings import Settings
     from reconciler.store.layout import Layout
@@ -67,16 +68,21 @@ class CommandContext:
 
         path = named_config(self.config)
         if path is not None:
-            return settings.decode(_read(path, Path.read_bytes), path.absolute().parent, str(path))
+            return settings.decode(_read(path, Path.read_bytes), path.absolute().parent, str(path), os.environ)
         path, uid = find_config(), os.geteuid()
         with _with_config_hint(path):
             if path is None:
                 self._has_no_settings = True
-                found = settings.Settings(base=str(Path.cwd()))
+                found = settings.decode(b"", Path.cwd(), "the defaults", os.environ)
             else:
-                found = settings.decode(_read(path, lambda path: files.read_trusted(path, uid)), path.parent, str(path))
-            found.check_trusted(uid)
+                found = settings.decode(_read(path, lambda path: files.read_trusted(path, uid)), path.parent, str(path), os.environ)
+            found.check_trusted(uid, named=settings.keys_from(os.environ))
         return found
+
+    @property
+    def config_file(self) -> Path | None:
+        """The settings file that holds here; None where there is none."""
+        return named_config(self.config) or find_config()
 
     def node(self) -> NodeContext:
         """Return the settings that hold here as values, for the functions of ``commands``."""
@@ -105,7 +111,7 @@ class CommandContext:
         """
         from reconciler.settings import Settings
 
-        config = named_config(self.config) or find_config()
+        config = self.config_file
         try:
             settings = self.settings()
         except SettingsError:  # the command reports it; until then, the defaults name the node's files
@@ -144,6 +150,7 @@ class CommandContext:
             self._has_no_settings
             and isinstance(error, LockMismatch | NothingToCheck | SettingsError)
             and not isinstance(error, UntrustedFile)
+            and "environment" not in error.message
         ):
             error.hint += f"; there is no {CONFIG_NAME} in this folder or a parent: `reconcile init` writes one, and --config names another"
         if self.json_into:
@@ -151,16 +158,18 @@ class CommandContext:
                 file.write(_error_json(error) + b"\n")
 
     @contextlib.contextmanager
-    def reporter(self, *, stream: bool = True) -> Iterator[Reporter]:
+    def reporter(self, *, stream: bool = True, log: LogFormat | None = None) -> Iterator[Reporter]:
         """
         Give a reporter for a run's events: progress bars on a terminal, plain lines elsewhere, JSON lines where the options ask for it.
+
+        With *log*, text for people is a log in that form.
 
         Raises:
             OSError: the run is over, and standard output or the file could not be written completely.
         """
         gc.enable()  # a run may take hours
         with contextlib.ExitStack() as stack:
-            people = None if self.json and stream else stack.enter_context(self._lines())
+            people = None if self.json and stream else self._log(log) if log else stack.enter_context(self._lines())
             output = self._events(sys.stdout) if self.json and stream else None
             into = self._events(stack.enter_context(self._opened(self.json_into))) if self.json_into and stream else None
             listeners = [one for one in (people, output, into) if one is not None]
@@ -192,6 +201,19 @@ class CommandContext:
         finally:
             with _named(path):  # closing writes what is buffered, and may fail
                 file.close()
+
+    def _log(self, form: LogFormat) -> LogLines:
+        from reconciler.commands.context import wall_clock
+        from reconciler.report import log_lines
+
+        return log_lines.LogLines(sys.stdout, form, wall_clock, quiet=self.quiet, verbose=self.verbose)
+
+    @property
+    def log_format(self) -> LogFormat | None:
+        """The form of a log where none is asked for: the journal's where systemd reads it, text elsewhere, and none on a terminal."""
+        if sys.stdout.isatty():
+            return None
+        return "journald" if "JOURNAL_STREAM" in os.environ else "text"
 
     def _lines(self) -> EventLines:
         from reconciler.report import terminal
