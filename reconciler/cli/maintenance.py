@@ -1,4 +1,4 @@
-"""Commands that maintain a node: verify, gc, incidents, retry, doctor, trust; and demo."""
+"""Commands that maintain a node: verify, gc, incidents, retry, trust; and demo."""
 
 from __future__ import annotations
 
@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING
 import click
 
 from reconciler.cli.command_context import CommandContext, common_options
-from reconciler.cli.options import COUNT, LOCK_TIMEOUT, OFFLINE, Share, Size
+from reconciler.cli.options import COUNT, LOCK_TIMEOUT, Share, Size, complete_models
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from reconciler.store.garbage import Garbage
-
-_LEVELS = {"ok": ("ok     ", "green"), "warning": ("warning", "yellow"), "error": ("error  ", "bold red")}
 
 
 @click.command()
@@ -126,7 +124,7 @@ def incidents(context: CommandContext, *, count: int, lines: bool) -> None:
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", shell_complete=complete_models)
 @LOCK_TIMEOUT
 @common_options()
 def retry(context: CommandContext, *, model: str, lock_timeout: float) -> None:
@@ -135,38 +133,6 @@ def retry(context: CommandContext, *, model: str, lock_timeout: float) -> None:
 
     maintenance.retry(context.node(), model, lock_timeout_seconds=lock_timeout)
     context.show({"schema": 1, "model": model}, lambda to: to.print(f"the next apply retries {model}", markup=False))
-
-
-@click.command()
-@OFFLINE
-@common_options()
-def doctor(context: CommandContext, *, offline: bool) -> int:
-    """
-    Check this machine for problems and show how to fix them.
-
-    Checks Python, aria2c, the sandbox, GPUs, engines, disk, clock, trust root, lock, store and agent, and whether sources answer.
-    Changes nothing. Exit code 1 if there is an error.
-
-    \b
-      reconcile doctor
-      reconcile doctor --offline --json
-    """
-    from reconciler.commands import doctor as examining
-
-    found = examining.examine(context.node, offline=offline)
-
-    def show(to: Console) -> None:
-        from rich.text import Text
-
-        for one in found:
-            mark, style = _LEVELS[one.level]
-            to.print(Text.assemble((mark, style), f"  {one.name}: {one.text}"))
-            if one.hint and one.level != "ok":
-                to.print(f"         hint: {one.hint}", markup=False, style="dim")
-
-    failed = any(one.level == "error" for one in found)
-    context.show({"schema": 1, "ok": not failed, "findings": found}, show)
-    return 1 if failed else 0
 
 
 @click.group()

@@ -1,4 +1,4 @@
-"""The commands that bring a node to the state that the signed snapshot asks for: init, lock, plan, apply, sync, agent, status."""
+"""The commands that bring a node to the state that the signed snapshot asks for: lock, plan, apply, sync."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from reconciler.cli.command_context import CommandContext, common_options
-from reconciler.cli.options import EXCEPT, FILE, LOCK_TIMEOUT, LOCKED, OFFLINE, ONLY, YES, Seconds
+from reconciler.cli.options import EXCEPT, FILE, LOCK_TIMEOUT, LOCKED, OFFLINE, ONLY, YES
+from reconciler.core.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,31 +27,12 @@ def _options(**given: object) -> RunOptions:
 
 
 @click.command()
-@click.option("--root", "root_file", type=FILE, help="The network's trust root, which init pins.")
-@click.option("--fingerprint", default="", help="The fingerprint that the root must have, received by another way than the file.")
-@click.option("--snapshot", default="", help="URL or path of the network's signed snapshot.")
-@click.option("--store", default="store", help="The store's folder.")
-@click.option("--force", is_flag=True, help="Replace an existing reconcile.toml.")
-@common_options()
-def init(context: CommandContext, *, root_file: Path | None, fingerprint: str, snapshot: str, store: str, force: bool) -> None:
-    """
-    Write reconcile.toml and pin the network's trust root.
-
-    \b
-      reconcile init --root root.json --snapshot https://config.example.org/snapshot.json
-    """
-    from reconciler.commands import init as init_command
-
-    made = init_command.init(Path.cwd(), root_file=root_file, fingerprint=fingerprint, snapshot=snapshot, store=store, force=force)
-    context.show(made, lambda to: to.print(made.sentence, markup=False))
-
-
-@click.command()
 @click.argument("source", default="", metavar="[SNAPSHOT]")
 @click.option("--check", is_flag=True, help="Only compare: exit 2 if the lock would change, 1 if there is none. Write nothing.")
+@click.option("--against", default="", metavar="REF", help="With --check, refuse what a node refuses that runs this commit or folder.")
 @LOCK_TIMEOUT
 @common_options()
-def lock(context: CommandContext, *, source: str, check: bool, lock_timeout: float) -> int:
+def lock(context: CommandContext, *, source: str, check: bool, against: str, lock_timeout: float) -> int:
     """
     Verify a snapshot and compile it to models.lock.
 
@@ -60,13 +42,20 @@ def lock(context: CommandContext, *, source: str, check: bool, lock_timeout: flo
     \b
       reconcile lock
       reconcile lock --check      in CI: exit 0 if the committed lock matches the snapshot
+      reconcile lock --check --against origin/main      ... and exit 4 if it is an older one than that of main
     """
     from reconciler.commands import lock as lock_command
     from reconciler.core import units
     from reconciler.core.text import printable
 
     node = context.node()
+    if against and not check:
+        raise UsageError("--against is for --check", hint="`reconcile lock --check --against REF`")
     if check:
+        if against:
+            from reconciler.commands import plan_nodes
+
+            plan_nodes.check_against(node, against)
         difference = lock_command.lock_difference(node, source)
         found_text = f"models.lock would change: {difference}" if difference else "models.lock is up to date"
         context.show({"changes": bool(difference), "difference": difference}, lambda to: to.print(printable(found_text), markup=False))
@@ -85,6 +74,23 @@ def lock(context: CommandContext, *, source: str, check: bool, lock_timeout: flo
 @click.command()
 @click.option("--detailed-exitcode", is_flag=True, help="Exit 2 if there are changes, 0 if there are none.")
 @click.option("--out", type=FILE, metavar="FILE", help="Save the plan, for `reconcile apply FILE`.")
+@click.argument("profiles", type=click.Path(path_type=Path), nargs=-1, metavar="")
+@click.option(
+    "--node",
+    "nodes",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="FILE…",
+    help="Plan for the nodes of these profiles, without a store or an engine; of a folder, for each *.toml in it.",
+)
+@click.option("--against", default="", metavar="REF", help="Plan what changes on a node that runs this commit, folder or snapshot.")
+@click.option(
+    "--fail-on",
+    multiple=True,
+    metavar="RULES",
+    help="Exit 2 if one is broken: reject, reject-any, outage, disk, larger-than=SIZE. Default with --node, --against: reject,outage,disk.",
+)
+@click.option("--format", "format_", type=click.Choice(["text", "json", "markdown"]), default="text", help="The form of the output.")
 @ONLY
 @EXCEPT
 @LOCKED
@@ -95,6 +101,11 @@ def plan(
     *,
     detailed_exitcode: bool,
     out: Path | None,
+    profiles: tuple[Path, ...],
+    nodes: tuple[Path, ...],
+    against: str,
+    fail_on: tuple[str, ...],
+    format_: str,
     only: tuple[str, ...],
     excluded: tuple[str, ...],
     locked: bool,
@@ -107,9 +118,21 @@ def plan(
       reconcile plan
       reconcile plan --detailed-exitcode --json-into plan.json      in CI: 0 no changes, 2 changes, 1 error
       reconcile plan --out plan.json && reconcile apply plan.json   apply exactly this plan, or fail if it is stale
+      reconcile plan --node gpu.toml --against origin/main --format markdown > comment.md
     """
     from reconciler.commands import apply as apply_command
     from reconciler.core import plan as plans
+
+    context.json = context.json or format_ == "json"
+    if profiles and not nodes:
+        raise UsageError(f"plan takes no file: {profiles[0]}", hint="`reconcile plan --node FILE` plans for a node profile")
+    if nodes or against or fail_on:
+        from reconciler.cli import plan_nodes
+
+        if out is not None or only or excluded:
+            raise UsageError("--out, --only and --except are for the plan of this node", hint="leave them out, or --node and --against")
+        shown = plan_nodes.show(context, (*nodes, *profiles), against, fail_on, as_markdown=format_ == "markdown")
+        return 2 if shown.failures or (detailed_exitcode and shown.changes) else 0
 
     if out is not None:
         context.check_output(out)
@@ -120,9 +143,17 @@ def plan(
         context.write_output(out, plans.encode(made))
 
     def show(to: Console) -> None:
+        from reconciler.core import units
         from reconciler.report import terminal
 
+        if format_ == "markdown":
+            from reconciler.report import markdown
+
+            to.print(markdown.plan(made).rstrip("\n"), markup=False)
+            return
         terminal.plan(to, made, verbose=context.verbose)
+        if seen.partly_here:
+            to.print(f"{units.human_size(seen.partly_here)} of it is here already, of downloads that were cut short", markup=False)
         if seen.fetches.refused:
             from reconciler.commands import fetch_record
             from reconciler.core.text import printable
@@ -207,100 +238,3 @@ def sync(
     options = _options(only=only, excluded=excluded, locked=locked, offline=offline, lock_timeout_seconds=lock_timeout)
     with context.reporter() as report:
         return _code(apply_command.sync(context.node(), report, options))
-
-
-@click.command()
-@click.option("--once", is_flag=True, help="Run one cycle, then exit with the exit code of sync. For cron or a timer.")
-@click.option("--interval", type=Seconds(), metavar="TIME", help="Time between cycles, e.g. 5m. Default: [agent] interval in the settings.")
-@click.option("--metrics-file", type=FILE, metavar="FILE", help="Write Prometheus metrics to FILE, for node exporter's textfile collector.")
-@click.option(
-    "--metrics-port", type=click.IntRange(0, 65535), metavar="PORT", help="Serve Prometheus metrics on loopback at PORT; 0: any free port."
-)
-@LOCKED
-@OFFLINE
-@common_options()
-def agent(
-    context: CommandContext,
-    *,
-    once: bool,
-    interval: float | None,
-    metrics_file: Path | None,
-    metrics_port: int | None,
-    locked: bool,
-    offline: bool,
-) -> int:
-    """
-    Run sync repeatedly, and re-hash and repair the store.
-
-    The time between cycles is [agent] interval plus a random jitter; after failures it grows, up to an hour. Each cycle also hashes a
-    share of the store, so that every blob is hashed once within [agent] scrub_after, and repairs what is damaged. Its health is written
-    to <store>/health.json. SIGTERM and SIGINT end it within seconds. SIGHUP reloads the settings and starts a cycle; invalid settings
-    are rejected and the old ones stay in use. Under systemd it notifies readiness and feeds the watchdog.
-
-    \b
-      reconcile agent
-      reconcile agent --interval 1m --metrics-port 9464
-      reconcile agent --once --metrics-file /var/lib/node_exporter/reconcile.prom
-    """
-    from reconciler.agent.loop import Agent, AgentOptions
-    from reconciler.agent.service import Wakeup
-    from reconciler.commands.context import RunOptions
-
-    if metrics_file is not None:
-        context.check_output(metrics_file)
-    options = AgentOptions(
-        interval_seconds=interval,
-        metrics_file=metrics_file.absolute() if metrics_file else None,
-        metrics_port=metrics_port,
-        run=RunOptions(locked=locked, offline=offline),
-    )
-    with context.reporter() as report, Wakeup() as wakeup:
-        made = Agent(context.node, report, wakeup, options)
-        if not once:
-            made.run()
-            return 0
-        result = made.once()
-    if result.error is not None:
-        raise result.error
-    return 3 if result.outcome == "models-failed" else 0
-
-
-@click.command()
-@click.argument("model", required=False)
-@common_options()
-def status(context: CommandContext, *, model: str | None) -> None:
-    """
-    Show every model's state and why. For one MODEL, also show its last test.
-
-    \b
-      reconcile status
-      reconcile status mistral-7b-instruct:v1
-      reconcile status --json | jq -r '.models[] | select(.state == "active").id'
-    """
-    from reconciler.commands import status as status_command
-    from reconciler.core import units
-
-    node = context.node()
-    found = status_command.status(node, model or "")
-    again = f"at the next sync{', at ' + units.rfc3339(found.next_sync_at) if found.next_sync_at else ''}"
-
-    def show(to: Console) -> None:
-        from reconciler.core.text import printable
-        from reconciler.report import terminal
-        from reconciler.report.events import short
-
-        is_ill = found.refused or found.heard.unreachable
-        to.print(printable(found.summary), style="bold yellow" if is_ill else None, markup=False)
-        until = units.rfc3339(found.snapshot.expires_at)
-        to.print(f"{found.network}, snapshot {found.snapshot.version} (expires {until}), generation {found.generation}", markup=False)
-        terminal.models(to, found.models)
-        if model:
-            terminal.model_details(to, found.models[0], node.layout.root, again)
-        elif any(terminal.is_retried(one) for one in found.models):
-            to.print(f"models that failed, are pending or could not be fetched are retried {again}", markup=False)
-        for drifted in found.drift:
-            to.print(f"drift: {printable(drifted)}", style="yellow", markup=False)
-        if not model:
-            to.print(f"active set {short(found.active_digest)}", style="dim", markup=False)
-
-    context.show(found, show)
