@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 from reconciler.commands.context import NodeContext, RunOptions
@@ -32,6 +33,10 @@ class CycleSteps(Protocol):
 
     def measure(self, context: NodeContext) -> NodeMetrics:
         """Return the current figures for metrics, without the agent's own."""
+        ...
+
+    def write_page(self, context: NodeContext, path: Path) -> None:
+        """Write the status page to *path*."""
         ...
 
 
@@ -71,6 +76,12 @@ class NodeSteps:
         from reconciler.commands import status
 
         return status.node_metrics(context)
+
+    def write_page(self, context: NodeContext, path: Path) -> None:
+        """Write the status page to *path*."""
+        from reconciler.commands import status_page
+
+        status_page.write(context, path)
 
 
 def due(ages: Sequence[float], within: float) -> int:

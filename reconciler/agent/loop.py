@@ -287,6 +287,7 @@ class Agent:
             self._report(Notice(level="warning", text=result.message + again))
         self._write_health("stopped" if seconds is None else "waiting")
         self._measure()
+        self._write_page()
         service.notify(f"STATUS={result.outcome}{': ' if result.message else ''}{' '.join(result.message.split())[:200]}")
 
     def _write_health(self, phase: Phase) -> None:
@@ -302,6 +303,11 @@ class Agent:
             self._figures = msgspec.structs.replace(self._steps.measure(self._context), run=self._run_metrics())
             if self._options.metrics_file is not None:
                 atomic.write(self._options.metrics_file, metrics.render(self._figures, self._context.clock()))
+
+    def _write_page(self) -> None:
+        if self._context.page_path is not None:
+            with self._warned("the status page"):
+                self._steps.write_page(self._context, self._context.page_path)
 
     def _run_metrics(self) -> RunMetrics | None:
         now = self.health

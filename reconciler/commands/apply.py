@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec import Struct
 
-from reconciler.commands import fetch_record, load_lock, node_trust
+from reconciler.commands import fetch_record, load_lock, node_trust, partial
 from reconciler.commands import lock as lock_command
 from reconciler.commands.context import Clock, NodeContext, RunOptions, hold_store, measure_node, remember_engines
 from reconciler.commands.fetch_record import FetchStatus
@@ -50,6 +50,8 @@ class Preview(Struct, frozen=True, kw_only=True):
     policy: Policy
     #: What the attempts to fetch the snapshot met.
     fetches: FetchStatus = FetchStatus()
+    #: Bytes of what is to be fetched that are here of downloads that were cut short.
+    partly_here: int = 0
 
 
 def preview(context: NodeContext, options: RunOptions = _OPTIONS) -> Preview:
@@ -65,25 +67,41 @@ def preview(context: NodeContext, options: RunOptions = _OPTIONS) -> Preview:
     with Ledger.reading(layout.ledger) as ledger:
         found.check_fresh(trust_state.read(layout, ledger), now=now, limits=context.limits)
         state, fetches = observe.node_state(layout, ledger), fetch_record.read(context, ledger)
-    return msgspec.structs.replace(_preview(context, options, found, state, now), fetches=fetches)
+    seen = _preview(context, options, found, state, now)
+    wanted = {change.digest: change.bytes for change in seen.plan.blobs if change.op == "fetch"}
+    partly = sum(partial.partial_bytes(layout, wanted).values()) if wanted else 0
+    return msgspec.structs.replace(seen, fetches=fetches, partly_here=partly)
 
 
 def _preview(context: NodeContext, options: RunOptions, found: VerifiedLock, state: NodeState, now: datetime) -> Preview:
-    _refuse_unknown_models(options, {*(model.id for model in found.lock.model), *state.records, *state.active.entries})
+    options = _with_ids(options, {*(model.id for model in found.lock.model), *state.records, *state.active.entries})
     node = measure_node(context)
     policy = msgspec.structs.replace(context.policy, only=options.only, excluded=options.excluded)
     made = plans.diff(found.lock, found.lock_digest, state, node, policy, now=now)
     return Preview(plan=made, verified_lock=found, state=state, node=node, policy=policy)
 
 
-def _refuse_unknown_models(options: RunOptions, known: set[str]) -> None:
-    """Refuse a model id on the command line that is not among *known*: a typing error would be a silent success."""
-    for model in (*options.only, *options.excluded):
-        if model not in known:
-            import difflib
+def _with_ids(options: RunOptions, known: set[str]) -> RunOptions:
+    """
+    Return *options* with the ids of *known* in place of names without a version.
 
-            near = difflib.get_close_matches(model, known, n=1)
-            raise UsageError(f"there is no model {model!r}", hint=f"did you mean {near[0]!r}?" if near else "`reconcile status` lists them")
+    Raises:
+        UsageError: a model is not among *known*: a typing error would be a silent success.
+    """
+    only = tuple(model for text in options.only for model in ids_of(text, known))
+    excluded = tuple(model for text in options.excluded for model in ids_of(text, known))
+    return msgspec.structs.replace(options, only=only, excluded=excluded)
+
+
+def ids_of(text: str, known: set[str]) -> tuple[str, ...]:
+    """Return *text* if it is an id among *known*, else all ids of the name *text*; raises UsageError where there is none."""
+    found = (text,) if text in known else tuple(sorted(model for model in known if model.partition(":")[0] == text))
+    if not found:
+        import difflib
+
+        near = difflib.get_close_matches(text, known, n=1)
+        raise UsageError(f"there is no model {text!r}", hint=f"did you mean {near[0]!r}?" if near else "`reconcile status` lists them")
+    return found
 
 
 def apply(

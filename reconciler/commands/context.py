@@ -73,6 +73,8 @@ class NodeContext(Struct, frozen=True, kw_only=True):
     #: Time between the agent's cycles, and the most that is added to it at random.
     interval_seconds: float
     jitter_seconds: float
+    #: Where the agent writes the status page after each cycle; None: nowhere.
+    page_path: Path | None = None
     clock: Clock
 
     @property
@@ -112,6 +114,7 @@ def from_settings(settings: Settings, *, clock: Clock = wall_clock) -> NodeConte
         healthy_seconds=units.seconds(settings.hooks.healthy_timeout),
         interval_seconds=units.seconds(settings.agent.interval),
         jitter_seconds=units.seconds(settings.agent.jitter),
+        page_path=settings.path(settings.agent.page) if settings.agent.page else None,
         clock=clock,
     )
     _check_encodable(made)

@@ -144,6 +144,11 @@ def is_silent(fetches: FetchStatus, quiet_seconds: float, now: datetime) -> bool
     return fetches.unreachable is not None and units.age_seconds(fetches.unreachable.since, now) > quiet_seconds
 
 
+def is_late(fetches: FetchStatus, quiet_seconds: float, now: datetime) -> bool:
+    """Return whether that nothing can be fetched is an error: it never could, or not for longer than *quiet_seconds*."""
+    return fetches.unreachable is not None and (fetches.last is None or is_silent(fetches, quiet_seconds, now))
+
+
 def describe_refusal(fetches: FetchStatus, now: datetime) -> str:
     """Return that the snapshot is refused, for how long and why, as a clause."""
     assert fetches.refused

@@ -19,7 +19,7 @@ from typing import Literal, TypeVar
 import msgspec
 from msgspec import UNSET, Struct, UnsetType, structs
 
-from reconciler.commands import fetch_record, load_lock, node_trust, summary
+from reconciler.commands import fetch_record, load_lock, node_trust, partial, summary
 from reconciler.commands.context import NodeContext, existing_folder, measure_node
 from reconciler.commands.fetch_record import FetchStatus
 from reconciler.core import plan as plans
@@ -69,6 +69,8 @@ class ModelStatus(Struct, frozen=True, kw_only=True):
     #: Relative to the store's ``active``; null where it is not active.
     path: str | None = None
     bytes: int = 0  #: Size of its files.
+    total_bytes: int = 0  #: Size of what it is downloaded as; 0 where it is not listed.
+    here_bytes: int = 0  #: How much of that is on this node, with what is only partly downloaded.
     attempts: int = 0  #: Failures since it last passed.
     last_error: str | None = None  #: The last failure.
     since: datetime | None = None  #: When it came into this state.
@@ -108,7 +110,7 @@ class Status(Struct, frozen=True, kw_only=True):
 
 def status(context: NodeContext, model: str = "") -> Status:
     """
-    Return the states of all models, or of *model* alone, with the report of its last test.
+    Return the states of all models, or of *model* alone, with the report of its last test; a name without a version is all of its versions.
 
     Raises:
         TrustError: the lock is not one that the network signed; an expired one is shown, with why it is refused.
@@ -121,9 +123,11 @@ def status(context: NodeContext, model: str = "") -> Status:
         state, fetches = observe.node_state(layout, ledger), fetch_record.read(context, ledger)
         made = plans.diff(found.lock, found.lock_digest, state, node, context.policy, now=now)
         shown = [change for change in made.models if not model or change.id == model]
+        shown = shown or [change for change in made.models if change.id.partition(":")[0] == model]
         if model and not shown:
-            raise UsageError(f"there is no model {model!r}", hint=f"there are: {', '.join(c.id for c in made.models) or 'none'}")
-        models = tuple(_model(change, found, state) for change in shown)
+            raise UsageError(f"there is no model {model!r}", hint=_known_models(made, model))
+        partly = partial.partial_bytes(layout, {name: blob.size for name, blob in found.lock.blob.items()})
+        models = tuple(_model(change, found, state, partly) for change in shown)
         models = tuple(_with_details(one, layout, ledger, named=bool(model)) for one in models)
     told = hook_told(context)
     refusal = _refusal(context, found, now)
@@ -146,6 +150,14 @@ def status(context: NodeContext, model: str = "") -> Status:
         hook_error=told.error or None if told else None,
         next_sync_at=_next_sync(layout, now),
     )
+
+
+def _known_models(made: plans.Plan, model: str) -> str:
+    import difflib
+
+    known = [change.id for change in made.models]
+    near = difflib.get_close_matches(model, known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known[:20]) or 'none'}{', …' if len(known) > 20 else ''}"
 
 
 def _refusal(context: NodeContext, found: load_lock.VerifiedLock, now: datetime) -> ReconcileError | None:
@@ -173,12 +185,13 @@ def _with_details(one: ModelStatus, layout: Layout, ledger: Ledger, *, named: bo
     return structs.replace(one, test=report, tested_at=at)
 
 
-def _model(change: ModelChange, found: load_lock.VerifiedLock, state: NodeState) -> ModelStatus:
+def _model(change: ModelChange, found: load_lock.VerifiedLock, state: NodeState, partly: dict[str, int]) -> ModelStatus:
     record = state.records.get(change.id)
     entry = state.active.entries.get(change.id)
     listed = next((model for model in found.lock.model if model.id == change.id), None)
     tree = state.trees.get(listed.recipe if listed else record.recipe if record else "")
     passed = state.passed.get(change.id)
+    sizes = {name: found.lock.blob[name].size for name in listed.blobs} if listed else {}
     return ModelStatus(
         id=change.id,
         state=change.from_,
@@ -187,6 +200,8 @@ def _model(change: ModelChange, found: load_lock.VerifiedLock, state: NodeState)
         tree=entry.tree if entry else tree.digest if tree else None,
         path=path_of(change.id) if entry else None,
         bytes=entry.bytes if entry else tree.bytes if tree else 0,
+        total_bytes=sum(sizes.values()),
+        here_bytes=partial.here(listed, state, sizes, partly) if listed else 0,
         attempts=record.attempts if record else 0,
         last_error=record.last_error or None if record else None,
         since=record.since if record else None,

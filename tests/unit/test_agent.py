@@ -96,6 +96,10 @@ class World:
         self.scrubbed.append(len(self.synced))
         return self.damage
 
+    def write_page(self, context: NodeContext, path: Path) -> None:
+        assert context.page_path == path
+        path.write_text(f"after cycle {len(self.synced)}")
+
     def measure(self, context: NodeContext) -> NodeMetrics:
         return NodeMetrics(incidents={"hash-mismatch": 3})
 
