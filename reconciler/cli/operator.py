@@ -139,7 +139,7 @@ def root_new(
     Make the first root of a network, unsigned.
 
     \b
-      reconcile root new root.1.json --network testnet \\
+      reconcile root new 1.root.json --network testnet \\
           --root-key alice.pub --root-key bob.pub --root-threshold 2 \\
           --snapshot-key ci.pub
     """
@@ -161,7 +161,7 @@ def root_add_key(*, file: Path, public: Path, roles_: tuple[RoleName, ...], out:
     Let a key sign roots or snapshots.
 
     \b
-      reconcile root add-key root.1.json carol.pub --role snapshot --out root.2.json
+      reconcile root add-key 1.root.json carol.pub --role snapshot --out 2.root.json
     """
     from reconciler.publish import roots
 
@@ -181,7 +181,7 @@ def root_remove_key(*, file: Path, keyid: str, roles_: tuple[RoleName, ...], out
     Remove a key. KEYID is its id, at least its first 8 digits, or the file of the public key.
 
     \b
-      reconcile root remove-key root.1.json carol.pub --role snapshot --out root.2.json
+      reconcile root remove-key 1.root.json carol.pub --role snapshot --out 2.root.json
     """
     from reconciler.publish import roots
 
@@ -200,7 +200,7 @@ def root_set(*, file: Path, root_threshold: int | None, snapshot_threshold: int 
     Change the thresholds or the expiry of a root.
 
     \b
-      reconcile root set root.1.json --expires 365d --out root.2.json
+      reconcile root set 1.root.json --expires 365d --out 2.root.json
     """
     from reconciler.publish import roots
 
@@ -219,7 +219,7 @@ def _edit(file: Path, out: Path | None, change: Callable[[TrustRoot], TrustRoot]
     if roots.is_signed(data) and out is None:
         raise PublishError(
             f"{file} is signed, and nodes need it to verify the next version",
-            hint="write the next version to another file, e.g. --out root.2.json",
+            hint="write the next version to another file, e.g. --out 2.root.json",
         )
     made = roots.edit(data, change)
     document_io.write(out or file, made, new=out is not None)
@@ -234,18 +234,40 @@ def _edit(file: Path, out: Path | None, change: Callable[[TrustRoot], TrustRoot]
 @document_io.KEY
 @_PREVIOUS
 @PASSPHRASE
-def root_sign(*, file: Path, key_file: Path, previous: Path | None, passphrase_file: Path | None) -> None:
+@click.option(
+    "--publish",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Once enough have signed, put it into DIR as VERSION.root.json, where nodes look for it. Upload DIR beside the snapshot.",
+)
+def root_sign(*, file: Path, key_file: Path, previous: Path | None, passphrase_file: Path | None, publish: Path | None) -> None:
     """
     Add your signature and keep the others'. First check the root with `reconcile root inspect`.
 
     \b
-      reconcile root sign root.2.json --key alice.key --previous root.1.json
+      reconcile root sign 2.root.json --key alice.key --previous 1.root.json --publish public
     """
     from reconciler.publish import roots
 
     before = _read(previous) if previous else b""
     made = roots.sign(_read(file), document_io.private_key(key_file, passphrase_file), previous=before)
     _signed(file, made, before)
+    if publish is not None:
+        _publish(publish, made, before)
+
+
+def _publish(folder: Path, data: bytes, previous: bytes) -> None:
+    from reconciler.publish import roots
+
+    found = roots.inspect(data, previous=previous)
+    if not found.complete:
+        document_io.note(f"not put into {folder} yet: enough keys must sign it first")
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [f"{found.version}.root.json", *(["root.json"] if found.version == 1 else [])]
+    for name in names:
+        document_io.write(folder / name, data)
+    document_io.print_line(f"put into {folder}: {', '.join(names)}; upload the folder to where the snapshot is")
 
 
 @root.command("attach")
@@ -258,9 +280,9 @@ def root_attach(*, file: Path, key_file: Path, signature: Path, previous: Path |
     Add a signature that was made elsewhere over the bytes of `reconcile root pae`.
 
     \b
-      reconcile root pae root.1.json > to-sign
+      reconcile root pae 1.root.json > to-sign
       openssl pkeyutl -sign -rawin -inkey alice.key -in to-sign -out sig
-      reconcile root attach root.1.json --key alice.pub --signature sig
+      reconcile root attach 1.root.json --key alice.pub --signature sig
     """
     from reconciler.publish import roots
 
@@ -299,7 +321,7 @@ def root_inspect(*, file: Path, previous: Path | None, as_json: bool) -> None:
     Show a root, signed or not, and its fingerprint, which operators of nodes compare before they pin it.
 
     \b
-      reconcile root inspect root.2.json --previous root.1.json
+      reconcile root inspect 2.root.json --previous 1.root.json
     """
     from reconciler.publish import roots
 

@@ -56,8 +56,32 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 LOCK_TIMEOUT = click.option(
     "--lock-timeout", type=Seconds(), default=0.0, metavar="TIME", help="How long to wait for another run to finish, e.g. 30s."
 )
-ONLY = click.option("--only", multiple=True, metavar="ID", help="Apply only this model (may be repeated).")
-EXCEPT = click.option("--except", "excluded", multiple=True, metavar="ID", help="Skip this model (may be repeated). Removals still happen.")
+
+
+def complete_models(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Return the ids of the models in the lock that begin so, for a shell's completion; nothing where there is no lock."""
+    del parameter
+    try:
+        from reconciler.cli.command_context import find_config, named_config
+        from reconciler.core import lock
+        from reconciler.settings import Settings, decode
+
+        path = named_config(context.params.get("config")) or find_config()
+        settings = decode(path.read_bytes(), path.absolute().parent) if path else Settings(base=str(Path.cwd()))
+        models = lock.decode(settings.path(settings.network.lockfile).read_bytes()).model
+    except Exception:  # noqa: BLE001  a shell that completes shows nothing, and no error
+        return []
+    return [model.id for model in models if model.id.startswith(incomplete)]
+
+
+ONLY = click.option(
+    "--only", multiple=True, metavar="ID", shell_complete=complete_models,
+    help="Apply only this model, or all versions of this name (may be repeated).",
+)  # fmt: skip
+EXCEPT = click.option(
+    "--except", "excluded", multiple=True, metavar="ID", shell_complete=complete_models,
+    help="Skip this model, or all versions of this name (may be repeated). Removals still happen.",
+)  # fmt: skip
 LOCKED = click.option("--locked", is_flag=True, help="Fail if models.lock does not match the snapshot; do not update it.")
 OFFLINE = click.option("--offline", is_flag=True, help="Do not use the network.")
 YES = click.option("-y", "--yes", is_flag=True, help="Do not ask for confirmation.")

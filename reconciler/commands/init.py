@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from msgspec import Struct, structs
 
@@ -24,6 +25,7 @@ _TEMPLATE = """\
 [network]
 snapshot = {snapshot}    # URL or path of the network's signed snapshot
 root = "root.json"    # the pinned trust root
+root_updates = {root_updates}    # where newer roots are looked for, one version after the other
 lockfile = "models.lock"
 
 [store]
@@ -40,6 +42,8 @@ class InitResult(Struct, frozen=True, kw_only=True):
     network: str | None
     fingerprint: str | None
     snapshot: str = ""
+    #: Where newer roots are looked for.
+    root_updates: str = ""
     #: Why other commands find these settings only if they are named; empty: they find them.
     warning: str = ""
 
@@ -53,9 +57,21 @@ class InitResult(Struct, frozen=True, kw_only=True):
         return f"wrote {self.config}{pinned}. Next: {', '.join([*missing, lock])}"
 
 
-def init(here: Path, *, root_file: Path | None, fingerprint: str, snapshot: str, store: str, force: bool) -> InitResult:
+def init(
+    here: Path,
+    *,
+    root_file: Path | None = None,
+    root_envelope: bytes | None = None,
+    fingerprint: str = "",
+    snapshot: str = "",
+    root_updates: str = "",
+    store: str = "store",
+    force: bool = False,
+) -> InitResult:
     """
-    Write ``reconcile.toml`` in *here* and pin the root.
+    Write ``reconcile.toml`` in *here* and pin the root: the file *root_file*, or the bytes *root_envelope*, which came from elsewhere.
+
+    Newer roots are looked for beside the snapshot, unless *root_updates* says where.
 
     Raises:
         UsageError: there are settings already, or *snapshot* is an address of a kind that nothing is fetched from.
@@ -68,16 +84,22 @@ def init(here: Path, *, root_file: Path | None, fingerprint: str, snapshot: str,
     if config.exists() and not force:
         raise UsageError(f"{config} is there already", hint="edit it, or replace it with --force")
     http.is_url(snapshot)
-    text = _TEMPLATE.format(snapshot=_quoted(snapshot or "snapshot.json"), store=_quoted(store))
+    updates = root_updates or beside(snapshot or "snapshot.json")
+    text = _TEMPLATE.format(snapshot=_quoted(snapshot or "snapshot.json"), root_updates=_quoted(updates), store=_quoted(store))
     settings_of.decode(text.encode(), here, str(config))
-    root = _pin(here, root_file, fingerprint) if root_file else None
-    _tell_git(here / ".gitattributes")
+    envelope = _read_root(root_file) if root_file else root_envelope
+    root = inspect_root(envelope, str(root_file or "the root"), fingerprint) if envelope is not None else None
+    if root_file is None or (here / "root.json").absolute() != root_file.absolute():
+        _write_root(here, envelope)
+    _add_lines(here / ".gitattributes", _ATTRIBUTES)
+    _add_lines(here / ".gitignore", _ignored(here, store))
     atomic.write(atomic.target_of(config), text.encode())
     return InitResult(
         config=str(config),
         network=root[0].network if root else None,
         fingerprint=root[1] if root else None,
         snapshot=snapshot,
+        root_updates=updates,
         warning=_why_not_found(config),
     )
 
@@ -90,6 +112,16 @@ def _why_not_found(config: Path) -> str:
     return ""
 
 
+def beside(snapshot: str) -> str:
+    """Return where newer roots are by the naming rule of The Update Framework: ``2.root.json``, ``3.root.json`` beside the snapshot."""
+    place = urlsplit(snapshot)
+    folder = place.path.rpartition("/")[0]
+    name = "{version}.root.json"
+    if "://" in snapshot:
+        return f"{place.scheme}://{place.netloc}{folder}/{name}"
+    return str(Path(snapshot).with_name(name)) if snapshot else ""
+
+
 #: What git must not do to the committed files: convert the line ends of signed bytes, or merge two versions of a generated file.
 _ATTRIBUTES = {
     b"models.lock": b"text eol=lf linguist-generated merge=binary",
@@ -98,27 +130,46 @@ _ATTRIBUTES = {
 }
 
 
-def _tell_git(path: Path) -> None:
-    """Add to the .gitattributes at *path* a line for each file that it has none for; git reads no link, and neither does this."""
+def _ignored(here: Path, store: str) -> dict[bytes, bytes]:
+    """Return what git ignores: the store, if it lies in *here*."""
+    place = Path(os.path.normpath(here / Path(store).expanduser()))
+    return {f"/{place.relative_to(here).as_posix()}/".encode(): b""} if place.is_relative_to(here) and place != here else {}
+
+
+def _add_lines(path: Path, lines: dict[bytes, bytes]) -> None:
+    """Add to git's file at *path* a line for each pattern that it has none for; git reads no link, and neither does this."""
     if path.is_symlink() or (path.exists() and not path.is_file()):
         return
     data = path.read_bytes() if path.exists() else b""
-    patterns = {line.split()[0].lstrip(b"/") for line in data.splitlines() if line.strip()}
-    missing = [b"%s %s\n" % (name, attributes) for name, attributes in _ATTRIBUTES.items() if name not in patterns]
+    patterns = {line.split()[0].strip(b"/") for line in data.splitlines() if line.strip()}
+    missing = [b"%s %s" % line if line[1] else line[0] for line in lines.items() if line[0].strip(b"/") not in patterns]
     if missing:
-        atomic.write(path, data + (b"\n" if data and not data.endswith(b"\n") else b"") + b"".join(missing))
+        start = data + (b"\n" if data and not data.endswith(b"\n") else b"")
+        atomic.write(path, start + b"".join(line + b"\n" for line in missing))
 
 
-def _pin(here: Path, root_file: Path, fingerprint: str) -> tuple[TrustRoot, str]:
+def _read_root(root_file: Path) -> bytes:
     try:
-        envelope = documents.read_capped(root_file, Limits().root_bytes)
+        return documents.read_capped(root_file, Limits().root_bytes)
     except OSError as error:
         raise SettingsError(f"{root_file} cannot be read: {error.strerror}") from None
-    with documents.named(str(root_file), documents.BAD_ROOT_HINT):
+
+
+def inspect_root(envelope: bytes, place: str, fingerprint: str = "") -> tuple[TrustRoot, str]:
+    """
+    Return the root in *envelope*, which came from *place*, and its fingerprint.
+
+    Raises:
+        TrustError: it is no root, or not the one with *fingerprint*.
+    """
+    with documents.named(place, documents.BAD_ROOT_HINT, envelope):
         root = trust.pin(envelope, fingerprint)
-    if (here / "root.json").absolute() != root_file.absolute():
-        atomic.write(atomic.target_of(here / "root.json"), envelope)
     return root, trust.fingerprint_of(dsse.payload_of(dsse.decode(envelope)))
+
+
+def _write_root(here: Path, envelope: bytes | None) -> None:
+    if envelope is not None:
+        atomic.write(atomic.target_of(here / "root.json"), envelope)
 
 
 def _quoted(text: str) -> str:
