@@ -38,6 +38,7 @@ class FetchProgress(Event, frozen=True, kw_only=True):
     total: int  #: Bytes of the blob.
     rate: int = 0  #: Bytes per second.
     hashed: int = 0  #: Bytes that were hashed so far.
+    resumed: int = 0  #: Of the bytes that are here, those that an earlier run left.
     source: str = ""  #: URL that it is downloaded from.
 
 

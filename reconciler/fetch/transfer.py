@@ -87,9 +87,9 @@ class Transfer:
     def event(self) -> FetchProgress:
         """Return its progress, for people."""
         done, hashed = min(self.progress.done, self.want.size), self._job.hashed if self._job else 0
-        shown = sources.redact(self._used[0]) if self._used else ""
         return FetchProgress(
-            digest=self.want.digest, done=done, total=self.want.size, rate=self.progress.speed, hashed=hashed, source=shown,
+            digest=self.want.digest, done=done, total=self.want.size, rate=self.progress.speed, hashed=hashed,
+            resumed=min(self._attempt.resumed, done) if self._attempt else 0, source=sources.redact(self._used[0]) if self._used else "",
         )  # fmt: skip
 
     @property

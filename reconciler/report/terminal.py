@@ -1,8 +1,8 @@
 """
 Text for people: tables, and the progress of a run.
 
-On a terminal each model that is worked on has a progress bar. In a pipe or a CI log there are plain lines for the important events, and
-no terminal codes. Progress is drawn at most eight times per second.
+On a terminal each model that is worked on has a progress bar, below one for all downloads. In a pipe or a CI log there are plain lines for
+the important events, one about the downloads at times, and no terminal codes. Progress is drawn at most eight times per second.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import sys
 import threading
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
@@ -18,11 +19,24 @@ from typing import TYPE_CHECKING, Protocol, Self, cast
 from msgspec import UnsetType
 
 from reconciler.core import units
-from reconciler.core.events import BlobReady, Event, FetchProgress, HashProgress, Incident, ModelDone, ModelPhase, Notice, RunEnded, Swapped
+from reconciler.core.events import (
+    BlobReady,
+    Event,
+    FetchProgress,
+    HashProgress,
+    Incident,
+    ModelDone,
+    ModelPhase,
+    Notice,
+    RunEnded,
+    RunStarted,
+    Swapped,
+)
 from reconciler.core.plan import ModelChange, Plan
 from reconciler.core.text import printable
 from reconciler.ports import TestReport
 from reconciler.report.events import sentence, short
+from reconciler.report.totals import LineTimer, Totals
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,6 +53,8 @@ _FILES, _ENGINE_LINES = 20, 12
 _DIGITS = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52,116}\b")
 #: The key of the progress bar for hashing, beside models' ids, which all have a colon.
 _HASHING = "hashing"
+#: ... and of the one for all downloads.
+_ALL = "all downloads"
 _OPS = {
     "install": "+", "restore": "+", "enable": "+", "repair": "~", "retest": "~", "disable": "-", "archive": "-", "remove": "-",
     "reject": "!", "keep": " ",
@@ -57,6 +73,10 @@ class ModelLine(Protocol):
     def reason(self) -> str: ...  # noqa: D102
     @property
     def bytes(self) -> int: ...  # noqa: D102
+    @property
+    def total_bytes(self) -> int: ...  # noqa: D102
+    @property
+    def here_bytes(self) -> int: ...  # noqa: D102
     @property
     def attempts(self) -> int: ...  # noqa: D102
 
@@ -144,11 +164,16 @@ def models(to: Console, shown: Iterable[ModelLine]) -> None:
 
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     for model in shown:
-        size = units.human_size(model.bytes) if model.bytes else ""
+        size = f"{units.human_size(model.here_bytes)} of {units.human_size(model.total_bytes)}" if _is_partial(model) else ""
+        size = size or (units.human_size(model.bytes) if model.bytes else "")
         tries = f" (attempt {model.attempts})" if model.attempts else ""
         state = Text(f"{_MARKS[model.state]} {model.state}", _STYLES[model.state])
         table.add_row(state, Text(model.id, "bold"), size, Text(_DIGITS.sub(r"\1…", printable(model.reason)) + tries))
     to.print(table)
+
+
+def _is_partial(model: ModelLine) -> bool:
+    return 0 < model.here_bytes < model.total_bytes
 
 
 class ModelDetails(ModelLine, Protocol):
@@ -217,17 +242,26 @@ class EventLines:
         self._console = to
         self._quiet = quiet
         self._verbose = verbose
+        self._totals = Totals()
+        self._line_timer = LineTimer()
         #: The first failed write, after which nothing more is printed.
         self.failure: OSError | None = None
 
     def __call__(self, event: Event, /) -> None:
         """Print one event, if it is important enough."""
-        if self._wanted(event) and self.failure is None:
-            line = sentence(event)
+        self._totals.update(event)
+        if isinstance(event, RunStarted):
+            self._line_timer.restart()
+        if self.failure is None and (self._wanted(event) or self._is_progress_due(event)):
+            line = f"downloading: {self._totals.text}" if isinstance(event, FetchProgress) else sentence(event)
             try:
                 self._console.print(line if self._verbose else _DIGITS.sub(r"\1…", line), markup=False, style=_style(event))
             except OSError as error:  # the reader has gone, or the disk is full: the run continues
                 self.failure = error
+
+    def _is_progress_due(self, event: Event) -> bool:
+        """Whether a line about the downloads is due now; a terminal has bars in its place."""
+        return isinstance(event, FetchProgress) and not self._quiet and self._line_timer.is_due(self._totals, time.monotonic())
 
     def _wanted(self, event: Event) -> bool:
         match event:
@@ -265,10 +299,14 @@ class ProgressBars(EventLines):
     def __init__(self, to: Console, *, quiet: bool = False, verbose: bool = False) -> None:
         super().__init__(to, quiet=quiet, verbose=verbose)
         from rich.progress import BarColumn, Progress, TextColumn
+        from rich.table import Column
 
+        # The text never shrinks; the bar gives way first, then the name is cut: at 60 columns the bytes and the time left are still whole.
         self._progress = Progress(
-            TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[text]}"), console=to, transient=True,
-            refresh_per_second=8,
+            TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis", min_width=8)),
+            *([BarColumn(bar_width=24)] if to.width >= 110 else [BarColumn(bar_width=8)] if to.width >= 80 else []),
+            TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
+            console=to, transient=True, refresh_per_second=8, expand=True,
         )  # fmt: skip
         self._tasks: dict[str, TaskID] = {}
         #: The models that wait for a blob, by its digest: bars are labelled with models, which people know.
@@ -280,7 +318,10 @@ class ProgressBars(EventLines):
         with self._guard:
             match event:
                 case FetchProgress() | HashProgress():
+                    self._totals.update(event)
                     self._move(event)
+                    self._show_total()
+                    return
                 case BlobReady():
                     self._end(event.digest)
                 case ModelPhase() if event.phase == "fetching":
@@ -296,6 +337,7 @@ class ProgressBars(EventLines):
                         self._end(key)
                 case RunEnded():
                     self._waiting.clear()
+                    self._end(_ALL)
                 case _:
                     pass
         super().__call__(event)
@@ -311,6 +353,13 @@ class ProgressBars(EventLines):
         if key == _HASHING and event.done >= event.total:
             self._end(key)
 
+    def _show_total(self) -> None:
+        """Show one bar for all downloads, above the others, where there are several."""
+        if len(self._tasks) > 1 and _ALL not in self._tasks and self._totals.total:
+            self._tasks[_ALL] = self._progress.add_task("all downloads", total=self._totals.total, text="")
+        if _ALL in self._tasks:
+            self._progress.update(self._tasks[_ALL], completed=self._totals.done, total=self._totals.total, text=self._totals.text)
+
     def _end(self, key: str) -> None:
         task = self._tasks.pop(key, None)
         if task is not None:
@@ -325,9 +374,10 @@ class ProgressBars(EventLines):
 
 
 def _fetching(event: FetchProgress) -> str:
-    """Return the bytes, the rate, the time left at that rate, and the source's host."""
+    """Return the bytes, the rate, the time left at that rate, and the source's host: what matters most first, since the end may be cut."""
     size = f"{units.human_size(event.done)} of {units.human_size(event.total)}"
     if event.done >= event.total:
-        return f"verifying  {size}"
+        return f"{size}  verifying"
     left = f"  {units.human_size(event.rate)}/s  {units.human_time((event.total - event.done) / event.rate)} left" if event.rate else ""
-    return f"fetching  {size}{left}  {printable(event.source).partition('://')[2].partition('/')[0]}"
+    resumed = f"  {units.human_size(event.resumed)} resumed" if event.resumed else ""
+    return f"{size}{left}{resumed}  {printable(event.source).partition('://')[2].partition('/')[0]}"
