@@ -38,7 +38,7 @@ def blamed(path: str, what: str) -> Iterator[None]:
     try:
         yield
     except BadModel as error:
-        raise BadModel(f"the {what} {path!r}: {error}", found=error.found) from None
+        raise BadModel(f"the {what} {path!r}: {error}") from None
     except (ValueError, RuntimeError) as error:
         raise BadModel(f"the {what} {path!r}: the engine does not run it: {error}"[:500]) from None
 

@@ -12,7 +12,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,50 +96,54 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
         raise BadModel(f"it is an embedding model, and is asked for {job['smoke']['task']}")
     llama_cpp, log = _engine(), Log()
     log.attach(llama_cpp)
-    found: dict[str, Any] = {"engine_version": llama_cpp.__version__, "exercised": []}
+    result.note(engine_version=llama_cpp.__version__)
     try:
-        _test(llama_cpp, log, job, files, facts, found)
-    except BadModel as error:
-        error.found = found | {"gpu_memory_used": log.gpu_bytes} | error.found
-        raise
-    return found | {"gpu_memory_used": log.gpu_bytes}
+        return _test(llama_cpp, log, job, files, facts)
+    finally:
+        result.note(gpu_memory_used=log.gpu_bytes)
 
 
-def _test(llama_cpp: Any, log: Log, job: dict[str, Any], files: dict[str, ModelFile], facts: gguf.GgufFacts, found: dict[str, Any]) -> None:
-    """Load the model, run the job on it with its adapters, then load what else lies beside it; *found* tells what was done, at any time."""
-    smoke, entrypoint, tree = job["smoke"], job["entrypoint"], Path(job["tree"])
+def _test(llama_cpp: Any, log: Log, job: dict[str, Any], files: dict[str, ModelFile], facts: gguf.GgufFacts) -> dict[str, Any]:
+    """Load the model and run the job on it with its adapters, then load what else lies beside it; return what the model answered."""
+    smoke, entrypoint, exercised = job["smoke"], job["entrypoint"], list[str]()
+    result.note(exercised=exercised)  # what is added later counts too
     result.report_phase("loading the model")
     began = time.perf_counter()
     model = _load(llama_cpp, job, entrypoint, _context(smoke, facts), embedding=smoke["task"] == "embedding")
-    found |= {"load_seconds": time.perf_counter() - began, "gpu_layers": log.gpu_layers}
-    found["exercised"] += roles.split_set(entrypoint, files)
-    adapters = Adapters(llama_cpp, model, tree, [path for path, file in files.items() if file.role == "lora"])
+    result.note(load_seconds=time.perf_counter() - began, gpu_layers=log.gpu_layers)
+    exercised += roles.split_set(entrypoint, files)
+    adapters = Adapters(llama_cpp, model, Path(job["tree"]), [path for path, file in files.items() if file.role == "lora"])
     adapters.apply(model.ctx)
-    result.report_phase("running the test job")
-    began = time.perf_counter()
-    try:
-        found |= (
-            _embed(model, smoke, record=job["record"])
-            if smoke["task"] == "embedding"
-            else _generate(llama_cpp, model, job, smoke, adapters)
-        )
-    except RuntimeError as error:
-        raise BadModel(f"the engine does not run it: {error}"[:500]) from None
-    except BadModel as error:
-        found |= error.found
-        raise
-    finally:
-        seconds = time.perf_counter() - began
-        found |= {"run_seconds": seconds, "tokens_per_second": found.get("tokens", 0) / seconds if seconds > 0 else 0.0}
-    found["exercised"] += adapters.paths
+    found = _answered(llama_cpp, model, job, adapters)
+    exercised += adapters.paths
     _follow_answer(llama_cpp, model, job)
     if job["record"] and smoke["task"] != "embedding":
         found["answer"] = _recorded(llama_cpp, model, job, found["token_ids"])
     for path in (path for path, file in files.items() if file.role == "mmproj"):
-        found["exercised"] += _try_projector(llama_cpp, job, model, path, adapters)
+        exercised += _try_projector(llama_cpp, job, model, path, adapters)
     for file in files.values():
         if file.facts and file.path != entrypoint and file.role in {"draft", "model"}:
-            found["exercised"] += _try_model(llama_cpp, job, model, file, files)
+            exercised += _try_model(llama_cpp, job, model, file, files)
+    return found
+
+
+def _answered(llama_cpp: Any, model: Any, job: dict[str, Any], adapters: Adapters) -> dict[str, Any]:
+    """Run the job itself. What was generated until something failed is in the verdict too."""
+    smoke, said = job["smoke"], dict[str, Any]()
+    result.report_phase("running the test job")
+    began = time.perf_counter()
+    try:
+        if smoke["task"] == "embedding":
+            said |= _embed(model, smoke, record=job["record"])
+        else:
+            _generate(llama_cpp, model, job, smoke, said, adapters.paths)
+    except RuntimeError as error:
+        raise BadModel(f"the engine does not run it: {error}"[:500]) from None
+    finally:
+        seconds = time.perf_counter() - began
+        said |= {"run_seconds": seconds, "tokens_per_second": said.get("tokens", 0) / seconds if seconds > 0 else 0.0}
+        result.note(**said)
+    return said
 
 
 def _try_projector(llama_cpp: Any, job: dict[str, Any], model: Any, path: str, adapters: Adapters) -> list[str]:
@@ -167,7 +171,10 @@ def _try_model(llama_cpp: Any, job: dict[str, Any], model: Any, file: ModelFile,
         if file.role == "model" or llama_cpp_files.runs_alone(facts):
             brief = smoke | {"max_tokens": 1, "expect": {}, "task": "embedding" if facts.embedding else "completion"}
             other = _load(llama_cpp, job, file.path, _context(brief, facts), embedding=facts.embedding)
-            _ = _embed(other, brief) if facts.embedding else _generate(llama_cpp, other, job, brief)
+            if facts.embedding:
+                _embed(other, brief)
+            else:
+                _generate(llama_cpp, other, job, brief, {})
     return list(roles.split_set(file.path, files))
 
 
@@ -209,12 +216,18 @@ def _load(llama_cpp: Any, job: dict[str, Any], path: str, context: int, *, embed
         raise BadModel(f"the engine does not load it: {error}".replace(whole, Path(path).name)) from None
 
 
-def _generate(llama_cpp: Any, model: Any, job: dict[str, Any], smoke: dict[str, Any], adapters: Adapters | None = None) -> dict[str, Any]:
-    """Generate at temperature 0, token by token, and check every logit: weights that are NaN load without an error."""
+def _generate(
+    llama_cpp: Any, model: Any, job: dict[str, Any], smoke: dict[str, Any], said: dict[str, Any], adapters: Sequence[str] = ()
+) -> None:
+    """
+    Generate at temperature 0, token by token; *said* is what was generated, at any time.
+
+    Every logit is checked: weights that are NaN load without an error.
+    """
     prompt = _prompt_tokens(model, smoke)
     _refuse_too_long(len(prompt), smoke["max_tokens"], model)
     vocabulary = model._model.vocab  # noqa: SLF001  the binding has no public name for it
-    beside = f" with {', '.join(map(repr, adapters.paths))}" if adapters and adapters.paths else ""
+    beside = f" with {', '.join(map(repr, adapters))}" if adapters else ""
     ids: list[int] = []
     try:
         for token in model.generate(prompt, temp=0.0, top_k=1, repeat_penalty=1.0):
@@ -225,10 +238,9 @@ def _generate(llama_cpp: Any, model: Any, job: dict[str, Any], smoke: dict[str, 
             if len(ids) >= smoke["max_tokens"]:
                 break
             _refuse_late(job, len(ids))
-    except BadModel as error:
-        error.found |= _said(model, ids)
-        raise
-    return _said(model, ids)
+    finally:
+        text = model.detokenize(ids).decode(errors="replace")
+        said |= {"tokens": len(ids), "token_ids": ids, "text": text[:TEXT_CHARACTERS]}
 
 
 def _follow_answer(llama_cpp: Any, model: Any, job: dict[str, Any]) -> None:
@@ -283,11 +295,6 @@ def _refuse_late(job: dict[str, Any], count: int) -> None:
     """End the job a moment before it is ended from outside, while what it said can still be told."""
     if time.monotonic() > job["until"]:
         raise BadModel(f"its test job did not end in time, after {units.count(count, 'token')}")
-
-
-def _said(model: Any, ids: list[int]) -> dict[str, Any]:
-    text = model.detokenize(ids).decode(errors="replace")
-    return {"tokens": len(ids), "token_ids": ids, "text": text[:TEXT_CHARACTERS]}
 
 
 def _refuse_too_long(prompt: int, more: int, model: Any) -> None:

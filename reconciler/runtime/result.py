@@ -24,11 +24,7 @@ _UNTRUSTED_SECONDS = 10.0
 
 
 class BadModel(Exception):
-    """The model is at fault; *found* is what the test job had found until then, as fields of its answer."""
-
-    def __init__(self, message: str, found: dict[str, Any] | None = None) -> None:
-        super().__init__(message)
-        self.found = dict(found or {})
+    """The model is at fault."""
 
 
 class CannotTest(Exception):
@@ -51,7 +47,7 @@ def run_job(run: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
         if found.get("verdict", "passed") == "passed":
             check_expectations(found, job["smoke"])
     except BadModel as error:
-        failure = error.found | {"verdict": "bad", "reason": str(error)}
+        failure = {"verdict": "bad", "reason": str(error)}
     except CannotTest as error:
         failure = {"verdict": "unable", "reason": str(error)}
     except MemoryError:
