@@ -72,5 +72,5 @@ rm -rf dist
 mkdir dist
 cp "$work"/first/dist/* dist/
 git show HEAD:CHANGELOG.md | awk '/^## /{ section++; next } section == 1' | sed '/./,$!d' >dist/NOTES.md
-(cd dist && sha256sum reconciler-* | tee SHA256SUMS)
-say "dist/ holds reconciler $version and its notes"
+(cd dist && sha256sum reconcile_models-* | tee SHA256SUMS)
+say "dist/ holds reconcile-models $version and its notes"

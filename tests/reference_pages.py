@@ -63,7 +63,12 @@ def _settings() -> str:
     text = (
         "# Settings\n\n`reconcile.toml`: every key, its type and its default. The file is found by `--config`, by `$RECONCILE_CONFIG`,\n"
         "or in the working directory or the nearest folder above it. Relative paths are relative to the file. An unknown key is an\n"
-        "error that names the nearest known one. Sizes are written as `10GiB`, times as `30s`, `5m`, `24h`, `30d`.\n\n"
+        "error that names the nearest known one. Sizes are written as `10GiB`, times as `30s`, `5m`, `24h`, `30d`; only 0 needs no\n"
+        "unit.\n\n"
+        "Each key has an environment variable, named after its table and itself: `RECONCILE_STORE_PATH` is `path` in `[store]`. Text is\n"
+        'taken as it is; any other value is written as in TOML, such as `8`, `true` or `["a", "b"]`. The command line wins over the\n'
+        "environment, the environment over the file, the file over the default; `reconcile config show` says where each value\n"
+        "comes from.\n\n"
         "Settings that were found, and not named by `--config` or `$RECONCILE_CONFIG`, are refused (`untrusted-file`) where another\n"
         "user of the machine can change them or a file that they name.\n"
     )
@@ -199,8 +204,11 @@ def _structs(kind: Any) -> Iterator[type[msgspec.Struct]]:
 # -- commands ------------------------------------------------------------------------------------------------
 
 _SECTIONS = {
-    "node": ("Commands of a node", ("init", "lock", "plan", "apply", "sync", "agent", "status", "demo")),
-    "maintenance": ("Commands for maintenance", ("verify", "gc", "rollback", "resume", "history", "incidents", "retry", "doctor", "trust")),
+    "node": ("Commands of a node", ("init", "lock", "plan", "apply", "sync", "agent", "status", "demo", "completion")),
+    "maintenance": (
+        "Commands for maintenance",
+        ("verify", "gc", "rollback", "resume", "history", "incidents", "retry", "doctor", "config", "trust"),
+    ),
     "bundle": ("Commands for nodes without a network", ("bundle",)),
     "operator": ("Commands of the network's operator", ("key", "root")),
     "snapshot": ("Commands for snapshots", ("snapshot",)),

@@ -88,14 +88,14 @@ class CheckInput(Struct, frozen=True, kw_only=True, dict=True):
 Check = Callable[[CheckInput], Iterator[CheckResult]]
 
 
-def examine(load: Callable[[], NodeContext], *, offline: bool = False) -> tuple[CheckResult, ...]:
-    """Return the results of all checks; where the settings cannot be read, of those of the machine alone."""
+def examine(load: Callable[[], NodeContext], *, offline: bool = False, more: tuple[Check, ...] = ()) -> tuple[CheckResult, ...]:
+    """Return the results of all checks and of *more* of a node; where the settings cannot be read, of those of the machine alone."""
     try:
         node = load()
     except ReconcileError as error:
         return (from_error("settings", error), *_machine_alone(offline=offline))
     given = CheckInput(node=node, now=node.clock(), offline=offline)
-    return tuple(result for check in (*MACHINE, *NODE) for result in run_check(check, given))
+    return tuple(result for check in (*MACHINE, *NODE, *more) for result in run_check(check, given))
 
 
 def _machine_alone(*, offline: bool) -> tuple[CheckResult, ...]:
@@ -291,7 +291,7 @@ def snapshot(given: CheckInput) -> Iterator[CheckResult]:
             hint=errors.hint_of(fetches.refused.name),
         )
     elif fetches.unreachable is not None:
-        is_late = fetches.last is None or fetch_record.is_silent(fetches, node.quiet_seconds, given.now)
+        is_late = fetch_record.is_late(fetches, node.quiet_seconds, given.now)
         hint = "check [network] snapshot in the settings, DNS, the firewall and the proxy; what is active stays active"
         yield CheckResult(
             name="snapshot", level="error" if is_late else "warning", text=fetch_record.describe_failure(fetches, given.now), hint=hint
@@ -447,3 +447,14 @@ NODE: tuple[Check, ...] = (
     agent,
     reachable,
 )
+
+
+def verdict(results: tuple[CheckResult, ...]) -> str:
+    """Return what all results come to, in one sentence."""
+    failed = [one.name for one in results if one.level == "error"]
+    warned = [one.name for one in results if one.level == "warning"]
+    words = [f"{units.count(len(failed), 'error')} ({', '.join(failed[:5])})"] if failed else []
+    words += [f"{units.count(len(warned), 'warning')} ({', '.join(warned[:5])})"] if warned else []
+    if failed:
+        return f"This node needs attention: {', '.join(words)}."
+    return f"This node works, with {words[0]}." if warned else "This node works: every check passed."

@@ -37,6 +37,19 @@ def hold(path: Path, *, timeout_seconds: float = 0.0) -> Iterator[None]:
             os.close(fd)
 
 
+def holder(path: Path) -> str:
+    """Return which process holds the lock whose file is *path*, for people; empty where none does, or it is not visible from here."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return ""
+    try:
+        found = _holder(fd)
+    finally:
+        os.close(fd)
+    return found if found.startswith("process") else ""
+
+
 def _holder(fd: int) -> str:
     """Return who holds the lock, for people. The kernel tells it, so the file need not be written and cannot be wrong."""
     inode = os.fstat(fd).st_ino

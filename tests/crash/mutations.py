@@ -462,7 +462,7 @@ def _found_files() -> Iterator[Mutation]:
         FILES,
         'uid == _UNKNOWN_USER and _USERS.read_text().split() != ["0", "0", "4294967295"]',
     )
-    yield without("found files: what the settings name", SHELL, "found.check_trusted(uid)")
+    yield without("found files: what the settings name", SHELL, "found.check_trusted(uid, named=settings.keys_from(os.environ))")
     yield once("found files: the settings", SHELL, "lambda path: files.read_trusted(path, uid)", "Path.read_bytes")
     yield without("found files: a link that is written through", DURABLE, "files.check_trusted_path(path, os.geteuid())")
     yield never("found files: what a link leads to", DURABLE, "target.exists() and not target.is_file()")
