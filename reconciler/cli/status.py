@@ -78,10 +78,15 @@ def status(context: CommandContext, *, model: str | None, watched: bool, every: 
     if watched:
         from reconciler.cli.watch import watch
 
-        watch(context, lambda: status_command.status(node, model or ""), show, every)
+        watch(context, lambda: status_command.status(node, model or ""), show, every, _essence)
         return
     found = status_command.status(node, model or "")
     context.show(found, lambda to: show(to, found))
+
+
+def _essence(found: Status) -> object:
+    """Return what of *found* is worth a new line: not how much disk is free, nor for how long something lasts."""
+    return (found.lock, found.generation, found.models, found.refused, found.heard, found.drift, found.held)
 
 
 def _write_page(context: CommandContext, page: Path) -> None:

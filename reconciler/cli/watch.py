@@ -17,35 +17,41 @@ _T = TypeVar("_T")
 _HOME = "\x1b[H\x1b[J"
 
 
-def watch(context: CommandContext, find: Callable[[], _T], show: Callable[[Console, _T], None], every_seconds: float) -> None:
+def watch(
+    context: CommandContext,
+    find: Callable[[], _T],
+    show: Callable[[Console, _T], None],
+    every_seconds: float,
+    essence: Callable[[_T], object],
+) -> None:
     """
     Print what *find* returns every so often, until SIGINT.
 
-    A terminal is redrawn. Elsewhere, and with ``--json``, it is printed when it changed; the JSON is one document a line.
+    A terminal is redrawn. Elsewhere, and with ``--json``, it is printed when its *essence* changed; the JSON is one document a line.
     """
-    import msgspec
-
-    before = b""
+    before: object = None
     to = context.console
     try:
         while True:
             found = find()
-            data = msgspec.json.encode(found, order="deterministic")
+            now = essence(found)
             if to.is_terminal and not context.json:
                 sys.stdout.write(_HOME)
                 show(to, found)
-            elif data != before:
-                _print(context, to, found, data, show)
+            elif now != before:
+                _print(context, to, found, show)
             sys.stdout.flush()
-            before = data
+            before = now
             time.sleep(every_seconds)
     except KeyboardInterrupt:
         return
 
 
-def _print(context: CommandContext, to: Console, found: _T, data: bytes, show: Callable[[Console, _T], None]) -> None:
+def _print(context: CommandContext, to: Console, found: _T, show: Callable[[Console, _T], None]) -> None:
     if context.json:
-        sys.stdout.write(data.decode() + "\n")
+        import msgspec
+
+        sys.stdout.write(msgspec.json.encode(found, order="deterministic").decode() + "\n")
     else:
         show(to, found)
         to.print("", markup=False)
