@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec import Struct
 
-from reconciler.commands import fetch_record, load_lock, node_trust, partial
+from reconciler.commands import fetch_record, load_lock, node_trust
 from reconciler.commands import lock as lock_command
 from reconciler.commands.context import Clock, NodeContext, RunOptions, hold_store, measure_node, remember_engines
 from reconciler.commands.fetch_record import FetchStatus
@@ -69,7 +69,7 @@ def preview(context: NodeContext, options: RunOptions = _OPTIONS) -> Preview:
         state, fetches = observe.node_state(layout, ledger), fetch_record.read(context, ledger)
     seen = _preview(context, options, found, state, now)
     wanted = {change.digest: change.bytes for change in seen.plan.blobs if change.op == "fetch"}
-    partly = sum(partial.partial_bytes(layout, wanted).values()) if wanted else 0
+    partly = sum(observe.partial_bytes(layout, wanted).values()) if wanted else 0
     return msgspec.structs.replace(seen, fetches=fetches, partly_here=partly)
 
 

@@ -19,7 +19,7 @@ from typing import Literal, TypeVar
 import msgspec
 from msgspec import UNSET, Struct, UnsetType, structs
 
-from reconciler.commands import fetch_record, load_lock, node_trust, partial, summary
+from reconciler.commands import fetch_record, load_lock, node_trust, summary
 from reconciler.commands.context import NodeContext, existing_folder, measure_node
 from reconciler.commands.fetch_record import FetchStatus
 from reconciler.core import plan as plans
@@ -126,7 +126,7 @@ def status(context: NodeContext, model: str = "") -> Status:
         shown = shown or [change for change in made.models if change.id.partition(":")[0] == model]
         if model and not shown:
             raise UsageError(f"there is no model {model!r}", hint=_known_models(made, model))
-        partly = partial.partial_bytes(layout, {name: blob.size for name, blob in found.lock.blob.items()})
+        partly = observe.partial_bytes(layout, {name: blob.size for name, blob in found.lock.blob.items()})
         models = tuple(_model(change, found, state, partly) for change in shown)
         models = tuple(_with_details(one, layout, ledger, named=bool(model)) for one in models)
     told = hook_told(context)
@@ -201,7 +201,7 @@ def _model(change: ModelChange, found: load_lock.VerifiedLock, state: NodeState,
         path=path_of(change.id) if entry else None,
         bytes=entry.bytes if entry else tree.bytes if tree else 0,
         total_bytes=sum(sizes.values()),
-        here_bytes=partial.here(listed, state, sizes, partly) if listed else 0,
+        here_bytes=observe.bytes_here(state, sizes, partly) if listed else 0,
         attempts=record.attempts if record else 0,
         last_error=record.last_error or None if record else None,
         since=record.since if record else None,

@@ -17,13 +17,14 @@ from typing import Any
 
 import pytest
 
-from reconciler.commands import partial, status_page
+from reconciler.commands import status_page
 from reconciler.core.events import Incident
 from reconciler.core.node import Gpu, NodeFacts
 from reconciler.report import page
 from reconciler.report.history_chart import ChartPoint
 from reconciler.report.page import Page, PageEvent, PageModel
 from reconciler.report.page_style import STYLE
+from reconciler.store import observe
 from reconciler.store.ledger import Ledger
 from tests.node import Node, run, tiny
 
@@ -289,9 +290,9 @@ def test_what_lies_in_staging_under_other_names_counts_for_nothing(used: Node) -
     layout = used.context().layout
     (layout.staging / "sha256-zz").mkdir(parents=True)
     (layout.staging / "file").write_bytes(b"x")
-    assert partial.partial_bytes(layout, sizes) == {}
+    assert observe.partial_bytes(layout, sizes) == {}
     staged(used, "sha256:" + "0" * 64, b"x" * 9000)
-    assert partial.partial_bytes(layout, sizes) == {"sha256:" + "0" * 64: 100}, "never more than its size"
+    assert observe.partial_bytes(layout, sizes) == {"sha256:" + "0" * 64: 100}, "never more than its size"
 
 
 # -- watch
@@ -312,8 +313,8 @@ def test_watch_prints_a_line_when_something_changes_and_ends_with_ctrl_c(used: N
     assert watching.stdout is not None
     first = json.loads(watching.stdout.readline())
     used.publish(used.item("a:v1", tiny("a")), used.item("b:v1", tiny("b")))
-    second: dict[str, Any] = json.loads(watching.stdout.readline())
-    assert first["snapshot"]["version"] + 1 == second["snapshot"]["version"]
+    lines: Iterator[dict[str, Any]] = map(json.loads, watching.stdout)
+    second = next(line for line in lines if line["snapshot"]["version"] == first["snapshot"]["version"] + 1)
     assert {one["id"] for one in second["models"]} == {"a:v1", "b:v1"}
     time.sleep(0.3)
     watching.send_signal(signal.SIGINT)

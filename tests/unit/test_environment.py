@@ -24,7 +24,7 @@ def test_every_key_has_a_variable_of_its_own() -> None:
     paths = [path for path, _ in environment.keys(Settings)]
     names = [environment.variable(path) for path in paths]
 
-    assert len(paths) > 35
+    assert len(paths) > 30
     assert len({*names}) == len(names)
     assert "RECONCILE_STORE_PATH" in names
     assert "RECONCILE_RUNTIME_LLAMA_CPP_GPU_LAYERS" in names
