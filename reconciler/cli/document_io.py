@@ -60,7 +60,14 @@ PASSPHRASE = click.option(
     show_envvar=True,
     help="A file whose first line is the passphrase. Default: ask on the terminal.",
 )
-KEY = click.option("--key", "key_file", type=FILE, required=True, help="Your private key.")
+KEY = click.option("--key", "key_file", type=FILE, required=True, help="Your private key; with --signer, its public half.")
+SIGNER_COMMAND = click.option(
+    "--signer",
+    default="",
+    show_default=False,
+    metavar="COMMAND",
+    help="A command that signs: it gets the bytes on standard input and writes the signature. --key is then the public key.",
+)
 SIGNER = click.option("--key", "key_file", type=FILE, required=True, help="The signer's public key.")
 SIGNATURE = click.option("--signature", type=FILE, required=True, help="The signature: 64 bytes, or base64 of them.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Write JSON to standard output.")
@@ -151,6 +158,13 @@ def public_key(path: Path) -> PublicKey:
     pem = read(path, most=_MOST_KEY_BYTES)
     with _named(path):
         return keys.load_public(pem)
+
+
+def external_signer(command: str) -> Callable[[bytes], bytes]:
+    """Return what signs by running *command*."""
+    from reconciler.publish.external_signer import ExternalSigner
+
+    return ExternalSigner(command)
 
 
 @contextlib.contextmanager

@@ -232,6 +232,7 @@ def _edit(file: Path, out: Path | None, change: Callable[[TrustRoot], TrustRoot]
 @root.command("sign")
 @click.argument("file", type=FILE)
 @document_io.KEY
+@document_io.SIGNER_COMMAND
 @_PREVIOUS
 @PASSPHRASE
 @click.option(
@@ -240,7 +241,9 @@ def _edit(file: Path, out: Path | None, change: Callable[[TrustRoot], TrustRoot]
     metavar="DIR",
     help="Once enough have signed, put it into DIR as VERSION.root.json, where nodes look for it. Upload DIR beside the snapshot.",
 )
-def root_sign(*, file: Path, key_file: Path, previous: Path | None, passphrase_file: Path | None, publish: Path | None) -> None:
+def root_sign(
+    *, file: Path, key_file: Path, signer: str, previous: Path | None, passphrase_file: Path | None, publish: Path | None
+) -> None:
     """
     Add your signature and keep the others'. First check the root with `reconcile root inspect`.
 
@@ -249,8 +252,12 @@ def root_sign(*, file: Path, key_file: Path, previous: Path | None, passphrase_f
     """
     from reconciler.publish import roots
 
-    before = _read(previous) if previous else b""
-    made = roots.sign(_read(file), document_io.private_key(key_file, passphrase_file), previous=before)
+    before, data = _read(previous) if previous else b"", _read(file)
+    if signer:
+        public = document_io.public_key(key_file)
+        made = roots.attach(data, public, document_io.external_signer(signer)(roots.pae(data)), previous=before)
+    else:
+        made = roots.sign(data, document_io.private_key(key_file, passphrase_file), previous=before)
     _signed(file, made, before)
     if publish is not None:
         _publish(publish, made, before)

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import click
 
 from reconciler.cli import document_io
-from reconciler.cli.document_io import JSON, PASSPHRASE
 from reconciler.cli.options import FILE, MODEL_STATE
 from reconciler.cli.snapshot_add import snapshot_add
-from reconciler.core import units
-from reconciler.core.text import printable
+from reconciler.cli.snapshot_review import snapshot_attach, snapshot_diff, snapshot_inspect, snapshot_pae, snapshot_sign
 
 if TYPE_CHECKING:
     from reconciler.core.snapshot import Snapshot
     from reconciler.core.vocabulary import KnownState
-    from reconciler.publish.snapshots import Changed, SnapshotReport
-
-_ROOT = click.option("--root", "root_file", type=FILE, help="The network's root, to check who may sign and how many must.")
 
 
 @click.group()
@@ -86,10 +80,10 @@ def snapshot_remove(*, file: Path, ids: tuple[str, ...]) -> None:
 
 def _write_with_stops(file: Path, data: bytes, change: Callable[[Snapshot], Snapshot]) -> None:
     """Write the changed snapshot, and say which models every node stops serving at once."""
-    from reconciler.publish import snapshots
+    from reconciler.publish import differences, snapshots
 
     made = snapshots.edit(data, change, now=document_io.now())
-    for model_id in snapshots.diff(data, made.data).stopped:
+    for model_id in differences.diff(data, made.data).stopped:
         document_io.note(f"{model_id} stops serving at once on every node")
     document_io.write_snapshot(file, made)
 
@@ -138,135 +132,5 @@ def snapshot_set(*, file: Path, expires: datetime | None, fallback: tuple[str, .
     document_io.write_snapshot(file, snapshots.edit(document_io.read_snapshot(file), change, now=now, lifetime=lifetime))
 
 
-@snapshot.command("sign")
-@click.argument("file", type=FILE)
-@document_io.KEY
-@_ROOT
-@PASSPHRASE
-def snapshot_sign(*, file: Path, key_file: Path, root_file: Path | None, passphrase_file: Path | None) -> None:
-    """
-    Add your signature and keep the others'. First check the snapshot with `inspect`, and with `diff` against the last one.
-
-    \b
-      reconcile snapshot sign snapshot.json --key ci.key --root root.json
-    """
-    from reconciler.publish import snapshots
-
-    trusted = document_io.load_root(root_file)
-    data, key = document_io.read_snapshot(file), document_io.private_key(key_file, passphrase_file)
-    _signed(file, snapshots.sign(data, key, now=document_io.now(), root=trusted), root_file)
-
-
-@snapshot.command("attach")
-@click.argument("file", type=FILE)
-@document_io.SIGNER
-@document_io.SIGNATURE
-@_ROOT
-def snapshot_attach(*, file: Path, key_file: Path, signature: Path, root_file: Path | None) -> None:
-    """
-    Add a signature that was made elsewhere over the bytes of `reconcile snapshot pae`.
-
-    \b
-      reconcile snapshot pae snapshot.json > to-sign
-      openssl pkeyutl -sign -rawin -inkey ci.key -in to-sign -out sig
-      reconcile snapshot attach snapshot.json --key ci.pub --signature sig
-    """
-    from reconciler.publish import snapshots
-
-    data, key, trusted = document_io.read_snapshot(file), document_io.public_key(key_file), document_io.load_root(root_file)
-    _signed(file, snapshots.attach(data, key, document_io.read_signature(signature), now=document_io.now(), root=trusted), root_file)
-
-
-def _signed(file: Path, data: bytes, root_file: Path | None) -> None:
-    from reconciler.publish import snapshots
-
-    document_io.write(file, data)
-    found = snapshots.inspect(data, root=document_io.load_root(root_file))
-    if found.other_fields:
-        document_io.note(f"nodes ignore fields that this version does not know: {printable(', '.join(found.other_fields))}")
-    document_io.print_line(f"signed {file}: snapshot {found.version} of {found.network}, {len(found.models)} model(s), {found.digest}")
-    document_io.print_line(_completeness(found))
-
-
-def _completeness(found: SnapshotReport) -> str:
-    if found.missing < 0:
-        return f"{len(found.signatures)} signature(s); --root FILE shows whether they are enough"
-    return "complete: nodes will accept it" if found.missing == 0 else f"incomplete: it needs {found.missing} signature(s)"
-
-
-def _pae(file: Path) -> bytes:
-    from reconciler.publish import snapshots
-
-    return snapshots.pae(document_io.read_snapshot(file))
-
-
-snapshot.add_command(document_io.pae_command(_pae))
-
-
-@snapshot.command("inspect")
-@click.argument("file", type=FILE)
-@_ROOT
-@JSON
-def snapshot_inspect(*, file: Path, root_file: Path | None, as_json: bool) -> None:
-    """
-    Show a snapshot, signed or not. With --root, check its signatures.
-
-    \b
-      reconcile snapshot inspect snapshot.json --root root.json
-    """
-    from reconciler.publish import snapshots
-
-    found = snapshots.inspect(document_io.read_snapshot(file), root=document_io.load_root(root_file))
-    if as_json:
-        document_io.print_json(found)
-        return
-    document_io.print_line(f"snapshot {found.version} of {found.network}, {found.digest}")
-    document_io.print_line(f"issued {units.rfc3339(found.issued_at)}, expires {units.rfc3339(found.expires_at)}")
-    for model in found.models:
-        document_io.print_line(
-            f"  {model.id:<40} {model.state:<9} {units.human_size(model.bytes):>10}  {', '.join(model.tasks)}  {model.engine}"
-        )
-    document_io.print_line(f"{len(found.models)} model(s), {units.human_size(found.bytes)} in all")
-    if found.other_fields:
-        document_io.print_line(f"further fields: {printable(', '.join(found.other_fields))}")
-    for one in found.signatures:
-        held = {True: "valid", False: "NOT VALID, or not a key of the root", None: "not checked"}[one.valid]
-        document_io.print_line(f"signed by {printable(one.keyid)} ({held})")
-    document_io.print_line(_completeness(found))
-
-
-@snapshot.command("diff")
-@click.argument("before", type=FILE)
-@click.argument("after", type=FILE)
-@JSON
-def snapshot_diff(*, before: Path, after: Path, as_json: bool) -> None:
-    """
-    Show what changed between two snapshots, signed or not.
-
-    \b
-      reconcile snapshot diff published.json snapshot.json
-    """
-    from reconciler.publish import snapshots
-
-    found = snapshots.diff(document_io.read_snapshot(before), document_io.read_snapshot(after))
-    if as_json:
-        document_io.print_json(found)
-        return
-    document_io.print_line(f"snapshot {found.before} -> {found.after}")
-    for sign, ids in (("+", found.added), ("-", found.removed)):
-        for model_id in ids:
-            document_io.print_line(f"{sign} {model_id}")
-    for model_id in found.stopped:
-        document_io.print_line(f"! {model_id} stops serving at once on every node")
-    for change in found.changed:
-        document_io.print_line(f"~ {_place(change)}: {_value(change.before)} -> {_value(change.after)}")
-    if not (found.added or found.removed or found.changed):
-        document_io.print_line("no differences")
-
-
-def _place(change: Changed) -> str:
-    return printable(f"{change.id} {change.field}" if change.id else change.field)
-
-
-def _value(value: object) -> str:
-    return printable(json.dumps(cast("Any", value), ensure_ascii=False))
+for _command in (snapshot_sign, snapshot_attach, snapshot_pae, snapshot_inspect, snapshot_diff):
+    snapshot.add_command(_command)

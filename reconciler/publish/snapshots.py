@@ -1,11 +1,12 @@
 """
-Snapshots for the network's operators: add and remove models, sign, inspect, compare.
+Snapshots for the network's operators: add and remove models, sign, inspect. What changes between two is in ``differences``.
 
 Rules that hold here:
 
 1. Nothing is written that ``snapshot.decode`` refuses, over the very bytes that are written.
 2. A change makes the signatures invalid, so they are dropped, and reported; a signed snapshot that changes gets the next version.
 3. Each change sets a new time of issue and keeps the lifetime: a snapshot expires, so that nodes notice a network that stops signing.
+4. Who signs may say which digest was read; any other is refused, over the very bytes that are signed.
 """
 
 from __future__ import annotations
@@ -14,15 +15,17 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 
-from msgspec import UNSET, Struct
+from msgspec import UNSET, Raw, Struct
 from msgspec.structs import replace
 
 from reconciler.core import digest, dsse, snapshot, trust, units
 from reconciler.core.errors import BadEnvelope, PublishError, WrongNetwork
 from reconciler.core.snapshot import Model, Snapshot, Sources
+from reconciler.core.text import printable
 from reconciler.core.trust import TrustRoot
 from reconciler.core.vocabulary import KnownState
-from reconciler.publish import envelopes, signable
+from reconciler.publish import contents, envelopes, signable
+from reconciler.publish.contents import Value
 from reconciler.publish.envelopes import Document
 from reconciler.publish.keys import PublicKey
 
@@ -75,27 +78,8 @@ class SnapshotReport(Struct, frozen=True, kw_only=True):
     signatures: tuple[Signer, ...]
     #: Signatures that the root still asks for; -1: no root was given.
     missing: int
-
-
-class Changed(Struct, frozen=True, kw_only=True):
-    """One field of a model, or of the snapshot itself (then ``id`` is empty), before and after."""
-
-    id: str
-    field: str
-    before: Any
-    after: Any
-
-
-class Difference(Struct, frozen=True, kw_only=True):
-    """What changes from one snapshot to another."""
-
-    before: int
-    after: int
-    added: tuple[str, ...]
-    removed: tuple[str, ...]
-    #: Enabled and retired models that stop serving at once, on every node.
-    stopped: tuple[str, ...]
-    changed: tuple[Changed, ...]
+    #: The payload: everything that is signed, as it is signed.
+    document: Raw
 
 
 def new(
@@ -226,15 +210,29 @@ def _listed(found: Snapshot, model_id: str) -> Model:
 # -- signatures ------------------------------------------------------------------------------------
 
 
-def sign(data: bytes, key: Any, *, now: datetime, root: TrustRoot | None = None) -> bytes:
+def sign(data: bytes, key: Any, *, now: datetime, root: TrustRoot | None = None, reviewed: str = "") -> bytes:
     """
     Return the snapshot in *data* with the signature of the private *key* added.
 
     Raises:
-        PublishError: nodes would refuse it: it has expired, or the key is not one of *root*'s snapshot role.
+        PublishError: nodes would refuse it: it has expired, or the key is not one of *root*'s snapshot role. Or its digest is not the one
+            that was *reviewed*.
     """
-    document = _to_sign(data, dsse.keyid_of(key.public_key()), now, root)
+    document = _to_sign(data, dsse.keyid_of(key.public_key()), now, root, reviewed)
     return envelopes.write(envelopes.sign(document, key))
+
+
+def sign_with(
+    data: bytes, public: PublicKey, signer: Callable[[bytes], bytes], *, now: datetime, root: TrustRoot | None = None, reviewed: str = ""
+) -> bytes:
+    """
+    Return the snapshot in *data* with the signature that *signer* makes with the private half of *public*, which it alone holds.
+
+    Raises:
+        BadSignature: what it returns is no signature of that key over this document. PublishError: as ``sign``.
+    """
+    document = _to_sign(data, public.keyid, now, root, reviewed)
+    return envelopes.write(envelopes.attach_signature(document, public.key, signer(document.pae())))
 
 
 def attach(data: bytes, public: PublicKey, signature: bytes, *, now: datetime, root: TrustRoot | None = None) -> bytes:
@@ -248,9 +246,14 @@ def attach(data: bytes, public: PublicKey, signature: bytes, *, now: datetime, r
     return envelopes.write(envelopes.attach_signature(document, public.key, signature))
 
 
-def _to_sign(data: bytes, keyid: str, now: datetime, root: TrustRoot | None) -> Document:
+def _to_sign(data: bytes, keyid: str, now: datetime, root: TrustRoot | None, reviewed: str = "") -> Document:
     document = envelopes.read(data, trust.SNAPSHOT_TYPE)
     found = snapshot.decode(document.payload)
+    if reviewed and digest.of(document.payload) != reviewed:
+        raise PublishError(
+            f"this is snapshot {digest.of(document.payload)}, and {printable(reviewed, 100)} was reviewed",
+            hint="somebody changed the file meanwhile: read it again with `reconcile snapshot inspect --full` or `diff`",
+        )
     signable.refuse_unknown(found, document.payload)
     signable.refuse_never_replaced(found)
     if now >= found.expires_at:
@@ -280,6 +283,12 @@ def pae(data: bytes) -> bytes:
 # -- reports ---------------------------------------------------------------------------------------
 
 
+def everything(data: bytes) -> tuple[Value, ...]:
+    """Return every signed value of the snapshot in *data*, signed or not."""
+    document = envelopes.read(data, trust.SNAPSHOT_TYPE)
+    return contents.values(document.payload, snapshot.decode(document.payload))
+
+
 def inspect(data: bytes, *, root: TrustRoot | None = None) -> SnapshotReport:
     """
     Return a report on the snapshot in *data*, signed or not.
@@ -307,6 +316,7 @@ def inspect(data: bytes, *, root: TrustRoot | None = None) -> SnapshotReport:
         other_fields=envelopes.ignored_fields(document.payload, found),
         signatures=tuple(Signer(keyid=one.keyid, valid=one.keyid in valid if root else None) for one in document.signatures),
         missing=max(0, root.roles.snapshot.threshold - len(valid)) if root else -1,
+        document=Raw(document.payload),
     )
 
 
@@ -322,63 +332,3 @@ def _entry(model: Model) -> Entry:
         bytes=sum(artifact.size for artifact in model.artifacts),
         digests=tuple(artifact.digest for artifact in model.artifacts),
     )
-
-
-def diff(before: bytes, after: bytes) -> Difference:
-    """
-    Return what changed from the snapshot in *before* to the one in *after*, signed or not.
-
-    Raises:
-        TrustError: one is no snapshot, or they are of two networks.
-    """
-    old_document, new_document = envelopes.read(before, trust.SNAPSHOT_TYPE), envelopes.read(after, trust.SNAPSHOT_TYPE)
-    old, new_ = snapshot.decode(old_document.payload), snapshot.decode(new_document.payload)
-    if old.network != new_.network:
-        raise WrongNetwork(f"one snapshot is for network {old.network!r}, the other for {new_.network!r}")
-    was, now_is = _models(old_document, old), _models(new_document, new_)
-    both = sorted(was.keys() & now_is.keys())
-    return Difference(
-        before=old.version,
-        after=new_.version,
-        added=tuple(sorted(now_is.keys() - was.keys())),
-        removed=tuple(sorted(was.keys() - now_is.keys())),
-        stopped=stopped_at_once(old, new_),
-        changed=(
-            *_changes("", _settings(old_document, old), _settings(new_document, new_)),
-            *(change for name in both for change in _changes(name, was[name], now_is[name])),
-        ),
-    )
-
-
-def stopped_at_once(before: Snapshot, after: Snapshot) -> tuple[str, ...]:
-    """Return the models that every node stops serving as soon as it has *after* in the place of *before*: no other takes over first."""
-    listed = {model.id: model for model in after.models}
-    replaced = {old for model in after.models for old in model.replaces or ()}
-    names = {model.name for model in after.models if model.state == "enabled"}
-    gone = []
-    for model in before.models:
-        state = listed[model.id].state if model.id in listed else "unlisted"
-        waits = state == "archived" and (model.id in replaced or model.name in names)
-        if model.state in {"enabled", "retired"} and state not in {"enabled", "retired"} and not waits:
-            gone.append(model.id)
-    return tuple(sorted(gone))
-
-
-def _settings(document: Document, found: Snapshot) -> dict[str, Any]:
-    """Return the fields of the snapshot itself, those that this program does not know among them."""
-    fields = envelopes.with_ignored_fields(document.payload, found)
-    return {name: value for name, value in fields.items() if name not in {"models", "version", "issued_at", "expires_at"}}
-
-
-def _models(document: Document, found: Snapshot) -> dict[str, dict[str, Any]]:
-    """Return the fields of each model by its id, those that this program does not know among them."""
-    fields = envelopes.with_ignored_fields(document.payload, found)["models"]
-    return {model.id: values for model, values in zip(found.models, fields, strict=True)}
-
-
-def _changes(name: str, before: dict[str, Any], after: dict[str, Any]) -> list[Changed]:
-    return [
-        Changed(id=name, field=field, before=before.get(field), after=after.get(field))
-        for field in sorted(before.keys() | after.keys())
-        if before.get(field) != after.get(field)
-    ]

@@ -14,7 +14,7 @@ import pytest
 from reconciler.core import dsse, snapshot, trust
 from reconciler.core.errors import BadSignature, PublishError, TooLarge, TrustError, WrongNetwork
 from reconciler.core.snapshot import Model
-from reconciler.publish import artifacts, envelopes, keys, snapshots
+from reconciler.publish import artifacts, differences, envelopes, keys, snapshots
 from tests.network import NOW, Network, compact, envelope, payload_of, signatures_of
 
 NETWORK = Network(snapshot_keys=3, snapshot_threshold=2)
@@ -197,7 +197,7 @@ def test_fields_inside_a_model_are_carried_along_through_a_change_and_go_with_th
 
 
 def test_diff_shows_a_change_of_a_field_that_this_program_does_not_know() -> None:
-    (change,) = snapshots.diff(with_fields(colour="red"), with_fields(colour="blue")).changed
+    (change,) = differences.diff(with_fields(colour="red"), with_fields(colour="blue")).changed
     assert (change.id, change.field, change.before, change.after) == ("a:v1", "colour", "red", "blue")
 
 
@@ -253,20 +253,20 @@ def test_diff_says_what_a_node_would_see() -> None:
     after = snapshots.edit(before, lambda found: snapshots.without_model(found, "a:v1"), now=NOW).data
     after = snapshots.edit(after, lambda found: snapshots.with_model(found, model("c:v1")), now=NOW).data
     after = snapshots.edit(after, lambda found: snapshots.with_state(found, "b:v1", "disabled"), now=NOW).data
-    found = snapshots.diff(before, after)
+    found = differences.diff(before, after)
     assert (found.added, found.removed) == (("c:v1",), ("a:v1",))
     assert [(one.id, one.field, one.before, one.after) for one in found.changed] == [("b:v1", "state", "enabled", "disabled")]
-    assert snapshots.diff(before, before).changed == ()
+    assert differences.diff(before, before).changed == ()
 
 
 def test_diff_says_when_a_field_that_this_program_does_not_know_changed() -> None:
     first, second = (NETWORK.sign_snapshot(NETWORK.snapshot_document(jobs=rate), []) for rate in (1, 2))
-    assert [(one.id, one.field, one.before, one.after) for one in snapshots.diff(first, second).changed] == [("", "jobs", 1, 2)]
+    assert [(one.id, one.field, one.before, one.after) for one in differences.diff(first, second).changed] == [("", "jobs", 1, 2)]
 
 
 def test_diff_of_two_networks_is_refused() -> None:
     with pytest.raises(WrongNetwork):
-        snapshots.diff(new(), Network("other").snapshot())
+        differences.diff(new(), Network("other").snapshot())
 
 
 # -- artifacts -------------------------------------------------------------------------------------

@@ -1,0 +1,120 @@
+"""Who signs sees each value that is signed, and each one that changed; for any snapshot."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any
+
+import msgspec
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from reconciler.core import snapshot
+from reconciler.publish import contents, differences
+from tests.network import Document, Network, compact
+
+NETWORK = Network()
+TEXTS = st.text(st.characters(codec="utf-8"), max_size=12)
+ANY = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**40), 2**40) | TEXTS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS.map(lambda text: f"x_{text}"), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@st.composite
+def models(draw: st.DrawFn, name: str) -> Document:
+    made = NETWORK.model(name, path=draw(st.sampled_from(["m.gguf", "a b/ü.gguf", 'q"[x].gguf', "x.gguf"])))
+    made |= draw(st.dictionaries(TEXTS.map(lambda text: f"x_{text}"), ANY, max_size=2))
+    made["artifacts"][0] |= draw(st.dictionaries(st.sampled_from(["x_note", "x_from"]), ANY, max_size=2))
+    made["smoke"] = {"task": "completion", "prompt": draw(TEXTS), "expect": {"min_tokens": draw(st.integers(0, 9)), "text": None}}
+    return made
+
+
+@st.composite
+def documents(draw: st.DrawFn) -> Document:
+    names = draw(st.lists(st.sampled_from(["a:v1", "b:v1", "b:v2", "c.d-e:v1.0"]), max_size=3, unique=True))
+    made = NETWORK.snapshot_document(*[draw(models(name)) for name in names], version=1)
+    return made | draw(st.dictionaries(TEXTS.map(lambda text: f"x_{text}"), ANY, max_size=2))
+
+
+def leaves(value: Any) -> list[Any]:
+    """Return every value that is neither an object nor a list, and every empty one."""
+    if isinstance(value, dict | list) and value:
+        return [leaf for child in (value.values() if isinstance(value, dict) else value) for leaf in leaves(child)]
+    return [value]
+
+
+def seen(document: Document) -> tuple[contents.Value, ...]:
+    payload = compact(document)
+    return contents.values(payload, snapshot.decode(payload))
+
+
+@settings(deadline=None)
+@given(documents())
+def test_each_signed_value_is_shown_once_and_nothing_else(document: Document) -> None:
+    shown = seen(document)
+    assert len({one.place for one in shown}) == len(shown)
+    found = sorted(json.dumps(leaf) for one in shown for leaf in leaves(one.value))
+    assert found == sorted(json.dumps(leaf) for leaf in leaves(document))
+
+
+@settings(deadline=None)
+@given(documents())
+def test_what_is_shown_is_one_line_a_value_and_reads_back_as_it_was_signed(document: Document) -> None:
+    shown = seen(document)
+    lines = [line for line in contents.lines(shown) if line]
+    assert len(lines) == len(shown)
+    assert all(line.isprintable() for line in lines)
+    for one in shown:
+        assert json.loads(contents.shown(one.value)) == one.value
+
+
+def places(document: Document) -> dict[str, str]:
+    return {one.place: json.dumps(one.value) for one in seen(document) if one.place != "models"}
+
+
+@settings(deadline=None)
+@given(documents(), documents(), st.randoms(use_true_random=False))
+def test_a_difference_names_each_value_that_changed_and_no_other(before: Document, after: Document, random: Any) -> None:
+    after = copy.deepcopy(after)
+    random.shuffle(after["models"])
+    found = differences.diff(NETWORK.sign_snapshot(before), NETWORK.sign_snapshot(after))
+    was, now_is = places(before), places(after)
+    named = {f"models[{one.id}].{one.field}" if one.id else one.field: one for one in (*found.changed, *found.listed)}
+    assert len(named) == len(found.changed) + len(found.listed)
+    header = {"version", "issued_at", "expires_at"}
+    assert named.keys() == {place for place in was.keys() | now_is.keys() if was.get(place) != now_is.get(place)} - header
+    for place, one in named.items():
+        assert (place in was, place in now_is) == {"add": (False, True), "remove": (True, False), "change": (True, True)}[one.op]
+
+
+@settings(deadline=None)
+@given(documents(), st.randoms(use_true_random=False))
+def test_another_order_is_no_difference(document: Document, random: Any) -> None:
+    mixed = copy.deepcopy(document)
+    random.shuffle(mixed["models"])
+    found = differences.diff(NETWORK.sign_snapshot(document), NETWORK.sign_snapshot(mixed))
+    assert (found.changed, found.listed, found.summary) == ((), (), ())
+
+
+def test_a_value_that_equals_another_in_python_alone_is_a_difference() -> None:
+    one, other = (NETWORK.sign_snapshot(NETWORK.snapshot_document(version=1, x_flag=value)) for value in (1, True))
+    (change,) = differences.diff(one, other).changed
+    assert (change.field, change.before, change.after) == ("x_flag", 1, True)
+
+
+def test_what_nodes_ignore_is_marked() -> None:
+    document = NETWORK.snapshot_document(NETWORK.model("a:v1") | {"colour": {"deep": "red"}}, version=1)
+    (one,) = [one for one in seen(document) if not one.known]
+    assert (one.place, one.model, one.value) == ("models[a:v1].colour.deep", "a:v1", "red")
+    assert any(line.endswith('"red"    (nodes of this version ignore it)') for line in contents.lines((one,)))
+
+
+def test_the_document_in_a_report_is_the_payload() -> None:
+    from reconciler.publish import snapshots
+
+    payload = compact(NETWORK.snapshot_document(NETWORK.model("a:v1"), version=1, x_more=[1]))
+    report = msgspec.json.encode(snapshots.inspect(NETWORK.sign_snapshot(payload)))
+    assert payload in report
