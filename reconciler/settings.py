@@ -72,6 +72,15 @@ class StoreSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     quarantine: str = "10GiB"
 
 
+class Node(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Who this node is to its network: which rollouts it is in."""
+
+    #: Its name, which ``reconcile init`` makes at random; a rollout reaches nodes in an order that follows from it.
+    id: str = ""
+    #: Groups that it belongs to, such as ``canary``: rollouts may name them.
+    cohorts: tuple[str, ...] = ()
+
+
 class Download(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How blobs are fetched."""
 
@@ -190,6 +199,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     network: Network = Network()
     store: StoreSettings = StoreSettings()
+    node: Node = Node()
     download: Download = Download()
     smoke: SmokeSettings = SmokeSettings()
     runtime: Runtimes = Runtimes()
@@ -379,6 +389,9 @@ def _check(settings: Settings) -> None:
     _check_addresses(settings)
     _check_homes(settings)
     _check_places(settings)
+    for text in (settings.node.id, *settings.node.cohorts):
+        if len(text) > 256 or not text.isprintable():
+            raise ValueError(f"[node] {text[:40]!r}: it is longer than 256 characters, or has one that is not printable")
     for engine, server in settings.runtime.servers.items():
         _check_server(f"[runtime.{engine}]", server)
     for template in settings.download.fallback:

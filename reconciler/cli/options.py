@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
 import click
@@ -50,6 +51,24 @@ class Share(click.ParamType[float]):
         if not 0 < found <= 1:
             self.fail(f"{text!r} is not a share between 0% and 100%, such as 10%", param, ctx)
         return found
+
+
+class Part(click.ParamType[int]):
+    """A part of all nodes, from ``0%`` to ``100%``, as a number per 10,000."""
+
+    name = "part"
+
+    def convert(self, value: str | int, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return how many of 10,000 *value* names."""
+        if isinstance(value, int):
+            return value
+        try:
+            found = Decimal(value.removesuffix("%").strip()) * 100
+        except InvalidOperation:
+            found = Decimal(-1)
+        if not value.endswith("%") or not 0 <= found <= 10_000 or found != found.to_integral_value():
+            self.fail(f"{value!r} is not a part such as 1% or 0.5%, in steps of 0.01%", param, ctx)
+        return int(found)
 
 
 FILE = click.Path(path_type=Path, dir_okay=False)

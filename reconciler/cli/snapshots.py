@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from reconciler.cli import document_io
-from reconciler.cli.options import FILE, MODEL_STATE
+from reconciler.cli.options import FILE, MODEL_STATE, Part
 from reconciler.cli.snapshot_add import snapshot_add
 from reconciler.cli.snapshot_review import snapshot_attach, snapshot_diff, snapshot_inspect, snapshot_pae, snapshot_sign
 
@@ -130,6 +130,40 @@ def snapshot_set(*, file: Path, expires: datetime | None, fallback: tuple[str, .
     now = document_io.now()
     lifetime = timedelta(seconds=round((expires - now).total_seconds())) if expires else None
     document_io.write_snapshot(file, snapshots.edit(document_io.read_snapshot(file), change, now=now, lifetime=lifetime))
+
+
+@snapshot.command("rollout")
+@click.argument("file", type=FILE)
+@click.argument("name")
+@click.option("--model", "models", multiple=True, metavar="NAME:VERSION", help="A model that it brings (may be repeated).")
+@click.option("--share", type=Part(), metavar="PART", help="The part of all nodes that have its models, e.g. 1%. 0%: none but the cohorts.")
+@click.option(
+    "--cohort", "cohorts", multiple=True, help="A group of nodes that has them too (may be repeated); replaces those that are named."
+)
+@click.option("--no-cohorts", is_flag=True, help="Name no cohort any more.")
+@click.option("--end", is_flag=True, help="End it: every node has its models.")
+def snapshot_rollout(
+    *, file: Path, name: str, models: tuple[str, ...], share: int | None, cohorts: tuple[str, ...], no_cohorts: bool, end: bool
+) -> None:
+    """
+    Bring models to some nodes first. The others keep what these models replace.
+
+    \b
+      reconcile snapshot rollout snapshot.json 2026-12 --model tiny:v2 --share 1% --cohort canary
+      reconcile snapshot rollout snapshot.json 2026-12 --share 25%
+      reconcile snapshot rollout snapshot.json 2026-12 --end
+
+    A node that has the models keeps them in every wider step. To take them back, go to 0%: what they replace serves again.
+    """
+    from reconciler.publish import rollouts
+
+    def change(found: Snapshot) -> Snapshot:
+        if end:
+            return rollouts.without_rollout(found, name)
+        named = () if no_cohorts else cohorts or None
+        return rollouts.with_rollout(found, name, models=models, per_10000=share, cohorts=named)
+
+    _write_with_stops(file, document_io.read_snapshot(file), change)
 
 
 for _command in (snapshot_sign, snapshot_attach, snapshot_pae, snapshot_inspect, snapshot_diff):

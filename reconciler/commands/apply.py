@@ -137,13 +137,13 @@ def apply(
 
 
 def _accept_lock(context: NodeContext, ledger: Ledger, now: datetime) -> VerifiedLock:
-    """Return the committed lock, verified, and recorded as the newest accepted one before anything is done with it."""
+    """Return the committed lock, verified, as it holds for this node; it is recorded as the newest accepted one before anything is done."""
     with node_trust.refusals_logged(ledger, now):
         files = load_lock.read_files(context)
         found = load_lock.verify_files(context, files)
         node_trust.record_accepted(context, found.verified, found.root, ledger, now)
     load_lock.cache_verified_lock(context, files, found)
-    return found
+    return load_lock.for_node(context, found)
 
 
 def _with_incidents_logged(report: Reporter, ledger: Ledger, clock: Clock) -> Reporter:

@@ -58,6 +58,9 @@ class NodeContext(Struct, frozen=True, kw_only=True):
     #: ``models.lock``, and the signed envelope beside it.
     lock_path: Path
     envelope_path: Path
+    #: The node's name and groups, which place it in rollouts.
+    node_id: str
+    cohorts: tuple[str, ...]
     layout: Layout
     policy: Policy
     limits: Limits
@@ -102,6 +105,8 @@ def from_settings(settings: Settings, *, clock: Clock = wall_clock) -> NodeConte
         quiet_seconds=units.seconds(network.quiet_after),
         lock_path=settings.path(network.lockfile),
         envelope_path=settings.envelope_path,
+        node_id=settings.node.id,
+        cohorts=settings.node.cohorts,
         layout=Layout(settings.store_path, settings.archive_path),
         policy=settings.policy,
         limits=Limits(),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import uuid
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -27,6 +29,10 @@ snapshot = {snapshot}    # URL or path of the network's signed snapshot
 root = "root.json"    # the pinned trust root
 root_updates = {root_updates}    # where newer roots are looked for, one version after the other
 lockfile = "models.lock"
+
+[node]
+id = {node}    # a random name: rollouts reach nodes in an order that follows from it
+cohorts = []    # groups of nodes that rollouts may name, e.g. "canary"
 
 [store]
 path = {store}
@@ -85,7 +91,8 @@ def init(
         raise UsageError(f"{config} is there already", hint="edit it, or replace it with --force")
     http.is_url(snapshot)
     updates = root_updates or beside(snapshot or "snapshot.json")
-    text = _TEMPLATE.format(snapshot=_quoted(snapshot or "snapshot.json"), root_updates=_quoted(updates), store=_quoted(store))
+    place, node = _quoted(snapshot or "snapshot.json"), _quoted(_node_id(config))
+    text = _TEMPLATE.format(snapshot=place, root_updates=_quoted(updates), node=node, store=_quoted(store))
     settings_of.decode(text.encode(), here, str(config))
     envelope = _read_root(root_file) if root_file else root_envelope
     root = inspect_root(envelope, str(root_file or "the root"), fingerprint) if envelope is not None else None
@@ -102,6 +109,14 @@ def init(
         root_updates=updates,
         warning=_why_not_found(config),
     )
+
+
+def _node_id(config: Path) -> str:
+    """Return the node's name in the settings at *config*, which are replaced, or a new one; never the host's name, which says too much."""
+    with contextlib.suppress(OSError, SettingsError):
+        if known := settings_of.decode(config.read_bytes(), config.parent).node.id:
+            return known
+    return str(uuid.uuid4())
 
 
 def _why_not_found(config: Path) -> str:

@@ -21,7 +21,7 @@ from reconciler.commands import documents, node_trust
 from reconciler.commands.context import NodeContext
 from reconciler.commands.node_trust import RootFiles
 from reconciler.core import lock as locks
-from reconciler.core import trust
+from reconciler.core import rollout, trust
 from reconciler.core.errors import LockMismatch, ReconcileError, StoreError
 from reconciler.core.lock import Lock
 from reconciler.core.node import Limits
@@ -71,14 +71,19 @@ def verified_lock(lock: Lock, data: bytes, verified: Verified, root: TrustRoot) 
 
 def load_verified_lock(context: NodeContext) -> VerifiedLock:
     """
-    Return the committed lock, verified.
+    Return the committed lock, verified, as it holds for this node.
 
     Raises:
         LockMismatch: there is no lock, no envelope, or one is not what the other compiles to.
         TrustError: the envelope is not a snapshot that the network signed.
         SettingsError: no root is pinned.
     """
-    return verify_files(context, read_files(context))
+    return for_node(context, verify_files(context, read_files(context)))
+
+
+def for_node(context: NodeContext, found: VerifiedLock) -> VerifiedLock:
+    """Return *found* with what its lock asks of this node; its digest stays that of the lock, which is the same on every node."""
+    return msgspec.structs.replace(found, lock=rollout.for_node(found.lock, context.node_id, context.cohorts))
 
 
 def has_verified_lock(context: NodeContext) -> bool:

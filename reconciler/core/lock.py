@@ -23,7 +23,7 @@ from msgspec import UNSET, Struct
 from reconciler.core import digest, snapshot, text, units, vocabulary
 from reconciler.core.digest import AnyDigest, Digest
 from reconciler.core.errors import LockMismatch
-from reconciler.core.snapshot import Runtime, Smoke, Snapshot
+from reconciler.core.snapshot import Rollout, Runtime, Smoke, Snapshot
 from reconciler.core.trust import Verified
 from reconciler.core.vocabulary import Feature, Role, State, Task, Unpack
 
@@ -125,6 +125,8 @@ class Lock(Struct, frozen=True, kw_only=True):
     allow_node_fallback: bool = True
     #: The version that a model's bare name leads to, by name.
     names: dict[str, str] = {}
+    #: Models that are not for every node yet, by the rollout's name; ``core.rollout`` says for which.
+    rollouts: dict[str, Rollout] = {}
     snapshot: LockedSnapshot
     model: tuple[LockedModel, ...]
     blob: dict[AnyDigest, LockedBlob]
@@ -139,6 +141,7 @@ def compile(verified: Verified) -> Lock:  # noqa: A001  called as lock.compile
         retest_after="" if found.retest_after is UNSET else found.retest_after,
         allow_node_fallback=found.sources.allow_node_fallback,
         names={} if found.names is UNSET else dict(sorted(found.names.items())),
+        rollouts={name: _sorted(rollout) for name, rollout in sorted((found.rollouts or {}).items())},
         snapshot=LockedSnapshot(
             version=found.version,
             digest=verified.digest,
@@ -148,6 +151,10 @@ def compile(verified: Verified) -> Lock:  # noqa: A001  called as lock.compile
         model=tuple(compile_model(model) for model in models),
         blob=_blobs(models, found),
     )
+
+
+def _sorted(rollout: Rollout) -> Rollout:
+    return Rollout(models=tuple(sorted(set(rollout.models))), per_10000=rollout.per_10000, cohorts=tuple(sorted(set(rollout.cohorts))))
 
 
 def compile_model(model: snapshot.Model) -> LockedModel:
@@ -196,7 +203,7 @@ def encode(lock: Lock) -> bytes:
 
     document = _without_nulls(msgspec.to_builtins(lock, builtin_types=(datetime,)))
     for table in (document, *document["model"]):  # a lock without any of these has the bytes that it had before there were any
-        for key in {"names", "replaces", "requires", "roles"} & {key for key, value in table.items() if not value}:
+        for key in {"names", "rollouts", "replaces", "requires", "roles"} & {key for key, value in table.items() if not value}:
             del table[key]
     document["snapshot"] |= {key: _Instant.of(document["snapshot"][key]) for key in ("issued_at", "expires_at")}
     return (HEADER + tomli_w.dumps(document)).encode()

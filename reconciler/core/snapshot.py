@@ -143,6 +143,16 @@ class Sources(Struct, frozen=True, kw_only=True):
     allow_node_fallback: bool = True
 
 
+class Rollout(Struct, frozen=True, kw_only=True):
+    """A step of the way on which models reach a network: which nodes have them yet (``core.rollout``)."""
+
+    models: Annotated[tuple[ModelId, ...], Meta(max_length=MAX_MODELS)] = ()  #: Ids of the models.
+    #: They are for the nodes whose place is below this.
+    per_10000: Annotated[int, Meta(ge=0, le=10_000)] = 0
+    #: They are also for nodes of these cohorts, which nodes name in their own settings.
+    cohorts: Annotated[tuple[Short, ...], Meta(max_length=64)] = ()
+
+
 class Snapshot(Struct, frozen=True, kw_only=True):
     """A versioned document that lists every model a node may hold."""
 
@@ -154,6 +164,8 @@ class Snapshot(Struct, frozen=True, kw_only=True):
     sources: Sources = Sources()  #: Where blobs may be fetched from, for all models.
     #: For a model's name the version that the bare name leads to, where that is active; else each node chooses by the same rule.
     names: dict[Name, Version] | UnsetType = UNSET
+    #: Models that are not for every node yet, by the rollout's name.
+    rollouts: Annotated[dict[Short, Rollout], Meta(max_length=1000)] | UnsetType = UNSET
     #: A test job's result is good for so long; absent: until the runtime or the device changes.
     retest_after: Annotated[str, Meta(max_length=16)] | UnsetType = UNSET
     models: Annotated[tuple[Model, ...], Meta(max_length=MAX_MODELS)]  #: Every model that a node may hold.
@@ -192,6 +204,8 @@ def check(snapshot: Snapshot) -> None:
         _within("retest_after", units.seconds, snapshot.retest_after)
     for index, template in enumerate(snapshot.sources.fallback):
         _within(f"sources.fallback[{index}]", check_template, template)
+    for name in snapshot.rollouts or {}:
+        _within("rollouts", _check_label, name)
     _check_replacements(snapshot.models)
     seen: dict[str, int] = {}
     sizes: dict[str, int] = {}
@@ -223,6 +237,11 @@ def _check_replacements(models: tuple[Model, ...]) -> None:
         graphlib.TopologicalSorter(edges).prepare()
     except graphlib.CycleError as error:
         raise ValueError(f"models replace each other in a circle: {', '.join(error.args[1][:4])} - at `models`") from None
+
+
+def _check_label(text: str) -> None:
+    if not text.isprintable():
+        raise ValueError(f"name {text!r} has a character that is not printable")
 
 
 def check_instant(instant: datetime) -> None:

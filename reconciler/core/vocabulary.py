@@ -26,7 +26,7 @@ UNPACK: tuple[str, ...] = get_args(KnownUnpack)
 #: What an artifact is for; ``model`` where none is given.
 ROLES = ("model", "split", "mmproj", "lora", "draft", "tokenizer", "config", "template", "licence", "other")
 #: Features that a model may ask of whoever reads it.
-REQUIRES = ("replaces",)
+REQUIRES = ("replaces", "rollouts")
 #: Everything above by the field that holds it, as ``reconcile --version --json`` shows it.
 KNOWN: dict[str, tuple[str, ...]] = {
     "state": STATES, "task": TASKS, "unpack": UNPACK, "role": ROLES, "digest": tuple(digest.HEX_LENGTHS), "requires": REQUIRES,

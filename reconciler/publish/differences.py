@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from reconciler.core import snapshot, trust, units
 from reconciler.core.errors import WrongNetwork
-from reconciler.core.snapshot import Model, Snapshot
+from reconciler.core.snapshot import Model, Rollout, Snapshot
 from reconciler.publish import contents, envelopes
 from reconciler.publish.contents import Value
 
@@ -136,6 +136,7 @@ def _summary(old: Snapshot, new: Snapshot) -> Iterator[str]:
             yield f"{name} is retired: each node serves it until what replaces it is active there"
         if before is not None and before.smoke != model.smoke:
             yield f"{name} is tested again on every node: its test job changes"
+    yield from _rollout_steps(old, new)
     yield from (f"{name} stops serving at once on every node" for name in stopped_at_once(old, new))
     if fresh := _blobs(new).keys() - _blobs(old).keys():
         yield f"nodes download at most {units.human_size(sum(_blobs(new)[name] for name in fresh))} that no model had before"
@@ -143,6 +144,21 @@ def _summary(old: Snapshot, new: Snapshot) -> Iterator[str]:
         yield f"nodes may ask hosts that they did not ask before: {', '.join(hosts)}"
     if new.expires_at < old.expires_at:
         yield f"it expires earlier than the one before, at {units.rfc3339(new.expires_at)}"
+
+
+def _rollout_steps(old: Snapshot, new: Snapshot) -> Iterator[str]:
+    was, now_is = old.rollouts or {}, new.rollouts or {}
+    for name in sorted(was.keys() | now_is.keys()):
+        before, after = was.get(name), now_is.get(name)
+        if before == after:
+            continue
+        models = ", ".join((after or before or Rollout()).models)
+        if after is None:
+            yield f"{models} goes to all nodes: rollout {name} ends"
+            continue
+        cohorts = f" and cohorts {', '.join(after.cohorts)}" if after.cohorts else ""
+        earlier = f", after {before.per_10000 / 100:g} %" if before else ""
+        yield f"{models} goes to {after.per_10000 / 100:g} % of nodes{cohorts} in rollout {name}{earlier}; the others keep what it replaces"
 
 
 def _in_place_of(model: Model) -> str:

@@ -10,11 +10,13 @@ import difflib
 
 from reconciler.core import lock as locks
 from reconciler.core.errors import PublishError
-from reconciler.core.snapshot import Artifact, Expect, Model, Runtime, Smoke, Snapshot, Sources
+from reconciler.core.snapshot import Artifact, Expect, Model, Rollout, Runtime, Smoke, Snapshot, Sources
 from reconciler.publish import envelopes
 
 #: The names of all fields of a snapshot.
-_FIELDS = sorted({name for kind in (Snapshot, Sources, Model, Runtime, Smoke, Expect, Artifact) for name in kind.__struct_fields__})
+_FIELDS = sorted(
+    {name for kind in (Snapshot, Sources, Rollout, Model, Runtime, Smoke, Expect, Artifact) for name in kind.__struct_fields__}
+)
 
 
 def refuse_unknown(found: Snapshot, payload: bytes) -> None:
@@ -35,6 +37,22 @@ def refuse_unknown(found: Snapshot, payload: bytes) -> None:
         if near := difflib.get_close_matches(name.lower(), _FIELDS, n=1, cutoff=0.8):
             hint = f"{name!r} does not stand there" if near[0] == name else f"did you mean {near[0]!r}?"
             raise PublishError(f"nodes would ignore the unknown field {place[:200]!r}", hint=hint)
+
+
+def refuse_empty_rollout(found: Snapshot) -> None:
+    """
+    Refuse a rollout that names a model which is not listed: a misspelt one would go to every node at once.
+
+    Raises:
+        PublishError: names the first of them.
+    """
+    listed = {model.id for model in found.models}
+    for name, rollout in (found.rollouts or {}).items():
+        for model in rollout.models:
+            if model not in listed:
+                raise PublishError(
+                    f"rollout {name!r} names {model}, which is not listed", hint=f"`reconcile snapshot rollout FILE {name} --end` ends it"
+                )
 
 
 def refuse_never_replaced(found: Snapshot) -> None:

@@ -256,6 +256,7 @@ def _to_sign(data: bytes, keyid: str, now: datetime, root: TrustRoot | None, rev
         )
     signable.refuse_unknown(found, document.payload)
     signable.refuse_never_replaced(found)
+    signable.refuse_empty_rollout(found)
     if now >= found.expires_at:
         raise PublishError(
             f"snapshot {found.version} expired at {units.rfc3339(found.expires_at)}: nodes would refuse it",
