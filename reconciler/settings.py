@@ -27,7 +27,7 @@ import msgspec
 from msgspec import Meta, Struct, field
 
 from reconciler import environment, files
-from reconciler.core import snapshot, units
+from reconciler.core import hosts, snapshot, units, urls
 from reconciler.core.errors import SettingsError, UntrustedFile
 from reconciler.core.node import Policy
 from reconciler.core.text import tool_damage
@@ -81,13 +81,29 @@ class Node(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     cohorts: tuple[str, ...] = ()
 
 
+class HostCredential(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What one host is sent, and no other; exactly one of these is given."""
+
+    #: A file with a bearer token, which only its owner can read; ``%d/name`` is a credential that systemd passes on.
+    token_file: str = ""
+    #: The environment variable that holds a bearer token.
+    token_env: str = ""
+    #: A file with ``user:password``, which only its owner can read; ``%d/name`` as above.
+    basic_file: str = ""
+
+
 class Download(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How blobs are fetched."""
 
+    #: Mirrors that are asked first, one at a time: URL templates with ``{algorithm}``, ``{hex}`` and ``{hex:2}``, its first two digits.
+    mirrors: tuple[str, ...] = ()
     #: Further sources, tried last: URL templates such as ``https://mirror.example.org/{algorithm}/{hex}``.
     fallback: tuple[str, ...] = ()
-    #: Hosts that may be contacted; empty: those that the snapshot's sources and ``fallback`` name.
+    #: Hosts that may be contacted, or patterns such as ``*.example.org``; empty: those that the snapshot's sources and redirects,
+    #: ``mirrors`` and ``fallback`` name.
     allowed_hosts: tuple[str, ...] = ()
+    #: For a source's host, hosts or patterns that it may redirect to, beside those that the snapshot names.
+    redirects: dict[str, tuple[str, ...]] = {}
     #: Whether plain http is allowed to hosts other than this machine.
     allow_http: bool = False
     #: Connections to each file's sources.
@@ -106,6 +122,8 @@ class Download(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ca_file: str = ""
     #: A netrc file with credentials by host; they are never sent to another host.
     netrc: str = ""
+    #: Credentials by host, or host:port: one table ``[download.credentials."host"]`` for each. They are never sent to another host.
+    credentials: dict[str, HostCredential] = {}
 
 
 class SmokeSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -261,6 +279,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             ("[agent] page", self.agent.page),
         ]  # fmt: skip
         named += [(f"[runtime.{engine}] bind", text) for engine, server in self.runtime.servers.items() for text in server.bind]
+        for host, one in download.credentials.items():
+            named += [(f"[download.credentials.{host!r}]", text) for text in (one.token_file, one.basic_file) if not text.startswith("%d/")]
         yield from ((key, text) for key, text in named if text and "://" not in text)
 
     def commands(self) -> Iterator[tuple[str, Argv]]:
@@ -394,8 +414,9 @@ def _check(settings: Settings) -> None:
             raise ValueError(f"[node] {text[:40]!r}: it is longer than 256 characters, or has one that is not printable")
     for engine, server in settings.runtime.servers.items():
         _check_server(f"[runtime.{engine}]", server)
-    for template in settings.download.fallback:
-        _check_address("[download] fallback", snapshot.check_template, template)
+    for key in ("mirrors", "fallback"):
+        for template in getattr(settings.download, key):
+            _check_address(f"[download] {key}", urls.check_own_template, template)
 
 
 def _check_amount(name: str, read: Callable[[str], float], text: str, *, least: float) -> None:
@@ -420,13 +441,28 @@ def _check_addresses(settings: Settings) -> None:
                 f"[network] {key}: nothing is fetched from {scheme[0]}…; write a path, or an address that begins with https://"
             )
         if scheme:
-            _check_address(f"[network] {key}", snapshot.check_url, text.replace("{version}", "1"))
+            _check_address(f"[network] {key}", urls.check_url, text.replace("{version}", "1"))
     if network.root_updates and "{version}" not in network.root_updates:
         raise ValueError("[network] root_updates: it does not contain {version}, which stands for the version of the root")
     _check_proxy(settings.download.proxy)
-    for host in settings.download.allowed_hosts:
-        if not host or "/" in host:
-            raise ValueError(f"[download] allowed_hosts: {host!r} is not a host name")
+    for pattern in settings.download.allowed_hosts:
+        _check_address("[download] allowed_hosts", hosts.check_pattern, pattern)
+    for host, patterns in settings.download.redirects.items():
+        _check_address("[download] redirects", hosts.check_host, host)
+        for pattern in patterns:
+            _check_address("[download] redirects", hosts.check_pattern, pattern)
+    for host, credential in settings.download.credentials.items():
+        _check_credential(host, credential)
+
+
+def _check_credential(host: str, credential: HostCredential) -> None:
+    name, _, port = host.rpartition(":") if re.search(r"[^:]:[0-9]+$", host) else (host, "", "")
+    _check_address("[download.credentials]", hosts.check_host, name.strip("[]"))
+    if port and not 0 < int(port) < 65536:
+        raise ValueError(f"[download.credentials] {host!r}: {port} is no port")
+    given = [key for key in ("token_file", "token_env", "basic_file") if getattr(credential, key)]
+    if len(given) != 1:
+        raise ValueError(f"[download.credentials.{host!r}]: exactly one of token_file, token_env and basic_file is given, not {len(given)}")
 
 
 def _check_proxy(text: str) -> None:
@@ -562,6 +598,10 @@ def _refuse_unknown(tree: dict[str, Any], kind: type[Struct], name: str, where: 
             raise SettingsError(f"{name}: unknown key {where + key!r}", hint=_nearest(key, known, where))
         if isinstance(value, dict) and isinstance(known[key], type) and issubclass(known[key], Struct):
             _refuse_unknown(value, known[key], name, f"{where}{key}.")
+        elif isinstance(value, dict) and known[key] == dict[str, HostCredential]:
+            for host, table in value.items():
+                if isinstance(table, dict):
+                    _refuse_unknown(table, HostCredential, name, f"{where}{key}.{host!r}.")
 
 
 def _nearest(key: str, known: dict[str, Any], where: str) -> str:

@@ -38,7 +38,9 @@ def fetcher(context: NodeContext, options: RunOptions, lock: Lock, ledger: Ledge
         return BundleFetcher(Bundle(options.bundle), context.layout.staging)
     if options.offline:
         return OfflineFetcher()
-    download = context.download if lock.allow_node_fallback else msgspec.structs.replace(context.download, fallback=())
+    download = msgspec.structs.replace(context.download, signed_redirects=lock.redirects)
+    if not lock.allow_node_fallback:
+        download = msgspec.structs.replace(download, mirrors=(), fallback=())
     lied = ledger.lying_sources(context.clock() - timedelta(seconds=MEMORY_SECONDS))
     made = Aria2Fetcher(context.layout.staging, download)
     return FetcherWithHistory(made, lied) if lied else made

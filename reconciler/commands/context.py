@@ -26,8 +26,8 @@ from reconciler.core import units
 from reconciler.core.errors import InternalError, ReconcileError, SettingsError
 from reconciler.core.node import Limits, NodeFacts, Policy
 from reconciler.core.text import printable
-from reconciler.fetch.settings import FetchSettings
-from reconciler.settings import Runtimes, Settings
+from reconciler.fetch.settings import CredentialSource, FetchSettings
+from reconciler.settings import HostCredential, Runtimes, Settings
 from reconciler.store.layout import Layout
 
 if TYPE_CHECKING:
@@ -157,8 +157,11 @@ def _source(settings: Settings, text: str) -> str:
 def _download(settings: Settings) -> FetchSettings:
     chosen = settings.download
     return FetchSettings(
+        mirrors=chosen.mirrors,
         fallback=chosen.fallback,
         allowed_hosts=chosen.allowed_hosts,
+        own_redirects=chosen.redirects,
+        credentials=tuple(_credential(settings, host, one) for host, one in chosen.credentials.items()),
         allow_http=chosen.allow_http,
         connections=chosen.connections,
         concurrent=chosen.concurrent,
@@ -168,6 +171,16 @@ def _download(settings: Settings) -> FetchSettings:
         proxy=chosen.proxy,
         ca_file=settings.path(chosen.ca_file) if chosen.ca_file else None,
         netrc=settings.path(chosen.netrc) if chosen.netrc else None,
+    )
+
+
+def _credential(settings: Settings, host: str, given: HostCredential) -> CredentialSource:
+    file = given.token_file or given.basic_file
+    return CredentialSource(
+        host=host,
+        kind="basic" if given.basic_file else "bearer",
+        file=file if not file or file.startswith("%d/") else str(settings.path(file)),
+        variable=given.token_env,
     )
 
 

@@ -37,7 +37,7 @@ from reconciler.core import plan as plans
 from reconciler.core.disk import INODES_HINT
 from reconciler.core.errors import ReconcileError, SettingsError
 from reconciler.core.lock import LockedModel
-from reconciler.fetch import http
+from reconciler.fetch import http, reachability
 from reconciler.fetch.http import Endpoint
 from reconciler.settings import Settings
 from reconciler.store import generations, observe
@@ -402,7 +402,7 @@ def reachable(given: CheckInput) -> Iterator[CheckResult]:
         yield CheckResult(name="network", level="ok", text="not checked (--offline)")
         return
     needed, hosts = _hosts(given)
-    for answer in http.check_reachable(hosts, given.node.download.ca_file, _REACH_SECONDS):
+    for answer in reachability.check_reachable(hosts, given.node.download.ca_file, _REACH_SECONDS):
         name = f"network {answer.endpoint}"
         if not answer.error:
             yield CheckResult(name=name, level="ok", text=f"answers, {answer.seconds * 1000:.0f} ms")

@@ -10,7 +10,7 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,6 +60,15 @@ def _nonblocking(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)
 
 
+def _authorize(download: FetchSettings) -> Callable[[str], str | None] | None:
+    """Return what gives a document's host the credentials that the settings have for it."""
+    if not (download.credentials or download.netrc):
+        return None
+    from reconciler.fetch import credentials
+
+    return credentials.read(download.netrc, download.credentials).header
+
+
 def fetch(source: str, download: FetchSettings, *, cap: int, etag: str = "", hint: str = NO_FILE_HINT) -> Document:
     """
     Return the document at *source*, a URL or path; for a URL, nothing where the server still has what *etag* names.
@@ -86,6 +95,7 @@ def fetch(source: str, download: FetchSettings, *, cap: int, etag: str = "", hin
             proxy=download.proxy,
             ca_file=str(download.ca_file or ""),
             allow_http=download.allow_http,
+            authorize=_authorize(download),
         )
     except FetchError as error:
         raise FetchError(error.message, hint="look at the address and at the network; what was accepted before stays") from None

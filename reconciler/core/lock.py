@@ -20,7 +20,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import UNSET, Struct
 
-from reconciler.core import digest, snapshot, text, units, vocabulary
+from reconciler.core import digest, snapshot, text, units, urls, vocabulary
 from reconciler.core.digest import AnyDigest, Digest
 from reconciler.core.errors import LockMismatch
 from reconciler.core.snapshot import Rollout, Runtime, Smoke, Snapshot
@@ -123,6 +123,8 @@ class Lock(Struct, frozen=True, kw_only=True):
     network: str
     retest_after: str = ""
     allow_node_fallback: bool = True
+    #: For a source's host, patterns of hosts that it may redirect to.
+    redirects: dict[str, tuple[str, ...]] = {}
     #: The version that a model's bare name leads to, by name.
     names: dict[str, str] = {}
     #: Models that are not for every node yet, by the rollout's name; ``core.rollout`` says for which.
@@ -140,6 +142,7 @@ def compile(verified: Verified) -> Lock:  # noqa: A001  called as lock.compile
         network=found.network,
         retest_after="" if found.retest_after is UNSET else found.retest_after,
         allow_node_fallback=found.sources.allow_node_fallback,
+        redirects={host: tuple(sorted(set(patterns))) for host, patterns in sorted((found.sources.redirects or {}).items())},
         names={} if found.names is UNSET else dict(sorted(found.names.items())),
         rollouts={name: _sorted(rollout) for name, rollout in sorted((found.rollouts or {}).items())},
         snapshot=LockedSnapshot(
@@ -191,9 +194,9 @@ def _blobs(models: list[snapshot.Model], found: Snapshot) -> dict[str, LockedBlo
         for artifact in sorted(model.artifacts, key=lambda one: one.path):
             sizes[artifact.digest] = artifact.size
             sources.setdefault(artifact.digest, {}).update(dict.fromkeys(artifact.urls))
-    for name, urls in sources.items():
+    for name, found_urls in sources.items():
         algorithm, _, digits = name.partition(":")  # not digest.parse: a lock has the same bytes whether the algorithm is known or not
-        urls.update(dict.fromkeys(snapshot.expand(template, algorithm, digits) for template in found.sources.fallback))
+        found_urls.update(dict.fromkeys(urls.expand(template, algorithm, digits) for template in found.sources.fallback))
     return {name: LockedBlob(size=sizes[name], sources=tuple(sources[name])) for name in sorted(sizes)}
 
 
@@ -203,7 +206,7 @@ def encode(lock: Lock) -> bytes:
 
     document = _without_nulls(msgspec.to_builtins(lock, builtin_types=(datetime,)))
     for table in (document, *document["model"]):  # a lock without any of these has the bytes that it had before there were any
-        for key in {"names", "rollouts", "replaces", "requires", "roles"} & {key for key, value in table.items() if not value}:
+        for key in {"redirects", "names", "rollouts", "replaces", "requires", "roles"} & {key for key, value in table.items() if not value}:
             del table[key]
     document["snapshot"] |= {key: _Instant.of(document["snapshot"][key]) for key in ("issued_at", "expires_at")}
     return (HEADER + tomli_w.dumps(document)).encode()

@@ -17,7 +17,7 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from reconciler.core import digest, lifecycle, names, snapshot, units
+from reconciler.core import digest, lifecycle, names, units, urls
 from reconciler.core import disk as disks
 from reconciler.core.disk import Disk
 from reconciler.core.errors import StalePlan
@@ -207,7 +207,7 @@ def _left_out(model: str, policy: Policy) -> bool:
 def expand_templates(templates: tuple[str, ...], name: str) -> tuple[str, ...]:
     """Return the URLs that fallback *templates* give for the blob *name*."""
     algorithm, digits = digest.parse(name)
-    return tuple(snapshot.expand(template, algorithm, digits) for template in templates)
+    return tuple(urls.expand(template, algorithm, digits) for template in templates)
 
 
 def _add_blobs(model: LockedModel, given: lifecycle.PlanInput, blobs: dict[str, BlobChange], *, distrusted: bool) -> int:

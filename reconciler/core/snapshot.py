@@ -16,11 +16,10 @@ import unicodedata
 import warnings
 from datetime import UTC, datetime
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from reconciler.core import strict_json, units
+from reconciler.core import hosts, strict_json, units, urls
 from reconciler.core.digest import AnyDigest
 from reconciler.core.errors import BadEnvelope
 from reconciler.core.text import printable
@@ -35,6 +34,7 @@ Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,127}(?!\n)$")]
 Version = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}(?!\n)$")]
 Text = Annotated[str, Meta(max_length=65536)]
 Short = Annotated[str, Meta(min_length=1, max_length=256)]
+HostText = Annotated[str, Meta(min_length=1, max_length=256)]
 
 ModelId = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,127}:[A-Za-z0-9][A-Za-z0-9._-]{0,63}(?!\n)$")]
 
@@ -139,8 +139,10 @@ class Sources(Struct, frozen=True, kw_only=True):
 
     #: URL templates with ``{algorithm}`` and ``{hex}``.
     fallback: Annotated[tuple[Annotated[str, Meta(min_length=8, max_length=4096)], ...], Meta(max_length=64)] = ()
-    #: Whether a node's own fallback templates may be used.
+    #: Whether a node's own mirrors and fallback templates may be used.
     allow_node_fallback: bool = True
+    #: For a source's host, patterns of hosts that it may redirect to, such as ``*.example.org``. Credentials are never sent there.
+    redirects: Annotated[dict[HostText, Annotated[tuple[HostText, ...], Meta(max_length=64)]], Meta(max_length=1000)] | UnsetType = UNSET
 
 
 class Rollout(Struct, frozen=True, kw_only=True):
@@ -203,9 +205,8 @@ def check(snapshot: Snapshot) -> None:
     if snapshot.retest_after is not UNSET:
         _within("retest_after", units.seconds, snapshot.retest_after)
     for index, template in enumerate(snapshot.sources.fallback):
-        _within(f"sources.fallback[{index}]", check_template, template)
-    for name in snapshot.rollouts or {}:
-        _within("rollouts", _check_label, name)
+        _within(f"sources.fallback[{index}]", urls.check_template, template)
+    _check_tables(snapshot)
     _check_replacements(snapshot.models)
     seen: dict[str, int] = {}
     sizes: dict[str, int] = {}
@@ -220,6 +221,16 @@ def check(snapshot: Snapshot) -> None:
                 raise ValueError(f"two sizes for {artifact.digest} - at `{where}`")
             if not (artifact.urls or snapshot.sources.fallback or snapshot.sources.allow_node_fallback):
                 raise ValueError(f"no source for {artifact.path!r} - at `{where}`")
+
+
+def _check_tables(snapshot: Snapshot) -> None:
+    """Check the hosts of redirects, and the names of rollouts."""
+    for host, patterns in (snapshot.sources.redirects or {}).items():
+        _within("sources.redirects", hosts.check_host, host)
+        for pattern in patterns:
+            _within("sources.redirects", hosts.check_pattern, pattern)
+    for name in snapshot.rollouts or {}:
+        _within("rollouts", _check_label, name)
 
 
 def _check_replacements(models: tuple[Model, ...]) -> None:
@@ -284,7 +295,7 @@ def _check_model(model: Model) -> None:
         if not artifact.size and (artifact.unpack or artifact.path == model.entrypoint):
             raise ValueError(f"an {'archive' if artifact.unpack else 'entrypoint'} is not empty - at `{where}.size`")
         for place, url in enumerate(artifact.urls):
-            _within(f"{where}.urls[{place}]", check_url, url)
+            _within(f"{where}.urls[{place}]", urls.check_source, url)
     _refuse_file_as_folder(taken)
     _within("entrypoint", check_path, model.entrypoint)
     unpacked = any(artifact.unpack for artifact in model.artifacts)
@@ -331,52 +342,6 @@ def check_path(path: str) -> None:
             raise ValueError(f"path {path!r} is not relative, or has an empty, `.` or `..` component")
         if len(component.encode()) > MAX_COMPONENT_BYTES:
             raise ValueError(f"a component of path {path!r} is longer than {MAX_COMPONENT_BYTES} bytes")
-
-
-_URL_BYTES = re.compile(r"[!-\[\]-~]+")  # printable ASCII without space and backslash (RFC 3986 has neither)
-#: A DNS name or an address, and a port. RFC 3986 lets a host be anything, percent-escapes included, and readers differ about the rest.
-_AUTHORITY = re.compile(r"(?:(?:[A-Za-z0-9_-]+\.)*[A-Za-z0-9_-]+\.?|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?")
-
-
-def check_url(url: str) -> None:
-    """
-    Refuse whatever is not a plain absolute http or https URL without credentials.
-
-    Raises:
-        ValueError: says what is wrong with it.
-    """
-    if not _URL_BYTES.fullmatch(url):
-        raise ValueError("a URL is printable ASCII, without spaces or backslashes")
-    parts = urlsplit(url)
-    if parts.scheme not in {"https", "http"}:
-        raise ValueError(f"scheme {parts.scheme!r} is not http or https")
-    if not parts.hostname or "@" in parts.netloc:
-        raise ValueError("a URL names a host and carries no user or password")
-    if not _AUTHORITY.fullmatch(parts.netloc):
-        raise ValueError(f"{parts.netloc!r} is not a host")
-    if "#" in url:
-        raise ValueError("a URL carries no fragment")
-    _ = parts.port  # raises ValueError if it is no port
-
-
-def check_template(template: str) -> None:
-    """
-    Refuse a fallback template that does not name the blob it is for.
-
-    Raises:
-        ValueError: says what is wrong with it.
-    """
-    if "{hex}" not in template:
-        raise ValueError("a template names {hex}")
-    filled = expand(template, "sha256", "0" * 64)
-    if "{" in filled or "}" in filled:
-        raise ValueError("a template knows {algorithm} and {hex} alone")
-    check_url(filled)
-
-
-def expand(template: str, algorithm: str, digits: str) -> str:
-    """Return the URL that *template* stands for. Not ``str.format``, whose fields reach attributes."""
-    return template.replace("{algorithm}", algorithm).replace("{hex}", digits)
 
 
 def _check_specifier(text: str) -> None:

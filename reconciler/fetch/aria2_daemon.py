@@ -10,8 +10,10 @@ Rules that hold here:
    folder's lock, so that a later run notices one that is still there.
 4. A call that fails, stalls or has a malformed answer means that the child is lost: it is killed, and the next ``start`` starts another.
 5. It reaches the hosts of its download and no other: all else goes to a proxy that is a closed port. aria2 has no option against
-   redirects, and would otherwise follow a server that redirects only after it was probed.
-6. What it reports is progress and never evidence. "Complete" means that hashing may finish.
+   redirects, and would otherwise follow a server that redirects only after it was probed, with the credentials in its header.
+6. Credentials are passed in the call that starts their download, so that they stand in no file and no argument. Through a real proxy, rule
+   5 does not hold: there passwords are looked up in a netrc file by host, and a bearer token is not sent.
+7. What it reports is progress and never evidence. "Complete" means that hashing may finish.
 
 Of aria2p, ``Client`` is used: JSON-RPC calls, the secret, and many calls in one (``multicall2``). Its ``API`` is not: it makes at least one
 call for each download, where one for all is needed, and it starts no process. ``Client.post`` uses the proxies of the environment, which
@@ -57,13 +59,21 @@ class DaemonLost(Exception):
 
 
 class Download(Struct, frozen=True, kw_only=True):
-    """A file to download into *folder*: *urls* have the same *size* bytes; at most *connections* are used for it."""
+    """
+    A file to download into *folder*: *urls* have the same *size* bytes; at most *connections* are used for it. With an *authorization*, the
+    value of that header, all *urls* lead to one host.
+    """
 
     gid: str
     urls: tuple[str, ...]
     folder: Path
     size: int
     connections: int
+    authorization: str = ""
+
+    def __repr__(self) -> str:
+        """Leave the header and signed queries out."""
+        return f"Download(gid={self.gid!r}, urls={[sources.redact(url) for url in self.urls]})"
 
 
 class Daemon:
@@ -166,7 +176,7 @@ class Daemon:
             files.delete(left)  # of a run that was killed; the lock shows that nobody uses it
         self._folder = self._root / f".aria2.{secrets.token_hex(4)}"
         self._folder.mkdir(mode=0o700)
-        if self._credentials.text():
+        if self._settings.proxy and self._credentials.text():
             _write_private(self._folder / "netrc", self._credentials.text())
         _write_private(
             self._folder / "aria2.conf", aria2_protocol.configuration(self._settings, secret, port, self._folder, self._credentials)
@@ -293,13 +303,16 @@ class Daemon:
             return False
         return stat.rpartition(")")[2].split()[0] in "Tt"
 
-    def _options(self, download: Download) -> dict[str, str]:
+    def _options(self, download: Download) -> dict[str, Any]:
         piece = staging.piece_length(download.size)
         # Names alone are compared: a redirect to another port of the same host passes, which its owner decides.
         hosts = {sources.host_of(url) for url in download.urls}
         unproxied = {"all-proxy": f"http://127.0.0.1:{self._closed_proxy.getsockname()[1]}", "no-proxy": ",".join(sorted(hosts))}
         proxied = {"all-proxy": self._settings.proxy, "no-proxy": "localhost,127.0.0.1,::1"}
+        through_proxy = bool(self._settings.proxy) and not all(map(sources.is_loopback_name, hosts))
+        assert not download.authorization or len(hosts) == 1
         return {
+            **self._authorization(download, through_proxy=through_proxy),
             "gid": download.gid,  # ours, so that a call whose answer was lost can be told from one that never arrived
             "dir": str(download.folder),
             "out": staging.DATA,  # never a name from the server, and flat: `../` in it would leave the folder
@@ -307,9 +320,13 @@ class Daemon:
             "max-connection-per-server": str(download.connections),
             "piece-length": str(piece),
             "min-split-size": str(piece),  # with the order below: the unbroken beginning stays a few pieces behind, and hashing with it
-            "no-netrc": "false" if self._credentials.covers(download.urls) else "true",
-            **(proxied if self._settings.proxy else unproxied),
+            **(proxied if through_proxy else unproxied),
         }
+
+    def _authorization(self, download: Download, *, through_proxy: bool) -> dict[str, Any]:
+        if not through_proxy:
+            return {"no-netrc": "true"} | ({"header": [f"Authorization: {download.authorization}"]} if download.authorization else {})
+        return {"no-netrc": "false" if self._credentials.covers(download.urls) else "true"}
 
 
 def preload() -> None:

@@ -96,7 +96,7 @@ def configuration(settings: FetchSettings, secret: str, port: int, home: Path, c
     }  # fmt: skip
     if authority:
         lines["ca-certificate"] = str(authority)  # the static build and Debian's have different defaults
-    if credentials.text():
+    if settings.proxy and credentials.text():
         lines["netrc-path"] = str(home / "netrc")  # by host, looked up anew after each redirect; a header would travel along
     else:
         lines["no-netrc"] = "true"

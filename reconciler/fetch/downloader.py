@@ -97,7 +97,7 @@ class Aria2Fetcher:
             raise _stopped()
         self._staging.open()
         try:
-            known = credentials.read(self._settings.netrc)
+            known = credentials.read(self._settings.netrc, self._settings.credentials)
         except SettingsError as error:  # the node's fault and no model's
             raise FetchError(error.message, hint=error.hint) from None
         self._daemon = self._daemon or aria2_daemon.Daemon(self._settings, self._staging.root, self._staging.lock, known)

@@ -8,12 +8,14 @@ Rules that hold here:
 2. A document's redirects are followed here, at most five, each to an address that would be allowed by itself: https, or http to this very
    machine. From a public address, none leads to a private one.
 3. Time is bounded as a whole: one deadline from the connection to the last header, and one for the body, however slowly bytes come in.
-4. A body that ends early, is compressed, or is larger than the cap is a failure of the network, said as one, and never half a document.
-5. So is a page that stands where a document was asked for (``error_pages``). Whatever is meant as a document is judged by its signatures.
+4. Credentials go to the host that they are for (``credentials``), anew at each redirect. A 401 that names a token service is answered with
+   a token from there (``token_service``).
+5. A body that ends early, is compressed, or is larger than the cap is a failure of the network, said as one, and never half a document.
+6. So is a page that stands where a document was asked for (``error_pages``). Whatever is meant as a document is judged by its signatures.
 
 ``http.client`` is what this stands on. urllib3 2.8 was tried in its place: its timeouts count each read, so that a server which drips its
 headers holds a caller for ever (rule 3); between its look-up and its connection there is no place for a check, except a pool for each
-address (rule 1); its redirects, retries and decoding would be switched off (rules 2 and 4). requests and httpx count time in the same way.
+address (rule 1); its redirects, retries and decoding would be switched off (rules 2 and 5). requests and httpx count time in the same way.
 """
 
 from __future__ import annotations
@@ -28,23 +30,23 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from reconciler.core.errors import FetchError, TooLarge, UsageError
-from reconciler.fetch import error_pages, sources
+from reconciler.fetch import error_pages, sources, token_service
 from reconciler.fetch.sources import Refused, Rules
+from reconciler.fetch.token_service import Challenge
 
+#: Returns the Authorization header that a URL's host is sent, if any.
+Authorize = Callable[[str], str | None]
 _PORTS = {"https": 443, "http": 80}
 _REDIRECTS = 5
 #: Of a refusal's page, so much time is given to a quote.
 _PAGE_SECONDS = 5.0
-#: Connections that ``check_reachable`` makes at a time.
-_AT_ONCE = 16
 
 
 # -- connections -----------------------------------------------------------------------------------
@@ -200,8 +202,9 @@ def is_url(text: str) -> bool:
 
 
 def get(
-    url: str, *, max_bytes: int, timeout_seconds: float, etag: str = "", proxy: str = "", ca_file: str = "", allow_http: bool = False
-) -> Document:
+    url: str, *, max_bytes: int, timeout_seconds: float, etag: str = "", proxy: str = "", ca_file: str = "", allow_http: bool = False,
+    authorize: Authorize | None = None,
+) -> Document:  # fmt: skip
     """
     Return the signed document at *url*, or that it is still what *etag* names.
 
@@ -211,7 +214,9 @@ def get(
     """
     headers = {"Accept": "application/json, */*;q=0.1"} | ({"If-None-Match": etag} if etag else {})
     try:
-        with opened(url, timeout_seconds=timeout_seconds, headers=headers, proxy=proxy, ca_file=ca_file, allow_http=allow_http) as answer:
+        with opened(
+            url, timeout_seconds=timeout_seconds, headers=headers, proxy=proxy, ca_file=ca_file, allow_http=allow_http, authorize=authorize,
+        ) as answer:  # fmt: skip
             data = b"".join(chunks(answer, url, max_bytes=max_bytes, within_seconds=timeout_seconds))
             if page := error_pages.describe_non_envelope(answer.headers.get("Content-Type", ""), data):
                 raise FetchError(f"{sources.redact(url)} answered with {page}")
@@ -226,15 +231,19 @@ class _Unchanged(Exception):
 
 @contextlib.contextmanager
 def opened(
-    url: str, *, timeout_seconds: float, headers: dict[str, str] | None = None, proxy: str = "", ca_file: str = "", allow_http: bool = False
-) -> Iterator[http.client.HTTPResponse]:
+    url: str, *, timeout_seconds: float, headers: dict[str, str] | None = None, proxy: str = "", ca_file: str = "",
+    allow_http: bool = False, authorize: Authorize | None = None, visited: list[str] | None = None,
+) -> Iterator[http.client.HTTPResponse]:  # fmt: skip
     """
     Give the answer of *url*; its body is read with ``chunks`` inside. Without *proxy*, the environment's is used.
+
+    *authorize* returns the Authorization header for a URL, if any. Where redirects and token services lead is added to *visited*.
 
     Raises:
         FetchError: the address is not allowed, nobody answers, or the answer is a refusal.
     """
-    client = _Client(tls=TlsContext(ca_file), proxy=proxy, allow_http=allow_http, deadline=time.monotonic() + timeout_seconds)
+    deadline = time.monotonic() + timeout_seconds
+    client = _Client(tls=TlsContext(ca_file), proxy=proxy, allow_http=allow_http, deadline=deadline, authorize=authorize, visited=visited)
     sent = {"User-Agent": "reconcile", "Accept-Encoding": "identity"} | (headers or {})
     try:
         connection, answer = client.follow(url, sent)
@@ -258,22 +267,48 @@ class _Client(Struct, frozen=True, kw_only=True):
     proxy: str
     allow_http: bool
     deadline: float
+    authorize: Authorize | None = None
+    visited: list[str] | None = None
 
-    def follow(self, url: str, headers: dict[str, str]) -> tuple[Connection, http.client.HTTPResponse]:
-        """Return the connection and the answer to which *url* and its redirects lead."""
-        may_be_private = True  # the address itself is a person's, not a server's
-        for _ in range(_REDIRECTS + 1):
+    def follow(self, url: str, headers: dict[str, str], *, may_be_private: bool = True) -> tuple[Connection, http.client.HTTPResponse]:
+        """Return the connection and the answer to which *url* and its redirects lead. A private address is a person's, not a server's."""
+        token, redirects = "", 0
+        while redirects <= _REDIRECTS:
             connection, is_private = self._connection(url)
             if is_private and not may_be_private:
                 raise Refused(f"it redirects from a public address to {connection.endpoint}, a private one")
             may_be_private = is_private
-            answer = self._ask(connection, url, headers)
-            if answer.status not in sources.REDIRECTS:
+            answer = self._ask(connection, url, headers | self._authorization(url, token))
+            challenge = _challenge(url, answer) if not token else None
+            if challenge is None and answer.status not in sources.REDIRECTS:
                 return connection, answer
             answer.close()
             connection.close()
-            url = sources.redirect_target(url, header_lists(answer))
+            if challenge:
+                token = self._token(challenge, may_be_private=is_private)
+                continue
+            url, token, redirects = sources.redirect_target(url, header_lists(answer)), "", redirects + 1
+            self._note(url)
         raise Refused(f"it redirects more than {_REDIRECTS} times")
+
+    def _authorization(self, url: str, token: str) -> dict[str, str]:
+        header = f"Bearer {token}" if token else self.authorize(url) if self.authorize else None
+        return {"Authorization": header} if header else {}
+
+    def _token(self, challenge: Challenge, *, may_be_private: bool) -> str:
+        """Return a token for *challenge* from the service that it names, which is asked like the target of a redirect."""
+        self._note(challenge.url)
+        without = structs.replace(self, visited=None)
+        sent = {"User-Agent": "reconcile", "Accept-Encoding": "identity"}
+        connection, answer = without.follow(challenge.url, sent, may_be_private=may_be_private)
+        with contextlib.closing(connection), contextlib.closing(answer):
+            if answer.status != 200:
+                raise Refused(f"its token service {sources.host_of(challenge.url)} answers {sources.status_text(answer.status)}")
+            return token_service.token_in(answer.read(token_service.MOST_BYTES + 1))[0]
+
+    def _note(self, url: str) -> None:
+        if self.visited is not None:
+            self.visited.append(url)
 
     def _connection(self, url: str) -> tuple[Connection, bool]:
         """Return a connection for *url*, not made yet, and whether it leads to a private address."""
@@ -300,6 +335,13 @@ class _Client(Struct, frozen=True, kw_only=True):
             connection.close()
             raise TimeoutError("it did not answer in time")  # headers that were cut off look like headers that ended
         return answer
+
+
+def _challenge(url: str, answer: http.client.HTTPResponse) -> Challenge | None:
+    if answer.status != 401:
+        return None
+    found = [token_service.challenge_of(url, header) for header in header_lists(answer).get("www-authenticate", ())]
+    return next((one for one in found if one), None)
 
 
 def _proxy_for(endpoint: Endpoint, proxy: str) -> str:
@@ -355,33 +397,3 @@ def chunks(answer: http.client.HTTPResponse, url: str, *, max_bytes: int, within
         yield chunk
     if whole is not None and got != whole:
         raise FetchError(f"{shown} ended after {got:,} of {whole:,} bytes")
-
-
-# -- reachability ----------------------------------------------------------------------------------
-
-
-class Reachability(Struct, frozen=True, kw_only=True):
-    """What became of one connection: how long it took, and why it failed; *error* is empty where it was made."""
-
-    endpoint: Endpoint
-    seconds: float
-    error: str = ""
-
-
-def check_reachable(endpoints: Iterable[Endpoint], ca_file: Path | None, timeout_seconds: float) -> tuple[Reachability, ...]:
-    """Connect to each of *endpoints*, with TLS where it asks for it, several at a time; return the results in their order."""
-    tls = TlsContext(ca_file)
-    with ThreadPoolExecutor(_AT_ONCE) as threads:
-        return tuple(threads.map(lambda endpoint: _check_one(endpoint, tls, timeout_seconds), endpoints))
-
-
-def _check_one(endpoint: Endpoint, tls: TlsContext, timeout_seconds: float) -> Reachability:
-    begun, error = time.monotonic(), ""
-    try:
-        with contextlib.closing(Connection(endpoint, tls=tls, timeout=timeout_seconds)) as connection:
-            connection.connect()
-    except ssl.SSLCertVerificationError as refused:
-        error = f"its certificate is refused: {refused.verify_message}"
-    except (OSError, UnicodeError) as failed:  # UnicodeError: a name that is none
-        error = str(getattr(failed, "strerror", None) or str(failed) or type(failed).__name__)
-    return Reachability(endpoint=endpoint, seconds=time.monotonic() - begun, error=error)

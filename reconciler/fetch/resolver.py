@@ -3,16 +3,18 @@ Probes sources: where each URL leads, and whether the server gives the blob, and
 
 Rules that hold here:
 
-1. Redirects are followed here, at most ``redirects`` of them, each checked by ``sources`` like the first URL; aria2 then gets only the last
-   URL. A downloader that follows redirects by itself sends credentials to any host that a redirect names.
+1. Redirects are followed here, at most ``redirects`` of them, each checked by ``sources`` against the rules for the first URL's host;
+   aria2 then gets only the last URL, and the header that its host is to be sent. A downloader that follows redirects by itself sends
+   credentials to any host that a redirect names.
 2. Connections are those of ``http``: to checked addresses.
 3. The request is a GET for the first byte, not a HEAD: signed URLs are often valid for GET alone, and the answer shows whether ranges work.
    A *plain* request has no Range header. A small blob is asked for whole, so that the answer is the blob; it is hashed from the file.
-4. Headers are bounded by ``http.client`` (100 of 64 KiB), time by a deadline on the whole answer, bodies by the signed size. Another thread
+4. A 401 that names a token service is answered with a token from there (``token_service``), once for each host on the way.
+5. Headers are bounded by ``http.client`` (100 of 64 KiB), time by a deadline on the whole answer, bodies by the signed size. Another thread
    ends what is past its deadline. A name look-up that hangs in the system's resolver is abandoned with its thread.
 
 ``http.client`` and threads, not requests, httpx or aiohttp: their timeouts count single reads, and a connection in use cannot be ended from
-another thread, which rule 4 needs.
+another thread, which rule 5 needs.
 """
 
 from __future__ import annotations
@@ -32,12 +34,13 @@ from pathlib import Path
 from msgspec import Struct
 
 from reconciler.core import digest as digests
-from reconciler.fetch import error_pages, hashing, http, sources
+from reconciler.fetch import bucket, error_pages, hashing, http, sources, token_service
 from reconciler.fetch.credentials import Credentials
 from reconciler.fetch.hash_process import Hashed
 from reconciler.fetch.http import Connection, Endpoint, TlsContext
 from reconciler.fetch.settings import FetchSettings
 from reconciler.fetch.sources import Failure, Refused, Rules
+from reconciler.fetch.token_service import Challenge, Tokens
 
 #: So many bytes of an unwanted answer are read to keep the connection; beyond that, a new connection is cheaper.
 DRAIN_BYTES = 64 << 10
@@ -63,10 +66,24 @@ class ProbeRequest(Struct, frozen=True, kw_only=True):
 
 
 class Resolved(Struct, frozen=True, kw_only=True):
-    """The source may have the blob: *url* is where the last redirect leads, and *ranges* whether it gives parts of the file."""
+    """
+    The source may have the blob: *url* is where the last redirect leads, *ranges* whether it gives parts of the file, and *authorization*
+    the header that this very host is sent.
+    """
 
     url: str
     ranges: bool
+    authorization: str = ""
+
+    def __repr__(self) -> str:
+        """Leave the header out: values get printed in tracebacks and logs."""
+        return f"Resolved(url={sources.redact(self.url)!r}, ranges={self.ranges})"
+
+    def may_join(self, other: Resolved) -> bool:
+        """Whether both may be one download, whose header goes to all its sources: none has one, or one host has the same for both."""
+        if not (self.authorization or other.authorization):
+            return True
+        return (self.authorization, sources.host_of(self.url)) == (other.authorization, sources.host_of(other.url))
 
 
 class InlineBody(Struct, frozen=True, kw_only=True):
@@ -89,6 +106,7 @@ class Resolver:
         self._most_workers = min(16, 4 * settings.concurrent)
         self._unfinished = 0
         self._tls = TlsContext(settings.ca_file)
+        self._tokens = Tokens()
 
     @property
     def free_slots(self) -> int:
@@ -120,7 +138,7 @@ class Resolver:
         self._workers.clear()
 
     def _add_worker(self) -> None:
-        worker = _Worker(self._settings, self._credentials, self._tls)
+        worker = _Worker(self._settings, self._credentials, self._tls, self._tokens)
         self._workers.append(worker)
         threading.Thread(target=self._run_worker, args=(worker,), name="resolve", daemon=True).start()
 
@@ -149,8 +167,9 @@ class Resolver:
 class _Worker:
     """One thread's connections and its current request."""
 
-    def __init__(self, settings: FetchSettings, credentials: Credentials, tls: TlsContext) -> None:
+    def __init__(self, settings: FetchSettings, credentials: Credentials, tls: TlsContext, tokens: Tokens | None = None) -> None:
         self._settings, self._credentials, self._tls = settings, credentials, tls
+        self._tokens = tokens or Tokens()
         self._kept: dict[Endpoint, Connection] = {}
         self._current: Connection | None = None
         self.request: ProbeRequest | None = None
@@ -199,20 +218,45 @@ class _Worker:
         return Failure(text=f"the connection failed: {sources.clean(str(reason))}", permanent=False)
 
     def _follow(self, request: ProbeRequest) -> ProbeResult:
-        url = request.url
-        for _ in range(self._settings.redirects + 1):
-            request.rules.check(url)
-            connection, response = self._exchange(request, url)
+        url = first = bucket.locate(request.url)
+        rules = request.rules if url == request.url else request.rules.naming(url)
+        authorization, redirects = "", 0
+        while redirects <= self._settings.redirects:
+            rules.check(url, first if redirects else "")
+            connection, response = self._exchange(request, rules, url, authorization or self._credentials.header(url) or "")
             headers = http.header_lists(response)
             try:
-                if response.status not in sources.REDIRECTS:
-                    return self._interpret(request, url, response, headers)
-                url = sources.redirect_target(url, headers)
+                challenge = _challenge(url, response, headers) if not authorization else None
+                if challenge is None and response.status not in sources.REDIRECTS:
+                    sent = authorization or self._credentials.header(url) or ""
+                    return self._interpret(request, url, sent, response, headers)
+                target = sources.redirect_target(url, headers) if challenge is None else url
             finally:
                 self._keep_alive(connection, response)
+            authorization = f"Bearer {self._token(request, rules, challenge)}" if challenge else ""
+            redirects += challenge is None
+            url = target
         raise Refused(f"it redirects more than {self._settings.redirects} times")
 
-    def _interpret(self, request: ProbeRequest, url: str, response: HTTPResponse, headers: dict[str, list[str]]) -> ProbeResult:
+    def _token(self, request: ProbeRequest, rules: Rules, challenge: Challenge) -> str:
+        """Return a token for *challenge*, from the service that it names."""
+        if token := self._tokens.known(challenge):
+            return token
+        url = challenge.url
+        rules.check(url, challenge.origin)
+        connection, response = self._exchange(request, rules, url, self._credentials.header(url) or "", ranged=False)
+        try:
+            if response.status != 200:
+                raise Refused(f"its token service {sources.host_of(url)} answers {sources.status_text(response.status)}")
+            token, seconds = token_service.token_in(response.read(token_service.MOST_BYTES + 1))
+        finally:
+            self._keep_alive(connection, response)
+        self._tokens.keep(challenge, token, seconds)
+        return token
+
+    def _interpret(
+        self, request: ProbeRequest, url: str, authorization: str, response: HTTPResponse, headers: dict[str, list[str]]
+    ) -> ProbeResult:
         if response.status not in {200, 206}:
             return sources.failure_of_status(response.status, headers, time.time())
         try:
@@ -220,11 +264,13 @@ class _Worker:
         except sources.UnusableAnswer as error:
             return _failure(response, response.read(error_pages.MOST_BYTES) if _may_be_page(response) else b"", error.failure)
         if request.into is None:
+            if authorization.startswith("Bearer ") and self._settings.proxy and not sources.is_loopback_name(sources.host_of(url)):
+                raise Refused("a token is not sent through [download] proxy: a redirect could take it to another host")
             if answer.body < 0 and _may_be_page(response):
                 beginning = response.read(error_pages.MOST_BYTES)
                 if len(beginning) < min(request.size, error_pages.MOST_BYTES):
                     return _failure(response, beginning, _short(beginning, request))
-            return Resolved(url=url, ranges=answer.ranges)
+            return Resolved(url=url, ranges=answer.ranges, authorization=authorization)
         return self._read_body(request, request.into, response)
 
     def _read_body(self, request: ProbeRequest, into: Path, response: HTTPResponse) -> ProbeResult:
@@ -245,26 +291,28 @@ class _Worker:
 
     # -- one request ----------------------------------------------------------------------------------
 
-    def _exchange(self, request: ProbeRequest, url: str) -> tuple[Connection, HTTPResponse]:
+    def _exchange(
+        self, request: ProbeRequest, rules: Rules, url: str, authorization: str, *, ranged: bool = True
+    ) -> tuple[Connection, HTTPResponse]:
         endpoint = http.endpoint_of(url)
         assert endpoint
-        headers = self._headers(request, url)
+        headers = self._headers(request, authorization, ranged=ranged and not request.plain)
         kept = self._kept.pop(endpoint, None)
         if kept:
             with contextlib.suppress(OSError, HTTPException):  # the server closed it meanwhile: once more, on a new one
                 return kept, self._send(kept, url, headers)
             if time.monotonic() >= self.deadline:
                 raise TimeoutError
-        connection = self._connection(request.rules, endpoint)
+        connection = self._connection(rules, endpoint)
         return connection, self._send(connection, url, headers)
 
-    def _headers(self, request: ProbeRequest, url: str) -> dict[str, str]:
+    def _headers(self, request: ProbeRequest, authorization: str, *, ranged: bool) -> dict[str, str]:
         last = request.size - 1 if request.into else 0
         headers = {"User-Agent": _AGENT, "Accept": "*/*", "Accept-Encoding": "identity"}
-        if not request.plain:
+        if ranged:
             headers["Range"] = f"bytes=0-{last}"
-        if credential := self._credentials.header(url):
-            headers["Authorization"] = credential
+        if authorization:
+            headers["Authorization"] = authorization
         return headers
 
     def _send(self, connection: Connection, url: str, headers: dict[str, str]) -> HTTPResponse:
@@ -292,6 +340,14 @@ class _Worker:
         else:
             response.close()
             connection.close()
+
+
+def _challenge(url: str, response: HTTPResponse, headers: dict[str, list[str]]) -> Challenge | None:
+    """Return what token a refusal asks for, or None; a server may name several schemes."""
+    if response.status != 401:
+        return None
+    found = [token_service.challenge_of(url, header) for header in headers.get("www-authenticate", ())]
+    return next((one for one in found if one), None)
 
 
 def _may_be_page(response: HTTPResponse) -> bool:

@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from msgspec import Struct
+
+
+class CredentialSource(Struct, frozen=True, kw_only=True):
+    """Where the credential for one *host* (or host:port) is read: a bearer token or ``user:password``, in a file or the environment."""
+
+    host: str
+    kind: Literal["bearer", "basic"]
+    #: A file (``%d/name``: in the folder that systemd passes on), or ...
+    file: str = ""
+    #: ... an environment variable.
+    variable: str = ""
 
 
 class FetchSettings(Struct, frozen=True, kw_only=True):
     """What the node's operator permits and prefers; the defaults are those of the contract."""
 
+    #: URL templates of the operator's own mirrors, asked one at a time before a want's sources. Empty where the network forbids them.
+    mirrors: tuple[str, ...] = ()
     #: URL templates of the operator's own mirrors, tried after a want's sources. Empty where the network forbids them.
     fallback: tuple[str, ...] = ()
-    #: Hosts that may be asked, redirects included; empty: those that sources and fallbacks name.
+    #: Hosts that may be asked, or patterns; empty: those that sources, mirrors and fallbacks name.
     allowed_hosts: tuple[str, ...] = ()
+    #: For a source's host, patterns of hosts that it may redirect to: the operator's own, and the network's.
+    own_redirects: dict[str, tuple[str, ...]] = {}
+    signed_redirects: dict[str, tuple[str, ...]] = {}
     #: Plain http to other hosts than loopback.
     allow_http: bool = False
     #: Connections a file.
@@ -32,6 +49,7 @@ class FetchSettings(Struct, frozen=True, kw_only=True):
     ca_file: Path | None = None
     #: Credentials by host; ``default`` entries are ignored, since they would go to any host.
     netrc: Path | None = None
+    credentials: tuple[CredentialSource, ...] = ()
     #: How often a source is tried in a run without gaining bytes.
     attempts: int = 3
     #: Wait before the second try; doubled for each further one, up to the cap. A server's Retry-After counts up to the cap too.

@@ -3,8 +3,9 @@ Which source of a blob is asked next, how it is asked, and which source is to bl
 
 Rules that hold here:
 
-1. All good sources are used together, until bytes that came from several prove wrong, or a shared transfer fails without having gained
-   anything. From then on each is used alone, so that a failure has one source to blame. After wrong bytes, from byte 0.
+1. The node's own mirrors come first, one at a time; the others are asked when no mirror can be asked now. All other good sources are used
+   together, until bytes that came from several prove wrong, or a shared transfer fails without having gained anything. From then on each
+   is used alone, so that a failure has one source to blame. After wrong bytes, from byte 0.
 2. A source that gave wrong bytes is not asked again in this run. One that failed is asked ``attempts`` times, with a growing pause between.
    Bytes that were gained start the count anew. They are counted by the furthest byte ever reached, so that this ends.
 3. Ranges may fail where the whole file would come: a source that failed with several connections is asked over one, and a source is
@@ -58,8 +59,9 @@ class Blame(Struct, frozen=True):
 
 
 class _Source:
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, mirror: bool = False) -> None:
         self.url = url
+        self.mirror = mirror
         self.open = True
         self.mode: Mode = "parallel"
         self.slow = False
@@ -72,9 +74,11 @@ class _Source:
 class SourceSelector:
     """The state of each source of one blob, and which is tried next."""
 
-    def __init__(self, digest: str, urls: tuple[str, ...], settings: FetchSettings, *, together: bool = True) -> None:
+    def __init__(
+        self, digest: str, urls: tuple[str, ...], settings: FetchSettings, *, together: bool = True, mirrors: tuple[str, ...] = ()
+    ) -> None:
         self._digest, self._settings = digest, settings
-        self._sources = {url: _Source(url) for url in urls}
+        self._sources = {url: _Source(url, mirror=url in mirrors) for url in dict.fromkeys((*mirrors, *urls))}
         self._suspects: set[str] = set()
         self.together = together
 
@@ -86,6 +90,8 @@ class SourceSelector:
         ready = [source for source in left if source.retry_at <= now]
         if not ready:
             return RetryLater(min(source.retry_at for source in left))
+        if mirrors := [source.url for source in ready if source.mirror]:
+            return TrySources(tuple(mirrors[:1]))
         swift = [source for source in ready if not source.slow] or ready
         mode = min((source.mode for source in swift), key=_MODES.index)
         preferred = [source.url for source in swift if source.mode == mode]

@@ -5,7 +5,9 @@ Rules that hold here, none of which touches the network:
 
 1. Sources are tried in the want's order, then the node's own mirrors. A URL is plain http or https; plain http goes to loopback alone,
    unless the operator allows it.
-2. A host must be named: by ``allowed_hosts``, or (where that is empty) by a source or a fallback. A redirect is a URL like any other.
+2. A host must be named: by ``allowed_hosts``, or (where that is empty) by a source, a mirror or a fallback. Names may be patterns
+   (``core.hosts``). A redirect may also lead where the rules for its source's host say: the network's, unless ``allowed_hosts`` is set, and
+   the operator's own. From another machine, none leads to this one unless the *settings* name it.
 3. A name may lead to a public address. A private or link-local one (cloud metadata is at 169.254.169.254) needs the *settings* to name the
    host: a snapshot alone must not make a node send requests into its operator's own network. Loopback needs no setting where it is
    written as such.
@@ -23,10 +25,11 @@ from email.utils import parsedate_to_datetime
 from typing import Literal
 from urllib.parse import urljoin, urlsplit
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from reconciler.core import digest as digests
-from reconciler.core import snapshot
+from reconciler.core import hosts as names
+from reconciler.core import urls
 from reconciler.core.text import printable
 from reconciler.fetch.settings import FetchSettings
 from reconciler.ports import Want
@@ -82,34 +85,57 @@ class UnusableAnswer(Refused):
 
 
 class Rules(Struct, frozen=True, kw_only=True):
-    """Which *hosts* may be asked (None: any), and which of them are *trusted*, that is, named by the operator."""
+    """
+    Which *hosts* may be asked (None: any), and which of them are *trusted*, that is, named by the operator; both may be patterns.
+    *redirects* are patterns of hosts by the host of the source that may redirect to them.
+    """
 
     hosts: frozenset[str] | None
     trusted: frozenset[str]
     allow_http: bool
+    redirects: dict[str, frozenset[str]] = {}
+    #: Whether *hosts* are the operator's, and nothing adds to them.
+    closed: bool = False
 
-    def check(self, url: str) -> str:
+    def naming(self, url: str) -> Rules:
+        """Return these rules where this machine's own configuration leads to *url*: its host is named by it, unless they are closed."""
+        if self.closed or self.hosts is None:
+            return self
+        host = frozenset({host_of(url)})
+        return structs.replace(self, hosts=self.hosts | host, trusted=self.trusted | host)
+
+    def check(self, url: str, source: str = "") -> str:
         """
-        Return the host of *url*.
+        Return the host of *url*, to which *source*, if there is one, redirected.
 
         Raises:
             Refused: the rules do not let it pass.
         """
         try:
-            snapshot.check_url(url)
+            urls.check_url(url)
         except ValueError as error:
             raise Refused(f"the URL is refused: {error}") from None
         host = host_of(url)
         if not host or "%" in host:
             raise Refused("the URL is refused: it names no plain host")
-        if self.hosts is not None and host not in self.hosts:
-            raise Refused(f"host {clean(host)} is not among the allowed hosts")
+        self._check_host(host, host_of(source))
         if urlsplit(url).scheme == "http" and not self.allow_http and not is_loopback_name(host):
             raise Refused("plain http is refused; use https, or set allow_http")
         literal = _literal(host)
         if literal is not None:
             self.check_address(host, literal)
         return host
+
+    def _check_host(self, host: str, source: str) -> None:
+        if source and is_loopback_name(host) and not is_loopback_name(source) and not names.matches(host, self.trusted):
+            raise Refused(f"it redirects from {clean(source)} to {clean(host)}, this very machine; {_allowing(source, host)}")
+        if self.hosts is None or names.matches(host, self.hosts) or names.matches(host, self.redirects.get(source, ())):
+            return
+        if source:
+            raise Refused(
+                f"it redirects from {clean(source)} to {clean(host)}, which is not among the allowed hosts; {_allowing(source, host)}"
+            )
+        raise Refused(f"host {clean(host)} is not among the allowed hosts")
 
     def check_address(self, host: str, address: Address) -> None:
         """
@@ -121,10 +147,11 @@ class Rules(Struct, frozen=True, kw_only=True):
         real = _embedded_ipv4(address)
         if real.is_unspecified or real.is_multicast:
             raise Refused(f"host {clean(host)} leads to {real}, which is no host's address")
-        if host in self.trusted or (real.is_loopback and is_loopback_name(host)):
+        if names.matches(host, self.trusted) or (real.is_loopback and is_loopback_name(host)):
             return
         if not is_public(real):
-            raise Refused(f"host {clean(host)} leads to {real}, a private address; only allowed_hosts or fallback may name such a host")
+            may = "only the settings may name such a host (allowed_hosts, redirects, mirrors, fallback)"
+            raise Refused(f"host {clean(host)} leads to {real}, a private address; {may}")
 
 
 class Answer(Struct, frozen=True, kw_only=True):
@@ -136,18 +163,40 @@ class Answer(Struct, frozen=True, kw_only=True):
 
 def rules(wants: Iterable[Want], settings: FetchSettings) -> Rules:
     """Return the rules of one fetch: what *settings* permit, and what the sources of *wants* name."""
-    fallback = {host_of(url) for url in settings.fallback}
-    trusted = {host.rstrip(".").lower() for host in settings.allowed_hosts} | fallback
-    named = {host_of(url) for want in wants for url in want.sources}
-    hosts = (trusted if settings.allowed_hosts else named | fallback) - {""}
-    return Rules(hosts=frozenset(hosts), trusted=frozenset(trusted - {""}), allow_http=settings.allow_http)
+    own = {host_of(url) for url in (*settings.mirrors, *settings.fallback)}
+    allowed = {names.normal(host) for host in settings.allowed_hosts}
+    named = {host_of(url) for want in wants for url in want.sources if not url.startswith("s3://")}
+    targets = {names.normal(pattern) for patterns in settings.own_redirects.values() for pattern in patterns}
+    return Rules(
+        hosts=frozenset((allowed or named) | own) - {""},
+        trusted=frozenset(allowed | own | targets) - {""},
+        allow_http=settings.allow_http,
+        redirects=_merged(settings.own_redirects, {} if allowed else settings.signed_redirects),
+        closed=bool(allowed),
+    )
+
+
+def _merged(*tables: Mapping[str, tuple[str, ...]]) -> dict[str, frozenset[str]]:
+    found: dict[str, frozenset[str]] = {}
+    for host, patterns in (row for table in tables for row in table.items()):
+        key = names.normal(host)
+        found[key] = found.get(key, frozenset()) | {names.normal(pattern) for pattern in patterns}
+    return found
+
+
+def _allowing(source: str, host: str) -> str:
+    return f'to allow it: [download] redirects = {{"{clean(source)}" = ["{clean(host)}"]}}'
 
 
 def order(want: Want, fallback: tuple[str, ...]) -> tuple[str, ...]:
     """Return the sources of *want* in the order in which they are tried, each once."""
+    return tuple(dict.fromkeys((*want.sources, *expanded(want, fallback))))
+
+
+def expanded(want: Want, templates: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the URLs that the node's own *templates* give for *want*, each once."""
     algorithm, digits = digests.parse(want.digest)
-    own = (snapshot.expand(template, algorithm, digits) for template in fallback)
-    return tuple(dict.fromkeys((*want.sources, *own)))
+    return tuple(dict.fromkeys(urls.expand(template, algorithm, digits) for template in templates))
 
 
 def check_answer(status: int, headers: Mapping[str, list[str]], size: int) -> Answer:
@@ -256,6 +305,15 @@ def host_of(url: str) -> str:
         return (urlsplit(url).hostname or "").rstrip(".").lower()
     except ValueError:
         return ""
+
+
+def port_of(url: str) -> int:
+    """Return the port of *url*; 0 where it is no port."""
+    try:
+        parts = urlsplit(url)
+        return parts.port or {"https": 443, "http": 80}.get(parts.scheme, 0)
+    except ValueError:
+        return 0
 
 
 def is_loopback_name(host: str) -> bool:

@@ -64,7 +64,8 @@ class Transfer:
         settings = context.settings
         self.direct = want.size <= settings.direct_bytes and not settings.limit_bytes
         together = not self.direct and want.size >= TOGETHER_BYTES
-        self.selector = SourceSelector(want.digest, sources.order(want, settings.fallback), settings, together=together)
+        mirrors, others = sources.expanded(want, settings.mirrors), sources.order(want, settings.fallback)
+        self.selector = SourceSelector(want.digest, others, settings, together=together, mirrors=mirrors)
         self.phase = "new"
         self.outcome: Fetched | FetchFailed | None = None
         self.gid = self._stop_reason = ""
@@ -181,12 +182,13 @@ class Transfer:
     def _use_found_sources(self) -> None:
         first = next(iter(self._resolved))
         with_ranges = tuple(url for url, found in self._resolved.items() if found.ranges)
-        # A source without ranges gives the whole file over one connection, or nothing: it is used where there is no other.
-        self._used = with_ranges if self.selector.together and with_ranges else with_ranges[:1] or (first,)
+        # One without ranges gives the whole file over one connection, or nothing: it is used where there is no other.
+        used = with_ranges if self.selector.together and with_ranges else with_ranges[:1] or (first,)
+        self._used = tuple(url for url in used if self._resolved[url].may_join(self._resolved[used[0]]))
         self.phase = "ready"
 
     def _add_late_source(self, url: str, found: Resolved) -> None:
-        if self.selector.together and found.ranges and self._resolved[self._used[0]].ranges:
+        if self.selector.together and found.ranges and (first := self._resolved[self._used[0]]).ranges and found.may_join(first):
             self._used = (*self._used, url)
             self._contributors[url] = None
             self.late_mirrors.append(found.url)
@@ -208,6 +210,7 @@ class Transfer:
         return aria2_daemon.Download(
             gid=self.gid, urls=tuple(self._resolved[url].url for url in self._used), folder=self.attempt.folder, size=self.want.size,
             connections=1 if single else aria2_protocol.connections(self.context.settings, self.want.size),
+            authorization=self._resolved[self._used[0]].authorization,
         )  # fmt: skip
 
     def on_status(self, status: Status, now: float) -> bool:
@@ -362,10 +365,8 @@ class Transfer:
         """End with what the file system refuses, of which *text* tells only a part; on a full one, a small blob is tried once more."""
         what = f"keep {self.want.digest}"
         refused = files.refusal_in(text) or files.refusal(self.context.staging.root)
-        if refused:
-            error = files.store_error(what, refused, self.context.staging.root)
-        else:
-            error = (DiskFull if full else StoreError)(f"cannot {what}: {text}")
+        own = (DiskFull if full else StoreError)(f"cannot {what}: {text}")
+        error = files.store_error(what, refused, self.context.staging.root) if refused else own
         if isinstance(error, DiskFull) and not self._disk_full_retried and self.want.size <= RETRY_DISK_FULL_BYTES:
             self._disk_full_retried = True
             self._retry(now, discard=True)

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reconciler.core import digest, snapshot, strict_json
+from reconciler.core import digest, snapshot, strict_json, urls
 from reconciler.core.errors import BadEnvelope
 from tests.network import Document, Network, compact
 
@@ -186,7 +186,7 @@ def test_a_template_names_the_blob_and_nothing_else(template: str) -> None:
 
 
 def test_a_template_reaches_no_attribute() -> None:
-    assert snapshot.expand("{hex.__class__}{hex!r}{0}", "sha256", HEX) == "{hex.__class__}{hex!r}{0}"
+    assert urls.expand("{hex.__class__}{hex!r}{0}", "sha256", HEX) == "{hex.__class__}{hex!r}{0}"
 
 
 # -- numbers

@@ -19,7 +19,7 @@ from reconciler.commands.doctor import CheckInput, CheckResult
 from reconciler.commands.status import Health, health_path
 from reconciler.core.errors import SettingsError
 from reconciler.core.trust import TrustState
-from reconciler.fetch import http
+from reconciler.fetch import http, reachability
 from reconciler.settings import Settings, decode
 from reconciler.store import trust_state
 from reconciler.store.ledger import Ledger
@@ -315,7 +315,7 @@ def test_behind_a_proxy_only_the_proxy_is_connected_to(case: CheckInput, listene
 
 def test_a_host_that_speaks_no_tls_does_not_answer(case: CheckInput, listener: socket.socket) -> None:
     host = http.Endpoint(host="127.0.0.1", port=listener.getsockname()[1], tls=True)
-    (answer,) = http.check_reachable([host], None, 0.3)
+    (answer,) = reachability.check_reachable([host], None, 0.3)
 
     assert answer.error
 
@@ -331,6 +331,6 @@ def test_ports_follow_the_scheme() -> None:
 
 
 def test_a_name_that_is_none_is_an_answer_too(case: CheckInput) -> None:
-    (answer,) = http.check_reachable([http.Endpoint(host="x" * 64 + ".invalid", port=80, tls=False)], None, 1.0)
+    (answer,) = reachability.check_reachable([http.Endpoint(host="x" * 64 + ".invalid", port=80, tls=False)], None, 1.0)
 
     assert answer.error
