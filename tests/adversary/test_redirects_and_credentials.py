@@ -184,9 +184,8 @@ def test_while_a_download_runs_the_secret_stands_in_no_file_and_no_argument(tmp_
     def look(it: Exchange) -> None:
         if not it.is_probe:
             for pid in [os.getpid(), *my_aria2()]:
-                for name in ("cmdline", "environ"):
-                    if TOKEN.encode() in Path(f"/proc/{pid}/{name}").read_bytes():
-                        seen.append(f"{pid} {name}")
+                told = [name for name in ("cmdline", "environ") if TOKEN.encode() in Path(f"/proc/{pid}/{name}").read_bytes()]
+                seen.extend(f"{pid} {name}" for name in told)
             seen.extend(str(path) for path in (tmp_path / "s").rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes())
             seen.append("looked")
         honest(DATA)(it)
@@ -279,6 +278,7 @@ class TokenService:
             self.asked.append(it)
             if it.headers.get("authorization") != expected:
                 bad.status(401)(it)
+                return
             body = json.dumps({"token": TOKEN, "expires_in": 300}).encode()
             bad.with_length(body, len(body))(it)
 
