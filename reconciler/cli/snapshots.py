@@ -12,6 +12,7 @@ import click
 from reconciler.cli import document_io
 from reconciler.cli.options import FILE, MODEL_STATE, Part
 from reconciler.cli.snapshot_add import snapshot_add
+from reconciler.cli.snapshot_edit import snapshot_edit, snapshot_lint
 from reconciler.cli.snapshot_review import snapshot_attach, snapshot_diff, snapshot_inspect, snapshot_pae, snapshot_sign
 
 if TYPE_CHECKING:
@@ -166,5 +167,5 @@ def snapshot_rollout(
     _write_with_stops(file, document_io.read_snapshot(file), change)
 
 
-for _command in (snapshot_sign, snapshot_attach, snapshot_pae, snapshot_inspect, snapshot_diff):
+for _command in (snapshot_edit, snapshot_lint, snapshot_sign, snapshot_attach, snapshot_pae, snapshot_inspect, snapshot_diff):
     snapshot.add_command(_command)

@@ -23,7 +23,7 @@ import re
 from collections.abc import Iterable, Mapping
 from email.utils import parsedate_to_datetime
 from typing import Literal
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import unquote, urljoin, urlsplit
 
 from msgspec import Struct, structs
 
@@ -314,6 +314,11 @@ def port_of(url: str) -> int:
         return parts.port or {"https": 443, "http": 80}.get(parts.scheme, 0)
     except ValueError:
         return 0
+
+
+def file_name(place: str) -> str:
+    """Return the last part of a URL's or path's name."""
+    return unquote(urlsplit(place).path if "://" in place else place).rstrip("/").rpartition("/")[2]
 
 
 def is_loopback_name(host: str) -> bool:

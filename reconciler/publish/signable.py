@@ -7,6 +7,7 @@ A node ignores fields, and leaves alone models, of a newer version (SPEC 4). Who
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 
 from reconciler.core import lock as locks
 from reconciler.core.errors import PublishError
@@ -37,6 +38,15 @@ def refuse_unknown(found: Snapshot, payload: bytes) -> None:
         if near := difflib.get_close_matches(name.lower(), _FIELDS, n=1, cutoff=0.8):
             hint = f"{name!r} does not stand there" if near[0] == name else f"did you mean {near[0]!r}?"
             raise PublishError(f"nodes would ignore the unknown field {place[:200]!r}", hint=hint)
+
+
+def refusal(check: Callable[[Snapshot], None], found: Snapshot) -> PublishError | None:
+    """Return what *check* refuses in *found*, or None."""
+    try:
+        check(found)
+    except PublishError as error:
+        return error
+    return None
 
 
 def refuse_empty_rollout(found: Snapshot) -> None:

@@ -200,6 +200,17 @@ def with_state(found: Snapshot, model_id: str, state: KnownState) -> Snapshot:
     return replace(found, models=tuple(changed if one.id == model_id else one for one in found.models))
 
 
+def with_edit(found: Snapshot, model_id: str, change: Callable[[Model], Model]) -> Snapshot:
+    """
+    Return *found* with *change* applied to the model *model_id*.
+
+    Raises:
+        PublishError: it lists no such model, and what *change* raises.
+    """
+    changed = change(_listed(found, model_id))
+    return replace(found, models=tuple(changed if one.id == model_id else one for one in found.models))
+
+
 def _listed(found: Snapshot, model_id: str) -> Model:
     for model in found.models:
         if model.id == model_id:
@@ -282,6 +293,11 @@ def pae(data: bytes) -> bytes:
 
 
 # -- reports ---------------------------------------------------------------------------------------
+
+
+def open_(data: bytes) -> Snapshot:
+    """Return the snapshot in *data*, signed or not, decoded and its signatures not looked at."""
+    return snapshot.decode(envelopes.read(data, trust.SNAPSHOT_TYPE).payload)
 
 
 def everything(data: bytes) -> tuple[Value, ...]:

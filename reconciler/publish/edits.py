@@ -1,0 +1,86 @@
+"""
+Corrections of a listed model: any field of it but its content.
+
+Rules that hold here:
+
+1. A place is written as ``inspect --full`` shows it, within the model: ``smoke.expect.regex``, ``artifacts[tiny.gguf].urls``.
+2. Id, path, digest, size and archive kind are not edited: other content is another version, which nodes install beside the old one.
+3. What is set is checked as what is decoded; a field that nodes would ignore is refused, with the nearest known one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from reconciler.core.errors import PublishError
+from reconciler.core.snapshot import Artifact, Expect, Model, Runtime, Smoke
+from reconciler.publish import envelopes
+
+_STEP = re.compile(r"\.?([A-Za-z_]\w*)|\[([^\[\]]+)\]", re.ASCII)
+_CONTENT = frozenset({"name", "version", "path", "digest", "size", "unpack", "artifacts"})
+_KINDS = {"": Model, "runtime": Runtime, "smoke": Smoke, "smoke.expect": Expect, "artifacts": Artifact}
+
+
+def with_values(model: Model, values: Mapping[str, Any], removed: tuple[str, ...] = ()) -> Model:
+    """
+    Return *model* with *values* at their places, and without what is *removed*, so that its default holds again.
+
+    Raises:
+        PublishError: there is no such place, it is content, or nodes would refuse the value.
+    """
+    tree: dict[str, Any] = msgspec.to_builtins(model)
+    for place, value in values.items():
+        parent, name = _locate(tree, place)
+        parent[name] = msgspec.to_builtins(value)
+    for place in removed:
+        parent, name = _locate(tree, place)
+        parent.pop(name, None)
+    try:
+        return msgspec.convert(tree, Model)
+    except (msgspec.ValidationError, ValueError) as error:
+        text = envelopes.describe_decode_error(str(error)).replace("`$.", "`")
+        raise PublishError(f"nodes would refuse this model: {text}") from None
+
+
+def _locate(tree: dict[str, Any], place: str) -> tuple[dict[str, Any], str]:
+    """Return the object that holds *place*, and the field's name in it."""
+    steps = [(name, label) for name, label in _STEP.findall(place)]
+    if "".join(f".{name}" if name else f"[{label}]" for name, label in steps).lstrip(".") != place or not steps or not steps[-1][0]:
+        raise PublishError(
+            f"{place[:200]!r} is no place in a model", hint="write it as `snapshot inspect --full` shows it: smoke.expect.regex"
+        )
+    current, where = tree, ""
+    for name, label in steps[:-1]:
+        if label:
+            current = _artifact(current, label)
+            continue
+        _refuse_unknown(where, name)
+        where = f"{where}.{name}".lstrip(".")
+        current = current.setdefault(name, {})
+    last = steps[-1][0]
+    _refuse_unknown(where, last)
+    if last in _CONTENT:
+        raise PublishError(f"{place} is content, which is not edited", hint="add other content as another version, as in name:v2")
+    return current, last
+
+
+def _artifact(artifacts: Any, label: str) -> dict[str, Any]:
+    for one in artifacts if isinstance(artifacts, list) else ():
+        if one["path"] == label:
+            found: dict[str, Any] = one
+            return found
+    raise PublishError(f"the model has no artifact {label[:200]!r}")
+
+
+def _refuse_unknown(where: str, name: str) -> None:
+    kind = _KINDS.get(where)
+    known = kind.__struct_fields__ if kind else ()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known there: {', '.join(known) or 'nothing'}"
+        raise PublishError(f"nodes would ignore {f'{where}.{name}'.lstrip('.')[:200]!r}", hint=hint)

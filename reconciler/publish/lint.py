@@ -1,0 +1,153 @@
+"""
+What is probably wrong with a snapshot although nodes would take it.
+
+Rules that hold here:
+
+1. An error is what keeps a model from serving on every node, or lets a secret into a public document; a warning is what a person should
+   look at. Nothing is changed.
+2. The network is asked through functions that the caller gives.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import Literal
+from urllib.parse import parse_qsl, urlsplit
+
+from msgspec import Struct
+
+from reconciler.core import units
+from reconciler.core.node import NodeFacts
+from reconciler.core.snapshot import Artifact, Model, Snapshot
+from reconciler.publish import signable
+
+Level = Literal["error", "warning"]
+#: Asks a URL for its first byte; returns why it gives none, empty where it does.
+Probe = Callable[[str, int], str]
+#: Reads a URL to its end; returns its digest by the algorithm given.
+Hash = Callable[[str, Artifact], str]
+
+#: Engines that nodes have without a binding of their own.
+_ENGINES = frozenset({"llama-cpp", "openai"})
+#: Parts of query parameters' names that carry a signature or a secret (AWS, Google, Azure, CloudFront, plain tokens).
+_SECRETS = re.compile(r"signature|credential|token|secret|password|^sig$|^key$|api[-_]?key|policy|key-pair-id|expires", re.IGNORECASE)
+
+
+class Finding(Struct, frozen=True, kw_only=True):
+    """One thing that is probably wrong; ``id`` is empty for the snapshot itself."""
+
+    level: Level
+    id: str
+    text: str
+    hint: str = ""
+
+
+def lint(found: Snapshot, *, nodes: Iterable[NodeFacts] = ()) -> tuple[Finding, ...]:
+    """Return what is probably wrong with *found*, on *nodes* like these, without asking the network."""
+    profiles = tuple(nodes)
+    return tuple(
+        finding
+        for model in found.models
+        for check in (_engine, _format, _licence, _job, _urls)
+        for finding in (*check(model), *(_fits(model, profiles) if check is _engine else ()))
+    ) + tuple(_relations(found))
+
+
+def secret_in(url: str) -> str:
+    """Return the name of the first query parameter of *url* that looks like a signature or a secret; empty if there is none."""
+    names = [name for name, _ in parse_qsl(urlsplit(url).query, keep_blank_values=True)]
+    return next((name for name in names if _SECRETS.search(name)), "")
+
+
+def online(found: Snapshot, probe: Probe, hash_: Hash | None = None) -> Iterator[Finding]:
+    """Yield which URLs of *found* do not give their blob; with *hash_*, each is read to its end."""
+    for model in found.models:
+        for artifact in model.artifacts:
+            for url in artifact.urls:
+                if refusal := probe(url, artifact.size):
+                    yield _error(
+                        model, f"{_shown(url)}: {refusal}", "nodes try the other sources, and without one the model is never installed"
+                    )
+                elif hash_ and (digest := hash_(url, artifact)) != artifact.digest:
+                    yield _error(model, f"{_shown(url)} gives {digest}, and {artifact.digest} is listed", "every node would refuse it")
+
+
+def _engine(model: Model) -> Iterator[Finding]:
+    if model.runtime.engine not in _ENGINES:
+        known = ", ".join(sorted(_ENGINES))
+        yield _warning(
+            model,
+            f"nodes have no engine {model.runtime.engine!r} by default, only {known}",
+            "each node binds it as [runtime.NAME], or stays without",
+        )
+
+
+def _fits(model: Model, nodes: tuple[NodeFacts, ...]) -> Iterator[Finding]:
+    if nodes and not any(model.gpu_memory <= node.gpu_bytes and model.memory <= node.memory_bytes for node in nodes):
+        needs = f"{units.human_size(model.gpu_memory)} of GPU memory and {units.human_size(model.memory)} of memory"
+        yield _warning(model, f"no listed node has what it needs: {needs}", "measure it, and correct it with `snapshot edit`")
+    size = sum(artifact.size for artifact in model.artifacts)
+    if nodes and all(size > node.disk_total_bytes for node in nodes):
+        yield _warning(model, f"no listed node has a disk of its size, {units.human_size(size)}")
+
+
+def _format(model: Model) -> Iterator[Finding]:
+    unpacked = any(artifact.unpack for artifact in model.artifacts)
+    if model.runtime.engine == "llama-cpp" and not model.entrypoint.endswith(".gguf") and not unpacked:
+        yield _error(model, f"{model.entrypoint} is no GGUF file by its name, and the engine llama-cpp loads nothing else")
+
+
+def _licence(model: Model) -> Iterator[Finding]:
+    names = [artifact.path.rpartition("/")[2].lower() for artifact in model.artifacts]
+    listed = any(artifact.role == "licence" for artifact in model.artifacts)
+    if not listed and not any(name.startswith(("license", "licence", "copying", "notice", "use_policy")) for name in names):
+        yield _warning(model, "it carries no licence file", "add it as an artifact with the role licence")
+
+
+def _job(model: Model) -> Iterator[Finding]:
+    expect = model.smoke.expect
+    asks_nothing = not (expect.text or expect.regex or expect.tokens or expect.dimension or getattr(expect, "answer", None))
+    if asks_nothing and expect.min_tokens <= 1:
+        yield _warning(model, "its test job accepts nearly any answer", "say what must come out: --expect-regex, or a recorded answer")
+
+
+def _urls(model: Model) -> Iterator[Finding]:
+    for artifact in model.artifacts:
+        for url in artifact.urls:
+            if name := secret_in(url):
+                hint = "snapshots are public and outlive a signature: publish a plain address, an s3:// one, or give nodes credentials"
+                yield _error(model, f"{_shown(url)} carries {name!r}, a signature or a secret", hint)
+            elif re.search(r"/(resolve|raw|blob)/(main|master)/", url):
+                yield _warning(
+                    model, f"{_shown(url)} names a branch, whose content changes", "name a commit: `snapshot add hf://…` pins it"
+                )
+
+
+def _relations(found: Snapshot) -> Iterator[Finding]:
+    states = {model.id: model.state for model in found.models}
+    for model in found.models:
+        for old in model.replaces or ():
+            if model.state == "enabled" and states.get(old) == "enabled" and not _in_rollout(found, model.id):
+                yield _warning(
+                    model, f"it replaces {old}, which stays enabled: nodes serve both", f"`snapshot set-state FILE {old} retired`"
+                )
+    for check in (signable.refuse_never_replaced, signable.refuse_empty_rollout):
+        if refusal := signable.refusal(check, found):
+            yield Finding(level="error", id="", text=refusal.message, hint=refusal.hint)
+
+
+def _in_rollout(found: Snapshot, model: str) -> bool:
+    return any(model in rollout.models for rollout in (found.rollouts or {}).values())
+
+
+def _shown(url: str) -> str:
+    return f"{url.partition('?')[0]}{'?…' if '?' in url else ''}"
+
+
+def _error(model: Model, text: str, hint: str = "") -> Finding:
+    return Finding(level="error", id=model.id, text=text, hint=hint)
+
+
+def _warning(model: Model, text: str, hint: str = "") -> Finding:
+    return Finding(level="warning", id=model.id, text=text, hint=hint)
