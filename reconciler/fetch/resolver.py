@@ -285,7 +285,7 @@ class _Worker:
         if len(data) < request.size:
             return _failure(response, data, _short(data, request))
         try:
-            return InlineBody(hashed=_written(into, data, digests.parse(request.digest)[0]))
+            return InlineBody(hashed=write_and_hash(into, data, digests.parse(request.digest)[0]))
         except OSError as error:
             return InlineBody(hashed=Hashed(error=f"[Errno {error.errno}] {error.strerror}"))
 
@@ -368,7 +368,7 @@ def _short(data: bytes, request: ProbeRequest) -> Failure:
 _TIMED_OUT = Failure(text="it did not answer in time", permanent=False)
 
 
-def _written(path: Path, data: bytes, algorithm: str) -> Hashed:
+def write_and_hash(path: Path, data: bytes, algorithm: str) -> Hashed:
     """Write *data* and hash what the file then holds."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
