@@ -299,7 +299,7 @@ def test_holes_are_found_here(root: Path) -> None:
         path = root / "f"
         with path.open("wb") as file:
             os.pwrite(file.fileno(), b"x" * 100_000, 1 << 20)
-        assert stagings.write_and_hash_ranges(path) == [(1 << 20, (1 << 20) + 100_000)]
+        assert stagings._written_ranges(path) == [(1 << 20, (1 << 20) + 100_000)]
     finally:
         opened.close()
 
@@ -403,7 +403,7 @@ def test_a_link_in_the_place_of_the_data_is_not_measured(root: Path, victim: Pat
     (root / "data").symlink_to(victim)
 
     with pytest.raises(OSError, match="symbolic links"):
-        stagings.write_and_hash_ranges(root / "data")
+        stagings._written_ranges(root / "data")
 
 
 def test_a_link_in_the_place_of_a_small_blob_is_not_written_through(root: Path, victim: Path) -> None:
