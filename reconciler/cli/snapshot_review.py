@@ -175,6 +175,28 @@ def _print_models(found: SnapshotReport) -> None:
     document_io.print_line(f"{len(found.models)} model(s), {units.human_size(found.bytes)} in all")
 
 
+@click.command("export")
+@click.argument("file", type=FILE)
+@click.option("--format", "form", type=click.Choice(["cyclonedx"]), required=True, help="A CycloneDX 1.6 bill of materials.")
+@click.option("--out", type=FILE, help="Write to this file instead of standard output.")
+def snapshot_export(*, file: Path, form: str, out: Path | None) -> None:
+    """
+    Write what a snapshot lists as a bill of materials, for tools that read those.
+
+    \b
+      reconcile snapshot export snapshot.json --format cyclonedx --out models.cdx.json
+    """
+    from reconciler.publish import bill_of_materials, snapshots
+
+    assert form == "cyclonedx"
+    data = document_io.read_snapshot(file)
+    text = bill_of_materials.cyclonedx(snapshots.open_(data), snapshots.inspect(data).digest) + "\n"
+    if out:
+        document_io.write(out, text.encode())
+    else:
+        click.echo(text, nl=False)
+
+
 @click.command("diff")
 @click.argument("before", type=FILE)
 @click.argument("after", type=FILE)

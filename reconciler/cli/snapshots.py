@@ -9,11 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from reconciler.cli import document_io
+from reconciler.cli import document_io, snapshot_edit, snapshot_review
 from reconciler.cli.options import FILE, MODEL_STATE, Part
 from reconciler.cli.snapshot_add import snapshot_add
-from reconciler.cli.snapshot_edit import snapshot_edit, snapshot_lint
-from reconciler.cli.snapshot_review import snapshot_attach, snapshot_diff, snapshot_inspect, snapshot_pae, snapshot_sign
 
 if TYPE_CHECKING:
     from reconciler.core.snapshot import Snapshot
@@ -167,5 +165,8 @@ def snapshot_rollout(
     _write_with_stops(file, document_io.read_snapshot(file), change)
 
 
-for _command in (snapshot_edit, snapshot_lint, snapshot_sign, snapshot_attach, snapshot_pae, snapshot_inspect, snapshot_diff):
+for _command in (
+    snapshot_edit.snapshot_edit, snapshot_edit.snapshot_lint, snapshot_review.snapshot_sign, snapshot_review.snapshot_attach,
+    snapshot_review.snapshot_pae, snapshot_review.snapshot_inspect, snapshot_review.snapshot_diff, snapshot_review.snapshot_export,
+):  # fmt: skip
     snapshot.add_command(_command)
