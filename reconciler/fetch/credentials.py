@@ -133,7 +133,8 @@ def _private_text(path: Path) -> str:
     """Return the first line of *path*, which nobody but its owner may read."""
     try:
         _refuse_readable(path)
-        data = path.open("rb").read(_MOST_BYTES + 1)
+        with path.open("rb") as file:
+            data = file.read(_MOST_BYTES + 1)
         if len(data) > _MOST_BYTES:
             raise SettingsError(f"cannot read the credentials in {path}: more than {_MOST_BYTES} bytes")
         return data.decode().partition("\n")[0].strip()

@@ -40,7 +40,7 @@ class Value(Struct, frozen=True, kw_only=True):
     @property
     def field(self) -> str:
         """Its place within its model, or within the snapshot."""
-        return self.place.removeprefix(f"models[{self.model}].") if self.model else self.place
+        return self.place.removeprefix(f"models[{self.model}]").removeprefix(".") if self.model else self.place
 
 
 def values(payload: bytes, found: Snapshot) -> tuple[Value, ...]:

@@ -65,7 +65,8 @@ def test_a_difference_shows_expiry_and_every_value_of_an_added_model(ready: Term
     assert "! tiny:v2 starts in place of tiny:v1" in ready.out
     assert "! nodes may ask hosts that they did not ask before: other.example.org" in ready.out
     assert '    artifacts[tiny.gguf].urls: ["https://other.example.org/tiny.gguf"]' in ready.out
-    assert f"to sign it: --reviewed {digest_of(ready)}" in ready.out
+    told = ready.out
+    assert f"to sign it: --reviewed {digest_of(ready)}" in told
 
 
 def test_a_difference_in_markdown_is_inert(ready: Terminal) -> None:

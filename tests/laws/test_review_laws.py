@@ -71,6 +71,12 @@ def test_what_is_shown_is_one_line_a_value_and_reads_back_as_it_was_signed(docum
         assert json.loads(contents.shown(one.value)) == one.value
 
 
+def place_of(change: differences.Changed) -> str:
+    if not change.id:
+        return change.field
+    return f"models[{change.id}]{'' if change.field.startswith('[') else '.'}{change.field}"
+
+
 def places(document: Document) -> dict[str, str]:
     return {one.place: json.dumps(one.value) for one in seen(document) if one.place != "models"}
 
@@ -82,7 +88,7 @@ def test_a_difference_names_each_value_that_changed_and_no_other(before: Documen
     random.shuffle(after["models"])
     found = differences.diff(NETWORK.sign_snapshot(before), NETWORK.sign_snapshot(after))
     was, now_is = places(before), places(after)
-    named = {f"models[{one.id}].{one.field}" if one.id else one.field: one for one in (*found.changed, *found.listed)}
+    named = {place_of(one): one for one in (*found.changed, *found.listed)}
     assert len(named) == len(found.changed) + len(found.listed)
     header = {"version", "issued_at", "expires_at"}
     assert named.keys() == {place for place in was.keys() | now_is.keys() if was.get(place) != now_is.get(place)} - header
