@@ -50,7 +50,7 @@ def snapshot_sign(
 
     \b
       reconcile snapshot sign snapshot.json --key ci.key --root root.json --reviewed sha256:…
-      reconcile snapshot sign snapshot.json --key ci.pub --signer 'hsm-sign --slot 2' --root root.json
+      reconcile snapshot sign snapshot.json --key ci.pub --signer hsm-sign --root root.json
 
     --reviewed refuses any other snapshot than the one that `inspect` and `diff` showed. Without it, and on a terminal, what is signed is
     shown before you are asked. A --signer is a command that reads the bytes to be signed and writes the signature; --key is then the
@@ -247,7 +247,7 @@ def _markdown(found: Difference) -> Iterator[str]:
     yield ""
     yield f"Expires {' → '.join(dict.fromkeys(units.rfc3339(at) for at in found.expires_at))}."
     yield ""
-    yield from (f"- {_cell(sentence)}" for sentence in found.summary)
+    yield from (f"- {_inert(sentence)}" for sentence in found.summary)
     rows = (*found.changed, *found.listed)
     if not rows:
         yield "No differences."
@@ -260,7 +260,7 @@ def _markdown(found: Difference) -> Iterator[str]:
             "" if change.op == "add" else _value(change.before),
             "" if change.op == "remove" else _value(change.after),
         )
-        yield f"| {' | '.join(_cell(cell) for cell in cells)} |"
+        yield f"| {' | '.join(_inert(cell) for cell in cells)} |"
     yield ""
 
 
@@ -268,7 +268,7 @@ def _markdown(found: Difference) -> Iterator[str]:
 _ACTIVE = str.maketrans({character: f"&#{ord(character)};" for character in "\\`*_{}[]<>()|#!&~@:"})
 
 
-def _cell(text: str) -> str:
+def _inert(text: str) -> str:
     """Return *text* as plain text in Markdown: no link, no image, no mention, no HTML and no further cell comes of it."""
     return printable(text).translate(_ACTIVE)
 

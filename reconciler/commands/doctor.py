@@ -37,8 +37,8 @@ from reconciler.core import plan as plans
 from reconciler.core.disk import INODES_HINT
 from reconciler.core.errors import ReconcileError, SettingsError
 from reconciler.core.lock import LockedModel
-from reconciler.fetch import http, reachability
-from reconciler.fetch.http import Endpoint
+from reconciler.fetch import reachability
+from reconciler.fetch.reachability import Endpoint
 from reconciler.settings import Settings
 from reconciler.store import generations, observe
 from reconciler.store.ledger import Ledger
@@ -423,11 +423,11 @@ def _hosts(given: CheckInput) -> tuple[list[Endpoint], list[Endpoint]]:
     needed = _known((given.node.snapshot,))
     blobs = () if isinstance(given.lock, ReconcileError) else given.lock.lock.blob.values()
     sources = [source for blob in blobs for source in blob.sources]
-    return needed, list(dict.fromkeys([*needed, *_known((*download.fallback, *sources))]))[:_MOST_HOSTS]
+    return needed, list(dict.fromkeys([*needed, *_known((*download.mirrors, *download.fallback, *sources))]))[:_MOST_HOSTS]
 
 
 def _known(urls: tuple[str, ...]) -> list[Endpoint]:
-    return [host for host in map(http.endpoint_of, urls) if host is not None]
+    return reachability.endpoints(urls)
 
 
 MACHINE: tuple[Check, ...] = (python, aria2c, sandbox)

@@ -11,7 +11,9 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from reconciler.fetch.http import Connection, Endpoint, TlsContext
+from reconciler.fetch.http import Connection, Endpoint, TlsContext, endpoint_of
+
+__all__ = ["Endpoint", "Reachability", "check_reachable", "endpoints"]
 
 #: Connections that ``check_reachable`` makes at a time.
 _AT_ONCE = 16
@@ -23,6 +25,11 @@ class Reachability(Struct, frozen=True, kw_only=True):
     endpoint: Endpoint
     seconds: float
     error: str = ""
+
+
+def endpoints(urls: Iterable[str]) -> list[Endpoint]:
+    """Return where *urls* lead; what is no http URL is left out."""
+    return [found for found in map(endpoint_of, urls) if found is not None]
 
 
 def check_reachable(endpoints: Iterable[Endpoint], ca_file: Path | None, timeout_seconds: float) -> tuple[Reachability, ...]:

@@ -48,7 +48,10 @@ TOP = Path(__file__).parents[2]
 DOCS = TOP / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 #: Pages that begin in an empty folder, with those that continue them.
-FROM_NOTHING = (("tutorial.md",), ("how-to/operate-a-network.md", "how-to/rotate-keys.md", "how-to/replace-a-version.md"))
+FROM_NOTHING = (
+    ("tutorial.md",),
+    ("how-to/operate-a-network.md", "how-to/rotate-keys.md", "how-to/replace-a-version.md", "how-to/roll-out-in-steps.md"),
+)
 #: Pages that are about a node that runs.
 ON_A_NODE = (
     "how-to/run-unattended.md", "how-to/serve.md", "how-to/engines.md",
