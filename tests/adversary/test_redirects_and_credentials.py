@@ -425,20 +425,3 @@ def test_what_a_mirror_does_not_give_comes_from_the_sources(
         with fetched(tmp_path / "s", msgspec.structs.replace(settings, mirrors=(mirror(own),)), want(data, url)) as outcome:
             good(outcome, data)
         assert own.requests
-
-
-# -- empty files -----------------------------------------------------------------------------------
-
-
-def test_an_empty_file_is_made_without_asking_anybody(tmp_path: Path) -> None:
-    with HostileServer() as server:
-        with fetched(tmp_path / "s", FAST, want(b"", server.on("/x", bad.status(500)))) as outcome:
-            good(outcome, b"")
-        assert server.requests == []
-
-
-def test_an_empty_file_with_another_files_digest_is_refused(tmp_path: Path) -> None:
-    wanted = msgspec.structs.replace(want(b"something"), size=0)
-    with fetched(tmp_path / "s", FAST, wanted) as outcome:
-        assert isinstance(outcome, FetchFailed)
-        assert "its size is 0" in outcome.error.message

@@ -72,7 +72,7 @@ def test_a_source_that_does_not_answer_is_shown_as_that_and_is_no_failure(node: 
 def test_the_program_says_which_words_it_knows() -> None:
     known = run("--version", "--json")
     assert known.code == 0
-    assert known.json["requires"] == ["replaces"]
+    assert known.json["requires"] == ["replaces", "rollouts"]
     assert known.json["state"] == ["enabled", "disabled", "archived", "retired"]
     assert run("--json", "--version").json == known.json
     assert run("--version").out == f"reconcile, version {known.json['version']}\n"
