@@ -68,5 +68,5 @@ def _client() -> Any:
         import botocore.config
         import botocore.session
     except ImportError:
-        raise Refused("s3:// needs botocore, which is not installed: pip install 'reconciler[s3]'") from None
+        raise Refused("s3:// needs botocore, which is not installed: pip install 'reconcile-models[s3]'") from None
     return botocore.session.get_session().create_client("s3", config=botocore.config.Config(signature_version="s3v4"))

@@ -31,7 +31,7 @@ def cyclonedx(found: Snapshot, digest: str) -> str:
         from cyclonedx.output import make_outputter
         from cyclonedx.schema import OutputFormat, SchemaVersion
     except ImportError:
-        raise PublishError("CycloneDX needs a library that is not installed", hint="pip install 'reconciler[sbom]'") from None
+        raise PublishError("CycloneDX needs a library that is not installed", hint="pip install 'reconcile-models[sbom]'") from None
     itself = Component(name=found.network, version=str(found.version), type=ComponentType.DATA, bom_ref=f"snapshot:{digest}")
     tool = Component(name="reconcile", version=__version__, type=ComponentType.APPLICATION)
     metadata = BomMetaData(component=itself, tools=[tool], timestamp=_utc(found.issued_at))
