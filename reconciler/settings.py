@@ -199,6 +199,8 @@ class Agent(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     scrub_after: str = "30d"
     #: A file to which the status page is written after each cycle, one HTML file that loads nothing else; empty: none is.
     page: str = ""
+    #: Where the agent serves its metrics and whether it is healthy, as HOST:PORT; empty: nowhere.
+    metrics_address: str = "127.0.0.1:9460"
 
 
 class Hooks(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -160,7 +160,8 @@ def _needed(field: msgspec.structs.FieldInfo) -> str:
 
 def _metrics() -> str:
     text = (
-        "# Metrics\n\nWhat the agent gives to Prometheus, with `--metrics-port` or `--metrics-file`. What is not known has no sample.\n\n"
+        "# Metrics\n\nWhat the agent tells Prometheus, at `[agent] metrics_address` or with `--metrics-file`. "
+        "What is not known has no sample.\n\n"
         "| name | kind | labels | meaning |\n|---|---|---|---|\n"
     )
     for family in sorted(metrics.registry(lambda: FULL, lambda: NOW).collect(), key=lambda found: found.name):

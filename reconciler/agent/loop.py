@@ -48,11 +48,11 @@ _FAILURES = ("refused", "silent", "error")
 
 
 class AgentOptions(Struct, frozen=True, kw_only=True):
-    """What the command line says about the agent. None: the settings' interval, no metrics file, no metrics port."""
+    """What the command line says about the agent. None: the settings' interval and address of the metrics, no metrics file."""
 
     interval_seconds: float | None = None
     metrics_file: Path | None = None
-    metrics_port: int | None = None
+    metrics_address: tuple[str, int] | None = None
     run: RunOptions = RunOptions()
 
 
@@ -171,18 +171,35 @@ class Agent:
 
     @contextlib.contextmanager
     def _metrics_server(self) -> Iterator[None]:
-        if self._options.metrics_port is None:
-            yield
-            return
-        try:
-            port, end = metrics.serve(self._options.metrics_port, lambda: self._figures, self._context.clock)
-        except OSError as error:
-            raise UsageError(f"metrics cannot be served on port {self._options.metrics_port}: {error.strerror}") from None
-        self._report(Notice(level="info", text=f"metrics: http://127.0.0.1:{port}/metrics"))
+        end = self._served() if self._metrics_address else None
         try:
             yield
         finally:
-            end()
+            if end is not None:
+                end()
+
+    def _served(self) -> Callable[[], None] | None:
+        """Serve the metrics; return what ends that, or None where the address in the settings cannot be had, which ends no agent."""
+        assert self._metrics_address is not None
+        host, port = self._metrics_address
+        try:
+            port, end = metrics.serve((host, port), lambda: self._figures, self._context.clock, self._unhealthy)
+        except OSError as error:
+            text = f"metrics cannot be served at {host}:{port}: {error.strerror}"
+            if self._options.metrics_address is not None:
+                raise UsageError(text) from None
+            self._report(Notice(level="warning", text=f"{text}; set [agent] metrics_address to another address, or to an empty text"))
+            return None
+        self._report(Notice(level="info", text=f"metrics: http://{f'[{host}]' if ':' in host else host}:{port}/metrics"))
+        return end
+
+    @property
+    def _metrics_address(self) -> tuple[str, int] | None:
+        return self._options.metrics_address or self._context.metrics_address
+
+    def _unhealthy(self) -> str:
+        """Return what is wrong with the agent, for those who would restart it; a cycle that failed is no reason to."""
+        return "" if self._watchdog.alive else "the agent makes no progress"
 
     @property
     def _interval(self) -> float:
@@ -297,7 +314,7 @@ class Agent:
             service.write_health(self._context.layout, self.health)
 
     def _measure(self) -> None:
-        if self._options.metrics_port is None and self._options.metrics_file is None:
+        if self._metrics_address is None and self._options.metrics_file is None:
             return
         with self._warned("the metrics"):
             self._figures = msgspec.structs.replace(self._steps.measure(self._context), run=self._run_metrics())

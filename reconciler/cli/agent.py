@@ -19,8 +19,11 @@ if TYPE_CHECKING:
 @click.option("--interval", type=Seconds(), metavar="TIME", help="Time between cycles, e.g. 5m. Default: [agent] interval in the settings.")
 @click.option("--metrics-file", type=FILE, metavar="FILE", help="Write Prometheus metrics to FILE, for node exporter's textfile collector.")
 @click.option(
-    "--metrics-port", type=click.IntRange(0, 65535), metavar="PORT", help="Serve Prometheus metrics on loopback at PORT; 0: any free port."
+    "--metrics-address",
+    metavar="HOST:PORT",
+    help="Serve Prometheus metrics and /-/healthy there; port 0: any free one. Default: [agent] metrics_address in the settings.",
 )
+@click.option("--metrics-port", type=click.IntRange(0, 65535), metavar="PORT", help="The same as --metrics-address 127.0.0.1:PORT.")
 @click.option(
     "--log-format",
     type=click.Choice(["text", "json", "journald"]),
@@ -35,6 +38,7 @@ def agent(
     once: bool,
     interval: float | None,
     metrics_file: Path | None,
+    metrics_address: str | None,
     metrics_port: int | None,
     log_format: LogFormat | None,
     locked: bool,
@@ -50,7 +54,7 @@ def agent(
 
     \b
       reconcile agent
-      reconcile agent --interval 1m --metrics-port 9464
+      reconcile agent --interval 1m --metrics-address 0.0.0.0:9460
       reconcile agent --once --metrics-file /var/lib/node_exporter/reconcile.prom
     """
     from reconciler.agent.loop import Agent, AgentOptions
@@ -62,7 +66,7 @@ def agent(
     options = AgentOptions(
         interval_seconds=interval,
         metrics_file=metrics_file.absolute() if metrics_file else None,
-        metrics_port=metrics_port,
+        metrics_address=_metrics_address(metrics_address, metrics_port),
         run=RunOptions(locked=locked, offline=offline),
     )
     with context.reporter(log=log_format or context.log_format) as report, Wakeup() as wakeup:
@@ -74,3 +78,11 @@ def agent(
     if result.error is not None:
         raise result.error
     return 3 if result.outcome == "models-failed" else 0
+
+
+def _metrics_address(address: str | None, port: int | None) -> tuple[str, int] | None:
+    from reconciler.commands import context as contexts
+
+    if address is None:
+        return None if port is None else ("127.0.0.1", port)
+    return contexts.address(address)

@@ -78,6 +78,8 @@ class NodeContext(Struct, frozen=True, kw_only=True):
     jitter_seconds: float
     #: Where the agent writes the status page after each cycle; None: nowhere.
     page_path: Path | None = None
+    #: Host and port at which the agent serves its metrics; None: nowhere.
+    metrics_address: tuple[str, int] | None
     clock: Clock
 
     @property
@@ -120,10 +122,25 @@ def from_settings(settings: Settings, *, clock: Clock = wall_clock) -> NodeConte
         interval_seconds=units.seconds(settings.agent.interval),
         jitter_seconds=units.seconds(settings.agent.jitter),
         page_path=settings.path(settings.agent.page) if settings.agent.page else None,
+        metrics_address=address(settings.agent.metrics_address) if settings.agent.metrics_address else None,
         clock=clock,
     )
     _check_encodable(made)
     return made
+
+
+def address(text: str) -> tuple[str, int]:
+    """
+    Return host and port of *text*, HOST:PORT or [HOST]:PORT.
+
+    Raises:
+        SettingsError: it is not one.
+    """
+    host, _, port = text.rpartition(":")
+    host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if not host or not (port.isascii() and port.isdecimal()) or int(port) > 65535:
+        raise SettingsError(f"{printable(text)!r} is not an address, as 127.0.0.1:9460 or [::1]:9460 is")
+    return host, int(port)
 
 
 #: Where temporary folders are made, in the order in which the variables count.

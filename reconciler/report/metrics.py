@@ -11,7 +11,7 @@ Rules that hold here:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from typing import TYPE_CHECKING, get_args
 
@@ -21,6 +21,8 @@ from reconciler import __version__
 from reconciler.core.state import ModelState
 
 if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIEnvironment
+
     from prometheus_client import CollectorRegistry
     from prometheus_client.core import Metric
 
@@ -120,16 +122,36 @@ def render(figures: NodeMetrics, now: datetime) -> bytes:
     return text
 
 
-def serve(port: int, figures: Callable[[], NodeMetrics], now: Callable[[], datetime]) -> tuple[int, Callable[[], None]]:
+def serve(
+    address: tuple[str, int], figures: Callable[[], NodeMetrics], now: Callable[[], datetime], healthy: Callable[[], str] = lambda: ""
+) -> tuple[int, Callable[[], None]]:
     """
-    Serve the figures on *port* of this machine's loopback; return the port, a free one for 0, and what ends the server.
+    Serve the figures at *address*, and at ``/-/healthy`` whether the agent is healthy: 200, or 503 with what *healthy* says is wrong.
+
+    Return the port, a free one for 0, and what ends the server.
 
     Raises:
-        OSError: the port is taken.
+        OSError: the port is taken, or the address is not this machine's.
     """
-    from prometheus_client import start_http_server
+    import threading
+    from wsgiref.simple_server import make_server
 
-    server, thread = start_http_server(port, addr="127.0.0.1", registry=registry(figures, now))
+    from prometheus_client import make_wsgi_app
+    from prometheus_client.exposition import ThreadingWSGIServer, _SilentHandler
+
+    figures_app = make_wsgi_app(registry(figures, now))
+
+    def app(request: WSGIEnvironment, respond: StartResponse) -> Iterable[bytes]:
+        if request["PATH_INFO"] != "/-/healthy":
+            body: Iterable[bytes] = figures_app(request, respond)
+            return body
+        wrong = healthy()
+        respond("503 Service Unavailable" if wrong else "200 OK", [("Content-Type", "text/plain; charset=utf-8")])
+        return [f"{wrong or 'healthy'}\n".encode()]
+
+    server = make_server(*address, app, ThreadingWSGIServer, handler_class=_SilentHandler)
+    thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
+    thread.start()
 
     def end() -> None:
         server.shutdown()

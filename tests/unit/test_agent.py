@@ -57,7 +57,8 @@ class World:
     # what the agent is given
 
     def load(self) -> NodeContext:
-        return from_settings(decode(self.text.encode(), self.folder), clock=self.clock)
+        made = from_settings(decode(self.text.encode(), self.folder), clock=self.clock)
+        return msgspec.structs.replace(made, metrics_address=None)  # tests run side by side
 
     def clock(self) -> datetime:
         return START + timedelta(seconds=self.now)
@@ -594,7 +595,7 @@ def test_two_hundred_cycles_leave_nothing_behind(tmp_path: Path) -> None:
     world.during_wait = observe
     tracemalloc.start()
     try:
-        world.agent(metrics_file=tmp_path / "m.prom", metrics_port=0).run()
+        world.agent(metrics_file=tmp_path / "m.prom", metrics_address=("127.0.0.1", 0)).run()
     finally:
         tracemalloc.stop()
 

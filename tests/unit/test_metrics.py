@@ -113,7 +113,7 @@ def test_no_label_forges_a_line(text: str) -> None:
 
 def test_a_scrape_gives_the_newest_figures_and_a_model_that_is_gone_is_gone() -> None:
     now = [FULL]
-    port, end = metrics.serve(0, lambda: now[0], lambda: NOW)
+    port, end = metrics.serve(("127.0.0.1", 0), lambda: now[0], lambda: NOW)
     try:
         first = scrape(port)
         now[0] = NodeMetrics(models=())
@@ -134,7 +134,7 @@ def scrape(port: int) -> str:
 
 
 def test_metrics_are_served_on_loopback_alone() -> None:
-    port, end = metrics.serve(0, lambda: FULL, lambda: NOW)
+    port, end = metrics.serve(("127.0.0.1", 0), lambda: FULL, lambda: NOW)
     try:
         with socket.socket() as other:
             other.bind(("127.0.0.2", port))  # free: nothing listens on every address
@@ -145,11 +145,25 @@ def test_metrics_are_served_on_loopback_alone() -> None:
 
 
 def test_two_registries_share_nothing() -> None:
-    port, end = metrics.serve(0, lambda: FULL, lambda: NOW)
-    another, end_other = metrics.serve(0, NodeMetrics, lambda: NOW)
+    port, end = metrics.serve(("127.0.0.1", 0), lambda: FULL, lambda: NOW)
+    another, end_other = metrics.serve(("127.0.0.1", 0), NodeMetrics, lambda: NOW)
     try:
         assert "reconcile_snapshot_version" in scrape(port)
         assert "reconcile_snapshot_version" not in scrape(another)
     finally:
         end()
         end_other()
+
+
+def test_healthy_is_answered_beside_the_metrics() -> None:
+    wrong = [""]
+    port, end = metrics.serve(("127.0.0.1", 0), lambda: FULL, lambda: NOW, lambda: wrong[0])
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/-/healthy", timeout=10) as answer:
+            assert (answer.status, answer.read()) == (200, b"healthy\n")
+        wrong[0] = "the agent makes no progress"
+        with pytest.raises(urllib.error.HTTPError, match="503") as found:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/-/healthy", timeout=10)
+        found.value.close()
+    finally:
+        end()
