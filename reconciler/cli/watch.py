@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
-from reconciler.cli.command_context import CommandContext
+from reconciler.cli.command_context import CommandContext, print_error
+from reconciler.core.errors import ReconcileError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,12 +29,20 @@ def watch(
     Print what *find* returns every so often, until SIGINT.
 
     A terminal is redrawn. Elsewhere, and with ``--json``, it is printed when its *essence* changed; the JSON is one document a line.
+    An error ends it at the start alone: later it may last for a moment, as while another run writes a new lock.
     """
     before: object = None
     to = context.console
     try:
         while True:
-            found = find()
+            try:
+                found = find()
+            except ReconcileError as error:
+                if before is None:
+                    raise
+                before = _show_error(context, error, before)
+                time.sleep(every_seconds)
+                continue
             now = essence(found)
             if to.is_terminal and not context.json:
                 sys.stdout.write(_HOME)
@@ -45,6 +54,15 @@ def watch(
             time.sleep(every_seconds)
     except KeyboardInterrupt:
         return
+
+
+def _show_error(context: CommandContext, error: ReconcileError, before: object) -> object:
+    """Show *error* unless it was shown last, and return what stands for it."""
+    now = (error.name, error.message)
+    if now != before:
+        print_error(error, json=context.json)
+        sys.stdout.flush()
+    return now
 
 
 def _print(context: CommandContext, to: Console, found: _T, show: Callable[[Console, _T], None]) -> None:

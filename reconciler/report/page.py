@@ -6,13 +6,14 @@ Rules that hold here:
 1. The file is complete: no script, no font, no image and no style is loaded, and a policy in it forbids to (CSP ``default-src 'none'``).
 2. All text is escaped where it enters: names, reasons and messages are chosen by documents, servers and models.
 3. No colour is the only sign of anything. Light and dark follow the reader's system; contrast is at least that of WCAG 2.2, level AA.
-4. It is readable as text from top to bottom: the sentence first, then models, incidents and history. Roles stand in the markup, because
-   the style of a phone makes blocks of the table's cells, and browsers then no longer tell that it is a table.
+4. It is readable as text from top to bottom: the sentence first, then models, incidents, history and the node. Roles stand in the markup:
+   the style of a phone makes blocks of the cells, and browsers then no longer tell that it is a table.
 """
 
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 
@@ -28,6 +29,7 @@ from reconciler.report.page_style import STYLE
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 _MOST_MODELS = 1_000
 _MOST_TEXT = 1_000
+_CODE = re.compile(r"`([^`]+)`")
 #: A mark for each state, beside its word.
 _MARKS = {"active": "●", "inactive": "○", "pending": "◌", "failed": "✗", "archived": "▪", "absent": "·"}
 
@@ -91,6 +93,11 @@ def _text(text: str) -> str:
     return html.escape(printable(text, _MOST_TEXT), quote=True)
 
 
+def _with_code(text: str) -> str:
+    """Return *text* as HTML, with what stands between backquotes as code."""
+    return _CODE.sub(r"<code>\1</code>", _text(text))
+
+
 def _time(instant: datetime | None) -> str:
     if instant is None:
         return "never"
@@ -115,13 +122,13 @@ def _document(page: Page) -> Iterator[str]:
     yield "<body>"
     yield "<header>"
     yield f"<h1>{_text(page.network or 'This node')}</h1>"
-    yield f'<p class="summary {_level(page)}"><strong>{_LEVELS[_level(page)]}:</strong> {_text(page.summary)}</p>'
+    yield f'<p class="summary {_level(page)}"><strong>{_LEVELS[_level(page)]}:</strong> {_with_code(page.summary)}</p>'
     yield "</header>"
     yield "<main>"
-    yield from _facts(page)
     yield from _models(page.models)
     yield from _events("Incidents", "incidents", page.incidents, "Nothing was refused, failed or repaired.")
     yield from _history(page)
+    yield from _facts(page)
     yield "</main>"
     yield f"<footer><p>Made at {_time(page.made_at)} by reconcile {_text(__version__)}{_next(page)}.</p></footer>"
     yield "</body>"

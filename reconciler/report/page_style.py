@@ -25,6 +25,7 @@ dt { color: var(--soft); font-size: .85rem; }
 dd { margin: 0; }
 table { width: 100%; border-collapse: collapse; }
 th, td { padding: .5rem .75rem .5rem 0; border-bottom: 1px solid var(--line); text-align: start; vertical-align: top; }
+tbody th { min-width: 11rem; } td[data-label="On this node"] { min-width: 10rem; }
 thead th { color: var(--soft); font-size: .85rem; font-weight: 600; }
 .tasks, .since { display: block; color: var(--soft); font-size: .85rem; font-weight: 400; }
 .state { white-space: nowrap; font-weight: 600; }
@@ -44,7 +45,7 @@ svg .line { fill: none; stroke: var(--blue); stroke-width: 2; } svg .area { fill
   thead { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
   table, tbody, tr, th, td { display: block; }
   tr { padding: .75rem 0; border-bottom: 1px solid var(--line); }
-  th, td { border: 0; padding: .15rem 0; }
+  th, td, tbody th, td[data-label="On this node"] { min-width: 0; border: 0; padding: .15rem 0; }
   td[data-label]::before { content: attr(data-label) ": "; color: var(--soft); font-size: .85rem; }
   progress { max-width: none; }
   svg { font-size: 22px; }
