@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterator, Mapping
-from typing import Any, get_origin
+from typing import Any, get_args, get_origin
 
 import msgspec
 from msgspec import Struct
@@ -94,8 +94,10 @@ def _tables(kind: type[Struct]) -> list[str]:
 
 def _is_plain(of: Any) -> bool:
     """Return whether one variable can hold a value of this type: no table, and no list of tables."""
+    if get_origin(of) is tuple:
+        return not (isinstance(inner := get_args(of)[0], type) and issubclass(inner, Struct))
     schema = msgspec.json.schema(of)
-    return schema.get("type") in {"string", "integer", "number", "boolean"} or "enum" in schema or get_origin(of) is tuple
+    return schema.get("type") in {"string", "integer", "number", "boolean"} or "enum" in schema
 
 
 def _value(name: str, text: str, of: Any) -> Any:

@@ -105,16 +105,20 @@ class CommandHooks:
         return self._run(self._healthy, generation, self._healthy_seconds) if self._healthy else ""
 
     def _run(self, argv: tuple[str, ...], generation: Generation, seconds: float) -> str:
-        return _run(argv, self._index(generation), self._folder, seconds)
+        try:
+            given = self._index(generation).open("rb")
+        except OSError as error:
+            return f"could not be started: {error}"
+        with given:
+            return run(argv, given, self._folder, seconds)
 
 
-def _run(argv: tuple[str, ...], index: Path, folder: Path, seconds: float) -> str:
-    """Run *argv* in *folder* with *index* on standard input; return how it failed, or an empty text."""
+def run(argv: tuple[str, ...], given: IO[bytes], folder: Path, seconds: float) -> str:
+    """Run *argv* in *folder* with the file *given* on standard input; return how it failed, or an empty text."""
     # Standard error goes to a file and not through a pipe: a process that the command leaves running may hold a pipe open for ever.
     with tempfile.TemporaryFile() as errors:
         try:
-            with index.open("rb") as given:
-                child = subprocess.Popen(argv, stdin=given, stdout=subprocess.DEVNULL, stderr=errors, cwd=folder, start_new_session=True)
+            child = subprocess.Popen(argv, stdin=given, stdout=subprocess.DEVNULL, stderr=errors, cwd=folder, start_new_session=True)
         except OSError as error:
             return f"could not be started: {error}"
         try:

@@ -188,6 +188,25 @@ class Runtimes(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return self.servers.get(engine, ServerSettings())
 
 
+class Serve(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A server that follows the active set. One table each, written ``[[serve]]``."""
+
+    #: What kind of server it is.
+    kind: Literal["llama-server", "llama-swap", "llama-cpp-python", "hf-cache", "ollama", "command", "http"] = "llama-server"
+    #: Its name in the status and in metrics; unique.
+    name: str = "main"
+    #: The file, or for ``hf-cache`` and ``ollama`` the folder, that is written for it.
+    path: str = ""
+    #: How it is told of a change: a URL, or a command and its arguments. Empty: by the change of its file alone.
+    reload: str | Argv = ""
+    #: Ids, names or tasks (``task:chat``) of the models that it gets; empty: all.
+    models: tuple[str, ...] = ()
+    #: Passed on to the server's own file.
+    options: dict[str, Any] = {}
+    #: How long a reload that would unload a busy model waits for it at most; ``0s``: it does not ask whether one is busy.
+    drain: str = "5m"
+
+
 class Agent(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How often the agent runs a cycle."""
 
@@ -223,6 +242,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     download: Download = Download()
     smoke: SmokeSettings = SmokeSettings()
     runtime: Runtimes = Runtimes()
+    serve: tuple[Serve, ...] = ()
     agent: Agent = Agent()
     hooks: Hooks = Hooks()
     base: str = "."
@@ -283,6 +303,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         named += [(f"[runtime.{engine}] bind", text) for engine, server in self.runtime.servers.items() for text in server.bind]
         for host, one in download.credentials.items():
             named += [(f"[download.credentials.{host!r}]", text) for text in (one.token_file, one.basic_file) if not text.startswith("%d/")]
+        named += [(f"[[serve]] {server.name} path", server.path) for server in self.serve]
         yield from ((key, text) for key, text in named if text and "://" not in text)
 
     def commands(self) -> Iterator[tuple[str, Argv]]:
@@ -292,6 +313,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         for engine, server in self.runtime.servers.items():
             yield f"[runtime.{engine}] argv", server.argv
             yield f"[runtime.{engine}] version_argv", server.version_argv
+        yield from ((f"[[serve]] {one.name} reload", one.reload) for one in self.serve if isinstance(one.reload, tuple))
 
     def programs(self) -> Iterator[tuple[str, str]]:
         """Yield the program of every command that is named by a path, as it is written, with the key that names it."""
@@ -416,6 +438,7 @@ def _check(settings: Settings) -> None:
             raise ValueError(f"[node] {text[:40]!r}: it is longer than 256 characters, or has one that is not printable")
     for engine, server in settings.runtime.servers.items():
         _check_server(f"[runtime.{engine}]", server)
+    _check_served(settings)
     for key in ("mirrors", "fallback"):
         for template in getattr(settings.download, key):
             _check_address(f"[download] {key}", urls.check_own_template, template)
@@ -510,6 +533,9 @@ def _check_places(settings: Settings) -> None:
     page = Path(os.path.normpath(settings.path(settings.agent.page)))
     if settings.agent.page and page.is_relative_to(os.path.normpath(settings.store_path)):
         raise ValueError("[agent] page: it is in the store, whose other files are private; name a place outside of it")
+    for server in settings.serve:
+        if server.path:
+            _claim(taken, f"[[serve]] {server.name} path", settings, server.path)
 
 
 def _claim(taken: dict[Path, str], key: str, settings: Settings, text: str) -> None:
@@ -584,6 +610,52 @@ def _check_placeholders(where: str, chosen: ServerSettings) -> None:
             raise ValueError(f"{where} argv: {{{word}}} stands for nothing; did you mean {{{near[0]}}}?")
 
 
+#: Kinds for which a file or a folder is written.
+_WITH_PATH = frozenset(("llama-server", "llama-swap", "llama-cpp-python", "hf-cache", "ollama"))
+_SERVER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_WANTED = re.compile(r"task:[a-z0-9][a-z0-9._-]*|[a-z0-9][a-z0-9._-]{0,127}(:[A-Za-z0-9][A-Za-z0-9._-]{0,63})?")
+
+
+def _check_served(settings: Settings) -> None:
+    names = [server.name for server in settings.serve]
+    for server in settings.serve:
+        if names.count(server.name) > 1:
+            raise ValueError(f"[[serve]] name: {server.name!r} is there twice, and it must be unique")
+        if fault := _fault_of(server, settings):
+            raise ValueError(f"[[serve]] {server.name}: {fault}")
+        _check_amount(f"[[serve]] {server.name} drain", units.seconds, server.drain, least=0)
+
+
+def _fault_of(server: Serve, settings: Settings) -> str:
+    """Return what is wrong with the table of *server*, or an empty text."""
+    if not _SERVER_NAME.fullmatch(server.name):
+        return "its name is not of letters, digits, dots, hyphens and underscores"
+    if server.kind in _WITH_PATH and not server.path:
+        return f"the kind {server.kind} needs a path, where it is written"
+    if server.kind not in _WITH_PATH and server.path:
+        return f"nothing is written for the kind {server.kind}, so it has no path"
+    if server.path and Path(os.path.normpath(settings.path(server.path))).is_relative_to(os.path.normpath(settings.store_path)):
+        return "its path is in the store, where everything belongs to reconcile"
+    if wrong := [one for one in server.models if not _WANTED.fullmatch(one)]:
+        return f"models: {wrong[0]!r} is no model id, no name and no task:NAME"
+    return _fault_of_reload(server)
+
+
+def _fault_of_reload(server: Serve) -> str:
+    if isinstance(server.reload, tuple):
+        return "reload: the address of the kind http is a URL" if server.kind == "http" else "" if server.reload else "reload: it is empty"
+    if server.kind == "command":
+        return 'reload: the kind command needs a command and its arguments, as in ["./tell", "router"]'
+    if not server.reload:
+        return "reload: the kind http needs the URL that gets the index" if server.kind == "http" else ""
+    try:
+        parts = urlsplit(server.reload)
+        is_url = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.username is None and (parts.port or 1) > 0
+    except ValueError:
+        is_url = False
+    return "" if is_url else "reload: it is neither a URL of the form http://HOST:PORT/… without a user, nor a command with its arguments"
+
+
 def _texts(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
@@ -604,6 +676,9 @@ def _refuse_unknown(tree: dict[str, Any], kind: type[Struct], name: str, where: 
             for host, table in value.items():
                 if isinstance(table, dict):
                     _refuse_unknown(table, HostCredential, name, f"{where}{key}.{host!r}.")
+        if key == "serve" and isinstance(value, list):
+            for table in value:
+                _refuse_unknown(table if isinstance(table, dict) else {}, Serve, name, f"{where}{key}.")
 
 
 def _nearest(key: str, known: dict[str, Any], where: str) -> str:

@@ -87,8 +87,8 @@ class Node:
         assert ran.code == 0, ran
 
     def run(self, command: str, *arguments: str) -> Ran:
-        """Run one command with this node's settings, in this process."""
-        return run(command, "--config", str(self.folder / "reconcile.toml"), *arguments)
+        """Run one command, such as ``serve list``, with this node's settings, in this process."""
+        return run(*command.split(), "--config", str(self.folder / "reconcile.toml"), *arguments)
 
     def states(self) -> dict[str, str]:
         """Return every model's state."""

@@ -42,7 +42,8 @@ def pages() -> dict[str, str]:
         "reference/events.md": _events(),
         "reference/metrics.md": _metrics(),
         "reference/documents.md": _documents("JSON documents of the network", ("envelope", "root", "snapshot")),
-        "reference/output.md": _documents("JSON documents of a node", ("index", "status", "plan", "incidents")),
+        "reference/index-json.md": _documents("The index of the active set", ("index",)),
+        "reference/output.md": _documents("JSON documents of a node", ("status", "plan", "incidents")),
         **{f"reference/commands-{name}.md": _commands(title, names) for name, (title, names) in _SECTIONS.items()},
     }
     return {path: _MADE + text.rstrip() + "\n" for path, text in made.items()}
@@ -78,15 +79,16 @@ def _settings() -> str:
 def _tables(kind: type[msgspec.Struct], prefix: str) -> Iterator[tuple[str, type[msgspec.Struct]]]:
     for field in msgspec.structs.fields(kind):
         if table := _table(field):
-            name = f"{prefix}{field.encode_name if table == field.type else 'NAME'}"
+            name = f"{prefix}{'NAME' if get_origin(field.type) is dict else field.encode_name}"
             if any(not _table(inner) for inner in msgspec.structs.fields(table)):
-                yield name, table
+                yield f"[{name}]" if get_origin(field.type) is tuple else name, table
             yield from _tables(table, f"{name}.")
 
 
 def _table(field: msgspec.structs.FieldInfo) -> type[msgspec.Struct] | None:
-    """Return the kind of table that *field* is: one of its own name, or one for each name."""
-    found = next(reversed(get_args(field.type)), None) if get_origin(field.type) is dict else field.type
+    """Return the kind of table that *field* is: one of its own name, one for each name, or one of several."""
+    inner = get_args(field.type)
+    found = inner[-1] if get_origin(field.type) is dict else inner[0] if get_origin(field.type) is tuple and inner else field.type
     return found if isinstance(found, type) and issubclass(found, msgspec.Struct) else None
 
 
@@ -211,6 +213,7 @@ _SECTIONS = {
         ("verify", "gc", "rollback", "resume", "history", "incidents", "retry", "doctor", "config", "trust"),
     ),
     "bundle": ("Commands for nodes without a network", ("bundle",)),
+    "serve": ("Commands for servers", ("serve",)),
     "operator": ("Commands of the network's operator", ("key", "root")),
     "snapshot": ("Commands for snapshots", ("snapshot",)),
 }

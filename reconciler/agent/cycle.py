@@ -31,6 +31,10 @@ class CycleSteps(Protocol):
         """Hash the files that are due and repair what is damaged; return how many things were damaged."""
         ...
 
+    def follow(self, context: NodeContext, report: Reporter) -> bool:
+        """Tell again the servers that lag behind the active set; return whether one still does."""
+        ...
+
     def measure(self, context: NodeContext) -> NodeMetrics:
         """Return the current figures for metrics, without the agent's own."""
         ...
@@ -70,6 +74,17 @@ class NodeSteps:
         if found.damage:
             apply.apply(context, report, options, actor="agent")
         return len(found.damage)
+
+    def follow(self, context: NodeContext, report: Reporter) -> bool:
+        """
+        Tell again the servers that lag behind the active set; return whether one still does.
+
+        Raises:
+            StoreBusy, StoreError: as their names say.
+        """
+        from reconciler.commands import serve
+
+        return serve.retry(context, report)
 
     def measure(self, context: NodeContext) -> NodeMetrics:
         """Return the current figures for metrics, without the agent's own."""

@@ -39,6 +39,8 @@ from reconciler.store import atomic
 
 #: The longest wait after failures, unless the interval itself is longer.
 BACKOFF_SECONDS = 3600.0
+#: The first pause after which servers that lag are told again between two cycles.
+FOLLOW_SECONDS = 5.0
 #: No interval is shorter.
 SHORTEST_SECONDS = 1.0
 #: The longest silence of a working run, as when a large model is copied to cold storage; after it the watchdog is no longer fed.
@@ -147,7 +149,7 @@ class Agent:
                 jitter = self._jitter(min(self._interval, self._context.jitter_seconds))
                 seconds = delay(self._interval, self.health.failures) + jitter
                 self._publish(result, seconds)
-                self._wait(seconds)
+                self._wait_and_follow(seconds)
                 self._reload()
 
     def once(self) -> CycleResult:
@@ -205,6 +207,27 @@ class Agent:
     def _interval(self) -> float:
         asked = self._options.interval_seconds
         return self._context.interval_seconds if asked is None else asked
+
+    def _wait_and_follow(self, seconds: float) -> None:
+        """Wait *seconds*; meanwhile tell servers that lag again, after pauses that double: most of them only restart."""
+        until, pause, lags = self._timer() + seconds, FOLLOW_SECONDS, bool(self._context.servers)
+        while lags and pause < until - self._timer() and not self._is_interrupted:
+            self._wait(pause)
+            pause *= 2.0
+            if not self._is_interrupted:
+                lags = self._follow()
+        self._wait(until - self._timer())
+
+    def _follow(self) -> bool:
+        lags = True
+        with self._warned("what servers read"), contextlib.suppress(StoreBusy):
+            lags = self._steps.follow(self._context, self._forward)
+        self._measure()
+        return lags
+
+    @property
+    def _is_interrupted(self) -> bool:
+        return self._wakeup.stops() or self._wakeup.reloads()
 
     def _wait(self, seconds: float) -> None:
         self._watchdog.beat(seconds)

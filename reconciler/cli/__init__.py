@@ -32,6 +32,7 @@ _SECTIONS = {
         "incidents": "maintenance", "retry": "maintenance", "doctor": "doctor", "config": "configuration",
     },
     "Without a network": {"bundle": "bundle"},
+    "Servers": {"serve": "serve"},
     "Trust and publishing": {"trust": "maintenance", "key": "operator", "root": "operator", "snapshot": "operator"},
     "Demonstration and shells": {"demo": "maintenance", "completion": "configuration"},
 }  # fmt: skip

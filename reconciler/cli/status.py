@@ -73,6 +73,7 @@ def status(context: CommandContext, *, model: str | None, watched: bool, every: 
         for drifted in found.drift:
             to.print(f"drift: {printable(drifted)}", style="yellow", markup=False)
         if not model:
+            _show_servers(to, found)
             to.print(f"active set {short(found.active_digest)}", style="dim", markup=False)
 
     if watched:
@@ -84,9 +85,19 @@ def status(context: CommandContext, *, model: str | None, watched: bool, every: 
     context.show(found, lambda to: show(to, found))
 
 
+def _show_servers(to: Console, found: Status) -> None:
+    """Print which servers lag behind the active set, and why."""
+    from reconciler.core.text import printable
+
+    for server in found.serve:
+        if server.error or server.generation != found.generation:
+            why = printable(server.error) or "not told yet"
+            to.print(f"server {server.name} has generation {server.generation or 'none'}: {why}", style="yellow", markup=False)
+
+
 def _essence(found: Status) -> object:
     """Return what of *found* is worth a new line: not how much disk is free, nor for how long something lasts."""
-    return (found.lock, found.generation, found.models, found.refused, found.heard, found.drift, found.held)
+    return (found.lock, found.generation, found.models, found.refused, found.heard, found.drift, found.held, found.serve)
 
 
 def _write_page(context: CommandContext, page: Path) -> None:

@@ -27,6 +27,8 @@ from reconciler.settings import ServerSettings, Settings, read_tree
 
 Origin = Literal["default", "file", "environment"]
 _SERVERS = ("runtime", "servers")
+#: The one key that holds a list of tables.
+_TABLES = ("serve",)
 
 
 class Setting(Struct, frozen=True, kw_only=True):
@@ -58,6 +60,8 @@ def show(settings: Settings, file: Path | None, data: bytes, variables: Mapping[
 
 def _paths(settings: Settings) -> Iterator[tuple[str, ...]]:
     for path, _ in environment.keys(Settings):
+        if path == _TABLES and not settings.serve:
+            continue
         if path != _SERVERS:
             yield path
             continue
@@ -71,7 +75,7 @@ def _setting(
     in_file, _ = _find(tree, path)
     origin: Origin = "environment" if path in variables else "file" if in_file else "default"
     where = variables.get(path, file if in_file else "")
-    name = "" if path[0] == "runtime" and path[:2] != ("runtime", "llama-cpp") else environment.variable(path)
+    name = "" if path == _TABLES or (path[0] == "runtime" and path[:2] != ("runtime", "llama-cpp")) else environment.variable(path)
     return Setting(key=".".join(path), value=_shown(path, _find(values, path)[1]), origin=origin, where=where, variable=name)
 
 
@@ -99,6 +103,9 @@ def to_toml(settings: tuple[Setting, ...]) -> Iterator[str]:
     width = 0
     for one in settings:
         place = one.key.rpartition(".")[0]
+        if (one.key,) == _TABLES:
+            yield from ("", *tomli_w.dumps({one.key: one.value}).rstrip().splitlines())
+            continue
         if place != table:
             table = place
             yield ""
@@ -109,8 +116,17 @@ def to_toml(settings: tuple[Setting, ...]) -> Iterator[str]:
 
 
 def _line(dumps: Any, one: Setting) -> str:
-    text: str = dumps({one.key.rpartition(".")[2]: one.value}, multiline_strings=False)
-    return " ".join(text.split())
+    return _assigned(dumps, one.key.rpartition(".")[2], one.value)
+
+
+def _assigned(dumps: Any, key: str, value: Any) -> str:
+    """Return *value* assigned to *key* in one line; a table is written in braces."""
+    text: str = dumps({key: 0 if isinstance(value, dict) else value}, multiline_strings=False)
+    line = " ".join(text.split())
+    if not isinstance(value, dict):
+        return line
+    inner = ", ".join(_assigned(dumps, name, one) for name, one in value.items())
+    return f"{line.removesuffix('0')}{{ {inner} }}" if inner else f"{line.removesuffix('0')}{{}}"
 
 
 def check(settings: Settings) -> tuple[Finding, ...]:

@@ -27,6 +27,7 @@ from reconciler.core.errors import InternalError, ReconcileError, SettingsError
 from reconciler.core.node import Limits, NodeFacts, Policy
 from reconciler.core.text import printable
 from reconciler.fetch.settings import CredentialSource, FetchSettings
+from reconciler.serve.server import Server
 from reconciler.settings import HostCredential, Runtimes, Settings
 from reconciler.store.layout import Layout
 
@@ -73,6 +74,8 @@ class NodeContext(Struct, frozen=True, kw_only=True):
     activated_hook: tuple[str, ...]
     healthy_hook: tuple[str, ...]
     healthy_seconds: float
+    #: The servers that follow the active set.
+    servers: tuple[Server, ...] = ()
     #: Time between the agent's cycles, and the most that is added to it at random.
     interval_seconds: float
     jitter_seconds: float
@@ -119,6 +122,7 @@ def from_settings(settings: Settings, *, clock: Clock = wall_clock) -> NodeConte
         activated_hook=settings.command(settings.hooks.activated),
         healthy_hook=settings.command(settings.hooks.healthy),
         healthy_seconds=units.seconds(settings.hooks.healthy_timeout),
+        servers=_servers(settings),
         interval_seconds=units.seconds(settings.agent.interval),
         jitter_seconds=units.seconds(settings.agent.jitter),
         page_path=settings.path(settings.agent.page) if settings.agent.page else None,
@@ -198,6 +202,29 @@ def _credential(settings: Settings, host: str, given: HostCredential) -> Credent
         kind="basic" if given.basic_file else "bearer",
         file=file if not file or file.startswith("%d/") else str(settings.path(file)),
         variable=given.token_env,
+    )
+
+
+def _servers(settings: Settings) -> tuple[Server, ...]:
+    if not settings.serve:
+        return ()
+    from reconciler.serve.kinds import KINDS  # a node without servers needs none of them
+
+    for one in settings.serve:
+        if fault := KINDS[one.kind].check_options(one.options):
+            raise SettingsError(f"[[serve]] {one.name} options: {fault}")
+    return tuple(
+        Server(
+            name=one.name,
+            kind=one.kind,
+            path=settings.path(one.path).absolute() if one.path else None,
+            reload=settings.command(one.reload) if isinstance(one.reload, tuple) else one.reload,
+            models=one.models,
+            options=one.options,
+            drain_seconds=units.seconds(one.drain),
+            folder=Path(settings.base),
+        )
+        for one in settings.serve
     )
 
 

@@ -381,6 +381,14 @@ def rollback(given: CheckInput) -> Iterator[CheckResult]:
         yield CheckResult(name="rollback", level="warning", text=text, hint="`reconcile resume` ends it")
 
 
+def servers(given: CheckInput) -> Iterator[CheckResult]:
+    """Say which servers lag behind the active set and why, and which of them can reach the network."""
+    from reconciler.commands import serve_check
+
+    for name, found in serve_check.findings(given.node):
+        yield CheckResult(name=name, level=found.level, text=found.text, hint=found.hint)
+
+
 def agent(given: CheckInput) -> Iterator[CheckResult]:
     """Say how the agent's last cycle ended."""
     health = status_command.read_health(given.node.layout)
@@ -444,6 +452,7 @@ NODE: tuple[Check, ...] = (
     store,
     hooks,
     rollback,
+    servers,
     agent,
     reachable,
 )

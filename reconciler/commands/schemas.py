@@ -30,7 +30,7 @@ from reconciler.core.plan import Plan
 from reconciler.core.snapshot import Snapshot
 from reconciler.core.trust import TrustRoot
 from reconciler.settings import Settings
-from reconciler.store.generations import Index
+from reconciler.store.index import Index
 from reconciler.store.ledger import LoggedIncident
 
 Events = RunStarted | FetchProgress | BlobReady | ModelPhase | ModelDone | Swapped | Announced | Incident | Notice | RunEnded

@@ -19,7 +19,7 @@ from typing import Literal, TypeVar
 import msgspec
 from msgspec import UNSET, Struct, UnsetType, structs
 
-from reconciler.commands import fetch_record, load_lock, node_trust, summary
+from reconciler.commands import fetch_record, load_lock, node_trust, serve, summary
 from reconciler.commands.context import NodeContext, existing_folder, measure_node
 from reconciler.commands.fetch_record import FetchStatus
 from reconciler.core import plan as plans
@@ -31,6 +31,7 @@ from reconciler.core.errors import (
     InternalError,
     ReconcileError,
     SandboxUnavailable,
+    ServeFailed,
     SizeMismatch,
     SmokeFailed,
     StoreError,
@@ -40,7 +41,7 @@ from reconciler.core.errors import (
 )
 from reconciler.core.node import NodeFacts
 from reconciler.core.plan import ModelChange
-from reconciler.core.state import ModelState, NodeState
+from reconciler.core.state import ModelState, NodeState, ServerState
 from reconciler.hooks import TOLD, Told
 from reconciler.ports import TestReport
 from reconciler.report.metrics import ModelMetrics, NetworkMetrics, NodeMetrics, StoreMetrics
@@ -104,6 +105,8 @@ class Status(Struct, frozen=True, kw_only=True):
     held: bool = False
     #: How the activated hook failed last; it is run again in each run. Null where it did not fail, or there is none.
     hook_error: str | None = None
+    #: What each configured server has, in the order of the settings.
+    serve: tuple[ServerState, ...] = ()
     #: When an agent that waits begins its next cycle, which tries again what is failed or pending; null without one.
     next_sync_at: datetime | None = None
 
@@ -148,6 +151,7 @@ def status(context: NodeContext, model: str = "") -> Status:
         drift=made.drift,
         held=any(change.reason.startswith("held:") for change in made.models),
         hook_error=told.error or None if told else None,
+        serve=serve.states(context),
         next_sync_at=_next_sync(layout, now),
     )
 
@@ -303,7 +307,7 @@ def read_health(layout: Layout) -> Health | None:
 INCIDENT_KINDS = (
     *(error.name for error in TrustError.__subclasses__()),
     *(error.name for error in (FetchError, HashMismatch, SizeMismatch, UnpackRefused)),
-    *(error.name for error in (SmokeFailed, SandboxUnavailable, BlobDamaged, DiskFull, InternalError)),
+    *(error.name for error in (SmokeFailed, SandboxUnavailable, BlobDamaged, DiskFull, InternalError, ServeFailed)),
     "incompatible", "removed-unlisted", "crash-recovered", "hook-failed",
 )  # fmt: skip
 
@@ -320,6 +324,7 @@ def node_metrics(context: NodeContext) -> NodeMetrics:
             network=_known(lambda: _network_metrics(context, found)) if found else None,
             store=_known(lambda: _store_metrics(context, ledger)),
             heard_at=_known(lambda: fetch_record.read(context, ledger).last),
+            servers={state.name: state.generation for state in serve.states(context)},
             incidents=dict.fromkeys(INCIDENT_KINDS, 0) | (_known(ledger.incident_totals) or {}),
         )
 

@@ -7,11 +7,10 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from reconciler.commands import blob_sources
+from reconciler.commands import blob_sources, serve
 from reconciler.commands.context import Clock, NodeContext, RunOptions
 from reconciler.commands.load_lock import VerifiedLock
 from reconciler.core.events import Announced, Event
-from reconciler.core.state import Generation, ServerState
 from reconciler.fetch.hashing import Hashers
 from reconciler.hooks import CommandHooks
 from reconciler.ports import Ports, Reporter, Tester, Unpacker
@@ -32,10 +31,10 @@ def ports(context: NodeContext, options: RunOptions, found: VerifiedLock, ledger
         yield Ports(
             blobs=blobs,
             trees=Trees(layout, ledger, blobs, unpacker(context)),
-            generations=Generations(layout),
+            generations=Generations(layout, serve.describer(context, found, ledger)),
             ledger=ledger,
             housekeeping=StoreHousekeeping(layout, ledger, found.lock, context.policy, now),
-            servers=_NoServers(),
+            servers=serve.follower(context, found, ledger, report),
             hooks=hooks(context, ledger, report),
             fetcher=fetching,
             tester=tester(context, ledger),
@@ -83,13 +82,6 @@ def unpacker(context: NodeContext) -> Unpacker:
     from reconciler.unpack.in_sandbox import SandboxedUnpacker
 
     return SandboxedUnpacker(context.layout.root / "cache", context.sandbox)
-
-
-class _NoServers:
-    """What a node tells on which no server follows the active set."""
-
-    def follow(self, generation: Generation) -> tuple[ServerState, ...]:  # noqa: ARG002  part of the port
-        return ()
 
 
 def hooks(context: NodeContext, ledger: Ledger, report: Reporter) -> CommandHooks:

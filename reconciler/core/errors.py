@@ -269,6 +269,13 @@ class SandboxUnavailable(ReconcileError):
     hint = "`reconcile doctor` says what is missing; installing bubblewrap usually is enough"
 
 
+class ServeFailed(ReconcileError):
+    """A server of this node cannot be told of the active set, or does not take it."""
+
+    name = "serve-failed"
+    hint = "look at the server's own log; `reconcile serve reload` tries again at once, and so does every run"
+
+
 class RuntimeMissing(ReconcileError):
     """The engine that models ask for is not installed."""
 

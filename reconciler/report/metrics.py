@@ -101,6 +101,8 @@ class NodeMetrics(Struct, frozen=True, kw_only=True):
     run: RunMetrics | None = None
     #: When a snapshot was last fetched and accepted; None: never from the address in the settings.
     heard_at: datetime | None = None
+    #: The generation that each configured server was last told of, by its name.
+    servers: dict[str, int] = {}
     #: Incidents ever logged, by kind.
     incidents: dict[str, int] = {}
 
@@ -180,6 +182,9 @@ class _Collector:
         yield from _one("network_last_heard_timestamp_seconds", text, figures.heard_at)
         if figures.store is not None:
             yield from _store(figures.store)
+        if figures.servers:
+            text = "Generation that the server was last told of; compare it with reconcile_generation."
+            yield _family("serve_generation", text, _by("server", figures.servers))
         if figures.run is not None:
             yield from _run(figures.run)
         yield _family("incidents_total", "Incidents ever logged, by kind.", _by("kind", figures.incidents), counter=True)

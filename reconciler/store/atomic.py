@@ -149,6 +149,12 @@ def rename(old: Path, new: Path) -> None:
             sync_folder(old.parent)
 
 
+def set_time(folder: Path, mtime_ns: int) -> None:
+    """Give *folder* the modification time *mtime_ns*, in nanoseconds. Nothing is synced: after a crash it may have another."""
+    with files.translate_errors(f"set the time of {folder}"):
+        os.utime(folder, ns=(folder.stat().st_atime_ns, mtime_ns))
+
+
 def new_symlink(target: str, path: Path) -> None:
     """Make a symbolic link to *target* at *path*, where nothing may be. The caller syncs the folder."""
     with files.translate_errors(f"link {path} to {target}"):

@@ -24,7 +24,7 @@ from reconciler.core.errors import StoreError
 from reconciler.core.lock import Lock
 from reconciler.core.node import Policy
 from reconciler.core.state import Generation, Record
-from reconciler.store import atomic, generations, observe
+from reconciler.store import atomic, generations, observe, serving
 from reconciler.store.layout import Layout
 from reconciler.store.ledger import Ledger
 from reconciler.store.trees import files_of
@@ -105,10 +105,15 @@ class GarbageCollector:
     # -- roots -------------------------------------------------------------------------------------
 
     def _expired_generations(self) -> list[int]:
-        """Return generations past the bound, and those with models that are not listed and that stopped serving a grace period ago."""
+        """
+        Return generations past the bound, and those with models that are not listed and that stopped serving a grace period ago.
+
+        What a server was last told of is not among them: it reads from those trees until it follows.
+        """
         found, current = generations.numbers(self._layout), generations.current_or_empty(self._layout).number
+        in_use = {current, *(server.generation for server in serving.read(self._layout).servers)}
         kept = self._kept_steps(found)
-        return [number for number in found if number != current and (number not in kept or self._is_expired(number, found))]
+        return [number for number in found if number not in in_use and (number not in kept or self._is_expired(number, found))]
 
     def _kept_steps(self, found: list[int]) -> set[int]:
         """

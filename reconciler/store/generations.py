@@ -21,24 +21,25 @@ from msgspec import Struct
 from reconciler import files
 from reconciler.core.errors import StoreError
 from reconciler.core.state import ActiveModel, Generation
-from reconciler.store import atomic
+from reconciler.store import atomic, index
+from reconciler.store.index import Describe
 from reconciler.store.layout import Layout
 from reconciler.store.ledger import Ledger
 
 
-class Index(Struct, frozen=True, kw_only=True):
-    """The content of ``index.json``: the models eligible for job routing."""
+class _Entries(Struct, frozen=True, kw_only=True):
+    """What of an index makes the generation; the rest describes it (``store.index``)."""
 
-    schema: int = 1  #: Version of this form.
-    generation: int  #: Its number.
-    models: tuple[ActiveModel, ...]  #: Sorted by model id.
+    generation: int
+    models: tuple[ActiveModel, ...]
 
 
 class Generations:
-    """The generations of one store, for its one writer."""
+    """The generations of one store, for its one writer; *describe* makes the index of each."""
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, describe: Describe | None = None) -> None:
         self._layout = layout
+        self._describe = describe
 
     def current(self) -> Generation:
         """Return the active generation; the empty one where it is damaged."""
@@ -57,6 +58,8 @@ class Generations:
         """Point ``active`` to an earlier generation again, and return it."""
         found = read(self._layout, number)
         with files.translate_errors(f"return to generation {number}"):
+            if self._describe is not None:
+                index.write(self._layout, self._describe(found))  # before the swap: it says when the set became active
             self._point_active_to(number)
         return found
 
@@ -78,8 +81,7 @@ class Generations:
                 atomic.make_folder(folder / "names")
             for path, target in _names(made).items():
                 atomic.new_symlink(target, folder / path)
-            index = Index(generation=made.number, models=tuple(made.entries.values()))
-            atomic.write(folder / "index.json", msgspec.json.encode(index), 0o444)
+            atomic.write(folder / "index.json", index.encode((self._describe or index.bare)(made)), 0o444)
             atomic.sync_tree(folder)
             atomic.rename(folder, self._layout.generations / str(made.number))
         finally:
@@ -200,15 +202,15 @@ def read(layout: Layout, number: int) -> Generation:
     """
     path = layout.generations / str(number) / "index.json"
     try:
-        index = msgspec.json.decode(atomic.read(path), type=Index)
+        found = msgspec.json.decode(atomic.read(path), type=_Entries)
     except OSError as error:
         kind = DamagedGeneration if error.errno in _MISSING else StoreError
         raise kind(f"active: generation {number} cannot be read: {error.strerror}") from None
     except msgspec.DecodeError as error:
         raise DamagedGeneration(f"active: the index of generation {number} is damaged: {error}") from None
-    if index.generation != number or any(entry.path != path_of(entry.id) or ".." in entry.path for entry in index.models):
+    if found.generation != number or any(entry.path != path_of(entry.id) or ".." in entry.path for entry in found.models):
         raise DamagedGeneration(f"active: the index of generation {number} belongs to another")
-    return Generation(number=number, entries={entry.id: entry for entry in index.models})
+    return Generation(number=number, entries={entry.id: entry for entry in found.models})
 
 
 def steps(found: Iterable[int], ledger: Ledger) -> list[int]:

@@ -67,6 +67,11 @@ class Layout(Struct, frozen=True):
         return self.root / "ledger.db"
 
     @property
+    def serving(self) -> Path:
+        """Which generation each server of this node was last told of."""
+        return self.root / "serving.json"
+
+    @property
     def lock_file(self) -> Path:
         """The file whose lock the store's one writer holds. It is never deleted."""
         return self.root / ".lock"

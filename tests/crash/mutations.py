@@ -289,7 +289,7 @@ def _store() -> Iterator[Mutation]:
     yield never("file and folder in a tree", TREES, "any(str(parent).casefold() in folded for parent in Path(path).parents)")
     yield never("entrypoint in a tree", TREES, "entrypoint not in {entry.path for entry in listing}")
     yield once("identity of a tree's file", TREES, "(found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino)", "True")
-    yield once("number in the index", MADE, "index.generation != number or ", "")
+    yield once("number in the index", MADE, "found.generation != number or ", "")
     yield once("path in the index", MADE, 'entry.path != path_of(entry.id) or ".." in entry.path', "False")
     yield once("link of a generation", MADE, "return os.readlink(path) == target", "return bool(os.readlink(path))")
     yield never("damage of a generation apart from a refusal", MADE, "error.errno not in {*_MISSING, errno.EINVAL}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import itertools
 import json
 import re
 import shlex
@@ -19,6 +20,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from reconciler import settings
 from reconciler.cli import cli
 from reconciler.commands import status
 from reconciler.core import errors
@@ -200,6 +202,57 @@ def test_the_timers_service_takes_a_busy_store_for_success_and_its_time_for_down
     assert service["TimeoutStartSec"] == "infinity"
     folder = Path(str(parsed(command_of(Unit(DEPLOY / "systemd" / "reconcile.service"))).params["metrics_file"])).parent
     assert folder.relative_to("/var/lib").as_posix() in service["StateDirectory"].split()
+
+
+# -- the unit of a server that follows the active set
+
+LLAMA = DEPLOY / "systemd" / "llama-server.service"
+
+
+@pytest.fixture
+def llama(tmp_path: Path) -> Path:
+    """The unit as systemd would find it, on a machine where the server is a program."""
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd is not installed: systemd-analyze is missing, the unit is parsed only")
+    path = tmp_path / LLAMA.name
+    path.write_text(LLAMA.read_text().replace("/opt/llama/bin/llama-server", sys.executable))
+    return path
+
+
+def test_systemd_finds_no_fault_in_the_unit_of_a_server(llama: Path) -> None:
+    ran = subprocess.run(["systemd-analyze", "verify", "--man=no", llama], capture_output=True, text=True)
+
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
+def test_systemd_calls_the_server_better_confined_than_the_agent(llama: Path) -> None:
+    ran = subprocess.run(["systemd-analyze", "security", "--offline=true", "--threshold=20", llama], capture_output=True, text=True)
+
+    assert ran.returncode == 0, ran.stdout.splitlines()[-1]
+
+
+def test_the_server_sees_the_store_read_only_and_no_network_but_the_loopback() -> None:
+    service = Unit(LLAMA)["Service"]
+
+    assert (service["IPAddressDeny"], service["IPAddressAllow"]) == ("any", "localhost")
+    assert set(service["RestrictAddressFamilies"].split()) == {"AF_UNIX", "AF_INET", "AF_INET6"}
+    assert (service["ProtectSystem"], service["BindReadOnlyPaths"], service["ProtectHome"]) == ("strict", "/var/lib/reconcile", "yes")
+    assert not {"ReadWritePaths", "StateDirectory", "BindPaths"} & set(service)
+    assert service["User"] == "llama-server"
+    assert f"u {service['User']} " in (DEPLOY / "systemd" / "llama-server.sysusers").read_text()
+    assert (service["DevicePolicy"], service["NoNewPrivileges"], service["CapabilityBoundingSet"]) == ("closed", "yes", "")
+
+
+def test_the_table_beside_the_unit_fits_it() -> None:
+    lines = [line[4:] for line in LLAMA.read_text().splitlines() if line.startswith("#   ") and ("=" in line or "[[" in line)]
+    (table,) = settings.decode("\n".join(lines).encode(), Path("/etc/reconcile")).serve
+    words = shlex.split(Unit(LLAMA)["Service"]["ExecStart"])
+    given = dict(itertools.pairwise(words))
+
+    assert given["--models-preset"] == table.path == Unit(LLAMA)["Unit"]["ConditionPathExists"]
+    assert table.reload == f"http://{given['--host']}:{given['--port']}/models?reload=1"
+    assert "--offline" in words
+    assert "--model" not in words, "that would start it for one model alone"
 
 
 # -- cron

@@ -51,6 +51,9 @@ class World:
         self.scrubbed: list[int] = []
         self.damage = 0
         self.synced: list[NodeContext] = []
+        self.followed: list[float] = []
+        #: So many times the servers still lag when they are told.
+        self.lagging = 0
         self._stop = self._reload = False
         self.during_wait: Callable[[int], None] = lambda _: None
 
@@ -100,6 +103,10 @@ class World:
     def write_page(self, context: NodeContext, path: Path) -> None:
         assert context.page_path == path
         path.write_text(f"after cycle {len(self.synced)}")
+
+    def follow(self, context: NodeContext, report: Reporter) -> bool:
+        self.followed.append(self.now)
+        return len(self.followed) <= self.lagging
 
     def measure(self, context: NodeContext) -> NodeMetrics:
         return NodeMetrics(incidents={"hash-mismatch": 3})
@@ -159,6 +166,41 @@ def test_waits_double_after_failures_up_to_an_hour_and_fall_back_after_success(t
 
     assert world.waits == [600.0, 1200.0, 2400.0, 3600.0, 3600.0, 3600.0, 300.0]
     assert world.health.failures == 0
+
+
+SERVED = '[[serve]]\nkind = "http"\nreload = "http://127.0.0.1:9/"\n'
+
+
+def test_between_cycles_servers_that_lag_are_told_again_after_pauses_that_double(tmp_path: Path) -> None:
+    world = World(tmp_path, [0], SERVED)
+    world.lagging = 3
+    world.agent()._wait_and_follow(300.0)
+
+    assert world.followed == [5.0, 15.0, 35.0, 75.0]
+    assert world.waits == [5.0, 10.0, 20.0, 40.0, 225.0]
+
+
+def test_no_server_is_told_past_the_next_cycle_nor_on_a_node_that_has_none(tmp_path: Path) -> None:
+    world = World(tmp_path, [0], SERVED)
+    world.lagging = 99
+    world.agent()._wait_and_follow(60.0)
+    assert (sum(world.waits), world.followed) == (60.0, [5.0, 15.0, 35.0])
+
+    alone = World(tmp_path, [0])
+    alone.agent()._wait_and_follow(60.0)
+    assert (alone.waits, alone.followed) == ([60.0], [])
+
+
+def test_a_server_that_cannot_be_told_ends_no_agent(tmp_path: Path) -> None:
+    def refuse(context: NodeContext, report: Reporter) -> bool:
+        raise StoreError("no disk")
+
+    world = World(tmp_path, [0], SERVED)
+    world.follow = refuse  # type: ignore[method-assign]  # as a test says
+    world.agent()._wait_and_follow(20.0)
+
+    assert sum(world.waits) == 20.0
+    assert "no disk" in world.warnings()[0]
 
 
 @given(interval=st.floats(0, 1e6), failures=st.integers(0, 10_000))

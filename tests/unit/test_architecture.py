@@ -27,7 +27,7 @@ ODD = frozenset(
 #: A module imports no more others than this, beside those of ``core``: values and rules are everybody's vocabulary.
 MOST_IMPORTS = 12
 #: The commands and the command line join all the others.
-MOST_IMPORTS_OF_JOINING = 14
+MOST_IMPORTS_OF_JOINING = 15
 JOINING = ("reconciler.cli", "reconciler.commands")
 LONG = 400
 

@@ -125,6 +125,18 @@ def test_what_config_show_prints_are_settings_that_say_the_same(node: Node, monk
     assert again.hooks.healthy == ("sh", "-c", 'echo "#"')
 
 
+def test_config_show_prints_the_tables_of_servers(node: Node) -> None:
+    table = {"kind": "llama-server", "name": "main", "path": "serve/models.ini", "options": {"c": 1, "tiny": {"ngl": 2}}, "drain": "9s"}
+    node.configure("[[serve]]\n" + "".join(f"{key} = {value!r}\n" for key, value in table.items() if key != "options"))
+    with (node.folder / "reconcile.toml").open("a") as file:
+        file.write("options = { c = 1, tiny = { ngl = 2 } }\n[agent]\ninterval = '9m'\n")
+    shown = run("config", "show", "--config", str(node.folder / "reconcile.toml")).out
+    again = settings.decode(shown.encode(), node.folder)
+
+    assert again == settings.decode((node.folder / "reconcile.toml").read_bytes(), node.folder)
+    assert again.serve[0].options == table["options"]
+
+
 def test_config_show_shows_no_secret(node: Node) -> None:
     node.configure('\n[download]\nproxy = "http://ann:hunter2@127.0.0.1:3128"\nfallback = ["https://h.example.org/{hex}?t=hunter2"]\n')
     for extra in ([], ["--json"]):

@@ -36,6 +36,7 @@ FULL = NodeMetrics(
     ),
     run=RunMetrics(at=NOW, seconds=2.5, failures=1, totals={"done": 9, "error": 1}, succeeded_at=NOW, next_at=NOW),
     heard_at=NOW - timedelta(hours=2),
+    servers={"main": 11},
     incidents={"hash-mismatch": 2, "source-failed": 40},
 )  # fmt: skip
 
