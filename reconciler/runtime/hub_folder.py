@@ -20,6 +20,7 @@ from reconciler.runtime.result import BadModel, CannotTest
 
 _HEADER_BYTES = 100 << 20  # as the format's own reader allows
 _JSON_BYTES = 64 << 20
+_SENTENCES = "sentence_bert_config.json"
 _PICKLES = {"pickle", "pytorch"}
 _BITS = {"F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16, "U16": 16, "I8": 8, "U8": 8,
          "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8, "C64": 64}  # fmt: skip
@@ -29,6 +30,8 @@ def check(folder: Path) -> dict[str, Any]:
     """
     Check the files in *folder* and return what its ``config.json`` says; an empty document where it has none.
 
+    ``max_seq_length`` of sentence-transformers' own file is added, since servers of embeddings take no longer texts than it says.
+
     Raises:
         BadModel: a file is a pickle, cut short, missing, or not what its name says; the message names it.
         CannotTest: one cannot be read.
@@ -36,19 +39,19 @@ def check(folder: Path) -> dict[str, Any]:
     try:
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             _check_file(path, path.relative_to(folder).as_posix())
-        return _document(folder / "config.json") if (folder / "config.json").exists() else {}
+        config, sentences = (_document(path) if path.exists() else {} for path in (folder / "config.json", folder / _SENTENCES))
+        return config | {key: value for key, value in sentences.items() if key == "max_seq_length"}
     except OSError as error:
         raise CannotTest(f"the model's files cannot be read: {error.strerror}") from None
 
 
 def context_length(config: dict[str, Any]) -> int:
     """Return how many tokens the model takes, as its configuration says it; 0 where it does not."""
-    for place in (config, config.get("text_config")):
-        for key in ("max_position_embeddings", "n_positions", "max_seq_len"):
-            found = place.get(key) if isinstance(place, dict) else None
-            if isinstance(found, int) and found > 0:
-                return found
-    return 0
+    places = [place for place in (config, config.get("text_config")) if isinstance(place, dict)]
+    found = [place.get(key) for place in places for key in ("max_position_embeddings", "n_positions", "max_seq_len")]
+    lengths = [length for length in found if isinstance(length, int) and length > 0][:1]
+    most = config.get("max_seq_length")
+    return min([*lengths, most] if isinstance(most, int) and most > 0 else lengths, default=0)
 
 
 def _check_file(path: Path, name: str) -> None:
