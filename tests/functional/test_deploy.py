@@ -308,7 +308,7 @@ def test_the_container_is_made_of_what_is_here() -> None:
 def test_the_container_runs_without_rights_a_command_that_exists() -> None:
     last = dict(instructions())  # of each instruction the last one counts
 
-    assert last["USER"] == "reconcile"
+    assert last["USER"] == "65532:65532"
     assert json.loads(last["ENTRYPOINT"]) == ["reconcile"]
     assert parsed(json.loads(last["CMD"])).info_name == "agent"
     assert parsed(json.loads(last["HEALTHCHECK"].partition(" CMD ")[2])[1:]).info_name == "doctor"
