@@ -24,10 +24,13 @@ from reconciler.core.plan import Plan
 from reconciler.core.state import NodeState
 from reconciler.core.trust import TrustState
 from reconciler.ports import Ports
+from reconciler.serve.follow import ServerFollower
+from reconciler.serve.server import Server
 from reconciler.store import atomic, clock, generations, observe, trust_state, writer_lock
 from reconciler.store.blobs import Blobs
 from reconciler.store.generations import Generations, path_of
 from reconciler.store.housekeeping import StoreHousekeeping
+from reconciler.store.index import Describer
 from reconciler.store.layout import Layout
 from reconciler.store.ledger import Ledger
 from reconciler.store.trees import Trees
@@ -68,6 +71,8 @@ class StoreNode(SnapshotAuthor):
         self.heard = EventLog()
         self.hooks = MemoryHooks()
         self.servers = MemoryServers()
+        #: Servers whose files are really written.
+        self.configured: tuple[Server, ...] = ()
         self.tester = MemoryTester()
         self.tester.log = root / "tested.log"
         self.facts = FACTS
@@ -88,13 +93,15 @@ class StoreNode(SnapshotAuthor):
     def ports(self, wanted: Lock, ledger: Ledger) -> Ports:
         now = clock.run_clock(self.clock, lambda: self.clock.boot_time().seconds)
         blobs = Blobs(self.layout, ledger, hash_file, now)
+        describer = Describer(self.layout, ledger, wanted, lock.digest_of(lock.encode(wanted)), now=now)
+        follower = ServerFollower(self.layout, self.configured, ledger, report=self.heard, now=now, refresh=describer.refresh)
         return Ports(
             blobs=blobs,
             trees=Trees(self.layout, ledger, blobs, TarUnpacker()),
-            generations=Generations(self.layout),
+            generations=Generations(self.layout, describer),
             ledger=ledger,
             housekeeping=StoreHousekeeping(self.layout, ledger, wanted, self.policy, now),
-            servers=self.servers,
+            servers=follower if self.configured else self.servers,
             hooks=self.hooks,
             fetcher=MemoryFetcher(self.layout.staging, self.internet),
             tester=self.tester,

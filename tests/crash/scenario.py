@@ -12,18 +12,20 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import sqlite3
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
 from reconciler.core.errors import ReconcileError
 from reconciler.core.lock import Lock
-from reconciler.store import ledger_database
+from reconciler.serve.server import Server
+from reconciler.store import generations, ledger_database, serving
 from tests.network import Network
 from tests.storenode import StoreNode
 from tests.twins.content import Files
@@ -54,6 +56,10 @@ class Scene:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.node = StoreNode(root, Internet(), Network())
+        self.node.configured = (
+            Server(name="main", kind="llama-server", path=root / "serve" / "models.ini"),
+            Server(name="python", kind="llama-cpp-python", path=root / "serve" / "models.json"),
+        )
         item, lock = self.node.item, self.node.lock
         self.first: Lock = lock(
             item("chat:v1", V1), item("old:v1", OLD), item("rest:v1", REST), item("stay:v1", STAY), item("tiny:v1", TINY_1)
@@ -83,10 +89,29 @@ class Scene:
                 found.append(f"active: {active} has not exactly one version of {name}")
         if self.node.trust_state() < self.first.snapshot.version:
             found.append("trust: the floor went back")
-        return found
+        return [*found, *self._serving_faults()]
+
+    def _serving_faults(self) -> Iterator[str]:
+        """Yield what a server would trip over that reads its file now, and a router that reads ``serving.json``."""
+        for path, text in self._served().items():
+            for named in re.findall(rf"{re.escape(str(self.root))}[^\s\"]+", text):
+                if not Path(named).exists():
+                    yield f"{path}: {named} is not there"
+        told = serving.read(self.node.layout)
+        newest = max([0, *generations.numbers(self.node.layout)])
+        for server in told.servers:
+            if server.error or server.generation > newest:
+                yield f"serving.json: {server.name} has {server.generation}: {server.error}"
+
+    def _served(self) -> dict[str, str]:
+        found = [server.path for server in self.node.configured if server.path and server.path.exists()]
+        return {path.name: path.read_text() for path in found}
 
     def end(self) -> dict[str, object]:
-        return self.node.contents(self.second)
+        active = generations.current(self.node.layout).number
+        lagging = [server.name for server in serving.read(self.node.layout).servers if server.generation != active]
+        served = {name: text.replace(str(self.root), "") for name, text in self._served().items()}
+        return self.node.contents(self.second) | {"served": served, "lagging": lagging}
 
 
 # -- effects ---------------------------------------------------------------------------------------
