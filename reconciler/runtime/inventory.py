@@ -36,7 +36,7 @@ def read(job: dict[str, Any]) -> dict[str, ModelFile]:
         CannotTest: a file cannot be read.
     """
     tree, given, entrypoint = Path(job["tree"]), job["roles"], job["entrypoint"]
-    paths = sorted(path.relative_to(tree).as_posix() for path in tree.rglob("*") if path.is_file())
+    paths = _paths(tree)
     headers = {path: _header(tree, path, given.get(path), entrypoint) for path in dict.fromkeys((entrypoint, *paths))}
     found = {
         path: ModelFile(path=path, role=given.get(path) or _role(path, facts, entrypoint), facts=facts) for path, facts in headers.items()
@@ -49,6 +49,21 @@ def read(job: dict[str, Any]) -> dict[str, ModelFile]:
     if fault := roles.split_fault(headers, entrypoint):
         raise BadModel(fault)
     return found
+
+
+def check_names(job: dict[str, Any]) -> None:
+    """
+    Check by their names that no part of a model in other formats than GGUF is missing or one too many.
+
+    Raises:
+        BadModel: one is; the message names it.
+    """
+    if fault := roles.split_fault(dict.fromkeys(_paths(Path(job["tree"]))), job["entrypoint"]):
+        raise BadModel(fault)
+
+
+def _paths(tree: Path) -> list[str]:
+    return sorted(path.relative_to(tree).as_posix() for path in tree.rglob("*") if path.is_file())
 
 
 def _role(path: str, facts: gguf.GgufFacts | None, entrypoint: str) -> str:

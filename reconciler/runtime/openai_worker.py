@@ -222,6 +222,7 @@ def _check_files(job: dict[str, Any]) -> int:
         return facts.context_length if facts else 0
     if not Path(job["model"]).is_file():
         raise BadModel(f"the model has no file {job['entrypoint']!r}")
+    inventory.check_names(job)
     return hub_folder.context_length(hub_folder.check(Path(job["tree"])))
 
 

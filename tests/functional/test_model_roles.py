@@ -13,7 +13,8 @@ import pytest
 from reconciler.core.snapshot import Runtime, Smoke
 from reconciler.demo.server import Server
 from reconciler.ports import TestJob, TestReport
-from reconciler.runtime import smoke_test
+from reconciler.runtime import inventory, smoke_test
+from reconciler.runtime.result import BadModel
 from reconciler.sandbox import choose
 from reconciler.sandbox.process import SandboxJob
 from tests import jobs, model_files
@@ -148,6 +149,15 @@ def test_a_broken_split_model_is_named_before_an_engine_is_asked(tmp_path: Path,
     assert report.exercised == ()
 
 
+def test_a_missing_shard_of_safetensors_is_named_before_a_server_is_started(tmp_path: Path) -> None:
+    for name in ("config.json", "model-00001-of-00002.safetensors"):
+        (tmp_path / name).touch()
+    with pytest.raises(BadModel, match=r"split 2 of 2 is missing: there is no 'model-00002-of-00002\.safetensors'"):
+        inventory.check_names({"tree": str(tmp_path), "entrypoint": "config.json"})
+    (tmp_path / "model-00002-of-00002.safetensors").touch()
+    inventory.check_names({"tree": str(tmp_path), "entrypoint": "config.json"})
+
+
 # -- what a failed test says -------------------------------------------------------------------------
 
 
@@ -231,6 +241,32 @@ def test_a_bad_projector_fails_the_model_and_the_record_has_the_engines_words(no
     assert test["exercised"] == ["a.gguf"]
     record = (node.store / model_of(node.run("status", "m:v1", "--json"))["quarantine"] / "record.json").read_text()
     assert "mismatch between text model" in record
+
+
+def _pairs() -> Iterator[tuple[str, dict[str, bytes], dict[str, bytes], str]]:
+    """For each kind of file: its name, what is good, what is bad, and what names the bad one."""
+    main, parts = {"a.gguf": tiny("a")}, model_files.split("a")
+    yield "mmproj", main | {"p.gguf": model_files.projector()}, main | {"p.gguf": bytes(range(256)) * 64}, "p.gguf: not a sound GGUF file"
+    yield "lora", main | {"l.gguf": model_files.lora()}, main | {"l.gguf": model_files.lora(64)}, "the LoRA adapter 'l.gguf'"
+    yield "draft", main | {"draft.gguf": tiny("d", width=16)}, main | {"draft.gguf": OTHER_WORDS}, "the draft model 'draft.gguf'"
+    first, second, third = parts
+    yield "split", parts, {path: parts[path] for path in (first, third)}, f"split 2 of 3 is missing: there is no {second!r}"
+    renamed = {first: parts[first], "x.gguf": parts[second], third: parts[third]}
+    yield "renamed split", parts, renamed, "split 2 of 3 is missing: 'x.gguf' is that split by its header"
+
+
+@pytest.mark.parametrize(("kind", "good", "bad", "said"), list(_pairs()), ids=[pair[0] for pair in _pairs()])
+def test_the_good_one_is_active_with_its_file_exercised_and_the_bad_one_failed_with_its_file_named(
+    node: Node, kind: str, good: dict[str, bytes], bad: dict[str, bytes], said: str
+) -> None:
+    del kind
+    node.publish(published(node, good, "good:v1"), published(node, bad, "bad:v1"))
+    assert node.run("sync").code == 3
+    assert node.states() == {"good:v1": "active", "bad:v1": "failed"}
+    shown = node.run("status", "--json")
+    assert model_of(shown, "good:v1")["exercised"] == sorted(good)
+    assert said in model_of(shown, "bad:v1")["last_error"]
+    assert {file["path"]: file["tested"] for file in node.index()["models"][0]["files"]} == dict.fromkeys(good, True)
 
 
 def test_another_role_calls_for_another_test_and_none_changes_the_tree(node: Node) -> None:
