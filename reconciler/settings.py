@@ -233,6 +233,15 @@ class Hooks(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     healthy_timeout: str = "60s"
 
 
+class Report(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where this node sends signed statuses, for the network's operator."""
+
+    #: A folder, or an https address that takes them by POST; empty: none are sent.
+    to: str = ""
+    #: The node's private key, which only its owner can read; ``reconcile init`` makes it, with ``node.pub`` beside it.
+    key: str = ""
+
+
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All settings, with the folder that relative paths are relative to."""
 
@@ -244,6 +253,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     runtime: Runtimes = Runtimes()
     serve: tuple[Serve, ...] = ()
     agent: Agent = Agent()
+    report: Report = Report()
     hooks: Hooks = Hooks()
     base: str = "."
 
@@ -299,6 +309,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             ("[network] root_updates", network.root_updates), ("[download] ca_file", download.ca_file),
             ("[download] netrc", download.netrc), ("[store] path", self.store.path), ("[store] archive", self.store.archive),
             ("[agent] page", self.agent.page),
+            ("[report] key", self.report.key),
         ]  # fmt: skip
         named += [(f"[runtime.{engine}] bind", text) for engine, server in self.runtime.servers.items() for text in server.bind]
         for host, one in download.credentials.items():
@@ -349,6 +360,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         named = {"the lock": self.network.lockfile, "the trust root": self.network.root, "the snapshot": self.network.snapshot}
         here = {what: self.path(text) for what, text in named.items() if "://" not in text}
         here["the envelope beside the lock"] = self.envelope_path
+        if self.report.key:
+            here["the node's key"] = self.path(self.report.key)
         folders = {"in the store": self.store_path, "in cold storage": self.archive_path}
         found = [what for what, own in here.items() if place == Path(os.path.realpath(own))]
         found += [what for what, own in folders.items() if place.is_relative_to(os.path.realpath(own))]
@@ -510,10 +523,14 @@ def _check_address(name: str, check: Callable[[str], None], text: str) -> None:
 def _check_homes(settings: Settings) -> None:
     """Refuse a path that begins with ``~`` where the home folder is not known: no such user, or a container without ``HOME``."""
     for key, text in (*settings.paths(), *settings.programs()):
-        try:
-            settings.path(text)
-        except RuntimeError:
-            raise ValueError(f"{key}: {text!r}: the home folder that ~ stands for is not known here; write the path in full") from None
+        _check_home(key, settings, text)
+
+
+def _check_home(key: str, settings: Settings, text: str) -> None:
+    try:
+        settings.path(text)
+    except RuntimeError:
+        raise ValueError(f"{key}: {text!r}: the home folder that ~ stands for is not known here; write the path in full") from None
 
 
 def _check_places(settings: Settings) -> None:
@@ -536,6 +553,23 @@ def _check_places(settings: Settings) -> None:
     for server in settings.serve:
         if server.path:
             _claim(taken, f"[[serve]] {server.name} path", settings, server.path)
+
+
+def _check_report(settings: Settings) -> None:
+    to = settings.report.to
+    if not to:
+        return
+    if "://" in to:
+        _check_address("[report] to", urls.check_url, to)
+    else:
+        _check_home("[report] to", settings, to)
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", settings.node.id, re.ASCII):
+        raise ValueError(
+            "[report] to: statuses name this node by [node] id, which must be letters, digits and . _ -, at most 128, a letter or digit "
+            f"first; it is {settings.node.id[:40]!r} (`reconcile init` writes a random one)"
+        )
+    if not settings.report.key:
+        raise ValueError("[report] to: statuses are signed, and [report] key is empty; `reconcile init` makes a key")
 
 
 def _claim(taken: dict[Path, str], key: str, settings: Settings, text: str) -> None:

@@ -44,6 +44,7 @@ def pages() -> dict[str, str]:
         "reference/documents.md": _documents("JSON documents of the network", ("envelope", "root", "snapshot")),
         "reference/index-json.md": _documents("The index of the active set", ("index",)),
         "reference/output.md": _documents("JSON documents of a node", ("status", "plan", "incidents")),
+        "reference/fleet.md": _documents("JSON documents of many nodes", ("node-status", "fleet-report")),
         **{f"reference/commands-{name}.md": _commands(title, names) for name, (title, names) in _SECTIONS.items()},
     }
     return {path: _MADE + text.rstrip() + "\n" for path, text in made.items()}
@@ -214,7 +215,7 @@ _SECTIONS = {
     ),
     "bundle": ("Commands for nodes without a network", ("bundle",)),
     "serve": ("Commands for servers", ("serve",)),
-    "operator": ("Commands of the network's operator", ("key", "root")),
+    "operator": ("Commands of the network's operator", ("key", "root", "fleet")),
     "snapshot": ("Commands for snapshots", ("snapshot",)),
 }
 

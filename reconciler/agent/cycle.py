@@ -1,5 +1,5 @@
 """
-What one cycle of the agent does: sync, hash a share of the store again, measure.
+What one cycle of the agent does: sync, hash a share of the store again, tell the network's operator, measure.
 
 With n files in the store and a time T (``[agent] scrub_after``), one file is hashed every T/n, the longest unchecked first, so that each
 is hashed within T. The only state is the times at which files were hashed, so an agent that is restarted every day hashes as much as one
@@ -33,6 +33,10 @@ class CycleSteps(Protocol):
 
     def follow(self, context: NodeContext, report: Reporter) -> bool:
         """Tell again the servers that lag behind the active set; return whether one still does."""
+        ...
+
+    def tell(self, context: NodeContext, report: Reporter, options: RunOptions, *, wait: bool) -> None:
+        """Report this node's status to the network's operator; *wait* for a few seconds until it is sent, or go on at once."""
         ...
 
     def measure(self, context: NodeContext) -> NodeMetrics:
@@ -85,6 +89,13 @@ class NodeSteps:
         from reconciler.commands import serve
 
         return serve.retry(context, report)
+
+    def tell(self, context: NodeContext, report: Reporter, options: RunOptions, *, wait: bool) -> None:
+        """Report this node's status to the network's operator; *wait* for a few seconds until it is sent, or go on at once."""
+        from reconciler.commands import reporting
+
+        seconds = reporting.SEND_SECONDS if wait else 0.0
+        reporting.report_status(context, report, offline=options.offline, wait_seconds=seconds)
 
     def measure(self, context: NodeContext) -> NodeMetrics:
         """Return the current figures for metrics, without the agent's own."""

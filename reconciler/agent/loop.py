@@ -328,6 +328,8 @@ class Agent:
         self._write_health("stopped" if seconds is None else "waiting")
         self._measure()
         self._write_page()
+        with self._warned("the status for the network's operator"):
+            self._steps.tell(self._context, self._report, self._options.run, wait=seconds is None)
         service.notify(f"STATUS={result.outcome}{': ' if result.message else ''}{' '.join(result.message.split())[:200]}")
 
     def _write_health(self, phase: Phase) -> None:

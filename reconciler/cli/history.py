@@ -35,13 +35,15 @@ def rollback(context: CommandContext, *, number: int | None, show: bool, lock_ti
       reconcile rollback 12
     """
     from reconciler.commands import rollback as commands
+    from reconciler.commands.reporting import reported
 
     if show:
         found = commands.steps(context.node())
         context.show({"schema": 1, "runs": found}, lambda to: _print_steps(to, found))
         return
-    with context.reporter(stream=False) as report:
-        made = commands.rollback(context.node(), report, number, lock_timeout_seconds=lock_timeout)
+    node = context.node()
+    with context.reporter(stream=False) as report, reported(node, report):
+        made = commands.rollback(node, report, number, lock_timeout_seconds=lock_timeout)
     context.show(
         {"schema": 1, "generation": made.number, "models": sorted(made.entries)},
         lambda to: to.print(f"generation {made.number} is active: {', '.join(sorted(made.entries)) or 'no model'}", markup=False),

@@ -194,6 +194,7 @@ def apply(
       reconcile apply --only mistral-7b-instruct:v1
     """
     from reconciler.commands import apply as apply_command
+    from reconciler.commands.reporting import reported
     from reconciler.core import plan as plans
     from reconciler.report import terminal
 
@@ -206,7 +207,7 @@ def apply(
             terminal.plan(context.console, made)
         if made.changes and context.is_interactive:
             context.confirm("Apply this plan?")
-    with context.reporter() as report:
+    with context.reporter() as report, reported(node, report, offline=offline):
         return _code(apply_command.apply(node, report, options, saved=saved))
 
 
@@ -234,7 +235,9 @@ def sync(
       */5 * * * *  reconcile sync --quiet
     """
     from reconciler.commands import apply as apply_command
+    from reconciler.commands.reporting import reported
 
+    node = context.node()
     options = _options(only=only, excluded=excluded, locked=locked, offline=offline, lock_timeout_seconds=lock_timeout)
-    with context.reporter() as report:
-        return _code(apply_command.sync(context.node(), report, options))
+    with context.reporter() as report, reported(node, report, offline=offline):
+        return _code(apply_command.sync(node, report, options))

@@ -62,6 +62,9 @@ class NodeContext(Struct, frozen=True, kw_only=True):
     #: The node's name and groups, which place it in rollouts.
     node_id: str
     cohorts: tuple[str, ...]
+    #: Where signed statuses go, a folder or an address (empty: none are made), and the key that signs them.
+    report_to: str
+    report_key: Path | None
     layout: Layout
     policy: Policy
     limits: Limits
@@ -112,6 +115,8 @@ def from_settings(settings: Settings, *, clock: Clock = wall_clock) -> NodeConte
         envelope_path=settings.envelope_path,
         node_id=settings.node.id,
         cohorts=settings.node.cohorts,
+        report_to=_source(settings, settings.report.to),
+        report_key=settings.path(settings.report.key) if settings.report.key else None,
         layout=Layout(settings.store_path, settings.archive_path),
         policy=settings.policy,
         limits=Limits(),

@@ -38,6 +38,10 @@ cohorts = []    # groups of nodes that rollouts may name, e.g. "canary"
 path = {store}
 reserve = "1GiB"    # free space that is never used
 grace = "24h"    # an unlisted model stops being active at once; its bytes go after this
+
+[report]
+to = ""    # a folder, or an https address: where signed statuses of this node go, for the network's operator
+key = "node.key"    # signs them; node.pub goes to the operator
 """
 
 
@@ -100,6 +104,7 @@ def init(
         _write_root(here, envelope)
     _add_lines(here / ".gitattributes", _ATTRIBUTES)
     _add_lines(here / ".gitignore", _ignored(here, store))
+    _make_key(here)
     atomic.write(atomic.target_of(config), text.encode())
     return InitResult(
         config=str(config),
@@ -145,10 +150,23 @@ _ATTRIBUTES = {
 }
 
 
+def _make_key(here: Path) -> None:
+    """Make the node's key, with its public half beside it; a key that is there stays, since the operator knows it."""
+    from reconciler.publish import keys
+
+    private, public = here / "node.key", here / "node.pub"
+    if os.path.lexists(private):
+        return
+    pair = keys.generate()
+    atomic.create(private, pair.private_pem, 0o600)
+    atomic.write(public, pair.public_pem.encode())
+
+
 def _ignored(here: Path, store: str) -> dict[bytes, bytes]:
-    """Return what git ignores: the store, if it lies in *here*."""
+    """Return what git ignores: the node's key, and the store, if it lies in *here*."""
     place = Path(os.path.normpath(here / Path(store).expanduser()))
-    return {f"/{place.relative_to(here).as_posix()}/".encode(): b""} if place.is_relative_to(here) and place != here else {}
+    inside = place.is_relative_to(here) and place != here
+    return {b"/node.key": b""} | ({f"/{place.relative_to(here).as_posix()}/".encode(): b""} if inside else {})
 
 
 def _add_lines(path: Path, lines: dict[bytes, bytes]) -> None:

@@ -29,6 +29,8 @@ from reconciler.core.events import (
 from reconciler.core.plan import Plan
 from reconciler.core.snapshot import Snapshot
 from reconciler.core.trust import TrustRoot
+from reconciler.fleet.assess import FleetReport
+from reconciler.fleet.statement import NodeReport
 from reconciler.settings import Settings
 from reconciler.store.index import Index
 from reconciler.store.ledger import LoggedIncident
@@ -45,6 +47,8 @@ DOCUMENTS: dict[str, object] = {
     "incidents": tuple[LoggedIncident, ...],
     "events": Events,
     "index": Index,
+    "node-status": NodeReport,
+    "fleet-report": FleetReport,
 }
 
 

@@ -216,8 +216,8 @@ def _model(change: ModelChange, found: load_lock.VerifiedLock, state: NodeState,
 
 def _reason(change: ModelChange, remembered: str) -> str:
     """Return why a model is in its state: the last run's reason, unless the plan changes something about it now."""
-    if change.op == "keep" and change.reason.startswith("failed-before"):
-        return change.reason  # it says when the next try is; the last error has what went wrong
+    if change.op == "keep" and change.reason.startswith(("failed-before", "held")):
+        return change.reason  # it says when the next try is, or that none is; the last error has what went wrong
     settled = change.op == "keep" and not change.reason.startswith("not-listed")
     known = remembered and not (change.changes and remembered.startswith("up-to-date"))
     unfetched = remembered.startswith("source-failed") and change.reason.startswith("source-failed")

@@ -119,14 +119,14 @@ class Connection(http.client.HTTPConnection):
         if self.endpoint.tls:
             self.sock = self._tls.get().wrap_socket(self.sock, server_hostname=self.endpoint.host)
 
-    def get(self, url: str, headers: dict[str, str]) -> http.client.HTTPResponse:
-        """Ask for *url*, which leads to this endpoint; return the answer once its headers are in. What fails is closed."""
+    def ask(self, url: str, headers: dict[str, str], body: bytes | None = None) -> http.client.HTTPResponse:
+        """Get *url*, which leads to this endpoint, or post *body*; return the answer once its headers are in. What fails is closed."""
         parts = urlsplit(url)
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         if self.proxied and not self.endpoint.tls:
             target, headers = url, headers | self._proxy_headers
         try:
-            self.request("GET", target, headers=headers)
+            self.request("GET" if body is None else "POST", target, body, headers)
             return self.getresponse()
         except BaseException:
             self.close()
@@ -316,7 +316,7 @@ class _Client(Struct, frozen=True, kw_only=True):
         rules.check(url)
         endpoint = endpoint_of(url)
         assert endpoint
-        proxy = _proxy_for(endpoint, self.proxy)
+        proxy = proxy_for(endpoint, self.proxy)
         addresses = () if proxy else checked_addresses(rules, endpoint)
         timeout = max(self.deadline - time.monotonic(), 0.001)
         is_private = any(not sources.is_public(address) for address in addresses or (endpoint.host,))
@@ -327,7 +327,7 @@ class _Client(Struct, frozen=True, kw_only=True):
         timer.daemon = True
         timer.start()
         try:
-            answer = connection.get(url, headers)
+            answer = connection.ask(url, headers)
         finally:
             timer.cancel()
         if connection.aborted:
@@ -344,7 +344,7 @@ def _challenge(url: str, answer: http.client.HTTPResponse) -> Challenge | None:
     return next((one for one in found if one), None)
 
 
-def _proxy_for(endpoint: Endpoint, proxy: str) -> str:
+def proxy_for(endpoint: Endpoint, proxy: str) -> str:
     """Return the proxy on the way to *endpoint*: *proxy*, else the environment's; none to this very machine."""
     if sources.is_loopback_name(endpoint.host):
         return ""

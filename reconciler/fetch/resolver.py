@@ -317,7 +317,7 @@ class _Worker:
 
     def _send(self, connection: Connection, url: str, headers: dict[str, str]) -> HTTPResponse:
         self._current = connection
-        response = connection.get(url, headers)
+        response = connection.ask(url, headers)
         if time.monotonic() >= self.deadline:
             response.close()
             connection.close()

@@ -57,6 +57,11 @@ class Layout(Struct, frozen=True):
         return self.root / "reports"
 
     @property
+    def outbox(self) -> Path:
+        """Signed statuses that are to be sent to the network's operator."""
+        return self.root / "outbox"
+
+    @property
     def trust(self) -> Path:
         """The trust state, the accepted roots, and the accepted snapshots' envelopes."""
         return self.root / "trust"
@@ -113,7 +118,19 @@ class Layout(Struct, frozen=True):
         Raises:
             StoreError: one of them is a link.
         """
-        own = ("generations", "blobs", "trees", "staging", "quarantine", "reports", "trust", "trust/roots", "trust/snapshots", "cache")
+        own = (
+            "generations",
+            "blobs",
+            "trees",
+            "staging",
+            "quarantine",
+            "reports",
+            "outbox",
+            "trust",
+            "trust/roots",
+            "trust/snapshots",
+            "cache",
+        )
         cold = f"{self.cold}/blobs"
         by_digest = [f"{kind}/{algorithm}" for kind in (self.blobs, self.trees, cold) for algorithm in digest.HEX_LENGTHS]
         found = [*(f"{self.root}/{name}" for name in own), cold, *by_digest]

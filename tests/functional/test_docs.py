@@ -57,8 +57,7 @@ ON_A_NODE = (
     "how-to/run-unattended.md", "how-to/serve.md", "how-to/engines.md",
     "how-to/use-in-ci.md", "how-to/monitor.md", "how-to/disk-space.md", "how-to/back-up.md",
     "how-to/roll-back.md", "how-to/model-not-active.md", "how-to/incidents.md", "how-to/check-for-damage.md", "how-to/upgrade.md",
-    "how-to/air-gap.md",
-    "serving.md",
+    "how-to/air-gap.md", "how-to/watch-many-nodes.md", "serving.md",
 )  # fmt: skip
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 

@@ -49,6 +49,7 @@ class World:
         self.waits: list[float] = []
         self.events: list[Event] = []
         self.scrubbed: list[int] = []
+        self.told: list[bool] = []
         self.damage = 0
         self.synced: list[NodeContext] = []
         self.followed: list[float] = []
@@ -107,6 +108,9 @@ class World:
     def follow(self, context: NodeContext, report: Reporter) -> bool:
         self.followed.append(self.now)
         return len(self.followed) <= self.lagging
+
+    def tell(self, context: NodeContext, report: Reporter, options: RunOptions, *, wait: bool) -> None:
+        self.told.append(wait)
 
     def measure(self, context: NodeContext) -> NodeMetrics:
         return NodeMetrics(incidents={"hash-mismatch": 3})
