@@ -11,8 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from reconciler.core import dsse
-from reconciler.core.errors import SettingsError, UsageError
+from reconciler.core.errors import BadSignature, SettingsError, UsageError
 from reconciler.fleet import assess, collect, page, statement
 from reconciler.fleet.collect import Collected
 from reconciler.fleet.register import Register
@@ -212,7 +211,7 @@ def test_enrolling_never_replaces_a_key(fleet: Fleet) -> None:
 
 def test_enrolling_takes_no_key_that_the_sender_does_not_hold(fleet: Fleet) -> None:
     stranger = Member("stranger")
-    with pytest.raises(dsse.BadSignature):
+    with pytest.raises(BadSignature):
         Register(fleet.keys).enroll(statement.read(stranger.status(signer=Key("thief"))))
     assert not (fleet.keys / "stranger.pub").exists()
 
@@ -228,10 +227,10 @@ def test_a_page_shows_hostile_texts_as_text(fleet: Fleet) -> None:
 # -- safe to widen ---------------------------------------------------------------------------------------------
 
 
-def judged(fleet: Fleet, *members: tuple[Member, ReportedModel], rule: assess.Rule, **changes: object) -> str:
+def judged(fleet: Fleet, *members: tuple[Member, ReportedModel], rule: assess.Rule) -> str:
     for member, model in members:
         enroll(fleet.keys, member)
-        fleet.put(f"{member.name}.json", member.status(model, **changes))
+        fleet.put(f"{member.name}.json", member.status(model))
     verdict = assess.assess(fleet.read(), now=NOW, rule=rule, judged=("a:v1",)).verdict
     assert verdict
     return verdict.word
