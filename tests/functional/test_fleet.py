@@ -245,7 +245,7 @@ def test_init_makes_a_key_that_only_its_owner_reads_and_keeps_it(tmp_path: Path,
     before = (tmp_path / "node.key").read_bytes()
     assert stat.S_IMODE((tmp_path / "node.key").stat().st_mode) == 0o600
     assert keys.public_pem(keys.load_private(before, bytes)) == (tmp_path / "node.pub").read_text()
-    assert "node.key" in (tmp_path / ".gitignore").read_text().splitlines()
+    assert "/node.key" in (tmp_path / ".gitignore").read_text().splitlines()
     assert run("init", "--force").code == 0
     assert (tmp_path / "node.key").read_bytes() == before
 
