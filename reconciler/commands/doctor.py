@@ -166,6 +166,13 @@ def sandbox(given: CheckInput) -> Iterator[CheckResult]:
     else:
         text = f"no sandbox works (asked for: {wanted}): models stay pending"
         yield CheckResult(name="sandbox", level="error", text=text, hint="make one of the two above work; nothing is tested without")
+        return
+    if any(server.argv for server in given.node.runtimes.servers.values()):
+        try:
+            text = f"servers are tested in {sandboxes.choose(wanted, server=True).mode}"
+            yield CheckResult(name="sandbox for servers", level="ok", text=text)
+        except errors.SandboxUnavailable as error:
+            yield CheckResult(name="sandbox for servers", level="error", text=error.message, hint="models of the servers stay pending")
 
 
 _SANDBOX_HINTS = {

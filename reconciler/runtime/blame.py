@@ -33,6 +33,10 @@ BAD_FILE = (
 )  # fmt: skip
 
 _ERROR = re.compile(r"error|exception|no such|invalid|unrecogni[sz]ed|unknown|not found|failed|cannot|refused|denied", re.IGNORECASE)
+#: A line that says it in the form that programs have for it, before any other that has such a word in it, as a page of help may.
+_SAYS = re.compile(r"(\S+: )*(fatal |critical )?(error|exception)[:\s]|[\w.]+(Error|Exception|Interrupt|Exit)\b(:|$)", re.IGNORECASE)
+#: What loggers write before a message: who, how grave, when and where, as vLLM and uvicorn do.
+_PREFIX = re.compile(r"(\(\w+ pid=\d+\)\s*)?((ERROR|CRITICAL|WARNING|INFO|DEBUG)[ :]+)?(\d\d-\d\d )?(\d\d:\d\d:\d\d )?(\[[\w.]+:\d+\] )?")
 _FRAME = re.compile(r"[\u2500-\u257f]+")
 _PHASE = re.compile(r"phase: [a-z ]+")
 
@@ -49,10 +53,11 @@ def last_words(errors: str) -> str:
 
     Frames that are drawn around a message are not part of it, and a line that only points to another is passed over.
     """
-    lines = [_FRAME.sub(" ", line).strip() for line in errors.splitlines()]
+    lines = [_PREFIX.sub("", _FRAME.sub(" ", line).strip(), count=1).strip() for line in errors.splitlines()]
     lines = [line for line in lines if re.search(r"\w", line) and not _PHASE.fullmatch(line)]
-    telling = [line for line in lines if _ERROR.search(line) and len(line.split()) > 1 and "root cause above" not in line.lower()]
-    return printable((telling or lines or [""])[-1])[:300]
+    telling = [line for line in lines if _ERROR.search(line) and len(line.split()) > 1 and "root cause" not in line.lower()]
+    saying = [line for line in telling if _SAYS.match(line)]
+    return printable((saying or telling or lines or [""])[-1])[:300]
 
 
 def kept(errors: str) -> str:

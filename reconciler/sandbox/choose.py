@@ -38,8 +38,8 @@ SandboxSetting = Literal["auto", "bubblewrap", "landlock"]
 #: PATH is not searched: anybody may have put a program of this name there.
 BUBBLEWRAP = (Path("/usr/bin/bwrap"), Path("/usr/local/bin/bwrap"), Path("/bin/bwrap"))
 _PROBE_SECONDS = 30.0
-#: What a probe may do in a sandbox for a server, which is alone in its namespaces.
-_SERVER_MAY = {"new-program", "new-process"}
+#: What a probe may do in a sandbox for a server; where it is alone in its namespaces, also ask for their interfaces.
+_SERVER_MAY: dict[bool, set[str]] = {True: {"new-program", "new-process", "netlink"}, False: {"new-program", "new-process"}}
 
 
 class ProbeResult(Struct, frozen=True, kw_only=True):
@@ -177,7 +177,7 @@ def _failure(ended: ProcessResult, job: dict[str, Any]) -> str:
         why = ended.errors.strip().splitlines()[-1:] or [f"the probe ended with {ended.code}"]
         return f"it did not start: {why[0][:300]}"
     succeeded = {str(name) for name in answer.get("succeeded", ["everything"])}
-    allowed = _SERVER_MAY if job["server"] else set()
+    allowed = _SERVER_MAY[job["namespaces"]] if job["server"] else set()
     if succeeded - allowed:
         return f"the probe reached: {', '.join(sorted(succeeded - allowed))}"
     if allowed - succeeded or (job["server"] and not answer.get("loopback")):

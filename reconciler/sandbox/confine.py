@@ -86,6 +86,8 @@ _MACHINES: dict[str, tuple[int, dict[str, int]]] = {
 _SERVER_CALLS = {"socketpair", "connect", "fork", "vfork", "execve", "execveat", "kill", "tgkill", "tkill", "prlimit64"}
 _SERVER_CALLS |= {"sched_setaffinity", "sched_setscheduler", "sched_setparam", "setpriority", "setsid", "setpgid"}
 _SERVER_FAMILIES = (1, 2, 10)  # AF_UNIX, AF_INET, AF_INET6
+_NETLINK = 16  # AF_NETLINK; protocol 0 is NETLINK_ROUTE
+_ROUTE_KINDS = tuple(kind | flags for kind in (2, 3) for flags in (0, 0x800, 0x80000, 0x80800))  # SOCK_DGRAM, SOCK_RAW
 #: What a server keeps of these without namespaces. Signals only where Landlock bounds them. No other process's limits or processors.
 _BARE_SERVER_CALLS = {"connect", "fork", "vfork", "execve", "execveat"}
 _SIGNALS = {"kill", "tgkill", "tkill"}
@@ -334,7 +336,16 @@ def _filter(architecture: int, numbers: dict[str, int], *, server: bool, writes:
         bounded["fchmod"] = ((1, (0o444, 0o755)),)  # of unpacked files, by descriptor
     if server:
         bounded["socket"] = ((0, _SERVER_FAMILIES),)
-    return _program(architecture, numbers, _SERVER_CALLS if server else set(), bounded, threads_only=not server)
+    first = _own_interfaces(numbers["socket"]) if server else []
+    return _program(architecture, numbers, _SERVER_CALLS if server else set(), bounded, threads_only=not server, first=first)
+
+
+def _own_interfaces(socket: int) -> list[bytes]:
+    """Allow a socket that lists the interfaces of the namespace (getifaddrs(3)), which has its loopback alone; no other of that family."""
+    asked = [_load(24), *(_jump(_EQUAL, kind, len(_ROUTE_KINDS) - 1 - index, 0) for index, kind in enumerate(_ROUTE_KINDS[:-1]))]
+    asked += [_jump(_EQUAL, _ROUTE_KINDS[-1], 0, 3), _load(32), _jump(_EQUAL, 0, 0, 1), _answer(_ALLOW)]
+    body = [_load(16), _jump(_EQUAL, _NETLINK, 0, len(asked)), *asked, _load(0)]
+    return [_jump(_EQUAL, socket, 0, len(body)), *body]
 
 
 def _bare_filter(machine: str, *, scoped: bool) -> list[bytes]:

@@ -465,6 +465,8 @@ def test_the_filter_says_for_every_call_what_it_should(machine: str) -> None:
     assert answers(plain, "tgkill", os.getpid()) == answers(plain, "prlimit64", 0) == ALLOW
     assert answers(plain, "tgkill", os.getppid()) == answers(plain, "prlimit64", os.getppid()) == DENY
     assert [answers(server, "socket", family) for family in (1, 2, 10, 16, 17, 40)] == [ALLOW, ALLOW, ALLOW, DENY, DENY, DENY]
+    route = [answers(server, "socket", 16, kind, protocol) for kind in (2, 3, 0x80003, 5) for protocol in (0, 16)]
+    assert route == [ALLOW, DENY, ALLOW, DENY, ALLOW, DENY, DENY, DENY]  # getifaddrs(3), and no generic netlink
     for name in ("ptrace", "bpf", "mount", "keyctl", "io_uring_setup", "chmod", "unshare"):
         assert name not in numbers or answers(server, name) == DENY
     writing = confine._filter(architecture, numbers, server=False, writes=True)

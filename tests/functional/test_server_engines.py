@@ -16,7 +16,8 @@ from reconciler.commands import doctor
 from reconciler.core.errors import SettingsError
 from reconciler.ports import TestReport
 from reconciler.runtime import blame, engines, server_version
-from reconciler.sandbox import machine_view
+from reconciler.sandbox import confine, machine_view
+from reconciler.sandbox.process import Mode
 from tests import hub_folders, jobs
 from tests.demand import working
 from tests.network import Document
@@ -262,7 +263,12 @@ def test_a_test_that_could_not_be_made_leaves_the_last_one_that_was(wrapped: Nod
         ("usage: x\nx: error: unrecognized arguments: --prot\n", "x: error: unrecognized arguments: --prot"),
         ("phase: starting the server\nTraceback\nValueError: no\n  at exit\n", "ValueError: no"),
         ("╭─ Error ─────╮\n│ No such option: --prot │\n╰────────╯\n", "No such option: --prot"),
+        ("(Worker pid=35) ERROR 11-30 06:50:46 [multiproc_executor.py:953] OSError: denied\n(W pid=3) INFO bye\n", "OSError: denied"),
         ("KeyError: 'x'\nRuntimeError: Engine core initialization failed. See root cause above.\n", "KeyError: 'x'"),
+        (
+            "Error: No such option '--prot'.\nOptions:\n  --strict  Refuse unknown fields\nDid you mean --port?\n",
+            "Error: No such option '--prot'.",
+        ),
         ("phase: starting the server\n", ""),
         ("loading\n", "loading"),
         ("\x1b[31mERROR\x1b[0m it is red\n", "\ufffd[31mERROR\ufffd[0m it is red"),
@@ -386,6 +392,7 @@ def test_a_server_learns_of_the_processors_and_nothing_that_tells_this_machine_f
     assert eval(told(tmp_path, f"[open(name).read() for name in {secrets}]")) == [""] * len(secrets)
     lines = "[line.split(':')[0].strip() for line in open('/proc/net/dev').readlines()[2:]]"
     assert told(tmp_path, lines) == "['lo']"
+    assert told(tmp_path, "__import__('socket').if_nameindex()") == "[(1, 'lo')]"
 
 
 def readable(name: str) -> bool:
@@ -542,6 +549,25 @@ def test_doctor_says_of_each_server_what_it_found(node: Node) -> None:
     assert found[("server good", "ok")] == f"{program} is there and trusted; version 2.5, as its command says it"
     assert found[("server silent", "error")] == "/bin/true printed no version"
     assert found[("server gone", "error")] in {"/nothing/here is not there", "/nothing/there is not there"}
+
+
+@pytest.mark.parametrize("mode", ["bubblewrap", "landlock"])
+def test_doctor_says_in_which_sandbox_servers_are_tested(node: Node, mode: Mode) -> None:
+    working(mode)
+    node.configure(table("vllm") + f'[smoke]\nsandbox = "{mode}"\n')
+    node.publish(node.item("a:v1", tiny("a")))
+    found = {one.name: (one.level, one.text) for one in doctor.examine(node.context, offline=True)}
+    assert found["sandbox for servers"] == ("ok", f"servers are tested in {mode}")
+
+
+def test_doctor_says_why_no_server_can_be_tested(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    working("landlock")
+    monkeypatch.setattr(confine, "no_tcp_rules", lambda: "this kernel cannot restrict a server's TCP connections: it is old")
+    node.configure(table("vllm") + '[smoke]\nsandbox = "landlock"\n')
+    node.publish(node.item("a:v1", tiny("a")))
+    found = {one.name: (one.level, one.text) for one in doctor.examine(node.context, offline=True)}
+    assert found["sandbox for servers"][0] == "error"
+    assert "it is old" in found["sandbox for servers"][1]
 
 
 def test_doctor_names_a_server_that_others_can_change(node: Node) -> None:
