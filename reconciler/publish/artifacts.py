@@ -109,6 +109,9 @@ def assign_roles(headers: Mapping[str, gguf.GgufFacts | None], given: Mapping[st
     if facts := headers.get(entrypoint):  # a model that is named a draft, and has no other beside it
         found[entrypoint] = given.get(entrypoint) or roles.of_header(facts)
     native = engine == "llama-cpp"
+    if native:  # it loads GGUF files alone: a name claims nothing of others
+        claims = {path for path, facts in headers.items() if facts is None and path not in given and found[path] in {"lora", "split"}}
+        found |= dict.fromkeys(claims, "other")
     for path, facts in headers.items():
         if fault := roles.contradiction(found[path], facts) if facts else "":
             raise PublishError(f"{path}: {fault}", hint="leave --role out: the header says what the file is for")

@@ -72,10 +72,10 @@ def _role(path: str, facts: gguf.GgufFacts | None, entrypoint: str) -> str:
 
 def _header(tree: Path, path: str, given: str | None, entrypoint: str) -> gguf.GgufFacts | None:
     """Return the facts of a file's header; None for a file that need not be a GGUF file, and is none."""
-    if given == "other":
-        return None
     if path == entrypoint:
         return result.check_gguf(tree / path)
+    if given == "other":
+        return None
     claimed = given in {"split", "mmproj", "lora", "draft"} or (given in {None, "model"} and path.endswith(".gguf"))
     if not claimed and not _begins_as_gguf(tree / path):
         return None

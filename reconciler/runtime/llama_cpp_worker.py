@@ -112,7 +112,7 @@ def _test(llama_cpp: Any, log: Log, job: dict[str, Any], files: dict[str, ModelF
     model = _load(llama_cpp, job, entrypoint, _context(smoke, facts), embedding=smoke["task"] == "embedding")
     result.note(load_seconds=time.perf_counter() - began, gpu_layers=log.gpu_layers)
     exercised += roles.split_set(entrypoint, files)
-    adapters = Adapters(llama_cpp, model, Path(job["tree"]), [path for path, file in files.items() if file.role == "lora"])
+    adapters = Adapters(llama_cpp, model, Path(job["tree"]), [path for path, file in files.items() if file.role == "lora" and file.facts])
     adapters.apply(model.ctx)
     found = _answered(llama_cpp, model, job, adapters)
     exercised += adapters.paths

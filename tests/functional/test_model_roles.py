@@ -126,9 +126,15 @@ def test_a_file_that_claims_nothing_is_not_read(tmp_path: Path) -> None:
     assert (report.verdict, report.exercised, report.not_exercised) == ("passed", ("model.gguf",), ("mmproj.gguf",))
 
 
-def test_an_entrypoint_that_is_no_model_fails(tmp_path: Path) -> None:
-    report = ran(tmp_path, {"x.gguf": model_files.projector()})
-    assert (report.verdict, report.reason) == ("bad", "x.gguf: its role is 'mmproj', and an engine is given a model")
+def test_a_file_of_another_engine_is_not_loaded(tmp_path: Path) -> None:
+    report = ran(tmp_path, {"model.gguf": tiny("a"), "adapter_model.safetensors": b"x"}, entrypoint="model.gguf")
+    assert (report.verdict, report.not_exercised) == ("passed", ("adapter_model.safetensors",))
+
+
+@pytest.mark.parametrize(("data", "roles", "role"), [(model_files.projector(), {}, "mmproj"), (tiny("a"), {"x.gguf": "other"}, "other")])
+def test_an_entrypoint_that_is_no_model_fails(tmp_path: Path, data: bytes, roles: dict[str, str], role: str) -> None:
+    report = ran(tmp_path, {"x.gguf": data}, roles=roles)
+    assert (report.verdict, report.reason) == ("bad", f"x.gguf: its role is {role!r}, and an engine is given a model")
 
 
 def _broken_splits() -> Iterator[tuple[str, dict[str, bytes], str]]:

@@ -115,6 +115,12 @@ def test_a_role_that_contradicts_the_header_is_refused(ready: Terminal, role: st
     assert ready.bytes("snapshot.json") == before
 
 
+def test_a_name_claims_nothing_that_the_engine_cannot_load(ready: Terminal) -> None:
+    put(ready, **{"m.gguf": tiny("a"), "adapter_model.safetensors": b"x", "config.json": b"{}"})
+    add(ready, "m.gguf", "adapter_model.safetensors", "config.json")
+    assert roles(ready) == {"m.gguf": None, "adapter_model.safetensors": "other", "config.json": "config"}
+
+
 def test_a_given_role_is_taken(ready: Terminal) -> None:
     put(ready, **{"m.gguf": tiny("a"), "x.gguf": model_files.projector(), "small.gguf": tiny("d")})
     add(ready, "m.gguf", "x.gguf", "small.gguf", more="--role small.gguf=draft --role x.gguf=other")
