@@ -115,7 +115,7 @@ def incidents(context: CommandContext, *, count: int, lines: bool) -> None:
     def show(to: Console) -> None:
         for one in found:
             about = " ".join(part for part in (one.model, short(one.blob), one.source) if part)
-            times = f" ({one.times} times)" if one.times > 1 else ""
+            times = f" ({one.times} times, last at {units.rfc3339(one.last_at or one.at)})" if one.times > 1 else ""
             to.print(f"{units.rfc3339(one.at)}  {one.kind}  {about}  {one.detail}{times}", markup=False)
         if not found:
             to.print("no incidents")

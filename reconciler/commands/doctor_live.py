@@ -7,20 +7,28 @@ The rules are those of ``doctor``: nothing is changed, and what is fetched is th
 from __future__ import annotations
 
 import shutil
+import threading
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from pathlib import Path
+
+import msgspec
 
 from reconciler.commands import documents, node_trust
 from reconciler.commands.context import NodeContext
 from reconciler.commands.doctor import Check, CheckInput, CheckResult
 from reconciler.core import trust, units
 from reconciler.core.errors import FetchError, ReconcileError, SettingsError
-from reconciler.fetch import error_pages, http
+from reconciler.fetch import credentials, error_pages, http, sources
+from reconciler.fetch.resolver import InlineBody, ProbeRequest, ProbeResult, Resolved, Resolver
+from reconciler.fetch.settings import FetchSettings
+from reconciler.ports import Want
 from reconciler.store import writer_lock
 
 _SECONDS = 15.0
+_MOST_SOURCES = 16
 #: A server's clock is taken as right; HTTP gives whole seconds, and an answer takes some.
 _CLOCK_SKEW = timedelta(minutes=5)
 
@@ -109,6 +117,49 @@ def newer_root(given: CheckInput) -> Iterator[CheckResult]:
         yield CheckResult(name="newer root", level="ok", text=f"root {newer.version} is there: the next sync applies it")
 
 
+def source_bytes(given: CheckInput) -> Iterator[CheckResult]:
+    """Ask each host that blobs come from for the first byte of one, with the credentials and under the rules of a download."""
+    if given.offline or isinstance(given.lock, ReconcileError):
+        return
+    lock, node = given.lock.lock, given.node
+    download = msgspec.structs.replace(node.download, signed_redirects=lock.redirects)
+    if not lock.allow_node_fallback:
+        download = msgspec.structs.replace(download, mirrors=(), fallback=())
+    wants = tuple(Want(digest=name, size=blob.size, sources=blob.sources) for name, blob in lock.blob.items())
+    chosen: dict[str, tuple[str, Want]] = {}
+    for want in wants:
+        for url in (*sources.expanded(want, download.mirrors), *sources.order(want, download.fallback)):
+            if url.startswith(("http://", "https://")) and len(chosen) < _MOST_SOURCES:
+                chosen.setdefault(str(http.endpoint_of(url)), (url, want))
+    answers = _first_bytes(chosen, wants, download)
+    for name in chosen:
+        answer = answers.get(name)
+        if isinstance(answer, Resolved | InlineBody):
+            yield CheckResult(name=f"source {name}", level="ok", text="gives the first byte of a blob")
+        else:
+            text = answer.text if answer else f"did not answer within {_SECONDS:.0f} seconds"
+            hint = "check the address, its credentials ([download.credentials]) and the proxy; other sources are tried in the meantime"
+            yield CheckResult(name=f"source {name}", level="warning", text=text, hint=hint)
+
+
+def _first_bytes(chosen: dict[str, tuple[str, Want]], wants: tuple[Want, ...], download: FetchSettings) -> dict[str, ProbeResult]:
+    """Return what each source of *chosen*, by its name, answered in time."""
+    ready = threading.Event()
+    resolver = Resolver(download, credentials.read(download.netrc, download.credentials), ready.set)
+    rules, names, found = sources.rules(wants, download), list(chosen), dict[str, ProbeResult]()
+    ends = time.monotonic() + _SECONDS
+    try:
+        for token, (url, want) in enumerate(chosen.values()):
+            resolver.submit(ProbeRequest(token=token, url=url, digest=want.digest, size=want.size, rules=rules))
+        while len(found) < len(chosen) and time.monotonic() < ends:
+            ready.wait(0.2)
+            ready.clear()
+            found |= {names[request.token]: result for request, result in resolver.results()}
+    finally:
+        resolver.close()
+    return found
+
+
 def hook_programs(given: CheckInput) -> Iterator[CheckResult]:
     """Check that the operator's commands are there and can be run."""
     for name, argv in (("activated", given.node.activated_hook), ("healthy", given.node.healthy_hook)):
@@ -137,4 +188,4 @@ def _command_of(holder: str) -> str:
     return f": {' '.join(word.decode(errors='replace') for word in words[:6] if word)}"
 
 
-CHECKS: tuple[Check, ...] = (published_snapshot, newer_root, hook_programs, writer)
+CHECKS: tuple[Check, ...] = (published_snapshot, newer_root, source_bytes, hook_programs, writer)

@@ -271,7 +271,7 @@ def test_what_is_well_looks_so(table: dict[str, tuple[Said, str]]) -> None:
     for name in ("all is well", "one of a model's two sources is dead"):
         said, _ = table[name]
         assert (said.code, said.level, said.refused) == (0, "ok", "")
-        assert [line.partition(": ")[0] for line in said.doctor] == (["warning"] if "dead" in name else [])
+        assert {line.partition(": ")[0] for line in said.doctor} == ({"warning"} if "dead" in name else set())
 
 
 def test_every_command_that_a_hint_names_is_one(table: dict[str, tuple[Said, str]]) -> None:
