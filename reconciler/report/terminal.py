@@ -208,12 +208,12 @@ def is_retried(model: ModelLine) -> bool:
 
 def _test_report(to: Console, report: TestReport) -> None:
     """Print the result of a model's last test job."""
-    device = report.device or "no device"
+    device, rate = report.device or "no device", report.tokens_per_second
     gpu = f", {report.gpu_layers} layers on the GPU, {units.human_size(report.gpu_memory_used)} used" if report.gpu_layers else ""
     lines = [
         f"test job: {report.verdict}{': ' + printable(report.reason) if report.reason else ''}",
         f"  tested on {device}{gpu}, {report.engine} {report.engine_version}, sandbox {report.sandbox or 'none'}",
-        f"  loaded in {report.load_seconds:.2f}s, {report.tokens} tokens, {report.tokens_per_second:.1f} tokens/s",
+        f"  loaded in {report.load_seconds:.2f}s, ran for {report.run_seconds:.2f}s, {report.tokens} tokens, {rate:.1f} tokens/s",
     ]
     if report.dimension:
         lines.append(f"  embedding of {report.dimension} components")

