@@ -37,6 +37,7 @@ _ERROR = re.compile(r"error|exception|no such|invalid|unrecogni[sz]ed|unknown|no
 _SAYS = re.compile(r"(\S+: )*(fatal |critical )?(error|exception)[:\s]|[\w.]+(Error|Exception|Interrupt|Exit)\b(:|$)", re.IGNORECASE)
 #: What loggers write before a message: who, how grave, when and where, as vLLM and uvicorn do.
 _PREFIX = re.compile(r"(\(\w+ pid=\d+\)\s*)?((ERROR|CRITICAL|WARNING|INFO|DEBUG)[ :]+)?(\d\d-\d\d )?(\d\d:\d\d:\d\d )?(\[[\w.]+:\d+\] )?")
+_GRAVE = re.compile(r"(\(\w+ pid=\d+\)\s*)?(ERROR|CRITICAL)\b")
 _FRAME = re.compile(r"[\u2500-\u257f]+")
 _PHASE = re.compile(r"phase: [a-z ]+")
 
@@ -53,11 +54,14 @@ def last_words(errors: str) -> str:
 
     Frames that are drawn around a message are not part of it, and a line that only points to another is passed over.
     """
-    lines = [_PREFIX.sub("", _FRAME.sub(" ", line).strip(), count=1).strip() for line in errors.splitlines()]
+    logged = [_FRAME.sub(" ", line).strip() for line in errors.splitlines()]
+    grave = {_PREFIX.sub("", line, count=1).strip() for line in logged if _GRAVE.match(line)}
+    lines = [_PREFIX.sub("", line, count=1).strip() for line in logged]
     lines = [line for line in lines if re.search(r"\w", line) and not _PHASE.fullmatch(line)]
     telling = [line for line in lines if _ERROR.search(line) and len(line.split()) > 1 and "root cause" not in line.lower()]
     saying = [line for line in telling if _SAYS.match(line)]
-    return printable((saying or telling or lines or [""])[-1])[:300]
+    logged_so = [line for line in lines if line in grave and len(line.split()) > 1]
+    return printable((saying or logged_so or telling or lines or [""])[-1])[:300]
 
 
 def kept(errors: str) -> str:

@@ -192,7 +192,7 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
     except DidNotStart as error:
         return _unstarted(error)
     finally:
-        server.process.note_open_files()
+        server.process.note_devices()
         server.process.stop()
         result.note(on_gpu=server.process.on_gpu, exercised=sorted(server.process.opened)[:_MOST_FILES])
 

@@ -6,15 +6,17 @@ Rules that hold here:
 1. The worker's own environment is not the server's: that gets names and folders of the sandbox, and what the settings say.
 2. A server that uses more memory, more processes or, without a file system of its own, more disk than it may is killed with all that it
    started, and the test job says so.
-3. What a server has loaded is what it was seen to have open or mapped. Nobody is believed who says that he loaded a file.
+3. What a server has loaded is what was opened while it ran, by the kernel's word (inotify(7)). No server is believed that says so itself.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import re
 import signal
+import struct
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -28,6 +30,8 @@ _WATCH_SECONDS = 0.1
 _STOP_SECONDS = 2.0
 _TAKEN = re.compile(r"\{(model|folder|name|port|context)\}")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
+_IN_OPEN, _IN_ISDIR = 0x20, 0x40000000
+_EVENT = struct.Struct("=iIII")  # of struct inotify_event: watch, mask, cookie, length of the name
 _GPU = re.compile(r"/dev/(nvidia[0-9]+|kfd|dxg|dri/render[A-Z]?[0-9]+)$")
 #: Programs that fetch, ask or report over a network fail faster when they know that there is none.
 _OFFLINE = {
@@ -60,9 +64,9 @@ class ServerProcess:
         self._bounds = (options.get("memory_bytes", 0), options.get("processes", 0), job.get("scratch_bytes", 0))
         #: Why the server was killed; empty if it was not.
         self.excess = ""
-        #: Files of the model that it was seen to have open, relative to the model's folder; and whether it had a GPU open.
-        self.opened: set[str] = set()
+        #: Whether one of its processes had a GPU open.
         self.on_gpu = False
+        self._opening = _Opening(self._folder)
         try:
             self._process = subprocess.Popen(
                 confine.server_command(command) if self._bare else command,
@@ -93,12 +97,14 @@ class ServerProcess:
             if self.wait(_STOP_SECONDS) is None:
                 self._process.kill()
 
-    def note_open_files(self) -> None:
-        """Note which files of the model, and whether a GPU, the server's processes have open or mapped now."""
-        for path in _open_paths(own=self._process.pid if self._bare else None):
-            if path.startswith(f"{self._folder}/"):
-                self.opened.add(path.removeprefix(f"{self._folder}/"))
-            self.on_gpu = self.on_gpu or _GPU.match(path) is not None
+    @property
+    def opened(self) -> set[str]:
+        """Files of the model that were opened since it was started, relative to the model's folder."""
+        return self._opening.files()
+
+    def note_devices(self) -> None:
+        """Note whether one of the server's processes has a GPU open now; without namespaces nothing of that can be seen."""
+        self.on_gpu = self.on_gpu or any(_GPU.match(path) for path in ([] if self._bare else _open_paths()))
 
     def _watch(self) -> None:
         while not self._ended.wait(_WATCH_SECONDS):
@@ -107,7 +113,8 @@ class ServerProcess:
                 with contextlib.suppress(OSError):
                     os.kill(self._process.pid if self._bare else -1, signal.SIGKILL)  # -1: all in this namespace but us
                 return
-            self.note_open_files()
+            self.note_devices()
+            self._opening.files()  # before the kernel's queue of events is full
 
     def _too_much(self) -> str:
         memory, processes, scratch = self._bounds
@@ -144,15 +151,38 @@ def _sizes(folder: Path) -> Iterator[int]:
                 yield os.lstat(os.path.join(place, name)).st_blocks * 512  # noqa: PTH118  there may be thousands
 
 
-def _open_paths(own: int | None) -> Iterator[str]:
-    """Yield the path of every file that the processes of this namespace have open or mapped; without namespaces none can be seen."""
-    for pid in _others() if own is None else ():
+def _open_paths() -> Iterator[str]:
+    """Yield the path of every file that the processes of this namespace have open."""
+    for pid in _others():
         with contextlib.suppress(OSError):
             for descriptor in Path(f"/proc/{pid}/fd").iterdir():
                 with contextlib.suppress(OSError):
                     yield str(descriptor.readlink())
-        with contextlib.suppress(OSError):
-            for line in Path(f"/proc/{pid}/maps").read_text(errors="surrogateescape").splitlines():
-                words = line.split(maxsplit=5)
-                if len(words) == 6 and words[5].startswith("/"):
-                    yield words[5]
+
+
+class _Opening:
+    """Notes which files of a folder are opened from now on."""
+
+    def __init__(self, folder: Path) -> None:
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        self._fd = int(self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
+        self._folders: dict[int, str] = {}
+        self._found: set[str] = set()
+        for place, _, _ in os.walk(folder) if self._fd >= 0 else ():
+            watch = int(self._libc.inotify_add_watch(self._fd, os.fsencode(place), ctypes.c_uint32(_IN_OPEN)))
+            self._folders[watch] = os.path.relpath(place, folder)
+
+    def files(self) -> set[str]:
+        """Return the files that were opened, relative to the folder; none where the kernel does not tell."""
+        with contextlib.suppress(OSError):  # no more now
+            while self._fd >= 0 and (events := os.read(self._fd, 1 << 16)):
+                self._note(events)
+        return self._found
+
+    def _note(self, events: bytes) -> None:
+        while events:
+            watch, mask, _, length = _EVENT.unpack_from(events)
+            name = events[_EVENT.size : _EVENT.size + length].rstrip(b"\0").decode(errors="surrogateescape")
+            events = events[_EVENT.size + length :]
+            if name and watch in self._folders and not mask & _IN_ISDIR:
+                self._found.add(os.path.normpath(f"{self._folders[watch]}/{name}"))

@@ -70,7 +70,19 @@ def llama_server() -> Real:
 def llama_cpp_python() -> Real:
     if importlib.util.find_spec("uvicorn") is None:
         pytest.skip("llama-cpp-python's server is not installed: pip install 'llama-cpp-python[server]'")
-    argv = (sys.executable, "-m", "llama_cpp.server", "--model", "{model}", "--port", "{port}", "--n_ctx", "{context}")
+    argv = (
+        sys.executable,
+        "-m",
+        "llama_cpp.server",
+        "--model",
+        "{model}",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        "{port}",
+        "--n_ctx",
+        "{context}",
+    )
     return Real(engine="llama-cpp-python", argv=argv, version_argv=version_of(sys.executable, "llama-cpp-python"))
 
 
@@ -132,16 +144,17 @@ def test_a_real_server_makes_a_model_active_in_the_sandbox(node: Node, real: Rea
     report = state(node, "tiny:v1")["test"]
     assert (report["sandbox"], report["device"]) == ("bubblewrap", "cpu")
     assert report["tokens"] >= 1
+    assert {"tiny.gguf", "model.safetensors"} & set(report["exercised"])
     assert report["engine_version"] != "0"
     assert node.index()["models"][0]["id"] == "tiny:v1"
 
 
-@pytest.mark.parametrize("server", [llama_server, llama_cpp_python], ids=["llama-server", "llama-cpp-python"])
-def test_a_real_server_makes_a_model_active_without_namespaces(node: Node, server: Callable[[], Real]) -> None:
+@pytest.mark.parametrize("kind", [llama_server, llama_cpp_python], ids=["llama-server", "llama-cpp-python"])
+def test_a_real_server_makes_a_model_active_without_namespaces(node: Node, kind: Callable[[], Real]) -> None:
     demand.working("landlock")
     if why := confine.no_tcp_rules():
         pytest.skip(why)
-    real = server()
+    real = kind()
     node.configure(real.table().replace("[smoke]\n", '[smoke]\nsandbox = "landlock"\n'))
     publish(node, real)
 

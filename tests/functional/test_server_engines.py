@@ -92,7 +92,7 @@ def test_several_servers_serve_side_by_side_each_under_the_name_that_the_network
     report = state(node, "hub:v1")["test"]
     assert (report["engine"], report["engine_version"], report["sandbox"], report["device"]) == ("vllm", "0", "bubblewrap", "cpu")
     assert report["text"] == "hub says: Hello"
-    assert report["exercised"] == ["config.json"]  # that the server holds open; what it closed again nobody saw
+    assert report["exercised"] == ["config.json", "model.safetensors"]  # which the server opened, and read no tokenizer
 
 
 def test_placeholders_are_filled_in_once_and_nowhere_else(tmp_path: Path) -> None:
@@ -264,6 +264,7 @@ def test_a_test_that_could_not_be_made_leaves_the_last_one_that_was(wrapped: Nod
         ("phase: starting the server\nTraceback\nValueError: no\n  at exit\n", "ValueError: no"),
         ("╭─ Error ─────╮\n│ No such option: --prot │\n╰────────╯\n", "No such option: --prot"),
         ("(Worker pid=35) ERROR 11-30 06:50:46 [multiproc_executor.py:953] OSError: denied\n(W pid=3) INFO bye\n", "OSError: denied"),
+        ("Model metadata: {'tokenizer.unknown_token_id': '0'}\nERROR:    [Errno -3] no name\nINFO:     bye\n", "[Errno -3] no name"),
         ("KeyError: 'x'\nRuntimeError: Engine core initialization failed. See root cause above.\n", "KeyError: 'x'"),
         (
             "Error: No such option '--prot'.\nOptions:\n  --strict  Refuse unknown fields\nDid you mean --port?\n",
