@@ -69,6 +69,7 @@ def write(content: Content, root: Path) -> None:
         for entry in content.entries:
             if not _is_there(entry, root):
                 atomic.make_folder(root.parent)
+                atomic.clear_interrupted(root)
                 atomic.write(root, entry.data)
 
 
@@ -115,6 +116,7 @@ def _is_there(entry: Entry, root: Path) -> bool:
 def _write_entry(entry: Entry, root: Path) -> None:
     place = root / entry.path
     atomic.make_folder(place.parent)
+    atomic.clear_interrupted(place)
     if entry.target:
         atomic.symlink(entry.target, place)
     else:

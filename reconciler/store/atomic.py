@@ -13,6 +13,7 @@ Rules that hold here:
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import stat
 from pathlib import Path
@@ -74,6 +75,13 @@ def write(path: Path, data: bytes, mode: int = 0o644) -> None:
             temporary.unlink(missing_ok=True)
             raise
         sync_folder(path.parent)
+
+
+def clear_interrupted(path: Path) -> None:
+    """Delete what interrupted writes of *path* left beside it, where no run looks for it otherwise; its one writer alone calls this."""
+    with files.translate_errors(f"clear what an interrupted run left beside {path}"):
+        for temporary in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+            temporary.unlink(missing_ok=True)
 
 
 def target_of(path: Path) -> Path:

@@ -330,6 +330,21 @@ def test_a_rollback_to_what_cold_storage_lost_is_refused_and_named(used: Node, h
     assert used.active() == ["a:v2"]
 
 
+def test_a_rollback_takes_no_other_content_from_cold_storage_for_what_served(used: Node) -> None:
+    """The id is listed as archived with other bytes, which are here for another model: its tree is another one than that which served."""
+    item = used.item("a:v1", tiny("other"), state="archived")
+    item["artifacts"][0]["path"] = item["entrypoint"] = "other.gguf"
+    used.publish(item, used.item("b:v1", tiny("other")))
+    assert used.run("apply").code == 0
+    assert used.active() == ["b:v1"]
+
+    ran = used.run("rollback")
+
+    assert ran.code == 1, ran
+    assert "the snapshot lists other content of a:v1" in ran.err
+    assert used.active() == ["b:v1"]
+
+
 def test_a_rollback_holds_through_the_metrics_and_the_doctor(held: Node) -> None:
     assert "holds back 1 model: b:v1" in held.run("doctor", "--offline").out
     assert held.run("resume").code == 0
