@@ -49,7 +49,7 @@ def sentence(event: Event) -> str:
         case ModelPhase():
             return f"{event.model}: {event.phase}{': ' + printable(event.detail) if event.detail else ''}"
         case ModelDone():
-            return f"{event.model}: {event.state} ({printable(event.reason)})"
+            return f"{event.model}: {event.state}{_why(event)}"
         case Swapped() | Announced():
             what = "generation" if isinstance(event, Swapped) else "servers and hooks were told of generation"
             return f"{what} {event.generation}:{_signed('+', event.added)}{_signed('-', event.removed)} ({printable(event.what)})"
@@ -65,6 +65,12 @@ def sentence(event: Event) -> str:
             return f"{done}: {event.active} active{failed}{unfetched}, generation {event.generation}, {units.human_time(event.seconds)}"
         case _:
             raise AssertionError(event)
+
+
+def _why(event: ModelDone) -> str:
+    """Return the reason of a model's state; that nothing is to be done says nothing of a run that has just installed it."""
+    is_new = event.state == "active" and event.reason.startswith("up-to-date")
+    return ", verified and tested" if is_new else f" ({printable(event.reason)})"
 
 
 def _from(sources: tuple[str, ...]) -> str:

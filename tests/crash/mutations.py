@@ -97,6 +97,8 @@ _FETCH = ("contract/test_fetcher_contract", "adversary/test_fetch_leftovers", "a
 _ENGINE = ("adversary/test_store_attacks", "functional/test_trust_on_a_node")
 #: The tests that are about a file, those that go red soonest first.
 SETTINGS, SHELL = "reconciler/settings.py", "reconciler/cli/command_context.py"
+PAGE, MARKDOWN, ENVIRONMENT = "reconciler/report/page.py", "reconciler/report/markdown.py", "reconciler/environment.py"
+CONFIGURATION, PLAN_NODES, INIT = "reconciler/commands/configuration.py", "reconciler/commands/plan_nodes.py", "reconciler/cli/init.py"
 TESTS = {
     DURABLE: ("unit/test_atomic", "unit/test_reserve", "functional/test_linked_files"),
     FILES: (
@@ -106,7 +108,13 @@ TESTS = {
         "adversary/test_archive_leftovers",
         "adversary/test_found_files",
     ),
-    SETTINGS: ("adversary/test_found_files",),
+    SETTINGS: ("adversary/test_found_files", "functional/test_status_page"),
+    PAGE: ("functional/test_status_page",),
+    MARKDOWN: ("functional/test_plan_nodes",),
+    ENVIRONMENT: ("unit/test_environment",),
+    CONFIGURATION: ("unit/test_environment",),
+    PLAN_NODES: ("functional/test_plan_nodes",),
+    INIT: ("functional/test_init",),
     CONFINE: ("adversary/test_bare_server", "adversary/test_sandbox"),
     BOX: ("functional/test_server_engines", "adversary/test_bare_server"),
     ASKER: ("adversary/test_bare_server", "functional/test_server_engines"),
@@ -186,6 +194,7 @@ def mutations() -> Iterator[Mutation]:
     yield from _serving()
     yield from _roles()
     yield from _network()
+    yield from _told()
     yield from _found_files()
 
 
@@ -446,6 +455,20 @@ def _network() -> Iterator[Mutation]:
     yield once("the last envelope, whatever the clock says", FLOOR, " if kept != path)", ")")
     yield without("the trust state in its file", FLOOR, "atomic.write(_path(layout), msgspec.json.encode(trust_state))")
     yield without("the trust state in the ledger", FLOOR, 'ledger.set_fact("floor", trust_state)')
+
+
+def _told() -> Iterator[Mutation]:
+    """What keeps hostile text inert, secrets untold, and a change that nodes would refuse out of a repository."""
+    yield once("text on the page", PAGE, "html.escape(printable(text, _MOST_TEXT), quote=True)", "text")
+    yield once("the policy of the page", PAGE, "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'", "")
+    yield once("a state on the page", PAGE, 'model.state if model.state in _MARKS else "absent"', "model.state")
+    yield once("text in Markdown", MARKDOWN, "_SPECIAL.sub(", "re.sub('(?!)', ")
+    yield once("secrets of addresses in config show", CONFIGURATION, "documents.redacted(value) if", "value if")
+    yield without("an older snapshot than the base", PLAN_NODES, "found.check_fresh(accepted, now=now, limits=context.limits)")
+    yield never("an older root than the base", PLAN_NODES, "base and found.root.version < base.root.version")
+    yield never("a fingerprint for a root that is fetched", INIT, "not fingerprint")
+    yield once("a page in the store", SETTINGS, "page.is_relative_to(os.path.normpath(settings.store_path))", "False")
+    yield once("a variable that names no key", ENVIRONMENT, "if name not in known and any(", "if False and any(")
 
 
 def _found_files() -> Iterator[Mutation]:

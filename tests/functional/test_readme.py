@@ -93,6 +93,13 @@ def test_links_in_the_documents_lead_somewhere() -> None:
             assert (document.parent / target).exists(), f"{document.name}: {target}"
 
 
+def test_the_recording_of_the_readme_is_text_that_loads_nothing() -> None:
+    text = (TOP / "docs/demo.svg").read_text()
+    assert "$ reconcile apply --yes" in text.replace("&#160;", " ")
+    assert "<script" not in text
+    assert not re.search(r"url\((?!#)|href=|@font-face|@import", text)
+
+
 def test_the_readme_counts_the_packages_that_are_installed() -> None:
     pinned = re.findall(r"^[\w.-]+==", (TOP / "requirements.lock").read_text(), re.MULTILINE)
 
