@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from reconciler.core import units
+from reconciler.core.errors import UsageError
 
 
 class Seconds(click.ParamType[float]):
@@ -69,6 +70,14 @@ class Part(click.ParamType[int]):
         if not value.endswith("%") or not 0 <= found <= 10_000 or found != found.to_integral_value():
             self.fail(f"{value!r} is not a part such as 1% or 0.5%, in steps of 0.01%", param, ctx)
         return int(found)
+
+
+def token_ids(text: str) -> list[int]:
+    """Return the token ids in *text*, such as ``12,7,99``; raises UsageError."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"{text[:200]!r} is not a list of token ids such as 12,7,99") from None
 
 
 FILE = click.Path(path_type=Path, dir_okay=False)

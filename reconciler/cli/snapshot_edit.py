@@ -10,7 +10,7 @@ import msgspec
 
 from reconciler.cli import document_io
 from reconciler.cli.document_io import JSON
-from reconciler.cli.options import FILE, MODEL_STATE, Size
+from reconciler.cli.options import FILE, MODEL_STATE, Size, token_ids
 from reconciler.core.errors import PublishError, UsageError
 from reconciler.core.text import printable
 
@@ -74,7 +74,7 @@ def snapshot_edit(
     from reconciler.publish import differences, edits, snapshots
 
     if given["tokens"]:
-        given["tokens"] = _token_ids(given["tokens"])
+        given["tokens"] = token_ids(given["tokens"])
     chosen = {_PLACES[name]: value for name, value in given.items() if value not in (None, ())} | dict(map(_assignment, values))
     if not (chosen or removed or urls):
         raise UsageError("nothing to change is given", hint="`reconcile snapshot edit --help` lists the options")
@@ -103,13 +103,6 @@ def _assignment(text: str) -> tuple[str, Any]:
         raise UsageError(
             f"{text[:200]!r} is not PLACE=JSON: {error}", hint="""a text has quotes, as in --set 'smoke.prompt="Hello"'"""
         ) from None
-
-
-def _token_ids(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise UsageError(f"{text[:200]!r} is not a list of token ids such as 12,7,99") from None
 
 
 @click.command("lint")

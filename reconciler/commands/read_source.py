@@ -100,7 +100,7 @@ class SourceReader:
 
     # -- its bytes ---------------------------------------------------------------------------------
 
-    def measure(self, file: SourceFile, *, read_all: bool = False) -> Measured:
+    def measure(self, file: SourceFile, *, read_all: bool = False, may_be_empty: bool = False) -> Measured:
         """
         Return digest, size and first bytes of *file*: as its source vouches for them, unless *read_all*, else by reading it.
 
@@ -112,14 +112,15 @@ class SourceReader:
             path = Path(file.place)
             size = path.stat().st_size if path.is_file() else 0
             chunks = artifacts.read_chunks(path, max_bytes=self._max_bytes)
-            return artifacts.measure(self._progress(chunks, size, file.path), head_bytes=_HEAD_BYTES)
+            return artifacts.measure(self._progress(chunks, size, file.path), head_bytes=_HEAD_BYTES, may_be_empty=may_be_empty)
         with self._opened(file.place) as answer:
             if file.digest and not read_all:
                 return self._vouched(file, answer)
             if answer.length is None and not answer.chunked:
                 raise FetchError(f"{sources.redact(file.place)} does not state its length, so an incomplete download would not be noticed")
             chunks = self._progress(http.chunks(answer, file.place, max_bytes=self._max_bytes), answer.length or 0, file.path)
-            found = artifacts.measure(chunks, head_bytes=_HEAD_BYTES, algorithm=file.digest.partition(":")[0] or "sha256")
+            algorithm = file.digest.partition(":")[0] or "sha256"
+            found = artifacts.measure(chunks, head_bytes=_HEAD_BYTES, algorithm=algorithm, may_be_empty=may_be_empty)
         if file.digest and found.digest != file.digest:
             raise PublishError(f"{sources.redact(file.place)} gives {found.digest}, and its source says {file.digest}")
         return found

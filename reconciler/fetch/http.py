@@ -193,7 +193,7 @@ def is_url(text: str) -> bool:
     Raises:
         UsageError: it is an address of a kind that nothing is fetched from.
     """
-    if text.startswith(("http://", "https://")):
+    if text.startswith(("http://", "https://", "s3://")):
         return True
     if re.match("[a-z][a-z0-9+.-]*://", text, re.IGNORECASE):
         scheme = text[:200].partition("://")[0]  # the rest of it may be a secret

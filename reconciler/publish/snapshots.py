@@ -200,6 +200,13 @@ def with_state(found: Snapshot, model_id: str, state: KnownState) -> Snapshot:
     return replace(found, models=tuple(changed if one.id == model_id else one for one in found.models))
 
 
+def with_redirects(found: Snapshot, redirects: dict[str, tuple[str, ...]]) -> Snapshot:
+    """Return *found* with *redirects*, patterns by host, added to those that it permits."""
+    before = found.sources.redirects or {}
+    merged = before | {host: tuple(dict.fromkeys((*before.get(host, ()), *patterns))) for host, patterns in redirects.items()}
+    return replace(found, sources=replace(found.sources, redirects=merged)) if redirects else found
+
+
 def with_edit(found: Snapshot, model_id: str, change: Callable[[Model], Model]) -> Snapshot:
     """
     Return *found* with *change* applied to the model *model_id*.
