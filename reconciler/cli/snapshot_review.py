@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import click
 
 from reconciler.cli import document_io
+from reconciler.cli.command_context import to_json
 from reconciler.cli.document_io import JSON, PASSPHRASE
 from reconciler.cli.options import FILE, YES
 from reconciler.core import units
@@ -186,11 +187,12 @@ def snapshot_export(*, file: Path, form: str, out: Path | None) -> None:
     \b
       reconcile snapshot export snapshot.json --format cyclonedx --out models.cdx.json
     """
-    from reconciler.publish import bill_of_materials, snapshots
+    from reconciler.commands import bill_of_materials
+    from reconciler.publish import snapshots
 
     assert form == "cyclonedx"
     data = document_io.read_snapshot(file)
-    text = bill_of_materials.cyclonedx(snapshots.open_(data), snapshots.inspect(data).digest) + "\n"
+    text = to_json(bill_of_materials.of_snapshot(snapshots.open_(data), snapshots.inspect(data).digest))
     if out:
         document_io.write(out, text.encode())
     else:

@@ -1,4 +1,4 @@
-"""``status --format cyclonedx``: the models whose files are on this node, as a bill of materials."""
+"""Bills of materials: of the models whose files are on this node, and of those that a snapshot lists."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from reconciler.commands import status as status_command
 from reconciler.commands.context import NodeContext
 from reconciler.commands.status import ModelStatus
 from reconciler.core.lock import Lock, LockedModel
+from reconciler.core.snapshot import Model, Snapshot
 from reconciler.report import cyclonedx
 from reconciler.report.cyclonedx import BomFile, BomModel
 
@@ -50,5 +51,34 @@ def _model(one: ModelStatus, listed: LockedModel, lock: Lock, engines: dict[str,
                 sources=tuple(map(documents.redacted, lock.blob[artifact.digest].sources)),
             )
             for artifact in listed.artifact
+        ),
+    )
+
+
+def of_snapshot(found: Snapshot, digest: str) -> dict[str, Any]:
+    """Return the bill of materials of the models that *found*, the snapshot with this *digest*, lists; its time is the time of issue."""
+    return cyclonedx.document(
+        network=found.network,
+        snapshot=f"{found.version} {digest}",
+        lock="",
+        active_digest="",
+        models=[_listed(model) for model in found.models],
+        now=found.issued_at,
+        of_node=False,
+    )
+
+
+def _listed(model: Model) -> BomModel:
+    return BomModel(
+        id=model.id,
+        state=model.state,
+        tasks=model.tasks,
+        tree="",
+        engine=model.runtime.engine,
+        engine_version=model.runtime.version,
+        entrypoint=model.entrypoint,
+        files=tuple(
+            BomFile(path=one.path, digest=one.digest, size=one.size, sources=tuple(map(documents.redacted, one.urls)))
+            for one in model.artifacts
         ),
     )

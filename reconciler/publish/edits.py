@@ -22,7 +22,7 @@ from reconciler.core.snapshot import Artifact, Expect, Model, Runtime, Smoke
 from reconciler.publish import envelopes
 
 _STEP = re.compile(r"\.?([A-Za-z_]\w*)|\[([^\[\]]+)\]", re.ASCII)
-_CONTENT = frozenset({"name", "version", "path", "digest", "size", "unpack", "artifacts"})
+_CONTENT = frozenset({"name", "version", "artifacts", *(f"artifacts.{name}" for name in ("path", "digest", "size", "unpack"))})
 _KINDS = {"": Model, "runtime": Runtime, "smoke": Smoke, "smoke.expect": Expect, "artifacts": Artifact}
 
 
@@ -33,7 +33,7 @@ def with_values(model: Model, values: Mapping[str, Any], removed: tuple[str, ...
     Raises:
         PublishError: there is no such place, it is content, or nodes would refuse the value.
     """
-    tree: dict[str, Any] = msgspec.to_builtins(model)
+    tree: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(model))
     for place, value in values.items():
         parent, name = _locate(tree, place)
         parent[name] = msgspec.to_builtins(value)
@@ -64,16 +64,15 @@ def _locate(tree: dict[str, Any], place: str) -> tuple[dict[str, Any], str]:
         current = current.setdefault(name, {})
     last = steps[-1][0]
     _refuse_unknown(where, last)
-    if last in _CONTENT:
+    if f"{where}.{last}".lstrip(".") in _CONTENT:
         raise PublishError(f"{place} is content, which is not edited", hint="add other content as another version, as in name:v2")
     return current, last
 
 
 def _artifact(artifacts: Any, label: str) -> dict[str, Any]:
-    for one in artifacts if isinstance(artifacts, list) else ():
-        if one["path"] == label:
-            found: dict[str, Any] = one
-            return found
+    found: dict[str, Any] | None = next((one for one in artifacts if one["path"] == label), None) if isinstance(artifacts, list) else None
+    if found is not None:
+        return found
     raise PublishError(f"the model has no artifact {label[:200]!r}")
 
 

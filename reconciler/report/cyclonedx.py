@@ -1,5 +1,5 @@
 """
-What is on a node as a CycloneDX bill of materials (ECMA-424, version 1.6), for inventories and searches by digest.
+Models of a node, or of a snapshot, as a CycloneDX bill of materials (ECMA-424, version 1.6), for inventories and searches by digest.
 
 Rules that hold here:
 
@@ -47,8 +47,14 @@ class BomModel(Struct, frozen=True, kw_only=True):
     files: tuple[BomFile, ...]
 
 
-def document(*, network: str, snapshot: str, lock: str, active_digest: str, models: Sequence[BomModel], now: datetime) -> dict[str, Any]:
-    """Return the document as built-in values."""
+def document(
+    *, network: str, snapshot: str, lock: str, active_digest: str, models: Sequence[BomModel], now: datetime, of_node: bool = True
+) -> dict[str, Any]:
+    """Return the document as built-in values: of a node, or of a snapshot's list."""
+    subject = {"type": "platform", "bom-ref": "node", "name": f"inference node of {network}"}
+    if not of_node:
+        subject = {"type": "data", "bom-ref": "snapshot", "name": f"snapshot {snapshot} of {network}"}
+    serving = "active" if of_node else "enabled"
     ordered = sorted(models, key=lambda model: model.id)
     made_of = "\n".join([network, lock, active_digest, *(f"{model.id} {model.state}" for model in ordered)])
     return {
@@ -60,11 +66,11 @@ def document(*, network: str, snapshot: str, lock: str, active_digest: str, mode
         "metadata": {
             "timestamp": units.rfc3339(now),
             "tools": {"components": [{"type": "application", "name": "reconcile", "version": __version__}]},
-            "component": {"type": "platform", "bom-ref": "node", "name": f"inference node of {network}"},
+            "component": subject,
             "properties": _properties({"network": network, "snapshot": snapshot, "lock": lock, "active_digest": active_digest}),
         },
         "components": [_model(model) for model in ordered],
-        "dependencies": [{"ref": "node", "dependsOn": [model.id for model in ordered if model.state == "active"]}],
+        "dependencies": [{"ref": subject["bom-ref"], "dependsOn": [model.id for model in ordered if model.state == serving]}],
     }
 
 

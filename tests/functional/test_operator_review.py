@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import subprocess
@@ -117,3 +118,16 @@ def test_on_a_terminal_who_signs_is_shown_all_and_asked(ready: Terminal, answer:
     assert b'models[tiny:v1].smoke.prompt: "Hello"' in err
     assert f"Sign snapshot {digest_of(ready)}?".encode() in err
     assert (ready.bytes("snapshot.json") != before) is signed
+
+
+def test_what_is_listed_is_a_valid_bill_of_materials(ready: Terminal) -> None:
+    from cyclonedx.schema import OutputFormat, SchemaVersion
+    from cyclonedx.validation import make_schemabased_validator
+
+    ready("snapshot export snapshot.json --format cyclonedx --out models.cdx.json")
+    text = ready.bytes("models.cdx.json").decode()
+    assert make_schemabased_validator(OutputFormat.JSON, SchemaVersion.V1_6).validate_str(text) is None
+    (model,) = json.loads(text)["components"]
+    assert (model["type"], model["name"], model["version"]) == ("machine-learning-model", "tiny", "v1")
+    assert model["components"][0]["hashes"][0]["alg"] == "SHA-256"
+    assert ready("snapshot export snapshot.json --format cyclonedx") == text
