@@ -149,7 +149,7 @@ def test_two_people_sign_a_root_in_turn_and_a_third_may_not(ready: Terminal) -> 
 def test_a_signed_root_is_not_edited_in_place_nor_another_overwritten(ready: Terminal) -> None:
     before = ready.bytes("root.1.json")
     ready("root set root.1.json --expires 30d", code=1)
-    assert "--out root.2.json" in ready.err
+    assert "--out 2.root.json" in ready.err
     ready("root set root.1.json --expires 30d --out root.1.json", code=1)
     assert ready.bytes("root.1.json") == before
     ready("root new root.1.json --network x --root-key alice.pub --snapshot-key alice.pub", code=1)
