@@ -207,6 +207,7 @@ def _structs(kind: Any) -> Iterator[type[msgspec.Struct]]:
 
 # -- commands ------------------------------------------------------------------------------------------------
 
+_REVIEW_TITLE = "Commands to review and sign snapshots"
 _SECTIONS = {
     "node": ("Commands of a node", ("init", "lock", "plan", "apply", "sync", "agent", "status", "demo", "completion")),
     "maintenance": (
@@ -217,6 +218,7 @@ _SECTIONS = {
     "serve": ("Commands for servers", ("serve",)),
     "operator": ("Commands of the network's operator", ("key", "root", "fleet")),
     "snapshot": ("Commands for snapshots", ("snapshot",)),
+    "review": (_REVIEW_TITLE, ("snapshot",)),
 }
 
 
@@ -226,12 +228,21 @@ _SHARED = ("--json", "--json-into", "--config", "--color", "--quiet", "--verbose
 
 def _commands(title: str, names: tuple[str, ...]) -> str:
     top = click.Context(cli, info_name="reconcile", **cli.context_settings)
-    commands = [found for name in names for found in _walk(_command(cli, name), top, name)]
+    commands = [found for name in names for found in _walk(_command(cli, name), top, name) if _is_on(title, found[1].command_path)]
     shared: dict[str, str] = {}
     for command, context in commands:
         shared |= {option.name or "": _option(option, context) for option in _options(command) if _is_shared(option)}
     text = "".join(_section(command, context) for command, context in commands)
     return f"# {title}\n{text}\n## Options that many commands share\n\n{_OPTIONS}{''.join(shared.values())}"
+
+
+#: Commands of those who sign: the page of the other commands for snapshots is long enough.
+_REVIEW = frozenset(f"reconcile snapshot {name}" for name in ("inspect", "diff", "lint", "sign", "pae", "attach", "export"))
+
+
+def _is_on(title: str, path: str) -> bool:
+    """Return whether the command *path* is on the page *title*."""
+    return (path in _REVIEW) == (title == _REVIEW_TITLE) if path.startswith("reconcile snapshot") else True
 
 
 def _walk(command: click.Command, parent: click.Context, name: str) -> Iterator[tuple[click.Command, click.Context]]:
