@@ -78,9 +78,10 @@ def _write_folder(content: Content, root: Path) -> None:
     before = _listed(root)
     wanted = tuple(entry for entry in content.entries if not _is_of_others(entry, root, before))
     paths = tuple(entry.path for entry in wanted)
-    _write_list(
-        root, (*paths, *(path for path in before if path not in paths))
-    )  # before any of it: an interrupted run leaves nothing unlisted
+    for place in (list_of(root), *(root / path for path in {*paths, *before})):
+        atomic.clear_interrupted(place)
+    # Before any of it is written: an interrupted run leaves nothing unlisted.
+    _write_list(root, (*paths, *(path for path in before if path not in paths)))
     for entry in wanted:
         if not _is_there(entry, root):
             _write_entry(entry, root)
@@ -116,7 +117,6 @@ def _is_there(entry: Entry, root: Path) -> bool:
 def _write_entry(entry: Entry, root: Path) -> None:
     place = root / entry.path
     atomic.make_folder(place.parent)
-    atomic.clear_interrupted(place)
     if entry.target:
         atomic.symlink(entry.target, place)
     else:

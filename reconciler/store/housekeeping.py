@@ -33,7 +33,7 @@ class StoreHousekeeping:
         atomic.make_folder(self._layout.staging, 0o700)
         trust = self._layout.trust
         with files.translate_errors("clear what an interrupted run left"):
-            left = [path for path in self._layout.staging.iterdir() if path.name.startswith(("unpack-", "tree-", "thaw-"))]
+            left = [path for path in self._layout.staging.iterdir() if path.name.startswith(("unpack-", "tree-", "thaw-", "index-"))]
             for folder in (self._layout.root, self._layout.staging, self._layout.generations, trust, trust / "roots", trust / "snapshots"):
                 left += folder.glob(".*.tmp")
             left += (self._layout.cold / "blobs").glob("*/*/.*.tmp")

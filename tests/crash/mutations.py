@@ -85,6 +85,9 @@ CLOCK, FETCH_RECORD = "reconciler/store/clock.py", "reconciler/commands/fetch_re
 ROLLBACK, ACTIVATE, HOOKS = "reconciler/commands/rollback.py", "reconciler/apply/activate.py", "reconciler/hooks.py"
 ROLES, DOWNLOADER = "reconciler/core/roles.py", "reconciler/fetch/downloader.py"
 INVENTORY, BESIDE, WORKER = (f"reconciler/runtime/{name}.py" for name in ("inventory", "llama_cpp_files", "llama_cpp_worker"))
+FOLLOW, CONTENT, DRAIN, RELOAD, PRESETS = (
+    f"reconciler/serve/{name}.py" for name in ("follow", "content", "drain", "reload", "llama_server")
+)
 FILES, UNPACK, ATTEND = ("reconciler/files.py", "reconciler/unpack/extract.py", "reconciler/sandbox/supervision.py")
 CONFINE, BOX, ASKER, HUB = (
     "reconciler/sandbox/confine.py", "reconciler/sandbox/process.py", "reconciler/runtime/openai_worker.py",
@@ -129,6 +132,11 @@ TESTS = {
     OBSERVE: ("unit/test_observe", *_STORE, "adversary/test_store_attacks", "laws/test_lifecycle_machine"),
     WRITER: ("unit/test_writer_lock",),
     GARBAGE: ("unit/test_store_housekeeping",),
+    FOLLOW: ("unit/test_serve_follow", "functional/test_serve"),
+    CONTENT: ("unit/test_serve_content",),
+    DRAIN: ("unit/test_serve_follow", "unit/test_serve_kinds"),
+    RELOAD: ("unit/test_serve_follow",),
+    PRESETS: ("unit/test_serve_kinds",),
     QUARANTINE: ("unit/test_store_housekeeping",),
     LAYOUT: ("unit/test_layout", "adversary/test_store_attacks"),
     FLOOR: ("unit/test_trust_state", "functional/test_trust_on_a_node", "crash/test_damage"),
@@ -192,6 +200,7 @@ def mutations() -> Iterator[Mutation]:
     yield from _bytes()
     yield from _store()
     yield from _serving()
+    yield from _following()
     yield from _roles()
     yield from _network()
     yield from _told()
@@ -311,6 +320,39 @@ def _store() -> Iterator[Mutation]:
     yield never("the lock of the downloads", STAGING, "not files.lock(fd, _LOCK_SECONDS)")
     yield once("a quarantine's bound", QUARANTINE, "if index and (total > max_bytes", "if index and (False")
     yield once("the word of a test job's child", ATTEND, ' and found.get("nonce") == nonce', "")
+
+
+def _following() -> Iterator[Mutation]:
+    """What keeps a server from a half-made file, from a cut request, and from trees that are gone."""
+    yield once(
+        "generations that servers have",
+        GARBAGE,
+        "{current, *(server.generation for server in serving.read(self._layout).servers)}",
+        "{current}",
+    )
+    yield once("files of others in a server's folder", CONTENT, "if entry.shared or _is_there(entry, root):", "if True:")
+    yield once("paths in the list of what was written", CONTENT, 'and ".." not in path.split("/")', "")
+    yield once("absolute paths in the list of what was written", CONTENT, 'not path.startswith("/") and ', "")
+    yield once("what was written is listed before", CONTENT, "(*paths, *(path for path in before if path not in paths))", "before")
+    yield once("no answer is no idleness", DRAIN, 'isinstance(slot.get("is_processing"), bool)', "True")
+    yield never("metrics that do not tell", DRAIN, "not found")
+    yield once("a model that is loaded is waited for", DRAIN, '"busy" if "loading" in concerned.values() or any(', '"busy" if any(')
+    yield once(
+        "what a server read last",
+        DRAIN,
+        "for name, body in after.items() if before.get(name) == body} if is_known else ()",
+        "for name, body in after.items() if before.get(name) == body}",
+    )
+    yield never("what a server lists", RELOAD, "missing := sorted({*content.names} - found)")
+    yield once("once for each set", FOLLOW, "if force or not has_it:", "if True:")
+    yield once(
+        "one incident for a failure",
+        FOLLOW,
+        "if not told.failures:\n            self._report(Incident",
+        "if True:\n            self._report(Incident",
+    )
+    yield once("options that break out of the presets", PRESETS, r'or re.search(r"[;#\r\n]", str(value))', "")
+    yield never("paths that presets cannot say", PRESETS, 'found := re.search(r"[;#]|^\s|\s$", value)')
 
 
 def _roles() -> Iterator[Mutation]:

@@ -59,6 +59,7 @@ class Scene:
         self.node.configured = (
             Server(name="main", kind="llama-server", path=root / "serve" / "models.ini"),
             Server(name="python", kind="llama-cpp-python", path=root / "serve" / "models.json"),
+            Server(name="hub", kind="hf-cache", path=root / "serve" / "hub"),
         )
         item, lock = self.node.item, self.node.lock
         self.first: Lock = lock(
@@ -104,8 +105,10 @@ class Scene:
                 yield f"serving.json: {server.name} has {server.generation}: {server.error}"
 
     def _served(self) -> dict[str, str]:
-        found = [server.path for server in self.node.configured if server.path and server.path.exists()]
-        return {path.name: path.read_text() for path in found}
+        """Return what servers read now: the text of files, and where links lead."""
+        found = [path for server in self.node.configured if server.path for path in (server.path, *server.path.rglob("*"))]
+        links = {path.name: str(path.readlink()) for path in found if path.is_symlink()}
+        return links | {path.name: path.read_text() for path in found if path.is_file()}
 
     def end(self) -> dict[str, object]:
         active = generations.current(self.node.layout).number
