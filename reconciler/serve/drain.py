@@ -17,7 +17,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote
 
 import msgspec
@@ -27,6 +27,9 @@ from reconciler.serve import client, llama_server
 from reconciler.serve.content import Content
 from reconciler.serve.server import Server
 
+#: What was seen: a request would be cut, or is none at the moment; or there is nobody whom a reload could cut off.
+Look = Literal["busy", "idle", "nobody"]
+
 _SECONDS = 10.0
 _PAUSE_SECONDS = 0.005
 _RECENT_SECONDS = 0.01
@@ -35,31 +38,36 @@ _QUIET_SECONDS = 0.25
 _HINT = 'look at the server, or write `drain = "0s"` in its [[serve]] table to reload it without a look'
 
 
-def wait(server: Server, is_busy: Callable[[], bool], sleep: Callable[[float], None] = time.sleep) -> bool:
+def wait(server: Server, look: Callable[[], Look], sleep: Callable[[float], None] = time.sleep) -> bool:
     """
-    Wait for a moment in which *is_busy* says no and a request is least likely to come: a request has just ended, or none came for a while.
+    Wait for a moment in which nobody is served, or the server is idle and a request is least likely to come: one has just ended, or none
+    came for a while. Return whether it came within the server's ``drain``.
 
-    Return whether it came within the server's ``drain``. A client that asks, pauses and asks again is met at the begin of its pause.
+    A client that asks, pauses and asks again is met at the begin of its pause.
 
     Raises:
         ServeFailed: whether it is busy cannot be learned.
     """
-    until, idle_since, was_busy = time.monotonic() + server.drain_seconds, math.inf, False
+    began, idle_since, was_busy = time.monotonic(), math.inf, False
     while True:
         asked = time.monotonic()
-        is_idle, now = not is_busy(), time.monotonic()
-        is_recent = now - asked < _RECENT_SECONDS  # an answer that took longer tells of a moment that has passed
-        if is_idle and is_recent and (was_busy or now - idle_since >= _QUIET_SECONDS):
+        seen, now = look(), time.monotonic()
+        if seen == "nobody":
             return True
-        if now >= until:
-            return False
+        is_idle = seen == "idle"
+        # An answer that took long tells of a moment that has passed; where all take long, that must do after a while.
+        is_recent = now - asked < _RECENT_SECONDS + (now - began) / 100
+        if is_idle and ((was_busy and is_recent) or now - idle_since >= _QUIET_SECONDS):
+            return True
+        if now - began >= server.drain_seconds:
+            return is_idle
         idle_since, was_busy = min(idle_since, now) if is_idle else math.inf, not is_idle
         sleep(_PAUSE_SECONDS)
 
 
-def llama_server_is_busy(base: str, changed: Callable[[str], bool]) -> bool:
+def look_at_llama_server(base: str, changed: Callable[[str], bool]) -> Look:
     """
-    Return whether llama-server at *base* works on a request for a model whose section *changed*, or loads one: somebody waits for it.
+    Return what llama-server at *base* does with the models whose sections *changed*. One that it loads is busy: somebody waits for it.
 
     Raises:
         ServeFailed: it does not tell.
@@ -67,10 +75,12 @@ def llama_server_is_busy(base: str, changed: Callable[[str], bool]) -> bool:
     try:
         found = _json("GET", f"{base}/models")
     except client.Unreachable:
-        return False
+        return "nobody"
     states = {str(model["id"]): str(model["status"]["value"]) for model in _models(found)}
     concerned = {name: state for name, state in states.items() if state in {"loading", "loaded"} and changed(name)}
-    return "loading" in concerned.values() or any(_has_work(base, name) for name in concerned)
+    if not concerned:
+        return "nobody"
+    return "busy" if "loading" in concerned.values() or any(_has_work(base, name) for name in concerned) else "idle"
 
 
 def _models(found: Any) -> list[dict[str, Any]]:
@@ -98,7 +108,7 @@ def _json(method: str, url: str) -> Any:
 _VLLM = re.compile(r"^vllm:num_requests_(?:running|waiting)(?:\{[^}\n]*\})?\s+([0-9.eE+-]+)", re.MULTILINE)
 
 
-def vllm_is_busy(url: str) -> bool:
+def look_at_vllm(url: str) -> Look:
     """
     Return whether vLLM, whose metrics are at *url*, works on a request or has one waiting.
 
@@ -108,11 +118,11 @@ def vllm_is_busy(url: str) -> bool:
     try:
         text = client.request("GET", url, seconds=_SECONDS).body_or_raise(url).decode(errors="replace")
     except client.Unreachable:
-        return False
+        return "nobody"
     found = _VLLM.findall(text)
     if not found:
         raise ServeFailed(f"{url} has no vllm:num_requests_running", hint=_HINT)
-    return any(float(number) > 0 for number in found)
+    return "busy" if any(float(number) > 0 for number in found) else "idle"
 
 
 def changed_sections(before: dict[str, str], after: dict[str, str], *, is_known: bool) -> Callable[[str], bool]:
@@ -129,9 +139,9 @@ def changed_sections(before: dict[str, str], after: dict[str, str], *, is_known:
 # -- which server is asked what ---------------------------------------------------------------------
 
 
-def question(server: Server, content: Content, *, is_known: bool) -> Callable[[], bool] | None:
+def question(server: Server, content: Content, *, is_known: bool) -> Callable[[], Look] | None:
     """
-    Return what asks whether a reload of *server* would cut a request; None where it cannot tell, or is not to be asked.
+    Return what looks whether a reload of *server* would cut a request; None where it cannot tell, or is not to be asked.
 
     *is_known*: what it read last is what its file holds, so that this is asked for before *content* is written.
     """
@@ -139,10 +149,10 @@ def question(server: Server, content: Content, *, is_known: bool) -> Callable[[]
         return None
     if server.kind == "llama-server" and isinstance(server.reload, str) and server.path is not None:
         base, changed = client.base_of(server.reload), _changes(server, content, is_known=is_known)
-        return lambda: llama_server_is_busy(base, changed)
+        return lambda: look_at_llama_server(base, changed)
     metrics = server.options.get("metrics")
     if server.kind in {"hf-cache", "command", "http"} and isinstance(metrics, str):
-        return lambda: vllm_is_busy(metrics)
+        return lambda: look_at_vllm(metrics)
     return None
 
 

@@ -136,11 +136,11 @@ class ServerFollower:
 
     def _tell(self, server: Server, content: Content, told: Told) -> None:
         """Write, wait and reload, in this order: nothing but the reload stands between the last look at a server and its unload."""
-        is_busy = drain.question(server, content, is_known=bool(told.digest) and not told.is_written)
+        look = drain.question(server, content, is_known=bool(told.digest) and not told.is_written)
         if server.path is not None and not contents.is_written(content, server.path):
             self._remember(server, structs.replace(told, is_written=True))
             contents.write(content, server.path)
-        if is_busy is not None and not drain.wait(server, is_busy):
+        if look is not None and not drain.wait(server, look):
             self._report(Notice(level="warning", text=f"server {server.name} is reloaded while it works: it was busy for all of its drain"))
         reload.reload(server, content)
 
@@ -160,7 +160,7 @@ class ServerFollower:
 def content_of(server: Server, index: Index, layout: Layout) -> Content:
     """Return what *server* is to read of *index*."""
     kind = KINDS[server.kind]
-    models = served_model.models_of(index, layout.root, server.models)
+    models = served_model.models_of(index, layout, server.models)
     made = kind.content(server, models)
     if not (kind.gets_index or isinstance(server.reload, tuple)):
         return made

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from msgspec import Struct
 
 from reconciler.store.index import Index, IndexFile, IndexModel
+from reconciler.store.layout import Layout
 
 
 class ServedModel(Struct, frozen=True, kw_only=True):
@@ -50,25 +50,26 @@ class ServedModel(Struct, frozen=True, kw_only=True):
         return self.tasks == ("embedding",)
 
 
-def models_of(index: Index, store: Path, wanted: tuple[str, ...]) -> tuple[ServedModel, ...]:
+def models_of(index: Index, layout: Layout, wanted: tuple[str, ...]) -> tuple[ServedModel, ...]:
     """Return the models of *index* that *wanted* names by id, name or task, sorted by id; all where it names none."""
-    root = os.path.realpath(store)
-    return tuple(_served(model, root) for model in index.models if is_wanted(model, wanted))
+    root = os.path.realpath(layout.root)
+    return tuple(_served(model, f"{root}/{layout.tree_from_root(model.tree)}") for model in index.models if is_wanted(model, wanted))
 
 
 def is_wanted(model: IndexModel, wanted: tuple[str, ...]) -> bool:
     """Whether *wanted* names *model*, or nothing."""
-    return not wanted or not {model.id, model.name, *(f"task:{task}" for task in model.tasks)}.isdisjoint(wanted)
+    return not wanted or not {model.id, model.id.partition(":")[0], *(f"task:{task}" for task in model.tasks)}.isdisjoint(wanted)
 
 
-def _served(model: IndexModel, root: str) -> ServedModel:
+def _served(model: IndexModel, folder: str) -> ServedModel:
+    name, _, version = model.id.partition(":")  # an index of an older version has neither
     return ServedModel(
         id=model.id,
-        name=model.name,
-        version=model.version,
+        name=name,
+        version=version,
         current=model.current,
         tasks=model.tasks,
-        folder=f"{root}/{model.resolved}",
+        folder=folder,
         tree=model.tree,
         entrypoint=model.entrypoint,
         files=model.files,

@@ -13,7 +13,8 @@ import pytest
 
 from reconciler.core import strict_json
 from reconciler.core.lock import Lock
-from reconciler.store import blobs, clock, generations, quarantine
+from reconciler.core.state import ServerState
+from reconciler.store import blobs, clock, generations, quarantine, serving
 from reconciler.store.garbage import ASIDE_SECONDS, PARTIAL_SECONDS, GarbageCollector
 from reconciler.store.housekeeping import StoreHousekeeping
 from reconciler.store.ledger import Ledger, Verification
@@ -325,3 +326,16 @@ def test_a_quarantined_model_of_a_clock_that_was_ahead_is_not_the_newest_for_eve
             newest = quarantine.newest(node.layout, "a:v1")
             assert newest is not None
             assert f'"detail": "{detail}"' in (newest / "record.json").read_text()
+
+
+def test_what_a_server_was_last_told_of_stays_until_it_follows(node: StoreNode) -> None:
+    node.run(node.lock(node.item("a:v1", A)))
+    (tree,) = [entry.tree for entry in generations.current(node.layout).entries.values()]
+    wanted = node.lock(node.item("b:v1", B))
+    serving.write(node.layout, 1, [ServerState(name="main", kind="http", generation=1)])
+    node.run(wanted)
+    node.clock.forward(days=30)
+    assert not {("generation", "1"), ("tree", tree), ("blob", name_of(A["a.gguf"]))} & set(garbage(node, wanted))
+
+    serving.write(node.layout, 2, [ServerState(name="main", kind="http", generation=2)])
+    assert {("generation", "1"), ("tree", tree), ("blob", name_of(A["a.gguf"]))} <= set(garbage(node, wanted))
