@@ -352,7 +352,7 @@ def _following() -> Iterator[Mutation]:
         "if True:\n            self._report(Incident",
     )
     yield once("options that break out of the presets", PRESETS, r'or re.search(r"[;#\r\n]", str(value))', "")
-    yield never("paths that presets cannot say", PRESETS, 'found := re.search(r"[;#]|^\s|\s$", value)')
+    yield never("paths that presets cannot say", PRESETS, r'found := re.search(r"[;#]|^\s|\s$", value)')
 
 
 def _roles() -> Iterator[Mutation]:
