@@ -28,7 +28,7 @@ from reconciler.serve.content import Content
 from reconciler.serve.server import Server
 
 #: What was seen: a request would be cut, or is none at the moment; or there is nobody whom a reload could cut off.
-Look = Literal["busy", "idle", "nobody"]
+Activity = Literal["busy", "idle", "nobody"]
 
 _SECONDS = 10.0
 _PAUSE_SECONDS = 0.005
@@ -38,7 +38,7 @@ _QUIET_SECONDS = 0.25
 _HINT = 'look at the server, or write `drain = "0s"` in its [[serve]] table to reload it without a look'
 
 
-def wait(server: Server, look: Callable[[], Look], sleep: Callable[[float], None] = time.sleep) -> bool:
+def wait(server: Server, ask: Callable[[], Activity], sleep: Callable[[float], None] = time.sleep) -> bool:
     """
     Wait for a moment in which nobody is served, or the server is idle and a request is least likely to come: one has just ended, or none
     came for a while. Return whether it came within the server's ``drain``.
@@ -51,7 +51,7 @@ def wait(server: Server, look: Callable[[], Look], sleep: Callable[[float], None
     began, idle_since, was_busy = time.monotonic(), math.inf, False
     while True:
         asked = time.monotonic()
-        seen, now = look(), time.monotonic()
+        seen, now = ask(), time.monotonic()
         if seen == "nobody":
             return True
         is_idle = seen == "idle"
@@ -65,7 +65,7 @@ def wait(server: Server, look: Callable[[], Look], sleep: Callable[[float], None
         sleep(_PAUSE_SECONDS)
 
 
-def look_at_llama_server(base: str, changed: Callable[[str], bool]) -> Look:
+def activity_of_llama_server(base: str, changed: Callable[[str], bool]) -> Activity:
     """
     Return what llama-server at *base* does with the models whose sections *changed*. One that it loads is busy: somebody waits for it.
 
@@ -108,7 +108,7 @@ def _json(method: str, url: str) -> Any:
 _VLLM = re.compile(r"^vllm:num_requests_(?:running|waiting)(?:\{[^}\n]*\})?\s+([0-9.eE+-]+)", re.MULTILINE)
 
 
-def look_at_vllm(url: str) -> Look:
+def activity_of_vllm(url: str) -> Activity:
     """
     Return whether vLLM, whose metrics are at *url*, works on a request or has one waiting.
 
@@ -139,7 +139,7 @@ def changed_sections(before: dict[str, str], after: dict[str, str], *, is_known:
 # -- which server is asked what ---------------------------------------------------------------------
 
 
-def question(server: Server, content: Content, *, is_known: bool) -> Callable[[], Look] | None:
+def question(server: Server, content: Content, *, is_known: bool) -> Callable[[], Activity] | None:
     """
     Return what looks whether a reload of *server* would cut a request; None where it cannot tell, or is not to be asked.
 
@@ -149,10 +149,10 @@ def question(server: Server, content: Content, *, is_known: bool) -> Callable[[]
         return None
     if server.kind == "llama-server" and isinstance(server.reload, str) and server.path is not None:
         base, changed = client.base_of(server.reload), _changes(server, content, is_known=is_known)
-        return lambda: look_at_llama_server(base, changed)
+        return lambda: activity_of_llama_server(base, changed)
     metrics = server.options.get("metrics")
     if server.kind in {"hf-cache", "command", "http"} and isinstance(metrics, str):
-        return lambda: look_at_vllm(metrics)
+        return lambda: activity_of_vllm(metrics)
     return None
 
 

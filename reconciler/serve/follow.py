@@ -136,11 +136,11 @@ class ServerFollower:
 
     def _tell(self, server: Server, content: Content, told: Told) -> None:
         """Write, wait and reload, in this order: nothing but the reload stands between the last look at a server and its unload."""
-        look = drain.question(server, content, is_known=bool(told.digest) and not told.is_written)
+        ask = drain.question(server, content, is_known=bool(told.digest) and not told.is_written)
         if server.path is not None and not contents.is_written(content, server.path):
             self._remember(server, structs.replace(told, is_written=True))
             contents.write(content, server.path)
-        if look is not None and not drain.wait(server, look):
+        if ask is not None and not drain.wait(server, ask):
             self._report(Notice(level="warning", text=f"server {server.name} is reloaded while it works: it was busy for all of its drain"))
         reload.reload(server, content)
 

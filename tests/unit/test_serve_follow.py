@@ -18,7 +18,7 @@ from reconciler.core.errors import ServeFailed
 from reconciler.core.events import Event, Incident, Notice
 from reconciler.core.state import Generation, ServerState
 from reconciler.serve import client, drain
-from reconciler.serve.drain import Look
+from reconciler.serve.drain import Activity
 from reconciler.serve.follow import ServerFollower
 from reconciler.serve.server import Server
 from reconciler.store import atomic, serving
@@ -152,6 +152,22 @@ def test_a_busy_model_is_waited_for_until_it_ends(following: Following, router: 
     assert not any(isinstance(event, Notice) and event.level == "warning" for event in following.events)
 
 
+def test_a_model_that_is_loaded_is_waited_for_because_somebody_asked_for_it(following: Following, router: Router) -> None:
+    router.states = {"a": "loading"}
+    following.server = structs.replace(following.server, drain_seconds=60.0)
+    seen: list[str] = []
+
+    def load(path: str) -> None:
+        seen.append(router.states["a"])
+        if len(seen) == 3:
+            router.states["a"] = "loaded"
+
+    router.when = load
+    assert following.follow(following.swap("a:v2")).error == ""
+    assert router.log.index("/slots?model=a&autoload=false") >= 3
+    assert router.log[-1] == RELOAD
+
+
 def test_a_wait_ends_with_the_drain_and_the_reload_goes_on(following: Following, router: Router) -> None:
     router.states, router.busy = {"a": "loaded"}, {"a"}
 
@@ -246,19 +262,19 @@ def test_a_server_at_another_address_is_told_though_its_file_is_the_same(followi
 )
 def test_vllm_tells_by_its_metrics(router: Router, text: str, busy: bool) -> None:
     router.pages = {"/metrics": (200, text.encode())}
-    assert drain.look_at_vllm(f"{router.address}/metrics") == ("busy" if busy else "idle")
+    assert drain.activity_of_vllm(f"{router.address}/metrics") == ("busy" if busy else "idle")
 
 
 @pytest.mark.parametrize("text", ["", "# TYPE vllm:num_requests_running gauge\n", "other_running 0\n"])
 def test_metrics_that_do_not_tell_are_no_idleness(router: Router, text: str) -> None:
     router.pages = {"/metrics": (200, text.encode())}
     with pytest.raises(ServeFailed, match="num_requests_running"):
-        drain.look_at_vllm(f"{router.address}/metrics")
+        drain.activity_of_vllm(f"{router.address}/metrics")
 
 
 def test_who_nobody_listens_for_serves_nobody() -> None:
-    assert drain.look_at_vllm("http://127.0.0.1:1/metrics") == "nobody"
-    assert drain.look_at_llama_server("http://127.0.0.1:1", lambda _: True) == "nobody"
+    assert drain.activity_of_vllm("http://127.0.0.1:1/metrics") == "nobody"
+    assert drain.activity_of_llama_server("http://127.0.0.1:1", lambda _: True) == "nobody"
 
 
 def test_an_answer_that_is_too_long_is_none(router: Router, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,7 +287,7 @@ def test_an_answer_that_is_too_long_is_none(router: Router, monkeypatch: pytest.
 def test_a_server_that_answers_slowly_is_not_waited_for_without_end() -> None:
     looks: list[float] = []
 
-    def slow() -> Look:
+    def slow() -> Activity:
         time.sleep(0.05)
         looks.append(time.monotonic())
         return "busy" if len(looks) == 1 else "idle"
@@ -289,7 +305,7 @@ def test_a_server_that_answers_slowly_is_not_waited_for_without_end() -> None:
         (["nobody"], 1),
     ],
 )
-def test_the_moment_that_is_waited_for_is_the_end_of_a_request(answers: list[Look], looks: int) -> None:
+def test_the_moment_that_is_waited_for_is_the_end_of_a_request(answers: list[Activity], looks: int) -> None:
     left = list(answers)
     server = Server(name="main", kind="llama-server", drain_seconds=60.0)
 
