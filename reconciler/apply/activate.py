@@ -89,7 +89,7 @@ def announce(run: RunState, ports: Ports) -> RunState:
     A server or a hook that has not taken the set yet is told again, also where this run changed nothing.
     """
     before, current = run.announced, ports.generations.current()
-    _tell(ports, current)
+    run = _tell(run, ports, current)
     if current.number == before.number:
         return run
     added = sorted(model for model, entry in current.entries.items() if before.tree_of(model) != entry.tree)
@@ -100,9 +100,10 @@ def announce(run: RunState, ports: Ports) -> RunState:
     return _announced(run, ports, current, what)
 
 
-def _tell(ports: Ports, current: Generation) -> None:
-    ports.servers.follow(current)
+def _tell(run: RunState, ports: Ports, current: Generation) -> RunState:
+    states = ports.servers.follow(current)
     ports.hooks.activated(current)
+    return structs.replace(run, is_lagging=any(state.generation != current.number for state in states))
 
 
 def _announced(run: RunState, ports: Ports, current: Generation, what: str) -> RunState:
@@ -132,7 +133,7 @@ def _go_back(run: RunState, ports: Ports, current: Generation, added: list[str],
     run = structs.replace(run, serving=dict(back.entries))
     for model in returned:
         run = records.settle(run.without_fate(model), ports, model, "active", run.changes[model].reason)
-    _tell(ports, back)
+    run = _tell(run, ports, back)
     return _announced(run, ports, back, f"went back from {current.number}: not healthy: {why}")
 
 

@@ -42,7 +42,9 @@ def stop_archived(run: RunState, ports: Ports) -> RunState:
 
 
 def archive(run: RunState, ports: Ports) -> RunState:
-    """Move the archived models that do not serve to cold storage."""
+    """Move the archived models that do not serve to cold storage; while a server lags, they stay, since it may still read from them."""
+    if run.is_lagging:
+        return run
     for change in run.planned("archive"):
         if change.id not in run.serving:
             run = _archive(run, ports, run.models[change.id], change)

@@ -56,6 +56,8 @@ class RunState(Struct, frozen=True, kw_only=True):
     made: frozenset[str] = frozenset()
     #: Blobs that this run hashed and found damaged.
     damaged: frozenset[str] = frozenset()
+    #: A server has not taken the set that was announced: it still reads from trees of an earlier one.
+    is_lagging: bool = False
     fates: dict[str, Fate] = {}
     #: What is remembered of each model, by id.
     records: dict[str, Record]

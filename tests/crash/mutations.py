@@ -137,6 +137,7 @@ TESTS = {
     DRAIN: ("unit/test_serve_follow", "unit/test_serve_kinds"),
     RELOAD: ("unit/test_serve_follow",),
     PRESETS: ("unit/test_serve_kinds",),
+    "reconciler/apply/retire.py": ("unit/test_updates",),
     QUARANTINE: ("unit/test_store_housekeeping",),
     LAYOUT: ("unit/test_layout", "adversary/test_store_attacks"),
     FLOOR: ("unit/test_trust_state", "functional/test_trust_on_a_node", "crash/test_damage"),
@@ -343,6 +344,7 @@ def _following() -> Iterator[Mutation]:
         "for name, body in after.items() if before.get(name) == body} if is_known else ()",
         "for name, body in after.items() if before.get(name) == body}",
     )
+    yield never("trees of archived models that a server reads", "reconciler/apply/retire.py", "run.is_lagging")
     yield never("what a server lists", RELOAD, "missing := sorted({*content.names} - found)")
     yield once("once for each set", FOLLOW, "if force or not has_it:", "if True:")
     yield once(

@@ -101,8 +101,8 @@ class Scene:
         told = serving.read(self.node.layout)
         newest = max([0, *generations.numbers(self.node.layout)])
         for server in told.servers:
-            if server.error or server.generation > newest:
-                yield f"serving.json: {server.name} has {server.generation}: {server.error}"
+            if server.generation > newest:
+                yield f"serving.json: {server.name} has {server.generation}, and there is none"
 
     def _served(self) -> dict[str, str]:
         """Return what servers read now: the text of files, and where links lead."""
@@ -112,7 +112,7 @@ class Scene:
 
     def end(self) -> dict[str, object]:
         active = generations.current(self.node.layout).number
-        lagging = [server.name for server in serving.read(self.node.layout).servers if server.generation != active]
+        lagging = [server.name for server in serving.read(self.node.layout).servers if server.generation != active or server.error]
         served = {name: text.replace(str(self.root), "") for name, text in self._served().items()}
         return self.node.contents(self.second) | {"served": served, "lagging": lagging}
 

@@ -45,11 +45,13 @@ class MemoryServers:
 
     def __init__(self) -> None:
         self.told: list[int] = []
+        #: They take nothing new.
+        self.lag = False
 
     def follow(self, generation: Generation) -> tuple[ServerState, ...]:
-        if self.told[-1:] != [generation.number]:
+        if self.told[-1:] != [generation.number] and not self.lag:
             self.told.append(generation.number)
-        return (ServerState(name="main", kind="command", generation=generation.number),)
+        return (ServerState(name="main", kind="command", generation=self.told[-1] if self.told else 0),)
 
 
 class MemoryHooks:

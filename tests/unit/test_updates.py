@@ -184,6 +184,20 @@ def test_damage_in_a_replaced_model_costs_no_download(node: MemoryNode) -> None:
     assert node.internet.asked == asked
 
 
+def test_an_archived_model_stays_while_a_server_may_still_read_from_it(node: MemoryNode) -> None:
+    lock = node.lock(node.item("a:v1", V1, state="archived"), node.item("b:v1", V2, replaces=["a:v1"]))
+    node.servers.lag = True
+    for _ in range(2):
+        node.run(lock)
+        assert node.active() == {"b:v1": V2}
+        assert name_of(V1["a.gguf"]) in node.blobs.hot
+
+    node.servers.lag = False
+    node.run(lock)
+    assert name_of(V1["a.gguf"]) in node.blobs.cold
+    assert node.ledger.records["a:v1"].state == "archived"
+
+
 def test_an_archived_model_waits_for_what_replaces_it_under_another_name(node: MemoryNode) -> None:
     lock = node.lock(node.item("a:v1", V1, state="archived"), node.item("b:v1", V2, replaces=["a:v1"]))
     node.internet.remove(V2["a.gguf"])
