@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from reconciler.cli import document_io, snapshot_edit, snapshot_review
+from reconciler.cli import document_io, snapshot_edit, snapshot_review, snapshot_test
 from reconciler.cli.options import FILE, MODEL_STATE, Part
 from reconciler.cli.snapshot_add import snapshot_add
 
@@ -166,7 +166,8 @@ def snapshot_rollout(
 
 
 for _command in (
-    snapshot_edit.snapshot_edit, snapshot_edit.snapshot_lint, snapshot_review.snapshot_sign, snapshot_review.snapshot_attach,
-    snapshot_review.snapshot_pae, snapshot_review.snapshot_inspect, snapshot_review.snapshot_diff, snapshot_review.snapshot_export,
+    snapshot_test.snapshot_test, snapshot_edit.snapshot_edit, snapshot_edit.snapshot_lint, snapshot_review.snapshot_sign,
+    snapshot_review.snapshot_attach, snapshot_review.snapshot_pae, snapshot_review.snapshot_inspect, snapshot_review.snapshot_diff,
+    snapshot_review.snapshot_export,
 ):  # fmt: skip
     snapshot.add_command(_command)

@@ -185,7 +185,7 @@ def without_model(found: Snapshot, model_id: str) -> Snapshot:
     Raises:
         PublishError: it lists no such model.
     """
-    _ = _listed(found, model_id)
+    _ = listed(found, model_id)
     return replace(found, models=tuple(one for one in found.models if one.id != model_id))
 
 
@@ -196,7 +196,7 @@ def with_state(found: Snapshot, model_id: str, state: KnownState) -> Snapshot:
     Raises:
         PublishError: it lists no such model.
     """
-    changed = replace(_listed(found, model_id), state=state)
+    changed = replace(listed(found, model_id), state=state)
     return replace(found, models=tuple(changed if one.id == model_id else one for one in found.models))
 
 
@@ -214,11 +214,17 @@ def with_edit(found: Snapshot, model_id: str, change: Callable[[Model], Model]) 
     Raises:
         PublishError: it lists no such model, and what *change* raises.
     """
-    changed = change(_listed(found, model_id))
+    changed = change(listed(found, model_id))
     return replace(found, models=tuple(changed if one.id == model_id else one for one in found.models))
 
 
-def _listed(found: Snapshot, model_id: str) -> Model:
+def listed(found: Snapshot, model_id: str) -> Model:
+    """
+    Return the model *model_id* of *found*.
+
+    Raises:
+        PublishError: it lists no such model.
+    """
     for model in found.models:
         if model.id == model_id:
             return model

@@ -1,0 +1,90 @@
+"""``snapshot test``: the test job of a listed model, here and before a network signs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from reconciler.cli import document_io
+from reconciler.cli.document_io import JSON
+from reconciler.cli.options import FILE
+from reconciler.core.errors import PublishError
+from reconciler.core.text import printable
+
+if TYPE_CHECKING:
+    from reconciler.core.snapshot import Model
+    from reconciler.ports import TestReport
+    from reconciler.settings import Settings
+
+
+@click.command("test")
+@click.argument("file", type=FILE)
+@click.argument("model_id", metavar="NAME:VERSION")
+@click.argument("sources", nargs=-1, type=click.Path(path_type=Path, exists=True), metavar="[FOLDER|FILE]...")
+@click.option("--record", is_flag=True, help="Write what this machine computes into the snapshot: every node compares itself with it.")
+@click.option("--settings", "settings_file", type=FILE, help="A reconcile.toml whose [runtime] and [download] are used.")
+@JSON
+def snapshot_test(*, file: Path, model_id: str, sources: tuple[Path, ...], record: bool, settings_file: Path | None, as_json: bool) -> None:
+    """
+    Run the test job of a listed model on this machine, in the sandbox that nodes use. Ends with 1 if it does not pass.
+
+    \b
+      reconcile snapshot test snapshot.json tiny:v1 ./models
+      reconcile snapshot test snapshot.json tiny:v1 --record
+
+    Its files are taken from a folder, or named, or fetched from where nodes would fetch them; each is hashed first. With --record, an
+    answer is recorded that nodes compare: greedy tokens, or an embedding.
+    """
+    from reconciler.commands import run_test_job
+    from reconciler.commands.context import from_settings
+    from reconciler.publish import snapshots
+
+    data = document_io.read_snapshot(file)
+    found = snapshots.open_(data)
+    model = snapshots.listed(found, model_id)
+    node = from_settings(_settings(settings_file))
+    with run_test_job.files_of(found, model, sources, node.download) as files:
+        report = run_test_job.run(model, files, runtimes=node.runtimes, record=record)
+    if as_json:
+        document_io.print_json(report)
+    else:
+        _print(model_id, report)
+    if report.verdict != "passed":
+        raise click.exceptions.Exit(1)
+    if record:
+        _record(file, data, model, report)
+
+
+def _settings(path: Path | None) -> Settings:
+    from reconciler import settings
+
+    if path is None:
+        return settings.Settings(base=str(Path.cwd()))
+    return settings.decode(document_io.read(path), path.absolute().parent, str(path))
+
+
+def _print(model_id: str, report: TestReport) -> None:
+    verdict = {"passed": "passes", "bad": "is bad", "unable": "could not be tested here"}[report.verdict]
+    document_io.print_line(f"{model_id} {verdict}{': ' if report.reason else ''}{printable(report.reason)}")
+    on = f"{report.engine} {report.engine_version} on {report.device or 'cpu'}, in {report.sandbox or 'no sandbox'}".strip()
+    document_io.print_line(f"{printable(on)}: loaded in {report.load_seconds:.1f} s, {report.tokens} tokens in {report.run_seconds:.1f} s")
+    if report.text:
+        document_io.print_line(f"answer: {printable(report.text, 500)}")
+
+
+def _record(file: Path, data: bytes, model: Model, report: TestReport) -> None:
+    from msgspec import UNSET
+
+    from reconciler.publish import edits, snapshots
+
+    if report.answer is UNSET:
+        raise PublishError("nothing was recorded: this engine tells no answer that nodes can compare")
+    answer = report.answer
+    made = snapshots.edit(
+        data,
+        lambda found: snapshots.with_edit(found, model.id, lambda one: edits.with_values(one, {"smoke.expect.answer": answer})),
+        now=document_io.now(),
+    )
+    document_io.write_snapshot(file, made)
