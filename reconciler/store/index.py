@@ -181,7 +181,7 @@ class Describer:
         found = read(self._layout, number)
         for model in found.models if found else ():
             if model.files:
-                self._facts[_content(model)] = model_facts.of_index(model)
+                self._facts[_content(model)] = _facts_of(model)
 
     def _model(self, entry: ActiveModel, passed: dict[str, Passed], listing: tuple[Listing, ...]) -> IndexModel:
         facts = self._facts.get(_content(entry))
@@ -246,3 +246,8 @@ def _test(passed: Passed) -> IndexTest:
         tokens_per_second=passed.tokens_per_second,
         load_seconds=passed.load_seconds,
     )
+
+
+def _facts_of(model: IndexModel) -> ModelFacts:
+    """Return the facts that an index holds of *model*."""
+    return ModelFacts(**{field: getattr(model, field) for field in model_facts.SHOWN}, roles={file.path: file.role for file in model.files})

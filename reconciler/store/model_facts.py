@@ -19,7 +19,6 @@ from reconciler.store.ledger import Listing
 
 if TYPE_CHECKING:
     from reconciler.core.gguf import GgufFacts
-    from reconciler.store.index import IndexModel
 
 #: A configuration or a header of safetensors that is larger is not read.
 _MOST_BYTES = 16 << 20
@@ -40,11 +39,6 @@ class ModelFacts(Struct, frozen=True, kw_only=True):
 
 #: Those that the index of a model holds under the same names.
 SHOWN = tuple(field for field in ModelFacts.__struct_fields__ if field != "roles")
-
-
-def of_index(model: IndexModel) -> ModelFacts:
-    """Return the facts that an index holds of *model*."""
-    return ModelFacts(**{field: getattr(model, field) for field in SHOWN}, roles={file.path: file.role for file in model.files})
 
 
 def read(folder: Path, entrypoint: str, listing: Sequence[Listing]) -> ModelFacts:
