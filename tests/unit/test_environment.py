@@ -172,3 +172,18 @@ def test_a_path_of_the_environment_was_named_by_the_caller(node: Node, tmp_path:
     monkeypatch.setenv("RECONCILE_STORE_PATH", f"{shared}/store")
 
     assert run("incidents").code == 0
+
+
+def test_servers_engines_and_credentials_are_shown_as_settings_too(node: Node) -> None:
+    node.configure(
+        '\n[[serve]]\nkind = "command"\nname = "main"\nreload = ["/bin/true"]\n'
+        '\n[download.credentials."h.example.org"]\ntoken_env = "TOKEN"\n'
+        '\n[runtime.vllm]\nargv = ["/bin/true", "{folder}", "{port}"]\nenv = { SECRET = "hush" }\n'
+    )
+    shown = run("config", "show", "--config", str(node.folder / "reconcile.toml")).out
+    again = settings.decode(shown.encode(), node.folder)
+
+    assert "hush" not in shown
+    assert [server.name for server in again.serve] == ["main"]
+    assert again.runtime.server("vllm").argv == ("/bin/true", "{folder}", "{port}")
+    assert again.download.credentials["h.example.org"].token_env == "TOKEN"
