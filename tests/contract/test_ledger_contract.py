@@ -70,6 +70,15 @@ def test_a_passed_test_is_remembered_and_a_failed_one_takes_it_back(ledger: tupl
     assert look()[:2] == ({"a:v1": RECORD}, {})
 
 
+def test_a_test_that_could_not_be_made_takes_no_passed_one_back(ledger: tuple[Port, Look]) -> None:
+    port, look = ledger
+    port.put(RECORD)
+    port.tested("a:v1", REPORT, PASSED, NOW)
+    port.tested("a:v1", TestReport(verdict="unable", reason="the GPU is busy"), None, NOW)
+
+    assert look() == ({"a:v1": RECORD}, {"a:v1": PASSED}, False)
+
+
 def test_a_test_of_a_model_without_a_record_makes_it_pending(ledger: tuple[Port, Look]) -> None:
     port, look = ledger
     port.tested("a:v1", REPORT, PASSED, NOW)

@@ -13,13 +13,15 @@ import pytest
 
 from reconciler.core.errors import DiskFull, StoreError
 from reconciler.core.events import Incident
-from reconciler.core.state import Record, TreeSeen
+from reconciler.core.state import Passed, Record, TreeSeen
 from reconciler.core.trust import TrustState
 from reconciler.ports import TestReport
 from reconciler.store import ledger as ledgers
+from reconciler.store import test_facts
 from reconciler.store.ledger import Change, Ledger, Listing, Verification
 from tests.crash.scenario import KILLED, child
 from tests.storenode import traces
+from tests.twins.content import name_of
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 INCIDENT = Incident(kind="hash-mismatch", model="a:v1", blob="b", source="s", detail="d")
@@ -55,6 +57,29 @@ def test_the_same_incident_after_a_day_is_told_again(ledger: Ledger) -> None:
     ledger.log_incident(INCIDENT, NOW + timedelta(hours=25))
 
     assert len(ledger.incidents()) == 2
+
+
+def test_a_test_that_could_not_be_made_is_told_until_one_is_made_and_gone_when_the_model_is(ledger: Ledger) -> None:
+    unable, made = TestReport(verdict="unable", reason="no sandbox"), TestReport(verdict="bad", reason="it is bad")
+    ledger.tested("a:v1", unable, None, NOW)
+    ledger.tested("b:v1", unable, None, NOW)
+
+    assert test_facts.untested(ledger, "a:v1") == (unable, NOW)
+    assert ledger.report("a:v1") is None
+    ledger.tested("a:v1", made, None, NOW)
+    ledger.forget("b:v1")
+    assert (test_facts.untested(ledger, "a:v1"), test_facts.untested(ledger, "b:v1")) == (None, None)
+    assert ledger.report("a:v1") == (made, NOW)
+
+
+def test_what_a_command_line_has_served_is_bounded_and_the_newest_stay(ledger: Ledger) -> None:
+    for number in range(20):
+        tree = name_of(str(number).encode())
+        passed = Passed(tree=tree, smoke="s", engine="vllm", engine_version="1", device="cpu", at=NOW)
+        ledger.tested("a:v1", TestReport(verdict="passed", command="one"), passed, NOW)
+
+    assert ledger.served("one") == {name_of(str(number).encode()) for number in range(4, 20)}
+    assert ledger.served("another") == frozenset()
 
 
 def test_incidents_and_history_are_bounded_and_the_oldest_go(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
