@@ -243,6 +243,8 @@ class RunOptions(Struct, frozen=True, kw_only=True):
     locked: bool = False
     #: No network at all.
     offline: bool = False
+    #: Hosts that gave nothing in earlier runs are left alone until their time, as nobody waits for this run.
+    patient: bool = False
     #: Blobs come from this bundle alone, and not from the network.
     bundle: Path | None = None
     #: How long to wait for another run to let the store go.
@@ -290,21 +292,24 @@ def hold_store(context: NodeContext, *, timeout_seconds: float = 0.0) -> Iterato
     Raises:
         InternalError: a bug ended what was done with it; there is a report, and an incident.
         StoreBusy: another run still holds it after *timeout_seconds*.
+        StoreNewer: a newer version of this program wrote it.
         StoreError: it cannot be read or written.
     """
-    from reconciler.store import atomic, reserve, writer_lock
+    from reconciler.store import atomic, reserve, store_format, writer_lock
     from reconciler.store.ledger import Ledger
 
     layout = context.layout
     atomic.make_folder(layout.root)
     with files.translate_errors(f"read the store {layout.root}"):
         layout.check(fan_out=True)
+    store_format.check_store(layout)
     with (
         writer_lock.hold(layout.lock_file, timeout_seconds=timeout_seconds),
         reserve.released_when_full(layout.space_reserve),
         Ledger.writing(layout.ledger) as ledger,
         _bugs_logged(layout, ledger),
     ):
+        store_format.write(layout)
         yield ledger
 
 

@@ -248,6 +248,13 @@ class DiskFull(StoreError):
     hint = "free some space, or run `reconcile gc --dry-run` to see what can go"
 
 
+class StoreNewer(StoreError):
+    """A newer version of reconcile wrote the store; this one does not know what its files mean, and changes nothing."""
+
+    name = "store-newer"
+    hint = "use that version or a newer one; a store is not converted back (docs: Upgrade or uninstall)"
+
+
 class BlobDamaged(StoreError):
     """The bytes of a stored file no longer match its digest."""
 

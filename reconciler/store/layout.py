@@ -77,6 +77,11 @@ class Layout(Struct, frozen=True):
         return self.root / "serving.json"
 
     @property
+    def format_file(self) -> Path:
+        """The number of the format in which everything here is written."""
+        return self.root / "format"
+
+    @property
     def lock_file(self) -> Path:
         """The file whose lock the store's one writer holds. It is never deleted."""
         return self.root / ".lock"

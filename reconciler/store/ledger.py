@@ -6,6 +6,7 @@ Rules that hold here:
 1. Losing the ledger costs hashing and testing again, never a download and never trust.
 2. Reading leaves no trace, not even a journal (``ledger_database``).
 3. A damaged ledger is renamed by the next writer, with an incident, and a new one is started. A damaged row counts as missing.
+4. A ledger that a newer version wrote is neither read nor changed (``ledger_database``, rule 3).
 """
 
 from __future__ import annotations
@@ -130,7 +131,8 @@ class Ledger:
         with files.translate_errors(f"open {path}"):
             if (path.is_symlink() or path.exists()) and not stat.S_ISREG(path.lstat().st_mode):
                 return cls._start_new(path, "it is no plain file")
-            path.touch(0o644)  # SQLite syncs its name with that of its first journal
+            if not path.exists():
+                path.touch(0o644)  # SQLite syncs its name with that of its first journal
         try:
             return cls(ledger_database.open_writable(path), path)
         except sqlite3.DatabaseError as error:

@@ -6,6 +6,10 @@ Rules that hold here:
 1. The journal is a rollback journal and not WAL, because readers of a WAL write to its folder and a reader must leave no trace.
 2. Each statement is a transaction of its own and is durable when it returns: ``synchronous=EXTRA`` also syncs the deletion of the
    journal, without which a power cut could undo a commit.
+3. The database has a format number (``user_version``). An older one is brought to ``FORMAT`` in one transaction, whole or not at all: a
+   crash leaves it as it was, and the next run does it again. A newer one is refused, by readers too, and not changed.
+4. Each number stays what it is: what changes the tables is a new step at the end of ``STEPS``, never a change of one that is there. A step
+   changes nothing where it was taken before: version 0.1 of the program sets the number back to 1.
 """
 
 from __future__ import annotations
@@ -16,8 +20,9 @@ from pathlib import Path
 
 from reconciler import files
 from reconciler.core.errors import DiskFull, StoreError
+from reconciler.store import store_format
 
-SCHEMA = """
+_FIRST = """
 CREATE TABLE IF NOT EXISTS facts (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS blobs (
   digest TEXT PRIMARY KEY, size INTEGER NOT NULL, inode INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, verified_at TEXT NOT NULL
@@ -33,7 +38,9 @@ CREATE TABLE IF NOT EXISTS history (
   added BLOB NOT NULL, removed BLOB NOT NULL
 );
 """
-_SCHEMA_VERSION = 1
+#: What brings a database of format n to n + 1, at index n; 0 is an empty one. Version 0.1 of the program has 1.
+STEPS: tuple[str, ...] = (_FIRST,)
+FORMAT = len(STEPS)
 
 
 def open_writable(path: Path) -> sqlite3.Connection:
@@ -41,6 +48,7 @@ def open_writable(path: Path) -> sqlite3.Connection:
     Open the database at *path*, made if it is missing, and check it.
 
     Raises:
+        StoreNewer: a newer version wrote it.
         sqlite3.OperationalError: the system refuses.
         sqlite3.DatabaseError: it is damaged, or is no database.
     """
@@ -49,8 +57,7 @@ def open_writable(path: Path) -> sqlite3.Connection:
     try:
         connection.execute("PRAGMA journal_mode = DELETE")
         connection.execute("PRAGMA synchronous = EXTRA")  # FULL leaves the journal's deletion unsynced: a commit could be undone
-        connection.executescript(SCHEMA)
-        connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
+        _migrate(connection, path)
         sound = connection.execute("PRAGMA quick_check(1)").fetchone() == ("ok",)
     except BaseException:
         connection.close()
@@ -59,6 +66,31 @@ def open_writable(path: Path) -> sqlite3.Connection:
         connection.close()
         raise sqlite3.DatabaseError("its check failed")
     return connection
+
+
+def _migrate(connection: sqlite3.Connection, path: Path) -> None:
+    """Bring the database to ``FORMAT`` in one transaction; raises StoreNewer."""
+    found = _checked_format(connection, path)
+    if found == FORMAT:
+        return
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        for step in STEPS[found:]:
+            for statement in step.split(";"):
+                connection.execute(statement)
+        connection.execute(f"PRAGMA user_version = {FORMAT}")
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _checked_format(connection: sqlite3.Connection, path: Path) -> int:
+    """Return the format number of the database; raises StoreNewer."""
+    found: int = connection.execute("PRAGMA user_version").fetchone()[0]
+    store_format.check(found, FORMAT, f"the ledger {path}")
+    return found
 
 
 def is_not_empty(path: Path) -> bool:
@@ -101,6 +133,7 @@ def _open_checked(path: Path, mode: str = "ro") -> sqlite3.Connection:
         f"{path.absolute().as_uri()}?mode={mode}", uri=True, isolation_level=None, timeout=10, check_same_thread=False
     )
     try:
+        _checked_format(connection, path)
         for table in ("facts", "blobs", "trees", "models", "incidents", "history"):
             connection.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchall()  # noqa: S608  the names stand right here
     except BaseException:

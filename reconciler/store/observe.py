@@ -23,7 +23,7 @@ from reconciler import files
 from reconciler.core import digest
 from reconciler.core.errors import StoreError
 from reconciler.core.state import BlobSeen, Generation, NodeState, TreeSeen
-from reconciler.store import generations
+from reconciler.store import generations, store_format
 from reconciler.store.layout import Layout
 from reconciler.store.ledger import Ledger, Listing, Verification
 
@@ -39,6 +39,7 @@ def node_state(layout: Layout, ledger: Ledger) -> NodeState:
         if layout.root.exists() and not layout.root.is_dir():
             raise StoreError(f"the store {layout.root} is not a folder", hint="set [store] path to a folder, or move the file away")
         layout.check()
+        store_format.check_store(layout)
         return _observe(layout, ledger)
 
 
