@@ -24,7 +24,7 @@ from typing import Protocol
 import msgspec
 from msgspec import Struct
 
-from reconciler.agent import service
+from reconciler.agent import service, spread
 from reconciler.agent.cycle import CycleSteps, NodeSteps
 from reconciler.commands import status
 from reconciler.commands.context import NodeContext, RunOptions, report_bug
@@ -41,6 +41,8 @@ from reconciler.store import atomic
 BACKOFF_SECONDS = 3600.0
 #: The first pause after which servers that lag are told again between two cycles.
 FOLLOW_SECONDS = 5.0
+#: The longest time from the start to the first cycle: a span in which each node has its moment.
+START_SECONDS = 300.0
 #: No interval is shorter.
 SHORTEST_SECONDS = 1.0
 #: The longest silence of a working run, as when a large model is copied to cold storage; after it the watchdog is no longer fed.
@@ -144,6 +146,7 @@ class Agent:
         """
         with self._metrics_server(), self._watchdog.running(), self._notified():
             self._measure()
+            self._wait_for_turn()
             while not self._wakeup.stops():
                 result = self._cycle()
                 jitter = self._jitter(min(self._interval, self._context.jitter_seconds))
@@ -151,6 +154,14 @@ class Agent:
                 self._publish(result, seconds)
                 self._wait_and_follow(seconds)
                 self._reload()
+
+    def _wait_for_turn(self) -> None:
+        """Wait before the first cycle, so that a fleet that is started at once does not ask at once."""
+        seconds = spread.delay_of(self._context.node_id, min(self._interval, START_SECONDS))
+        if seconds >= 1.0:
+            self._report(Notice(level="info", text=f"the first cycle begins in {units.human_time(seconds)}: nodes take turns"))
+            self._wait(seconds)
+            self._reload()
 
     def once(self) -> CycleResult:
         """Run one cycle, publish its result and return it."""

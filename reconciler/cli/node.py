@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from reconciler.cli.command_context import CommandContext, common_options
-from reconciler.cli.options import EXCEPT, FILE, LOCK_TIMEOUT, LOCKED, OFFLINE, ONLY, YES
+from reconciler.cli.options import EXCEPT, FILE, LOCK_TIMEOUT, LOCKED, OFFLINE, ONLY, YES, Seconds
 from reconciler.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -216,6 +216,9 @@ def _code(outcome: Outcome) -> int:
 
 
 @click.command()
+@click.option(
+    "--splay", type=Seconds(), default=0.0, metavar="TIME", help="Begin within this time, at a moment that follows from the node's id."
+)
 @ONLY
 @EXCEPT
 @LOCKED
@@ -223,7 +226,14 @@ def _code(outcome: Outcome) -> int:
 @LOCK_TIMEOUT
 @common_options()
 def sync(
-    context: CommandContext, *, only: tuple[str, ...], excluded: tuple[str, ...], locked: bool, offline: bool, lock_timeout: float
+    context: CommandContext,
+    *,
+    splay: float,
+    only: tuple[str, ...],
+    excluded: tuple[str, ...],
+    locked: bool,
+    offline: bool,
+    lock_timeout: float,
 ) -> int:
     """
     Fetch the latest snapshot, then apply it. Use this in cron.
@@ -232,12 +242,16 @@ def sync(
     than [network] quiet_after; 1 if none was ever fetched from this address.
 
     \b
-      */5 * * * *  reconcile sync --quiet
+      */5 * * * *  reconcile sync --quiet --splay 4m
     """
+    import time
+
+    from reconciler.agent import spread
     from reconciler.commands import apply as apply_command
     from reconciler.commands.reporting import reported
 
     node = context.node()
     options = _options(only=only, excluded=excluded, locked=locked, offline=offline, lock_timeout_seconds=lock_timeout)
     with context.reporter() as report, reported(node, report, offline=offline):
+        time.sleep(spread.delay_of(node.node_id, splay))
         return _code(apply_command.sync(node, report, options))

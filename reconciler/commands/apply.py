@@ -179,7 +179,7 @@ def sync(context: NodeContext, report: Reporter, options: RunOptions = _OPTIONS,
         and whatever ``apply`` raises.
     """
     missed = None if options.locked or options.offline else _fetch_or_warn(context, report, options)
-    outcome = apply(context, report, options, actor=actor)
+    outcome = apply(context, report, msgspec.structs.replace(options, patient=True), actor=actor)
     failed = outcome.failed or outcome.unfetched or outcome.internal_errors  # says more than a silence does
     if missed is not None and not (failed and isinstance(missed, NetworkSilent)):
         raise missed
@@ -189,7 +189,9 @@ def sync(context: NodeContext, report: Reporter, options: RunOptions = _OPTIONS,
 def _fetch_or_warn(context: NodeContext, report: Reporter, options: RunOptions) -> FetchError | None:
     """Fetch the latest snapshot; where that fails and there is a lock to apply, warn, and return the error with which the sync ends."""
     try:
-        lock_command.update_lock(context, lock_timeout_seconds=options.lock_timeout_seconds)
+        lock_command.update_lock(
+            context, lock_timeout_seconds=options.lock_timeout_seconds, roots_every_seconds=node_trust.ROOTS_EVERY_SECONDS
+        )
     except FetchError as error:
         missed = fetch_record.failure(context, error, context.clock())
         if not load_lock.has_verified_lock(context):

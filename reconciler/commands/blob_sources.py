@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, cast
 import msgspec
 
 from reconciler.commands.context import NodeContext, RunOptions
-from reconciler.core.errors import FetchError
+from reconciler.core.errors import FetchError, StoreError
 from reconciler.core.lock import Lock
 from reconciler.fetch import sources
 from reconciler.fetch.bundle import Bundle, BundleFetcher
 from reconciler.fetch.downloader import Aria2Fetcher, OfflineFetcher
+from reconciler.fetch.host_health import HostHealth, HostRecord
 from reconciler.ports import Fetched, Fetcher, FetchFailed, Reporter, Want
 from reconciler.store.ledger import Ledger
 
@@ -42,8 +43,32 @@ def fetcher(context: NodeContext, options: RunOptions, lock: Lock, ledger: Ledge
     if not lock.allow_node_fallback:
         download = msgspec.structs.replace(download, mirrors=(), fallback=())
     lied = ledger.lying_sources(context.clock() - timedelta(seconds=MEMORY_SECONDS))
-    made = Aria2Fetcher(context.layout.staging, download)
+    hosts = HostHealth(ledger.fact(_HOSTS, dict[str, HostRecord]) or {}, context.clock(), patient=options.patient)
+    made = _RememberingFetcher(Aria2Fetcher(context.layout.staging, download, hosts), hosts, ledger)
     return FetcherWithHistory(made, lied) if lied else made
+
+
+#: A fact of the ledger: hosts that gave nothing in the last runs.
+_HOSTS = "hosts"
+
+
+class _RememberingFetcher:
+    """Fetches through *fetcher*, and lets the next run know which *hosts* gave nothing."""
+
+    def __init__(self, fetcher: Fetcher, hosts: HostHealth, ledger: Ledger) -> None:
+        self._fetcher, self._hosts, self._ledger = fetcher, hosts, ledger
+
+    def fetch(self, wants: Sequence[Want], report: Reporter) -> Iterator[Fetched | FetchFailed]:
+        """Yield one outcome for each of *wants*."""
+        return self._fetcher.fetch(wants, report)
+
+    def close(self) -> None:
+        """End what the fetcher started, and remember; idempotent."""
+        self._fetcher.close()
+        found = self._hosts.after()
+        if found != (self._ledger.fact(_HOSTS, dict[str, HostRecord]) or {}):
+            with contextlib.suppress(StoreError):  # it costs a request, and must not hide how the run ended
+                self._ledger.set_fact(_HOSTS, found or None)
 
 
 class FetcherWithHistory:

@@ -23,7 +23,7 @@ from reconciler.commands.context import NodeContext, hold_store
 from reconciler.commands.load_lock import LockFiles, VerifiedLock
 from reconciler.core import digest, trust
 from reconciler.core import lock as locks
-from reconciler.core.errors import FetchError, LockMismatch, NothingToCheck
+from reconciler.core.errors import BadSignature, FetchError, LockMismatch, NothingToCheck, RootExpired
 from reconciler.core.trust import TrustRoot
 from reconciler.store import atomic, trust_state
 from reconciler.store.ledger import Ledger
@@ -51,9 +51,13 @@ class FetchedSnapshot(Struct, frozen=True, kw_only=True):
     etag: Etag | None = None
 
 
-def update_lock(context: NodeContext, source: str = "", *, lock_timeout_seconds: float = 0.0) -> FetchedSnapshot:
+def update_lock(
+    context: NodeContext, source: str = "", *, lock_timeout_seconds: float = 0.0, roots_every_seconds: float = 0.0
+) -> FetchedSnapshot:
     """
     Fetch the snapshot at *source*, a URL or path, else at the settings' place, and write it as the node's lock.
+
+    Newer roots are asked for where they were not in the last *roots_every_seconds*, and where the snapshot's signatures need one.
 
     Raises:
         FetchError: nothing answers; what was accepted before stays.
@@ -63,9 +67,15 @@ def update_lock(context: NodeContext, source: str = "", *, lock_timeout_seconds:
     with hold_store(context, timeout_seconds=lock_timeout_seconds) as ledger:
         node_trust.trusted_root(context)  # a fault in the node's own root is none of the network's
         with fetch_record.recorded(context, source, ledger, now):
-            root = node_trust.fetch_newer_roots(context, ledger)
+            root = node_trust.fetch_newer_roots(context, ledger, every_seconds=roots_every_seconds)
             with node_trust.refusals_logged(ledger, now, documents.redacted(source or context.snapshot)):
-                fetched = fetch_snapshot(context, source, root, ledger, now)
+                try:
+                    fetched = fetch_snapshot(context, source, root, ledger, now)
+                except (BadSignature, RootExpired):
+                    newer = node_trust.fetch_newer_roots(context, ledger) if roots_every_seconds else root
+                    if newer.version == root.version:
+                        raise
+                    fetched = fetch_snapshot(context, source, newer, ledger, now)
         accept_snapshot(context, fetched, ledger, now)
     return fetched
 

@@ -68,10 +68,29 @@ def trusted_root(context: NodeContext, roots: RootFiles | None = None) -> TrustR
     return trust.apply_root_chain(pinned, roots.newer, limits=context.limits)
 
 
-def fetch_newer_roots(context: NodeContext, ledger: Ledger) -> TrustRoot:
-    """Fetch newer roots from where the settings say, one version at a time, until there is none; return the root that is trusted then."""
-    del ledger  # whoever has one holds the store
-    root = trusted_root(context)
+#: A fact of the ledger: when newer roots were last asked for, and at which address.
+_ASKED = "roots-asked"
+#: How long a node that asks by itself waits before it asks again, unless a signature gives it a reason.
+ROOTS_EVERY_SECONDS = 3600.0
+
+
+class _Asked(Struct, frozen=True, kw_only=True):
+    at: datetime
+    address: str
+
+
+def fetch_newer_roots(context: NodeContext, ledger: Ledger, *, every_seconds: float = 0.0) -> TrustRoot:
+    """
+    Fetch newer roots from where the settings say, one version at a time, until there is none; return the root that is trusted then.
+
+    Where they were asked for in the last *every_seconds*, they are not asked for again: ten thousand nodes would ask each few minutes for
+    what changes once a year.
+    """
+    root, now, asked = trusted_root(context), context.clock(), ledger.fact(_ASKED, _Asked)
+    if asked and asked.address == context.root_updates and 0 <= (now - asked.at).total_seconds() < every_seconds:
+        return root
+    if context.root_updates:
+        ledger.set_fact(_ASKED, _Asked(at=now, address=context.root_updates))
     for _ in range(context.limits.root_rotations if context.root_updates else 0):
         try:
             newer = _apply(context, root, (context.root_updates.replace("{version}", str(root.version + 1)),))

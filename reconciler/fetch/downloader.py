@@ -21,7 +21,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from reconciler import files
@@ -29,6 +29,7 @@ from reconciler.core import digest as digests
 from reconciler.core.errors import FetchError, HashMismatch, ReconcileError, SettingsError
 from reconciler.core.events import Notice
 from reconciler.fetch import aria2_daemon, credentials, hashing, sources
+from reconciler.fetch.host_health import GuardedResolver, HostHealth
 from reconciler.fetch.progress import POLL_SECONDS, poll_interval
 from reconciler.fetch.resolver import Resolver
 from reconciler.fetch.settings import FetchSettings
@@ -58,8 +59,9 @@ class OfflineFetcher:
 class Aria2Fetcher:
     """Fetches blobs into *staging*, a folder on the store's file system that only this object uses."""
 
-    def __init__(self, staging: Path, settings: FetchSettings) -> None:
+    def __init__(self, staging: Path, settings: FetchSettings, hosts: HostHealth | None = None) -> None:
         self._settings = settings
+        self._hosts = hosts
         self._staging = Staging(staging)
         self._daemon: aria2_daemon.Daemon | None = None
         self._hashers: hashing.Hashers | None = None
@@ -102,7 +104,7 @@ class Aria2Fetcher:
             raise FetchError(error.message, hint=error.hint) from None
         self._daemon = self._daemon or aria2_daemon.Daemon(self._settings, self._staging.root, self._staging.lock, known)
         self._hashers = self._hashers or hashing.Hashers(max(self._settings.concurrent, os.cpu_count() or 1))
-        resolver = Resolver(self._settings, known, self._hashers.wake)
+        resolver = self._resolver(known, self._hashers.wake)
         context = TransferContext(self._settings, sources.rules(wants, self._settings), self._staging, resolver, self._hashers, report)
         return _Run(wants, context, self._daemon)
 
@@ -118,6 +120,13 @@ class Aria2Fetcher:
         if want.digest.partition(":")[2] != digits:
             return FetchFailed(digest=want.digest, error=HashMismatch(f"its size is 0, and an empty file hashes to {digits}"))
         return Fetched(digest=want.digest, size=0, path=path, device=seen.st_dev, inode=seen.st_ino, mtime_ns=seen.st_mtime_ns)
+
+    def _resolver(self, known: credentials.Credentials, wake: Callable[[], None]) -> Resolver:
+        if self._hosts is None:
+            return Resolver(self._settings, known, wake)
+        guarded = GuardedResolver(self._settings, known, wake)
+        guarded.guard(self._hosts, time.monotonic)
+        return guarded
 
     def _next(self, outcomes: Iterator[Fetched | FetchFailed]) -> Fetched | FetchFailed | None:
         with self._step:

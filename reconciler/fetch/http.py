@@ -10,7 +10,8 @@ Rules that hold here:
 3. Time is bounded as a whole: one deadline from the connection to the last header, and one for the body, however slowly bytes come in.
 4. Credentials go to the host that they are for (``credentials``), anew at each redirect. A 401 that names a token service is answered with
    a token from there (``token_service``).
-5. A body that ends early, is compressed, or is larger than the cap is a failure of the network, said as one, and never half a document.
+5. A body that ends early, is encoded otherwise than as gzip, or is larger than the cap, as it comes or decoded, is a failure of the
+   network, said as one, and never half a document. What is no document, as the file of a model, is never encoded.
 6. So is a page that stands where a document was asked for (``error_pages``). Whatever is meant as a document is judged by its signatures.
 
 ``http.client`` is what this stands on. urllib3 2.8 was tried in its place: its timeouts count each read, so that a server which drips its
@@ -20,7 +21,6 @@ address (rule 1); its redirects, retries and decoding would be switched off (rul
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import http.client
 import ipaddress
@@ -32,12 +32,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from msgspec import Struct, structs
 
 from reconciler.core.errors import FetchError, TooLarge, UsageError
-from reconciler.fetch import error_pages, sources, token_service
+from reconciler.fetch import content_coding, error_pages, proxies, sources, token_service
 from reconciler.fetch.sources import Refused, Rules
 from reconciler.fetch.token_service import Challenge
 
@@ -102,7 +102,7 @@ class Connection(http.client.HTTPConnection):
         self.default_port = _PORTS["https" if endpoint.tls else "http"]
         self.endpoint, self.proxied = endpoint, bool(proxy)
         self._addresses, self._tls = addresses, tls
-        self._proxy_headers = _proxy_headers(proxy)
+        self._proxy_headers = proxies.headers(proxy)
         self.aborted = False
         if proxy and endpoint.tls:
             self.set_tunnel(endpoint.host, endpoint.port, headers=self._proxy_headers)
@@ -167,15 +167,6 @@ def checked_addresses(rules: Rules, endpoint: Endpoint) -> tuple[str, ...]:
     return found
 
 
-def _proxy_headers(proxy: str) -> dict[str, str]:
-    """Return the header with the proxy's credentials, where its URL has any."""
-    parts = urlsplit(proxy)
-    if parts.username is None:
-        return {}
-    pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-    return {"Proxy-Authorization": "Basic " + base64.b64encode(pair.encode()).decode()}
-
-
 # -- documents -------------------------------------------------------------------------------------
 
 
@@ -212,12 +203,16 @@ def get(
         FetchError: the address is not allowed, nobody answers, or a page stands where the document should.
         TooLarge: more than *max_bytes*; nothing of it was kept.
     """
-    headers = {"Accept": "application/json, */*;q=0.1"} | ({"If-None-Match": etag} if etag else {})
+    headers = {"Accept": "application/json, */*;q=0.1", "Accept-Encoding": content_coding.ACCEPTED} | (
+        {"If-None-Match": etag} if etag else {}
+    )
     try:
         with opened(
             url, timeout_seconds=timeout_seconds, headers=headers, proxy=proxy, ca_file=ca_file, allow_http=allow_http, authorize=authorize,
         ) as answer:  # fmt: skip
-            data = b"".join(chunks(answer, url, max_bytes=max_bytes, within_seconds=timeout_seconds))
+            sent = b"".join(chunks(answer, url, max_bytes=max_bytes, within_seconds=timeout_seconds, coded=True))
+            coding = answer.headers.get("Content-Encoding", "").strip().lower()
+            data = content_coding.decoded(sent, coding, max_bytes=max_bytes, shown=sources.redact(url))
             if page := error_pages.describe_non_envelope(answer.headers.get("Content-Type", ""), data):
                 raise FetchError(f"{sources.redact(url)} answered with {page}")
             return Document(data=data, etag=answer.headers.get("ETag", "")[:256])
@@ -316,7 +311,7 @@ class _Client(Struct, frozen=True, kw_only=True):
         rules.check(url)
         endpoint = endpoint_of(url)
         assert endpoint
-        proxy = proxy_for(endpoint, self.proxy)
+        proxy = proxies.proxy_for(endpoint.host, self.proxy, tls=endpoint.tls)
         addresses = () if proxy else checked_addresses(rules, endpoint)
         timeout = max(self.deadline - time.monotonic(), 0.001)
         is_private = any(not sources.is_public(address) for address in addresses or (endpoint.host,))
@@ -344,20 +339,6 @@ def _challenge(url: str, answer: http.client.HTTPResponse) -> Challenge | None:
     return next((one for one in found if one), None)
 
 
-def proxy_for(endpoint: Endpoint, proxy: str) -> str:
-    """Return the proxy on the way to *endpoint*: *proxy*, else the environment's; none to this very machine."""
-    if sources.is_loopback_name(endpoint.host):
-        return ""
-    if proxy:
-        return proxy
-    from urllib import request
-
-    found = request.getproxies().get("https" if endpoint.tls else "http", "")
-    if not found or request.proxy_bypass(endpoint.host):
-        return ""
-    return found if "://" in found else f"http://{found}"
-
-
 def _refusal(url: str, answer: http.client.HTTPResponse) -> FetchError:
     """Return what an *answer* that is no document means, with a quote from its page."""
     page = b""
@@ -376,16 +357,20 @@ def header_lists(answer: http.client.HTTPResponse) -> dict[str, list[str]]:
     return found
 
 
-def chunks(answer: http.client.HTTPResponse, url: str, *, max_bytes: int, within_seconds: float = math.inf) -> Iterator[bytes]:
+def chunks(
+    answer: http.client.HTTPResponse, url: str, *, max_bytes: int, within_seconds: float = math.inf, coded: bool = False
+) -> Iterator[bytes]:
     """
     Yield the body of *answer* as it comes in. ``http.client`` ends silently where a connection is cut: here that is a failure.
 
+    *coded*: the caller decodes what is encoded (``content_coding``).
+
     Raises:
-        FetchError: it ends before its length, is encoded, or takes longer than *within_seconds* in all.
+        FetchError: it ends before its length, is encoded and not *coded*, or takes longer than *within_seconds* in all.
         TooLarge: more than *max_bytes*.
     """
     shown = sources.redact(url)
-    if answer.headers.get("Content-Encoding", "identity").lower() != "identity":
+    if not coded and answer.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise FetchError(f"{shown} sends a compressed body, which nobody asked for")
     whole, ends, got = answer.length, time.monotonic() + within_seconds, 0
     while chunk := answer.read1(1 << 18):

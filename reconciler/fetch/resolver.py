@@ -120,6 +120,12 @@ class Resolver:
         if len(self._workers) < min(self._most_workers, self._unfinished):
             self._add_worker()
 
+    def refuse(self, request: ProbeRequest, failure: Failure) -> None:
+        """Let *failure* be the result of *request*, which is not sent."""
+        self._unfinished += 1
+        self._results.append((request, failure))
+        self._wake()
+
     def results(self) -> list[tuple[ProbeRequest, ProbeResult]]:
         """Return the results since the last call; end what is past its deadline."""
         self._end_overdue()

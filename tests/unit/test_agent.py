@@ -673,3 +673,17 @@ def test_a_success_of_a_clock_that_was_ahead_hides_no_silence(tmp_path: Path) ->
     assert seen[0].succeeded_at == START + timedelta(days=200, seconds=2)
     assert seen[1].ended_at is not None
     assert seen[1].succeeded_at == seen[1].ended_at
+
+
+def test_a_fleet_that_starts_at_once_does_not_ask_at_once(tmp_path: Path) -> None:
+    from reconciler.agent import spread
+
+    begun = {}
+    for name in ("n1", "n2", ""):
+        world = World(tmp_path, [0], f'[node]\nid = "{name}"\n[agent]\ninterval = "1h"\n')
+        world.during_wait = lambda _: None
+        Agent(world.load, world.events.append, world, AgentOptions(), steps=world, timer=world.timer, jitter=lambda _: 0.0).run()
+        begun[name] = world.waits[0] if name else 0.0
+        assert (len(world.synced), name == "") == (1, begun[name] == 0.0)
+        assert begun[name] == spread.delay_of(name, loop.START_SECONDS)
+    assert begun["n1"] != begun["n2"]

@@ -1,0 +1,199 @@
+"""A node among many asks seldom and takes little: compressed documents, roots once an hour, hosts that do not answer, turns."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import threading
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from reconciler.agent import spread
+from reconciler.commands import lock, node_trust
+from reconciler.core.errors import FetchError, TooLarge
+from reconciler.demo.server import Server
+from reconciler.fetch import http
+from tests.network import keys
+from tests.node import Node, later, tiny
+
+
+class Origin:
+    """A server whose answers the test chooses by path: status, headers and body."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, tuple[int, dict[str, str], bytes]] = {}
+        self.asked: list[tuple[str, dict[str, str]]] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                outer.asked.append((self.path, {name.lower(): value for name, value in self.headers.items()}))
+                status, headers, body = outer.answers.get(self.path, (404, {}, b""))
+                self.send_response(status)
+                for name, value in ({"Content-Length": str(len(body))} | headers).items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+    def paths(self) -> list[str]:
+        return [path for path, _ in self.asked]
+
+
+@pytest.fixture
+def origin() -> Iterator[Origin]:
+    made = Origin()
+    thread = threading.Thread(target=made.server.serve_forever, args=(0.02,))
+    thread.start()
+    yield made
+    made.server.shutdown()
+    thread.join()
+    made.server.server_close()
+
+
+def get(url: str, most: int = 1 << 20) -> bytes | None:
+    return http.get(url, max_bytes=most, timeout_seconds=10.0).data
+
+
+# -- compressed documents ----------------------------------------------------------------------------------------
+
+DOCUMENT = b'{"payloadType":"x","payload":"' + b"A" * 100_000 + b'"}'
+
+
+def test_a_document_is_taken_compressed_and_is_the_same(origin: Origin) -> None:
+    origin.answers["/s"] = (200, {"Content-Encoding": "gzip"}, gzip.compress(DOCUMENT))
+    assert get(f"{origin.url}/s") == DOCUMENT
+    assert origin.asked[0][1]["accept-encoding"] == "gzip"
+
+
+def test_a_small_body_that_becomes_a_large_one_is_cut_off_at_the_cap(origin: Origin) -> None:
+    bomb = gzip.compress(b"{" + b" " * (64 << 20))
+    assert len(bomb) < 100_000
+    origin.answers["/s"] = (200, {"Content-Encoding": "gzip"}, bomb)
+    with pytest.raises(TooLarge):
+        get(f"{origin.url}/s")
+
+
+@pytest.mark.parametrize(
+    ("coding", "body"),
+    [
+        ("gzip", gzip.compress(DOCUMENT)[:-9]), ("gzip", gzip.compress(DOCUMENT) + b"more"), ("gzip", DOCUMENT), ("gzip", b""),
+        ("gzip", gzip.compress(DOCUMENT) * 2), ("br", DOCUMENT), ("gzip, gzip", gzip.compress(gzip.compress(DOCUMENT))),
+        ("deflate", DOCUMENT),
+    ],
+)  # fmt: skip
+def test_a_body_that_is_not_one_whole_gzip_is_no_document(origin: Origin, coding: str, body: bytes) -> None:
+    origin.answers["/s"] = (200, {"Content-Encoding": coding}, body)
+    with pytest.raises(FetchError):
+        get(f"{origin.url}/s")
+
+
+# -- roots once an hour --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def polled(node: Node, origin: Origin) -> Node:
+    """A node that takes its snapshot and its roots from *origin*."""
+    text = f'[network]\nsnapshot = "{origin.url}/s"\nroot_updates = "{origin.url}/{{version}}.root"\n\n[store]\nreserve = "1MiB"\n'
+    (node.folder / "reconcile.toml").write_text(text)
+    publish(node, origin)
+    return node
+
+
+def publish(node: Node, origin: Origin) -> None:
+    node.network.now += timedelta(seconds=5)
+    body = node.network.snapshot(node.item("a:v1", tiny("a")))
+    etag = f'"{hashlib.sha256(body).hexdigest()}"'
+    origin.answers["/s"] = (200, {"ETag": etag}, body)
+
+
+def test_newer_roots_are_asked_for_once_an_hour(polled: Node, origin: Origin) -> None:
+    for _ in range(3):
+        assert polled.run("sync").code == 0
+    assert origin.paths().count("/2.root") == 1
+    with later(minutes=61) as clock:
+        lock.update_lock(polled.context(clock), roots_every_seconds=node_trust.ROOTS_EVERY_SECONDS)
+    assert origin.paths().count("/2.root") == 2
+
+
+def test_a_person_who_asks_for_the_lock_gets_newer_roots_at_once(polled: Node, origin: Origin) -> None:
+    for _ in range(2):
+        assert polled.run("lock").code == 0
+    assert origin.paths().count("/2.root") == 2
+
+
+def test_a_snapshot_that_the_known_root_does_not_explain_is_a_reason_to_ask(polled: Node, origin: Origin) -> None:
+    assert polled.run("sync").code == 0
+    origin.answers["/2.root"] = (200, {}, polled.network.rotate(snapshot_keys=keys("new", 1)))
+    publish(polled, origin)
+    assert polled.run("sync").code == 0
+    assert polled.run("status", "--json").json["snapshot"]["version"] == 2
+
+
+def test_a_snapshot_that_nobody_signed_is_refused_as_before(polled: Node, origin: Origin) -> None:
+    assert polled.run("sync").code == 0
+    origin.answers["/s"] = (200, {}, polled.network.snapshot(signers=keys("thief", 1)))
+    assert polled.run("sync").code == 4
+    assert polled.active() == ["a:v1"]
+
+
+# -- hosts that do not answer ----------------------------------------------------------------------------------------
+
+
+def test_a_host_that_asks_to_be_left_alone_is_not_asked_by_the_next_sync_and_a_person_may(node: Node, origin: Origin) -> None:
+    origin.answers["/a"] = (503, {"Retry-After": "600"}, b"")
+    node.publish(node.item("a:v1", tiny("a"), urls=[f"{origin.url}/a"]))
+    assert node.run("sync").code == 3
+    asked = len(origin.asked)
+    assert node.run("sync").code == 3
+    assert len(origin.asked) == asked
+    (model,) = node.run("status", "--json").json["models"]
+    assert (model["state"], model["attempts"]) == ("absent", 0)
+    assert model["reason"].startswith("source-failed")
+    assert "failed" not in node.kinds()
+    origin.answers["/a"] = (200, {}, tiny("a"))
+    assert node.run("apply", "--yes").code == 0
+    assert node.active() == ["a:v1"]
+
+
+def test_another_source_is_asked_at_once(node: Node, origin: Origin) -> None:
+    origin.answers["/a"] = (503, {"Retry-After": "600"}, b"")
+    node.publish(node.item("a:v1", tiny("a"), urls=[f"{origin.url}/a"]))
+    assert node.run("sync").code == 3
+    good = f"{node.server.address}/sha256/{hashlib.sha256(tiny('a')).hexdigest()}"
+    node.publish(node.item("a:v1", tiny("a"), urls=[f"{origin.url}/a", good]))
+    assert node.run("sync").code == 0
+
+
+# -- turns -----------------------------------------------------------------------------------------------------------
+
+
+def test_nodes_begin_evenly_spread_and_each_at_its_own_moment() -> None:
+    found = [spread.delay_of(f"node-{index}", 300.0) for index in range(10_000)]
+    assert all(0 <= one < 300 for one in found)
+    tenths = [sum(low <= one < low + 30 for one in found) for low in range(0, 300, 30)]
+    assert all(abs(count - 1000) < 3 * 30 for count in tenths)  # three standard deviations of a uniform draw
+    assert spread.delay_of("node-7", 300.0) == found[7]
+    assert spread.delay_of("", 300.0) == 0
+
+
+def test_a_sync_with_a_splay_waits_for_its_moment(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    node = Node(tmp_path / "node", server, '\n[node]\nid = "n1"\n')
+    node.publish(node.item("a:v1", tiny("a")))
+    waited: list[float] = []
+    monkeypatch.setattr(time, "sleep", waited.append)
+    assert node.run("sync", "--splay", "5m").code == 0
+    assert spread.delay_of("n1", 300.0) in waited
+    assert timedelta(seconds=waited[0]) < timedelta(minutes=5)
