@@ -19,8 +19,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from reconciler.core import dsse
-from reconciler.core.errors import BadRootChain, BadSignature, SettingsError
+from reconciler.core.errors import BadSignature, PublishError, SettingsError
 from reconciler.fleet import statement
 from reconciler.store import atomic
 
@@ -134,10 +133,9 @@ def load_key(pem: str) -> Any:
     Raises:
         BadSignature: it is none, or one with which anybody could sign.
     """
-    from cryptography.exceptions import UnsupportedAlgorithm
-    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+    from reconciler.publish import keys
 
     try:
-        return dsse.load_public_key(dsse.keyid_of(load_pem_public_key(pem.encode())), pem)
-    except (ValueError, UnsupportedAlgorithm, BadRootChain):
+        return keys.load_public(pem.encode()).key
+    except PublishError:
         raise BadSignature("the node's key is not an Ed25519 public key in PEM") from None

@@ -100,6 +100,11 @@ _FETCH = ("contract/test_fetcher_contract", "adversary/test_fetch_leftovers", "a
 _ENGINE = ("adversary/test_store_attacks", "functional/test_trust_on_a_node")
 #: The tests that are about a file, those that go red soonest first.
 SETTINGS, SHELL = "reconciler/settings.py", "reconciler/cli/command_context.py"
+COLLECT, REGISTER, ASSESS, FLEET_PAGE, OUTBOX, PUBLIC = (
+    f"reconciler/fleet/{name}.py" for name in ("collect", "register", "assess", "page", "outbox", "public_text")
+)
+REPORTING, FORMAT = "reconciler/commands/reporting.py", "reconciler/store/store_format.py"
+CODING, HEALTH = "reconciler/fetch/content_coding.py", "reconciler/fetch/host_health.py"
 PAGE, MARKDOWN, ENVIRONMENT = "reconciler/report/page.py", "reconciler/report/markdown.py", "reconciler/environment.py"
 CONFIGURATION, PLAN_NODES, INIT = "reconciler/commands/configuration.py", "reconciler/commands/plan_nodes.py", "reconciler/cli/init.py"
 TESTS = {
@@ -124,11 +129,21 @@ TESTS = {
     HUB: ("functional/test_server_engines",),
     "reconciler/runtime/server_process.py": ("adversary/test_bare_server", "functional/test_server_engines"),
     SHELL: ("adversary/test_found_files",),
+    COLLECT: ("adversary/test_fleet_attacks",),
+    REGISTER: ("adversary/test_fleet_attacks",),
+    ASSESS: ("adversary/test_fleet_attacks",),
+    FLEET_PAGE: ("adversary/test_fleet_attacks",),
+    OUTBOX: ("unit/test_fleet_outbox",),
+    PUBLIC: ("unit/test_fleet_outbox",),
+    REPORTING: ("functional/test_fleet",),
+    FORMAT: ("functional/test_versions",),
+    CODING: ("functional/test_gentle_polling",),
+    HEALTH: ("unit/test_host_health",),
     BLOBS: ("unit/test_blobs", "contract/test_blobs_contract", *_STORE, "adversary/test_store_attacks"),
     TREES: ("unit/test_trees", "adversary/test_archive_leftovers", *_STORE, "adversary/test_store_attacks"),
     MADE: ("unit/test_generations", "unit/test_stable_names", *_STORE, "adversary/test_store_attacks", "functional/test_rollback"),
     LEDGER: ("crash/test_ledger_syncs", "unit/test_ledger", *_STORE),
-    DATABASE: ("crash/test_ledger_syncs", "unit/test_ledger", "crash/test_damage"),
+    DATABASE: ("crash/test_ledger_syncs", "unit/test_ledger", "crash/test_damage", "functional/test_versions"),
     OBSERVE: ("unit/test_observe", *_STORE, "adversary/test_store_attacks", "laws/test_lifecycle_machine"),
     WRITER: ("unit/test_writer_lock",),
     GARBAGE: ("unit/test_store_housekeeping",),
@@ -198,6 +213,7 @@ def mutations() -> Iterator[Mutation]:
     """Yield every protection, taken out."""
     yield from _syncs()
     yield from _links()
+    yield from _fleet()
     yield from _bytes()
     yield from _store()
     yield from _serving()
@@ -542,6 +558,40 @@ def _found_files() -> Iterator[Mutation]:
     )
     yield from _servers()
     yield once("found files: programs beside the settings", SETTINGS, 'if argv and "/" in argv[0] else argv', "if False else argv")
+
+
+def _fleet() -> Iterator[Mutation]:
+    """What keeps an operator from believing what no node said, a node from saying too much, and versions and hosts from each other."""
+    yield once("fleet: the node's own key", COLLECT, "elif not found.signed_by(key):", "elif False:")
+    yield once("fleet: a time ahead", COLLECT, "elif found.report.at > latest:", "elif False:")
+    yield never("fleet: another network", COLLECT, "report.network != network")
+    yield never("fleet: a replay", COLLECT, "known is not None and report.sequence < known.sequence")
+    yield once("fleet: one number seen twice", COLLECT, "twice = known is not None and", "twice = False and")
+    yield once("fleet: both of one number", COLLECT, " if two_faced.get(node) != found.report.sequence}", "}")
+    yield once("fleet: a stale status", COLLECT, "for report in reports if report.at >= fresh_from)", "for report in reports)")
+    yield once(
+        "fleet: the record of what was seen",
+        REGISTER,
+        "except FileNotFoundError:\n            return {}",
+        "except Exception:\n            return {}",
+    )
+    yield never("fleet: the key of who enrols", REGISTER, "not found.signed_by(key)")
+    yield never("fleet: an enrolled key stays", REGISTER, "self.key(node) is not None")
+    yield once("fleet: silence counts against", ASSESS, "against = model.failed + model.silent", "against = model.failed")
+    yield never("fleet: two contents under one id", ASSESS, "model.trees > 1")
+    yield once("fleet: a rollback counts against", ASSESS, 'model.state == "failed" or model.reason == "held"', 'model.state == "failed"')
+    yield from every("fleet: text on the page", FLEET_PAGE, r"escape\(model\.id\)", "model.id")
+    yield once("fleet: no number twice", OUTBOX, "max(state.sequence + 1, int(now.timestamp() * 1000))", "int(now.timestamp() * 1000)")
+    yield once("fleet: numbers outlive the store", OUTBOX, "max(state.sequence + 1, int(now.timestamp() * 1000))", "state.sequence + 1")
+    yield never("fleet: names of the machine", PUBLIC, "any(name in word.lower() for name in private)")
+    yield once("fleet: words that may be the node's own", PUBLIC, "return LEFT_OUT if hidden else word", "return word")
+    yield never("fleet: the key's mode", REPORTING, "os.fstat(fd).st_mode & (stat.S_IRWXG | stat.S_IRWXO)")
+    yield never("versions: a newer format", FORMAT, "found > known")
+    yield once("versions: one step", DATABASE, 'connection.execute("BEGIN IMMEDIATE")', "pass")
+    yield never("polling: the cap on what is decoded", CODING, "len(made) > max_bytes")
+    yield never("polling: one whole body", CODING, "not decoder.eof or decoder.unused_data")
+    yield never("hosts: the circuit", HEALTH, "host is not None and len(host.silent_for) >= CIRCUIT_BLOBS")
+    yield once("hosts: a clock that was ahead", HEALTH, "if 0 < left <= LONGEST_SECONDS:", "if 0 < left:")
 
 
 def _servers() -> Iterator[Mutation]:
