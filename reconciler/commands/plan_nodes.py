@@ -49,7 +49,7 @@ def preview(context: NodeContext, *, files: tuple[Path, ...], against: str, rule
     """
     now = context.clock()
     nodes = tuple(profiles.read(path) for place in files for path in profiles.files(place))
-    found = load_lock.load_verified_lock(context)
+    found = _committed(context)
     base = read_base(context, against, found.root) if against else None
     check_follows(context, found, base, now)
     lock, before = found.lock, base.lock if base else None
@@ -67,10 +67,15 @@ def preview(context: NodeContext, *, files: tuple[Path, ...], against: str, rule
     )
 
 
+def _committed(context: NodeContext) -> VerifiedLock:
+    """Return the committed lock with the models of every rollout: a gate speaks of all nodes, and not of the one that it runs on."""
+    return load_lock.verify_files(context, load_lock.read_files(context))
+
+
 def check_against(context: NodeContext, against: str) -> None:
     """Check that a node that has accepted the base *against* accepts the committed lock, where there is one; raises as ``preview``."""
     try:
-        found = load_lock.load_verified_lock(context)
+        found = _committed(context)
     except LockMismatch:  # `lock --check` tells of it
         return
     check_follows(context, found, read_base(context, against, found.root), context.clock())

@@ -19,7 +19,7 @@ from typing import Literal
 from msgspec import Struct
 from msgspec.structs import replace
 
-from reconciler.core import lifecycle, names, plan, units
+from reconciler.core import lifecycle, names, plan, rollout, units
 from reconciler.core.lock import Lock, LockedModel
 from reconciler.core.node import NodeFacts, Policy
 from reconciler.core.plan import ModelChange, Plan
@@ -158,7 +158,20 @@ def without_needs(lock: Lock) -> Lock:
 
 
 def diff(lock: Lock, lock_digest: str, base: Lock | None, node: DescribedNode, *, now: datetime) -> NodePlan:
-    """Return what *lock* does on *node*, which holds what *base* asks of it; without a base, nothing."""
+    """
+    Return what *lock* does on *node*, which holds what *base* asks of it; without a base, nothing.
+
+    The plan is that of a node that is in every rollout. What a node loses that comes last in each of them is an outage too.
+    """
+    first = _diff(lock, lock_digest, base, node, now)
+    if not (lock.rollouts or (base and base.rollouts)):
+        return first
+    last = _diff(rollout.for_node(lock, "", ()), lock_digest, rollout.for_node(base, "", ()) if base else None, node, now)
+    lost = {one.id: one for one in (*last.outages, *first.outages)}
+    return replace(first, outages=tuple(lost[model] for model in sorted(lost)), shortage=first.shortage or last.shortage)
+
+
+def _diff(lock: Lock, lock_digest: str, base: Lock | None, node: DescribedNode, now: datetime) -> NodePlan:
     policy = Policy(reserve_bytes=node.reserve_bytes)
     state = converged(base, node.facts, now) if base else NodeState()
     held = sum(blob.size for blob in state.blobs.values())
@@ -208,7 +221,8 @@ def converged(lock: Lock, facts: NodeFacts, now: datetime) -> NodeState:
     """Return the state of a node with *facts* that has done what *lock* asks for: what it can run is there, tested and active."""
     able = [model for model in lock.model if not lifecycle.incompatible(model, facts)]
     enabled = {model.id for model in able if model.state == "enabled"}
-    waiting = lifecycle.replacements(lock, NodeState())
+    known = NodeState(records={model.id: Record(id=model.id, state="active") for model in able})  # else retired ones are not looked up
+    waiting = lifecycle.replacements(lock, known)
     kept = {model.id for model in able if model.state == "retired" and not waiting.get(model.id, frozenset()) & enabled}
     serving = [model for model in able if model.id in enabled | kept]
     entries = {model.id: _entry(model, _bytes(model, lock)) for model in serving}

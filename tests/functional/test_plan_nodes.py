@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -127,6 +128,26 @@ def test_the_last_of_two_versions_of_a_name_is_an_outage_and_one_of_them_is_not(
     assert repository.rules("--against", "main") == []
     repository.write(repository.model("b:v1"))
     assert {model for _, _, model in repository.rules("--against", "main")} == {"a:v1", "a:v2"}
+
+
+def rolled_out(repository: Repository, per_10000: int, size: int = GIB) -> dict[str, Any]:
+    models = [repository.model("a:v1", state="retired"), repository.model("a:v2", replaces=["a:v1"], gpu_memory=size)]
+    return {"models": models, "rollouts": {"step": {"models": ["a:v2"], "per_10000": per_10000}}}
+
+
+def test_a_model_of_a_first_step_is_judged_before_any_node_gets_it(repository: Repository) -> None:
+    repository.commit(repository.model("a:v1"))
+    repository.write(**rolled_out(repository, 1, 200 * GIB))
+    assert repository.rules("--against", "main") == [("reject", "", "a:v2")]
+
+
+def test_a_rollout_that_grows_is_no_outage_and_one_that_is_taken_back_is(repository: Repository) -> None:
+    repository.commit(**rolled_out(repository, 100))
+    repository.write(**rolled_out(repository, 10_000))
+    assert repository.rules("--against", "main", nodes=("gpu",)) == []
+    repository.commit(**rolled_out(repository, 10_000))
+    repository.write(**rolled_out(repository, 0))
+    assert repository.rules("--against", "main", nodes=("gpu",)) == [("outage", "gpu", "a:v2")]
 
 
 def test_new_content_under_an_id_is_no_outage(repository: Repository) -> None:
