@@ -142,10 +142,10 @@ def test_init_keeps_the_store_out_of_git(alone: Path) -> None:
 def test_the_store_is_ignored_once_and_only_where_it_lies_here(alone: Path, store: str, before: str, after: str | None) -> None:
     if before:
         (alone / ".gitignore").write_text(before)
-    code = run("init", "--store", store).code
-    assert code == (1 if store == "." else 0) or store == "."
-    found = (alone / ".gitignore").read_text() if (alone / ".gitignore").exists() else None
-    assert found == after
+    run("init", "--store", store)
+    lines = (alone / ".gitignore").read_text().splitlines() if (alone / ".gitignore").exists() else []
+    found = [line for line in lines if line != "/node.key"]  # which signs reports
+    assert found == (after or "").splitlines()
 
 
 # -- a root from an address
