@@ -14,10 +14,12 @@ A server is tried where an environment variable names it, since none of them is 
 
 from __future__ import annotations
 
+import atexit
 import functools
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -115,6 +117,7 @@ SERVERS = {"llama-server": llama_server, "llama-cpp-python": llama_cpp_python, "
 @functools.cache
 def hub_model(python: str) -> Path:
     folder = Path(tempfile.mkdtemp(prefix="hub-model-"))
+    atexit.register(shutil.rmtree, folder)
     subprocess.run([python, TOP / "tests/children/make_hub_model.py", folder], check=True, env={"PATH": os.environ["PATH"]})
     return folder
 
