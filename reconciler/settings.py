@@ -41,7 +41,7 @@ Positive = Annotated[int, Meta(ge=1, le=1024)]
 class Network(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where the signed snapshot and the trust root come from."""
 
-    #: URL or path of the network's signed snapshot.
+    #: URL or path of the network's signed snapshot, or `oci://REGISTRY/REPOSITORY:TAG`.
     snapshot: str = "snapshot.json"
     #: The pinned trust root, an envelope in a file.
     root: str = "root.json"
@@ -474,6 +474,8 @@ def _check_addresses(settings: Settings) -> None:
     network = settings.network
     for key, text in (("snapshot", network.snapshot), ("root_updates", network.root_updates)):
         scheme = re.match("([a-z][a-z0-9+.-]*)://", text, re.IGNORECASE)
+        if scheme and scheme[1] == "oci" and key == "snapshot":  # its form is checked where it is read
+            continue
         if scheme and scheme[1] not in {"https", "http"}:  # only the scheme is shown: the rest may be a secret
             raise ValueError(
                 f"[network] {key}: nothing is fetched from {scheme[0]}…; write a path, or an address that begins with https://"

@@ -1,4 +1,4 @@
-"""``snapshot test``: the test job of a listed model, here and before a network signs."""
+"""``snapshot test`` runs the test job of a listed model before a network signs; ``snapshot push`` puts what was signed into a registry."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from reconciler.core.errors import PublishError
 from reconciler.core.text import printable
 
 if TYPE_CHECKING:
-    from reconciler.core.snapshot import Model
+    from reconciler.core.snapshot import Model, Snapshot
     from reconciler.ports import TestReport
     from reconciler.settings import Settings
 
@@ -88,3 +88,59 @@ def _record(file: Path, data: bytes, model: Model, report: TestReport) -> None:
         now=document_io.now(),
     )
     document_io.write_snapshot(file, made)
+
+
+@click.command("push")
+@click.argument("file", type=FILE)
+@click.argument("target", metavar="oci://REGISTRY/REPOSITORY:TAG")
+@click.option(
+    "--files",
+    "folders",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True),
+    help="A folder with the models' files, to be pushed too (may be repeated).",
+)
+@click.option("--root", "root_file", type=FILE, help="The network's root: refuse a snapshot that nodes would refuse.")
+def snapshot_push(*, file: Path, target: str, folders: tuple[Path, ...], root_file: Path | None) -> None:
+    """
+    Put a signed snapshot into an OCI registry, and with --files its models' files. Logins are those of `docker login` and `oras login`.
+
+    \b
+      reconcile snapshot push snapshot.json oci://registry.example.org/models:stable --root root.json --files ./models
+
+    Nodes read it with snapshot = "oci://…" in [network]. Files of all models are found in the folders by their digests; name the template
+    that is printed as the snapshot's --fallback, so that nodes fetch them from there.
+    """
+    from reconciler.commands import read_source
+    from reconciler.publish import push, snapshots
+    from reconciler.publish.sources import registry
+
+    data = document_io.read_snapshot(file)
+    report = snapshots.inspect(data, root=document_io.load_root(root_file))
+    if not report.signatures or report.missing > 0:
+        raise PublishError(
+            f"snapshot {report.version} is not signed by enough keys", hint="nodes would refuse it: `reconcile snapshot sign`"
+        )
+    reference = registry.parse(target)
+    if reference.digest or not reference.tag:
+        raise PublishError(f"{target} names no tag", hint="nodes look for the newest snapshot under a tag, as in :stable")
+    files = _by_digest(snapshots.open_(data), folders)
+    push.push(reference, file, files, read_source.registry_login(reference.registry))
+    document_io.print_line(f"pushed snapshot {report.version} and {len(files)} file(s) to {target}")
+    if files:
+        document_io.print_line(f"nodes find the files with: reconcile snapshot set {file} --fallback '{push.template(reference)}'")
+
+
+def _by_digest(found: Snapshot, folders: tuple[Path, ...]) -> dict[str, Path]:
+    """Return the files below *folders* that *found* lists, by model and path; each blob once."""
+    from reconciler.publish import artifacts
+
+    wanted = {artifact.digest: f"{model.id}/{artifact.path}" for model in found.models for artifact in model.artifacts}
+    sizes = {artifact.size for model in found.models for artifact in model.artifacts}
+    here: dict[str, Path] = {}
+    for path in (path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()):
+        if path.stat().st_size in sizes:
+            measured = artifacts.measure(artifacts.read_chunks(path, max_bytes=2 << 40), may_be_empty=True)
+            if measured.digest in wanted:
+                here.setdefault(wanted[measured.digest], path)
+    return here

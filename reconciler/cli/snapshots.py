@@ -166,8 +166,8 @@ def snapshot_rollout(
 
 
 for _command in (
-    snapshot_test.snapshot_test, snapshot_edit.snapshot_edit, snapshot_edit.snapshot_lint, snapshot_review.snapshot_sign,
-    snapshot_review.snapshot_attach, snapshot_review.snapshot_pae, snapshot_review.snapshot_inspect, snapshot_review.snapshot_diff,
-    snapshot_review.snapshot_export,
+    snapshot_test.snapshot_test, snapshot_test.snapshot_push, snapshot_edit.snapshot_edit, snapshot_edit.snapshot_lint,
+    snapshot_review.snapshot_sign, snapshot_review.snapshot_attach, snapshot_review.snapshot_pae, snapshot_review.snapshot_inspect,
+    snapshot_review.snapshot_diff, snapshot_review.snapshot_export,
 ):  # fmt: skip
     snapshot.add_command(_command)

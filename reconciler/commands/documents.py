@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reconciler.core import text
-from reconciler.core.errors import BadEnvelope, BadSignature, FetchError, SettingsError, TooLarge, WrongNetwork
+from reconciler.core.errors import BadEnvelope, BadSignature, FetchError, PublishError, SettingsError, TooLarge, WrongNetwork
 from reconciler.fetch.settings import FetchSettings
 
 if TYPE_CHECKING:
@@ -80,15 +80,23 @@ def fetch(source: str, download: FetchSettings, *, cap: int, etag: str = "", hin
     """
     from reconciler.fetch import http  # TLS comes with it, and a plan needs none
 
+    if source.startswith("oci://"):
+        return _from_registry(source, download, cap, etag)
     if not http.is_url(source):
         try:
             with Path(source).open("rb") as file:
                 return http.Document(data=file.read(cap + 1))
         except OSError as error:
             raise SettingsError(f"{source} cannot be read: {error.strerror}", hint=hint) from None
+    return _get(source, download, cap, etag=etag)
+
+
+def _get(url: str, download: FetchSettings, cap: int, *, etag: str = "", accept: str = "") -> Document:
+    from reconciler.fetch import http
+
     try:
         return http.get(
-            source,
+            url,
             max_bytes=cap,
             timeout_seconds=download.timeout_seconds,
             etag=etag,
@@ -96,6 +104,28 @@ def fetch(source: str, download: FetchSettings, *, cap: int, etag: str = "", hin
             ca_file=str(download.ca_file or ""),
             allow_http=download.allow_http,
             authorize=_authorize(download),
+            **({"accept": accept} if accept else {}),
         )
     except FetchError as error:
         raise FetchError(error.message, hint="look at the address and at the network; what was accepted before stays") from None
+
+
+def _from_registry(source: str, download: FetchSettings, cap: int, etag: str) -> Document:
+    """Return the layer ``snapshot.json`` of the artifact *source*; its digest is its ETag. Only its signatures say whether it is good."""
+    from reconciler.core import digest
+    from reconciler.fetch import http
+    from reconciler.publish.sources import registry
+
+    def read(url: str, headers: dict[str, str]) -> bytes:
+        return _get(url, download, registry.MOST_BYTES, accept=headers["Accept"]).data or b""
+
+    try:
+        (file,) = registry.list_files(source, read, include=("snapshot.json",)).files
+    except PublishError as error:
+        raise FetchError(error.message, hint="`reconcile snapshot push` puts a snapshot there") from None
+    if file.digest == etag:
+        return http.Document(data=None, etag=etag)
+    data = _get(file.place, download, cap).data or b""
+    if file.digest.startswith("sha256:") and digest.of(data) != file.digest:
+        raise FetchError(f"{redacted(source)}: the registry gives another snapshot than its manifest names")
+    return http.Document(data=data, etag=file.digest)

@@ -201,6 +201,12 @@ def _hub_token(url: str) -> str | None:
     return get_token() or ""
 
 
+def registry_login(registry: str) -> tuple[str, str] | None:
+    """Return the name and the password that ``docker login`` or ``oras login`` keep for *registry*, if there are any."""
+    found = _registry_logins().get(_server(registry))
+    return (found.user, found.password) if found else None
+
+
 def _registry_logins() -> dict[str, Credential]:
     """Return what ``docker login`` and ``oras login`` keep as plain entries; a credential helper keeps its own, and is not asked."""
     path = Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker", "config.json")

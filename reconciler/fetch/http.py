@@ -194,7 +194,7 @@ def is_url(text: str) -> bool:
 
 def get(
     url: str, *, max_bytes: int, timeout_seconds: float, etag: str = "", proxy: str = "", ca_file: str = "", allow_http: bool = False,
-    authorize: Authorize | None = None,
+    authorize: Authorize | None = None, accept: str = "application/json, */*;q=0.1",
 ) -> Document:  # fmt: skip
     """
     Return the signed document at *url*, or that it is still what *etag* names.
@@ -203,9 +203,7 @@ def get(
         FetchError: the address is not allowed, nobody answers, or a page stands where the document should.
         TooLarge: more than *max_bytes*; nothing of it was kept.
     """
-    headers = {"Accept": "application/json, */*;q=0.1", "Accept-Encoding": content_coding.ACCEPTED} | (
-        {"If-None-Match": etag} if etag else {}
-    )
+    headers = {"Accept": accept, "Accept-Encoding": content_coding.ACCEPTED} | ({"If-None-Match": etag} if etag else {})
     try:
         with opened(
             url, timeout_seconds=timeout_seconds, headers=headers, proxy=proxy, ca_file=ca_file, allow_http=allow_http, authorize=authorize,

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from reconciler.commands.context import wall_clock
 from reconciler.demo.server import Server
 from reconciler.publish import snapshots
 from tests import registry
@@ -201,3 +202,46 @@ def test_a_reference_that_is_none_is_refused(source: str) -> None:
 
     with pytest.raises(PublishError, match="not of the form"):
         source_module.parse(source)
+
+
+# -- the snapshot itself -------------------------------------------------------------------------
+
+
+def test_a_network_needs_nothing_but_a_registry(work: Path, server: Server) -> None:
+    (work / "models").mkdir()
+    (work / "models" / "model.gguf").write_bytes(tiny("pushed"))
+    with registry.running(work / "registry", "htpasswd") as served:
+        login(work, served.address)
+        target = f"oci://{served.address}/net/models:stable"
+        node = Node(work / "node", server, basic(work, served.address))
+        text = (node.folder / "reconcile.toml").read_text()
+        (node.folder / "reconcile.toml").write_text(text.replace('"published.json"', f'"{target}"'))
+        template = f"http://{served.address}/v2/net/models/blobs/{{algorithm}}:{{hex}}"
+        assert run("snapshot", "set", "list.json", "--fallback", template).code == 0
+        assert run("snapshot", "add", "list.json", "tiny:v1", "models/model.gguf", *CPU).code == 0
+        ran = run("snapshot", "push", "list.json", target)
+        assert "not signed by enough keys" in ran.err
+        for version in (1, 2):
+            data = snapshots.sign((work / "list.json").read_bytes(), node.network.snapshot_keys[0].private, now=wall_clock())
+            (work / "list.json").write_bytes(data)
+            ran = run("snapshot", "push", "list.json", target, "--files", "models")
+            assert ran.code == 0, ran
+            assert f"pushed snapshot {version} and 1 file(s)" in ran.out
+            assert f"--fallback '{template}'" in ran.out
+            assert node.run("sync").code == 0
+            assert node.run("sync").code == 0
+            assert node.active() == ["tiny:v1"]
+            assert f'"version": {version}' in node.run("status", "--json").out
+            assert run("snapshot", "set", "list.json", "--expires", "60d").code == 0
+
+
+def test_a_registry_without_a_snapshot_is_a_network_that_does_not_answer(work: Path, server: Server) -> None:
+    with registry.running(work / "registry") as served:
+        push(served, "net/models:stable", MODEL, work / "files")
+        node = Node(work / "node", server)
+        text = (node.folder / "reconcile.toml").read_text()
+        for tag, said in (("stable", "no file matches 'snapshot.json'"), ("none", "404")):
+            (node.folder / "reconcile.toml").write_text(text.replace('"published.json"', f'"oci://{served.address}/net/models:{tag}"'))
+            ran = node.run("lock")
+            assert ran.code == 1
+            assert said in ran.err
