@@ -78,6 +78,7 @@ STAGING, HASHER, TRANSFER, VERIFY, RESOLVE, ARIA2, DOCUMENT, SELECTION = (
     f"reconciler/fetch/{name}.py"
     for name in ("staging", "hash_worker", "transfer", "hashing", "resolver", "aria2_daemon", "http", "source_selection")
 )
+RULES, CREDENTIALS, PUBLISH = "reconciler/fetch/sources.py", "reconciler/fetch/credentials.py", "reconciler/publish/snapshots.py"
 CONFIRM, NETWORK, RUN, SETUP, UPKEEP, SCRUB, CONTEXT, NODE_TRUST = (
     f"reconciler/commands/{name}.py" for name in ("load_lock", "lock", "apply", "init", "maintenance", "verify", "context", "node_trust")
 )
@@ -180,7 +181,10 @@ TESTS = {
     HASHER: ("adversary/test_verify_faults",),
     VERIFY: ("adversary/test_verify_faults", "crash/test_damage"),
     TRANSFER: _FETCH,
-    RESOLVE: _FETCH,
+    RESOLVE: ("adversary/test_redirects_and_credentials", *_FETCH),
+    RULES: ("adversary/test_redirects_and_credentials", "unit/test_sources_rules"),
+    CREDENTIALS: ("adversary/test_redirects_and_credentials", "adversary/test_sources_tls"),
+    PUBLISH: ("functional/test_operator_review",),
     ARIA2: ("adversary/test_store_attacks",),
     SELECTION: ("unit/test_source_selection", "adversary/test_fetch_ranges"),
     DOCUMENT: ("adversary/test_fetch_documents", "functional/test_trust_on_a_node", "functional/test_operator"),
@@ -285,6 +289,15 @@ def _bytes() -> Iterator[Mutation]:
         "page in place of a document", DOCUMENT, 'page := error_pages.describe_non_envelope(answer.headers.get("Content-Type", ""), data)'
     )
     yield once("page in place of a blob", RESOLVE, 'Failure(text=f"it answered with {page}") if page else otherwise', "otherwise")
+    yield once("redirect to this machine", RULES, "if source and is_loopback_name(host) and not", "if False and not")
+    yield once("redirect to a host that no rule names", RULES, "names.matches(host, self.redirects.get(source, ()))", "bool(source)")
+    yield once(
+        "redirects of the network where hosts are named", RULES, "{} if allowed else settings.signed_redirects", "settings.signed_redirects"
+    )
+    yield once("host of a credential", CREDENTIALS, "return found if found and sources.may_authorize(url) else None", "return found")
+    yield never("file of a credential that others can read", CREDENTIALS, "path.stat().st_mode & 0o077")
+    yield once("token along a redirect", RESOLVE, 'challenge)}" if challenge else ""', 'challenge)}" if challenge else authorization')
+    yield never("snapshot that was reviewed", PUBLISH, "reviewed and digest.of(document.payload) != reviewed")
     yield never("redirect of a document into a private network", DOCUMENT, "is_private and not may_be_private")
     yield never("address of a document", DOCUMENT, "self._addresses")
     yield without("deadline of a document's headers", DOCUMENT, "timer.start()")
