@@ -65,7 +65,7 @@ class _Sections(click.Group):
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the command; a misspelt one is an error that names the nearest."""
-        if args and args[0] not in _MODULES and not args[0].startswith("-"):
+        if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
             import difflib
 
             near = difflib.get_close_matches(args[0], _MODULES, n=1)

@@ -113,7 +113,8 @@ class Scene:
     def end(self) -> dict[str, object]:
         active = generations.current(self.node.layout).number
         lagging = [server.name for server in serving.read(self.node.layout).servers if server.generation != active or server.error]
-        served = {name: text.replace(str(self.root), "") for name, text in self._served().items()}
+        store = self.node.layout.root  # a server is given where the bytes truly are
+        served = {name: text.replace(os.path.realpath(store), "store").replace(str(store), "store") for name, text in self._served().items()}
         return self.node.contents(self.second) | {"served": served, "lagging": lagging}
 
 
