@@ -114,7 +114,9 @@ class Scene:
         active = generations.current(self.node.layout).number
         lagging = [server.name for server in serving.read(self.node.layout).servers if server.generation != active or server.error]
         store = self.node.layout.root  # a server is given where the bytes truly are
-        served = {name: text.replace(os.path.realpath(store), "store").replace(str(store), "store") for name, text in self._served().items()}
+        served = {
+            name: text.replace(os.path.realpath(store), "store").replace(str(store), "store") for name, text in self._served().items()
+        }
         return self.node.contents(self.second) | {"served": served, "lagging": lagging}
 
 
