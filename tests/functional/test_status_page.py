@@ -304,9 +304,11 @@ def test_what_lies_in_staging_under_other_names_counts_for_nothing(used: Node) -
 @pytest.fixture
 def watching(used: Node) -> Iterator[subprocess.Popen[str]]:
     words = [sys.executable, "-m", "reconciler", "status", "--watch", "--every", "100ms", "--json"]
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and so would what we start
     process = subprocess.Popen(
         [*words, "--config", str(used.folder / "reconcile.toml")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
+    signal.signal(signal.SIGINT, before)
     yield process
     process.kill()
     process.communicate()
