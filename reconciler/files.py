@@ -132,7 +132,7 @@ def lock(fd: int, timeout_seconds: float = 0.0) -> bool:
             return True
         if time.monotonic() >= deadline:
             return False
-        time.sleep(_LOCK_RETRY_SECONDS)
+        time.sleep(_LOCK_RETRY_SECONDS)  # flock(2) tells nobody that a lock is free
 
 
 def delete(path: Path) -> bool:

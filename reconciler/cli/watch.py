@@ -41,17 +41,16 @@ def watch(
                 if before is None:
                     raise
                 before = _show_error(context, error, before)
-                time.sleep(every_seconds)
-                continue
-            now = essence(found)
-            if to.is_terminal and not context.json:
-                sys.stdout.write(_HOME)
-                show(to, found)
-            elif now != before:
-                _print(context, to, found, show)
+            else:
+                now = essence(found)
+                if to.is_terminal and not context.json:
+                    sys.stdout.write(_HOME)
+                    show(to, found)
+                elif now != before:
+                    _print(context, to, found, show)
+                before = now
             sys.stdout.flush()
-            before = now
-            time.sleep(every_seconds)
+            time.sleep(every_seconds)  # what is shown comes from files, a database and the clock, and no event tells of all of them
     except KeyboardInterrupt:
         return
 

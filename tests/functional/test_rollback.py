@@ -241,6 +241,24 @@ def test_a_rollback_that_was_killed_while_it_asked_is_asked_about_by_the_next_ru
     assert not used.run("plan", "--json").json["changes"]
 
 
+def test_a_killed_rollback_is_asked_about_where_the_history_was_lost_before_it(used: Node) -> None:
+    first = used.index()["generation"]
+    used.publish(used.item("a:v1", tiny("a"), state="disabled"), used.item("b:v1", tiny("b")))
+    assert used.run("apply").code == 0
+    used.publish(used.item("a:v1", tiny("a")), used.item("b:v1", tiny("b")))
+    assert used.run("lock").code == 0
+    with Ledger.writing(used.context().layout.ledger) as ledger:
+        ledger._write("DELETE FROM history", ())
+    ask(used, "kill -KILL $PPID")
+    command = [sys.executable, "-m", "reconciler", "rollback", str(first), "--config", str(used.folder / "reconcile.toml")]
+    assert subprocess.run(command, check=False, capture_output=True).returncode == -signal.SIGKILL
+    ask(used, f"touch {used.folder}/asked")
+
+    assert used.run("apply").code == 0
+
+    assert (used.folder / "asked").exists()
+
+
 def test_rollback_takes_no_unfinished_run_for_finished(used: Node) -> None:
     """What a killed run left is still the next run's to clear."""
     two_generations(used)

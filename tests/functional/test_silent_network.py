@@ -278,6 +278,7 @@ def test_the_settings_say_how_long_a_silence_may_be(online: Node, network: Hosti
 
 def test_a_changed_address_counts_as_never_fetched(online: Node, network: HostileServer) -> None:
     point_at(online, network.on("/moved.json", bad.status(404)))
+    assert heard(online).last is None, "before anybody asks there, too"
     assert online.run("sync").code == 1
     assert status(online)["heard"]["last"] is None
     network.on("/moved.json", honest((online.folder / "published.json").read_bytes()))
