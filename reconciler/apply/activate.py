@@ -89,7 +89,7 @@ def announce(run: RunState, ports: Ports) -> RunState:
     A server or a hook that has not taken the set yet is told again, also where this run changed nothing.
     """
     before, current = run.announced, ports.generations.current()
-    run = _tell(run, ports, current)
+    run = structs.replace(run, is_lagging=tell(ports, current))
     if current.number == before.number:
         return run
     added = sorted(model for model, entry in current.entries.items() if before.tree_of(model) != entry.tree)
@@ -97,22 +97,22 @@ def announce(run: RunState, ports: Ports) -> RunState:
     if why:
         return _go_back(run, ports, current, added, why)
     what = "; ".join(dict.fromkeys(run.causes)) or "swapped in by a run that was interrupted"
-    return _announced(run, ports, current, what)
+    report_announced(ports, before, current, what)
+    return structs.replace(run, announced=current)
 
 
-def _tell(run: RunState, ports: Ports, current: Generation) -> RunState:
+def tell(ports: Ports, current: Generation) -> bool:
+    """Tell the servers and then the ``activated`` hook what serves now; return whether a server lags behind it (rule 1)."""
     states = ports.servers.follow(current)
     ports.hooks.activated(current)
-    return structs.replace(run, is_lagging=any(state.generation != current.number for state in states))
+    return any(state.generation != current.number for state in states)
 
 
-def _announced(run: RunState, ports: Ports, current: Generation, what: str) -> RunState:
-    """Report that *current* was announced; the history has it from then on."""
-    entries, before = current.entries, run.announced
-    added = tuple(sorted(model for model, entry in entries.items() if before.tree_of(model) != entry.tree))
-    removed = tuple(sorted(before.entries.keys() - entries.keys()))
+def report_announced(ports: Ports, before: Generation, current: Generation, what: str) -> None:
+    """Report that *current* was announced after *before*, and why; the history has it from then on."""
+    added = tuple(sorted(model for model, entry in current.entries.items() if before.tree_of(model) != entry.tree))
+    removed = tuple(sorted(before.entries.keys() - current.entries.keys()))
     ports.report(Announced(generation=current.number, added=added, removed=removed, what=what))
-    return structs.replace(run, announced=current)
 
 
 def _go_back(run: RunState, ports: Ports, current: Generation, added: list[str], why: str) -> RunState:
@@ -133,8 +133,9 @@ def _go_back(run: RunState, ports: Ports, current: Generation, added: list[str],
     run = structs.replace(run, serving=dict(back.entries))
     for model in returned:
         run = records.settle(run.without_fate(model), ports, model, "active", run.changes[model].reason)
-    run = _tell(run, ports, back)
-    return _announced(run, ports, back, f"went back from {current.number}: not healthy: {why}")
+    run = structs.replace(run, is_lagging=tell(ports, back))
+    report_announced(ports, before, back, f"went back from {current.number}: not healthy: {why}")
+    return structs.replace(run, announced=back)
 
 
 def _is_same(run: RunState, model: str, entry: ActiveModel) -> bool:

@@ -16,11 +16,12 @@ from datetime import datetime
 
 from msgspec import Struct
 
+from reconciler.apply import activate
 from reconciler.commands import load_lock, wiring
 from reconciler.commands.context import NodeContext, RunOptions, hold_store
 from reconciler.core import plan as plans
 from reconciler.core.errors import BlobDamaged, StoreError, UsageError
-from reconciler.core.events import Announced, Swapped
+from reconciler.core.events import Swapped
 from reconciler.core.lock import Lock, LockedModel
 from reconciler.core.state import Generation, NodeState
 from reconciler.ports import Ports, Reporter
@@ -109,27 +110,16 @@ def _activate(layout: Layout, before: Generation, target: Generation, ports: Por
     touched = generations.misdirected(layout, target) or generations.unexpected_entries(layout, target)
     made = ports.generations.swap(target.entries) if touched else ports.generations.reactivate(target.number)
     ports.report(Swapped(generation=made.number, what="rollback"))
-    _tell(ports, made)
+    activate.tell(ports, made)
     brings_models = any(before.tree_of(model) != entry.tree for model, entry in made.entries.items())
     unhealthy = ports.hooks.healthy(made) if brings_models else ""
     if not unhealthy:
-        _announce(ports, before, made, f"rolled back from {before.number}")
+        activate.report_announced(ports, before, made, f"rolled back from {before.number}")
         return ""
     serving = ports.generations.reactivate(before.number) if before.number else ports.generations.swap({})
-    _tell(ports, serving)
-    _announce(ports, before, serving, f"went back from {made.number}: not healthy: {unhealthy}")
+    activate.tell(ports, serving)
+    activate.report_announced(ports, before, serving, f"went back from {made.number}: not healthy: {unhealthy}")
     return unhealthy
-
-
-def _tell(ports: Ports, current: Generation) -> None:
-    ports.servers.follow(current)
-    ports.hooks.activated(current)
-
-
-def _announce(ports: Ports, before: Generation, after: Generation, what: str) -> None:
-    added = tuple(sorted(after.entries.keys() - before.entries.keys()))
-    removed = tuple(sorted(before.entries.keys() - after.entries.keys()))
-    ports.report(Announced(generation=after.number, added=added, removed=removed, what=what))
 
 
 def _target(layout: Layout, ledger: Ledger, current: int, number: int | None) -> Generation:
