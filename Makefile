@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 FAST := tests/unit tests/laws tests/contract
 ONE_REAL_PATH := tests/functional/test_main_job.py::test_a_model_is_downloaded_verified_tested_and_served
 
-.PHONY: demo test test-fast test-pythons format release check docs reference fuzz crash bench gpu-check lock-requirements clean
+.PHONY: demo test test-fast test-pythons format release check docs reference man fuzz crash bench gpu-check lock-requirements clean
 
 demo: $(READY)
 	$(BIN)/reconcile demo
@@ -46,6 +46,10 @@ docs: $(READY)
 # The reference pages of the documentation, from the code. A test compares them.
 reference: $(READY)
 	$(BIN)/python -m tests.reference_pages
+
+# The manual pages in docs/man, from the help of the commands. A test compares them, and a wheel installs them.
+man: $(READY)
+	$(BIN)/python -m reconciler.cli.man_pages docs/man
 
 # The next release in dist/, with its notes; publishes nothing.
 release: $(READY)

@@ -30,7 +30,13 @@ def fleet() -> None:
 @fleet.command("report")
 @click.argument("folder", metavar="DIR", type=_FOLDER)
 @_KEYS
-@click.option("--network", default="", metavar="NAME", help="The network; statuses of others do not count. Default: the one of all.")
+@click.option(
+    "--network",
+    default="",
+    show_default=False,
+    metavar="NAME",
+    help="The network; statuses of others do not count. Default: the one of all.",
+)
 @click.option("--stale", type=Seconds(), default="3h", metavar="TIME", help="A node whose newest status is older is silent.")
 @click.option("--max-failed", type=Share(), metavar="SHARE", help="Widen: the model may have failed on this share of the nodes, e.g. 1%.")
 @click.option("--min-nodes", type=click.IntRange(min=1), metavar="N", help="Widen: so many nodes must serve the model, ...")

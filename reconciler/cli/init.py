@@ -26,11 +26,23 @@ class Answers(msgspec.Struct, kw_only=True):
 
 
 @click.command()
-@click.option("--root", default="", metavar="FILE-or-URL", help="The network's trust root, which init pins. A URL needs --fingerprint.")
-@click.option("--fingerprint", default="", help="The fingerprint that the root must have, received by another way than the file.")
-@click.option("--snapshot", default="", help="URL or path of the network's signed snapshot.")
 @click.option(
-    "--root-updates", default="", metavar="TEMPLATE", help="Where newer roots are. Default: {version}.root.json beside the snapshot."
+    "--root",
+    default="",
+    show_default=False,
+    metavar="FILE-or-URL",
+    help="The network's trust root, which init pins. A URL needs --fingerprint.",
+)
+@click.option(
+    "--fingerprint", default="", show_default=False, help="The fingerprint that the root must have, received by another way than the file."
+)
+@click.option("--snapshot", default="", show_default=False, help="URL or path of the network's signed snapshot.")
+@click.option(
+    "--root-updates",
+    default="",
+    show_default=False,
+    metavar="TEMPLATE",
+    help="Where newer roots are. Default: {version}.root.json beside the snapshot.",
 )
 @click.option("--store", default="store", help="The store's folder.")
 @click.option("--force", is_flag=True, help="Replace an existing reconcile.toml.")

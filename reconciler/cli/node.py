@@ -29,7 +29,13 @@ def _options(**given: object) -> RunOptions:
 @click.command()
 @click.argument("source", default="", metavar="[SNAPSHOT]")
 @click.option("--check", is_flag=True, help="Only compare: exit 2 if the lock would change, 1 if there is none. Write nothing.")
-@click.option("--against", default="", metavar="REF", help="With --check, refuse what a node refuses that runs this commit or folder.")
+@click.option(
+    "--against",
+    default="",
+    show_default=False,
+    metavar="REF",
+    help="With --check, refuse what a node refuses that runs this commit or folder.",
+)
 @LOCK_TIMEOUT
 @common_options()
 def lock(context: CommandContext, *, source: str, check: bool, against: str, lock_timeout: float) -> int:
@@ -83,7 +89,13 @@ def lock(context: CommandContext, *, source: str, check: bool, against: str, loc
     metavar="FILE…",
     help="Plan for the nodes of these profiles, without a store or an engine; of a folder, for each *.toml in it.",
 )
-@click.option("--against", default="", metavar="REF", help="Plan what changes on a node that runs this commit, folder or snapshot.")
+@click.option(
+    "--against",
+    default="",
+    show_default=False,
+    metavar="REF",
+    help="Plan what changes on a node that runs this commit, folder or snapshot.",
+)
 @click.option(
     "--fail-on",
     multiple=True,

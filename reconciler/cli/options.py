@@ -82,8 +82,9 @@ def token_ids(text: str) -> list[int]:
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 LOCK_TIMEOUT = click.option(
-    "--lock-timeout", type=Seconds(), default=0.0, metavar="TIME", help="How long to wait for another run to finish, e.g. 30s."
-)
+    "--lock-timeout", type=Seconds(), default=0.0, show_default="do not wait", metavar="TIME",
+    help="How long to wait for another run to finish, e.g. 30s.",
+)  # fmt: skip
 
 
 def complete_models(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
