@@ -27,7 +27,7 @@ import msgspec
 from msgspec import Meta, Struct, field
 
 from reconciler import environment, files
-from reconciler.core import hosts, snapshot, units, urls
+from reconciler.core import snapshot, units, urls
 from reconciler.core.errors import SettingsError, UntrustedFile
 from reconciler.core.node import Policy
 from reconciler.core.text import tool_damage
@@ -486,18 +486,18 @@ def _check_addresses(settings: Settings) -> None:
         raise ValueError("[network] root_updates: it does not contain {version}, which stands for the version of the root")
     _check_proxy(settings.download.proxy)
     for pattern in settings.download.allowed_hosts:
-        _check_address("[download] allowed_hosts", hosts.check_pattern, pattern)
+        _check_address("[download] allowed_hosts", urls.check_pattern, pattern)
     for host, patterns in settings.download.redirects.items():
-        _check_address("[download] redirects", hosts.check_host, host)
+        _check_address("[download] redirects", urls.check_host, host)
         for pattern in patterns:
-            _check_address("[download] redirects", hosts.check_pattern, pattern)
+            _check_address("[download] redirects", urls.check_pattern, pattern)
     for host, credential in settings.download.credentials.items():
         _check_credential(host, credential)
 
 
 def _check_credential(host: str, credential: HostCredential) -> None:
     name, _, port = host.rpartition(":") if re.search(r"[^:]:[0-9]+$", host) else (host, "", "")
-    _check_address("[download.credentials]", hosts.check_host, name.strip("[]"))
+    _check_address("[download.credentials]", urls.check_host, name.strip("[]"))
     if port and not 0 < int(port) < 65536:
         raise ValueError(f"[download.credentials] {host!r}: {port} is no port")
     given = [key for key in ("token_file", "token_env", "basic_file") if getattr(credential, key)]

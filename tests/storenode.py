@@ -24,8 +24,8 @@ from reconciler.core.plan import Plan
 from reconciler.core.state import NodeState
 from reconciler.core.trust import TrustState
 from reconciler.ports import Ports
+from reconciler.serve.content import Server
 from reconciler.serve.follow import ServerFollower
-from reconciler.serve.server import Server
 from reconciler.store import atomic, clock, generations, observe, trust_state, writer_lock
 from reconciler.store.blobs import Blobs
 from reconciler.store.generations import Generations, path_of

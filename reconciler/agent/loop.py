@@ -24,7 +24,7 @@ from typing import Protocol
 import msgspec
 from msgspec import Struct
 
-from reconciler.agent import service, spread
+from reconciler.agent import cycle, service
 from reconciler.agent.cycle import CycleSteps, NodeSteps
 from reconciler.commands import status
 from reconciler.commands.context import NodeContext, RunOptions, report_bug
@@ -157,7 +157,7 @@ class Agent:
 
     def _wait_for_turn(self) -> None:
         """Wait before the first cycle, so that a fleet that is started at once does not ask at once."""
-        seconds = spread.delay_of(self._context.node_id, min(self._interval, START_SECONDS))
+        seconds = cycle.delay_of(self._context.node_id, min(self._interval, START_SECONDS))
         if seconds >= 1.0:
             self._report(Notice(level="info", text=f"the first cycle begins in {units.human_time(seconds)}: nodes take turns"))
             self._wait(seconds)

@@ -18,12 +18,11 @@ from msgspec import structs
 
 from reconciler.apply import records
 from reconciler.apply.run_state import RunState
-from reconciler.core import names
 from reconciler.core import plan as plans
 from reconciler.core.errors import SmokeFailed
 from reconciler.core.events import Announced, Incident, Swapped
 from reconciler.core.plan import OLDER_COPY_DAMAGED
-from reconciler.core.state import ActiveModel, Generation
+from reconciler.core.state import ActiveModel, Generation, with_current
 from reconciler.ports import Ports
 
 _NOT_WHOLE = "what was active was not whole"
@@ -72,7 +71,7 @@ def swap(
     """
     left = {*gone, *replaced}
     following = {model: entry for model, entry in (run.serving | added).items() if model not in left}
-    following = names.with_current(following, run.lock.names, run.replacements)
+    following = with_current(following, run.lock.names, run.replacements)
     if following == run.serving and not (rebuild and run.rebuild):
         return run
     made = ports.generations.swap(following)
@@ -125,7 +124,7 @@ def _go_back(run: RunState, ports: Ports, current: Generation, added: list[str],
     # What serves with the same bytes is described as the snapshot describes it now.
     entries = {model: run.serving[model] if _is_same(run, model, entry) else entry for model, entry in before.entries.items()}
     rest = {model: entry for model, entry in entries.items() if _may_return(run, model, entry)}
-    rest = names.with_current(rest, run.lock.names, run.replacements)
+    rest = with_current(rest, run.lock.names, run.replacements)
     same = before.number and rest == before.entries
     back = ports.generations.reactivate(before.number) if same else ports.generations.swap(rest)
     returned = sorted(back.entries.keys() - current.entries.keys())

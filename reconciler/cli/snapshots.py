@@ -154,13 +154,13 @@ def snapshot_rollout(
 
     A node that has the models keeps them in every wider step. To take them back, go to 0%: what they replace serves again.
     """
-    from reconciler.publish import rollouts
+    from reconciler.publish import edits
 
     def change(found: Snapshot) -> Snapshot:
         if end:
-            return rollouts.without_rollout(found, name)
+            return edits.without_rollout(found, name)
         named = () if no_cohorts else cohorts or None
-        return rollouts.with_rollout(found, name, models=models, per_10000=share, cohorts=named)
+        return edits.with_rollout(found, name, models=models, per_10000=share, cohorts=named)
 
     _write_with_stops(file, document_io.read_snapshot(file), change)
 

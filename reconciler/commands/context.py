@@ -27,7 +27,7 @@ from reconciler.core.errors import InternalError, ReconcileError, SettingsError
 from reconciler.core.node import Limits, NodeFacts, Policy
 from reconciler.core.text import printable
 from reconciler.fetch.settings import CredentialSource, FetchSettings
-from reconciler.serve.server import Server
+from reconciler.serve.content import Server
 from reconciler.settings import HostCredential, Runtimes, Settings
 from reconciler.store.layout import Layout
 
@@ -295,7 +295,7 @@ def hold_store(context: NodeContext, *, timeout_seconds: float = 0.0) -> Iterato
         StoreNewer: a newer version of this program wrote it.
         StoreError: it cannot be read or written.
     """
-    from reconciler.store import atomic, reserve, store_format, writer_lock
+    from reconciler.store import atomic, housekeeping, store_format, writer_lock
     from reconciler.store.ledger import Ledger
 
     layout = context.layout
@@ -305,7 +305,7 @@ def hold_store(context: NodeContext, *, timeout_seconds: float = 0.0) -> Iterato
     store_format.check_store(layout)
     with (
         writer_lock.hold(layout.lock_file, timeout_seconds=timeout_seconds),
-        reserve.released_when_full(layout.space_reserve),
+        housekeeping.released_when_full(layout.space_reserve),
         Ledger.writing(layout.ledger) as ledger,
         _bugs_logged(layout, ledger),
     ):

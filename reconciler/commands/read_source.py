@@ -24,7 +24,7 @@ from pathlib import Path
 
 from msgspec import structs
 
-from reconciler.core import hosts
+from reconciler.core import urls
 from reconciler.core.errors import FetchError, PublishError, SettingsError
 from reconciler.core.snapshot import Artifact
 from reconciler.fetch import bucket, credentials, http, sources
@@ -61,7 +61,7 @@ class SourceReader:
         found = {}
         for host, visited in sorted(self._visited.items()):
             patterns = self._patterns.get(host, ())
-            exact = {one for one in visited if one != host and not hosts.matches(one, patterns)}
+            exact = {one for one in visited if one != host and not urls.host_matches(one, patterns)}
             if exact or (patterns and visited - {host}):
                 found[host] = tuple(sorted({*patterns, *exact}))
         return found
@@ -228,7 +228,7 @@ def _registry_logins() -> dict[str, Credential]:
 def _server(entry: str) -> str:
     """Return the host that a login is for; Docker Hub's is kept under an address of its own."""
     host = entry.removeprefix("https://").removeprefix("http://").partition("/")[0]
-    return "auth.docker.io" if host == "index.docker.io" else hosts.normal(host)
+    return "auth.docker.io" if host == "index.docker.io" else urls.normal_host(host)
 
 
 def without_shared_start(found: tuple[SourceFile, ...]) -> tuple[SourceFile, ...]:

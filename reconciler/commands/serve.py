@@ -20,7 +20,7 @@ from reconciler.store import generations, serving
 if TYPE_CHECKING:
     from reconciler.commands.load_lock import VerifiedLock
     from reconciler.ports import Reporter, Servers
-    from reconciler.serve.server import Server
+    from reconciler.serve.content import Server
     from reconciler.store.index import Describer
     from reconciler.store.ledger import Ledger
 

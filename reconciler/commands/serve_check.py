@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from reconciler.commands import serve
 from reconciler.commands.context import NodeContext
 from reconciler.core.state import ServerState
-from reconciler.serve.server import Server
+from reconciler.serve.content import Server
 from reconciler.store import generations
 
 _ANYWHERE = {"0.0.0.0/0", "::/0"}

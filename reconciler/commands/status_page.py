@@ -17,8 +17,7 @@ from reconciler.commands.context import NodeContext, measure_node
 from reconciler.commands.status import ModelStatus, Status
 from reconciler.core.errors import ReconcileError
 from reconciler.report import page
-from reconciler.report.history_chart import ChartPoint
-from reconciler.report.page import Page, PageEvent, PageModel
+from reconciler.report.page import ChartPoint, Page, PageEvent, PageModel
 from reconciler.store import atomic
 from reconciler.store.ledger import Change, Ledger, LoggedIncident
 

@@ -19,12 +19,12 @@ from typing import Literal
 from msgspec import Struct
 from msgspec.structs import replace
 
-from reconciler.core import lifecycle, names, plan, rollout, units
+from reconciler.core import lifecycle, plan, rollout, units
 from reconciler.core.lock import Lock, LockedModel
 from reconciler.core.node import NodeFacts, Policy
 from reconciler.core.plan import ModelChange, Plan
 from reconciler.core.snapshot import Runtime
-from reconciler.core.state import ActiveModel, BlobSeen, Generation, NodeState, Passed, Record, TreeSeen
+from reconciler.core.state import ActiveModel, BlobSeen, Generation, NodeState, Passed, Record, TreeSeen, with_current
 
 Rule = Literal["reject", "reject-any", "outage", "disk", "larger-than"]
 
@@ -227,7 +227,7 @@ def converged(lock: Lock, facts: NodeFacts, now: datetime) -> NodeState:
     serving = [model for model in able if model.id in enabled | kept]
     entries = {model.id: _entry(model, _bytes(model, lock)) for model in serving}
     return NodeState(
-        active=Generation(number=1, entries=names.with_current(entries, lock.names, waiting)),
+        active=Generation(number=1, entries=with_current(entries, lock.names, waiting)),
         blobs={name: BlobSeen(size=lock.blob[name].size, verified_at=now) for model in serving for name in model.blobs},
         trees={model.recipe: _tree(model, lock) for model in serving},
         records={model.id: Record(id=model.id, state="active", recipe=model.recipe, blobs=model.blobs, since=now) for model in serving},

@@ -17,14 +17,14 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from reconciler.core import digest, lifecycle, names, units, urls
+from reconciler.core import digest, lifecycle, units, urls
 from reconciler.core import disk as disks
 from reconciler.core.disk import Disk
 from reconciler.core.errors import StalePlan
 from reconciler.core.lifecycle import Desired, Observed, Op
 from reconciler.core.lock import Lock, LockedModel
 from reconciler.core.node import NodeFacts, Policy
-from reconciler.core.state import ModelState, NodeState
+from reconciler.core.state import ModelState, NodeState, with_current
 
 BlobOp = Literal["fetch", "check", "restore"]
 
@@ -338,7 +338,7 @@ def _active_changes(models: tuple[ModelChange, ...], lock: Lock, state: NodeStat
     entries = state.active.entries
     if state.active_damaged or state.misdirected:
         yield ActiveChange(op="rebuild", reason="damaged: what is active differs from its index")
-    elif names.with_current(entries, lock.names, lifecycle.replacements(lock, state)) != entries:
+    elif with_current(entries, lock.names, lifecycle.replacements(lock, state)) != entries:
         yield ActiveChange(op="rebuild", reason="index-changed: a name leads to another version now")
 
 

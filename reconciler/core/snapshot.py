@@ -19,7 +19,7 @@ from typing import Annotated, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from reconciler.core import hosts, strict_json, units, urls
+from reconciler.core import strict_json, units, urls
 from reconciler.core.digest import AnyDigest
 from reconciler.core.errors import BadEnvelope
 from reconciler.core.text import printable
@@ -226,9 +226,9 @@ def check(snapshot: Snapshot) -> None:
 def _check_tables(snapshot: Snapshot) -> None:
     """Check the hosts of redirects, and the names of rollouts."""
     for host, patterns in (snapshot.sources.redirects or {}).items():
-        _within("sources.redirects", hosts.check_host, host)
+        _within("sources.redirects", urls.check_host, host)
         for pattern in patterns:
-            _within("sources.redirects", hosts.check_pattern, pattern)
+            _within("sources.redirects", urls.check_pattern, pattern)
     for name in snapshot.rollouts or {}:
         _within("rollouts", _check_label, name)
 

@@ -1,12 +1,21 @@
 """
-Addresses of blobs, and templates of them: what may stand in a snapshot or in the settings.
+Addresses of blobs, templates of them, and hosts: what may stand in a snapshot or in the settings.
 
-Checked while a document is decoded, so that nothing but a plain address ever reaches a connection.
+Rules that hold here:
+
+1. Checked while a document is decoded, so that nothing but a plain address ever reaches a connection.
+2. A pattern of hosts is a name or an address, or ``*.`` before a name: ``*.example.org`` matches every name below ``example.org``, one or
+   more labels, and not itself. What would match nothing is refused where it is written: addresses have no names below them, and neither
+   ports, schemes nor other characters are part of a host.
+3. Names of hosts are compared in their one spelling: lower case, without the dot at the end. Names beyond ASCII are written as DNS has
+   them (``xn--…``), so that no two characters that look alike are taken for one another.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import re
+from collections.abc import Collection
 from urllib.parse import urlsplit
 
 _URL_BYTES = re.compile(r"[!-\[\]-~]+")  # printable ASCII without space and backslash (RFC 3986 has neither)
@@ -79,3 +88,65 @@ def check_template(template: str) -> None:
 def expand(template: str, algorithm: str, digits: str) -> str:
     """Return the URL that *template* stands for. Not ``str.format``, whose fields reach attributes."""
     return template.replace("{algorithm}", algorithm).replace("{hex}", digits).replace("{hex:2}", digits[:2])
+
+
+_NAME = re.compile(r"(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
+
+
+def normal_host(host: str) -> str:
+    """Return *host* in its one spelling."""
+    return host.lower().removesuffix(".")
+
+
+def check_host(text: str) -> None:
+    """
+    Check that *text* is a host: a DNS name, or an address without brackets.
+
+    Raises:
+        ValueError: says what is wrong with it.
+    """
+    if not text.isascii():
+        raise ValueError(f"{text!r} is not a host in ASCII; write it as DNS has it (xn--…)")
+    host = normal_host(text)
+    if _is_address(host):
+        return
+    if len(host) > 253 or not _NAME.fullmatch(host):
+        raise ValueError(f"{text!r} is not a host name; it has no scheme, port or path, and * stands only in front, as in *.example.org")
+    if host.rpartition(".")[2].isdigit():
+        raise ValueError(f"{text!r} ends in a number, and is no IPv4 address")
+
+
+def check_pattern(text: str) -> None:
+    """
+    Check that *text* is a host, or ``*.`` before a name.
+
+    Raises:
+        ValueError: says what is wrong with it.
+    """
+    check_host(text.removeprefix("*."))
+    if text.startswith("*.") and _is_address(normal_host(text[2:])):
+        raise ValueError(f"{text!r} matches nothing: an address has no names below it")
+
+
+def host_matches(host: str, patterns: Collection[str]) -> bool:
+    """Return whether one of *patterns*, each in its one spelling, matches *host*, in its one spelling."""
+    if not host:
+        return False
+    if host in patterns:
+        return True
+    if _is_address(host):
+        return False
+    rest = host
+    while "." in rest:
+        rest = rest.partition(".")[2]
+        if f"*.{rest}" in patterns:
+            return True
+    return False
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True

@@ -22,7 +22,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from reconciler.core import hosts
+from reconciler.core import urls
 from reconciler.core.errors import SettingsError
 from reconciler.fetch import sources
 from reconciler.fetch.settings import CredentialSource
@@ -93,7 +93,7 @@ def read(path: Path | None, given: Iterable[CredentialSource] = ()) -> Credentia
 
 def _key(host: str) -> str:
     name, colon, port = host.rpartition(":")
-    return f"{hosts.normal(name)}:{port}" if colon and port.isdigit() and not name.endswith(":") else hosts.normal(host)
+    return f"{urls.normal_host(name)}:{port}" if colon and port.isdigit() and not name.endswith(":") else urls.normal_host(host)
 
 
 def _read_one(source: CredentialSource) -> Credential:
@@ -159,5 +159,5 @@ def _from_netrc(path: Path) -> dict[str, Credential]:
             continue
         if not all(_WORD.fullmatch(word or "") for word in (host, user, password)):
             raise SettingsError(f"{path}: {sources.clean(host)} needs a login and a password, in printable ASCII without spaces")
-        found[hosts.normal(host)] = Credential(user, password or "")
+        found[urls.normal_host(host)] = Credential(user, password or "")
     return found

@@ -28,7 +28,6 @@ from urllib.parse import unquote, urljoin, urlsplit
 from msgspec import Struct, structs
 
 from reconciler.core import digest as digests
-from reconciler.core import hosts as names
 from reconciler.core import urls
 from reconciler.core.text import printable
 from reconciler.fetch.settings import FetchSettings
@@ -127,9 +126,9 @@ class Rules(Struct, frozen=True, kw_only=True):
         return host
 
     def _check_host(self, host: str, source: str) -> None:
-        if source and is_loopback_name(host) and not is_loopback_name(source) and not names.matches(host, self.trusted):
+        if source and is_loopback_name(host) and not is_loopback_name(source) and not urls.host_matches(host, self.trusted):
             raise Refused(f"it redirects from {clean(source)} to {clean(host)}, this very machine; {_allowing(source, host)}")
-        if self.hosts is None or names.matches(host, self.hosts) or names.matches(host, self.redirects.get(source, ())):
+        if self.hosts is None or urls.host_matches(host, self.hosts) or urls.host_matches(host, self.redirects.get(source, ())):
             return
         if source:
             raise Refused(
@@ -147,7 +146,7 @@ class Rules(Struct, frozen=True, kw_only=True):
         real = _embedded_ipv4(address)
         if real.is_unspecified or real.is_multicast:
             raise Refused(f"host {clean(host)} leads to {real}, which is no host's address")
-        if names.matches(host, self.trusted) or (real.is_loopback and is_loopback_name(host)):
+        if urls.host_matches(host, self.trusted) or (real.is_loopback and is_loopback_name(host)):
             return
         if not is_public(real):
             may = "only the settings may name such a host (allowed_hosts, redirects, mirrors, fallback)"
@@ -164,9 +163,9 @@ class Answer(Struct, frozen=True, kw_only=True):
 def rules(wants: Iterable[Want], settings: FetchSettings) -> Rules:
     """Return the rules of one fetch: what *settings* permit, and what the sources of *wants* name."""
     own = {host_of(url) for url in (*settings.mirrors, *settings.fallback)}
-    allowed = {names.normal(host) for host in settings.allowed_hosts}
+    allowed = {urls.normal_host(host) for host in settings.allowed_hosts}
     named = {host_of(url) for want in wants for url in want.sources if not url.startswith("s3://")}
-    targets = {names.normal(pattern) for patterns in settings.own_redirects.values() for pattern in patterns}
+    targets = {urls.normal_host(pattern) for patterns in settings.own_redirects.values() for pattern in patterns}
     return Rules(
         hosts=frozenset((allowed or named) | own) - {""},
         trusted=frozenset(allowed | own | targets) - {""},
@@ -179,8 +178,8 @@ def rules(wants: Iterable[Want], settings: FetchSettings) -> Rules:
 def _merged(*tables: Mapping[str, tuple[str, ...]]) -> dict[str, frozenset[str]]:
     found: dict[str, frozenset[str]] = {}
     for host, patterns in (row for table in tables for row in table.items()):
-        key = names.normal(host)
-        found[key] = found.get(key, frozenset()) | {names.normal(pattern) for pattern in patterns}
+        key = urls.normal_host(host)
+        found[key] = found.get(key, frozenset()) | {urls.normal_host(pattern) for pattern in patterns}
     return found
 
 

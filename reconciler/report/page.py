@@ -23,8 +23,6 @@ from reconciler import __version__
 from reconciler.core import units
 from reconciler.core.node import NodeFacts
 from reconciler.core.text import printable
-from reconciler.report.history_chart import ChartPoint, chart
-from reconciler.report.page_style import STYLE
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 _MOST_MODELS = 1_000
@@ -233,3 +231,99 @@ def _history(page: Page) -> Iterator[str]:
     for one in page.history:
         yield f"<li>{_time(one.at)} <strong>{_text(one.kind)}</strong> {_text(one.text)}</li>"
     yield "</ol></section>"
+
+
+STYLE = """
+:root { color-scheme: light dark;
+  --paper: #ffffff; --ink: #1b1f24; --soft: #57606a; --line: #d0d7de; --panel: #f6f8fa; --blue: #0550ae;
+  --ok: #116329; --ok-paper: #dafbe1; --warning: #6f4400; --warning-paper: #fff3c4; --error: #a40e26; --error-paper: #ffe5e8; }
+@media (prefers-color-scheme: dark) { :root {
+  --paper: #0d1117; --ink: #e6edf3; --soft: #9aa5b1; --line: #30363d; --panel: #161b22; --blue: #79c0ff;
+  --ok: #7ee787; --ok-paper: #0f2d18; --warning: #f2cc60; --warning-paper: #33270a; --error: #ff9aa2; --error-paper: #3c1419; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 1.5rem 1rem 3rem; max-width: 70rem; background: var(--paper); color: var(--ink);
+  font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
+h1 { margin: 0 0 .5rem; font-size: 1.6rem; line-height: 1.2; }
+h2 { margin: 2rem 0 .5rem; font-size: 1.15rem; }
+.summary { margin: 0; padding: .75rem 1rem; border-inline-start: .35rem solid; border-radius: .25rem; font-size: 1.05rem; }
+.summary.ok { background: var(--ok-paper); border-color: var(--ok); }
+.summary.warning { background: var(--warning-paper); border-color: var(--warning); }
+.summary.error { background: var(--error-paper); border-color: var(--error); }
+.ok strong { color: var(--ok); } .warning strong { color: var(--warning); } .summary.error strong { color: var(--error); }
+dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); gap: .5rem; margin: 0; }
+dl div { padding: .5rem .75rem; background: var(--panel); border-radius: .25rem; }
+dt { color: var(--soft); font-size: .85rem; }
+dd { margin: 0; }
+table { width: 100%; border-collapse: collapse; }
+th, td { padding: .5rem .75rem .5rem 0; border-bottom: 1px solid var(--line); text-align: start; vertical-align: top; }
+tbody th { min-width: 11rem; } td[data-label="On this node"] { min-width: 10rem; }
+thead th { color: var(--soft); font-size: .85rem; font-weight: 600; }
+.tasks, .since { display: block; color: var(--soft); font-size: .85rem; font-weight: 400; }
+.state { white-space: nowrap; font-weight: 600; }
+.active .state { color: var(--ok); } .pending .state { color: var(--warning); } .failed .state { color: var(--error); }
+span.error { color: var(--error); }
+progress { display: block; width: 100%; max-width: 16rem; height: .7rem; accent-color: var(--blue); }
+ol { margin: 0; padding: 0; list-style: none; }
+li { padding: .35rem 0; border-bottom: 1px solid var(--line); }
+time { font-variant-numeric: tabular-nums; color: var(--soft); }
+code { font-family: ui-monospace, monospace; font-size: .9em; }
+figure { margin: 0 0 1rem; }
+figcaption, footer { color: var(--soft); font-size: .85rem; }
+svg { display: block; width: 100%; height: auto; font-size: 12px; }
+svg text { fill: var(--soft); } svg .axis { fill: none; stroke: var(--line); }
+svg .line { fill: none; stroke: var(--blue); stroke-width: 2; } svg .area { fill: var(--blue); opacity: .15; }
+@media (max-width: 40rem) {
+  thead { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
+  table, tbody, tr, th, td { display: block; }
+  tr { padding: .75rem 0; border-bottom: 1px solid var(--line); }
+  th, td, tbody th, td[data-label="On this node"] { min-width: 0; border: 0; padding: .15rem 0; }
+  td[data-label]::before { content: attr(data-label) ": "; color: var(--soft); font-size: .85rem; }
+  progress { max-width: none; }
+  svg { font-size: 22px; }
+}
+@media (prefers-reduced-motion: no-preference) { html { scroll-behavior: smooth; } }
+@media print { body { max-width: none; } }
+"""
+
+
+# -- the history as a picture -----------------------------------------------------------------------
+
+_WIDTH, _HEIGHT = 720, 120
+_LEFT, _RIGHT, _TOP, _BOTTOM = 30, 8, 8, 20
+
+
+class ChartPoint(Struct, frozen=True, kw_only=True):
+    """After a swap at this time, so many models were active."""
+
+    at: datetime
+    active: int
+
+
+def chart(points: Sequence[ChartPoint], until: datetime) -> str:
+    """Return an SVG element of *points*, the oldest first, up to the time *until*."""
+    begin = points[0].at.timestamp()
+    span = max(until.timestamp() - begin, 1.0)
+    most = max(1, *(point.active for point in points))
+
+    def x(instant: datetime) -> float:
+        share = min(max((instant.timestamp() - begin) / span, 0.0), 1.0)
+        return _LEFT + share * (_WIDTH - _LEFT - _RIGHT)
+
+    def y(active: int) -> float:
+        return _HEIGHT - _BOTTOM - active / most * (_HEIGHT - _TOP - _BOTTOM)
+
+    line = f"M{x(points[0].at):.1f} {y(points[0].active):.1f}"
+    line += "".join(f"H{x(point.at):.1f}V{y(point.active):.1f}" for point in points[1:]) + f"H{x(until):.1f}"
+    low, high = min(point.active for point in points), max(point.active for point in points)
+    first, last = units.rfc3339(points[0].at)[:10], units.rfc3339(until)[:10]
+    said = f"From {first} to {last}, {units.count(len(points), 'swap')}: between {low} and {high} active, now {points[-1].active}."
+    return (
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-labelledby="chart-title chart-text">'
+        f'<title id="chart-title">Active models over time</title><desc id="chart-text">{said}</desc>'
+        f'<path class="axis" d="M{_LEFT} {_TOP}V{_HEIGHT - _BOTTOM}H{_WIDTH - _RIGHT}"/>'
+        f'<text x="{_LEFT - 6}" y="{y(most) + 4:.0f}" text-anchor="end">{most}</text>'
+        f'<text x="{_LEFT - 6}" y="{y(0) + 4:.0f}" text-anchor="end">0</text>'
+        f'<text x="{_LEFT}" y="{_HEIGHT - 4}">{first}</text>'
+        f'<text x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 4}" text-anchor="end">{last}</text>'
+        f'<path class="area" d="{line}V{y(0):.1f}H{x(points[0].at):.1f}Z"/><path class="line" d="{line}"/></svg>'
+    )

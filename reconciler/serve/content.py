@@ -1,5 +1,5 @@
 """
-What a server is to read, as a value; and writing it.
+One configured server, and what it is to read, as values; and writing it.
 
 Rules that hold here:
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from msgspec import Struct
@@ -154,3 +155,23 @@ def _write_list(root: Path, paths: tuple[str, ...]) -> None:
         same = False
     if not same:
         atomic.write(list_of(root), data)
+
+
+class Server(Struct, frozen=True, kw_only=True):
+    """A server that follows the active set."""
+
+    #: Unique on this node.
+    name: str
+    kind: str
+    #: The file or the folder that is written for it; None: nothing is.
+    path: Path | None = None
+    #: How it is told: a URL, or a command; empty: by the change of its file alone.
+    reload: str | tuple[str, ...] = ""
+    #: Ids, names or tasks (``task:chat``) of the models that it gets; empty: all.
+    models: tuple[str, ...] = ()
+    #: Passed on to what is written for it.
+    options: dict[str, Any] = {}
+    #: How long a reload that would unload a busy model waits for it at most.
+    drain_seconds: float = 300.0
+    #: Where its command runs.
+    folder: Path = Path()

@@ -24,8 +24,7 @@ import msgspec
 
 from reconciler.core.errors import ServeFailed
 from reconciler.serve import client, llama_server
-from reconciler.serve.content import Content
-from reconciler.serve.server import Server
+from reconciler.serve.content import Content, Server
 
 #: What was seen: a request would be cut, or is none at the moment; or there is nobody whom a reload could cut off.
 Activity = Literal["busy", "idle", "nobody"]

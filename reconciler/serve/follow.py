@@ -25,9 +25,8 @@ from reconciler.core.state import Generation, ServerState
 from reconciler.ports import Reporter
 from reconciler.serve import content as contents
 from reconciler.serve import drain, reload, served_model
-from reconciler.serve.content import Content
+from reconciler.serve.content import Content, Server
 from reconciler.serve.kinds import KINDS
-from reconciler.serve.server import Server
 from reconciler.store import index as indexes
 from reconciler.store import serving
 from reconciler.store.index import Index

@@ -10,9 +10,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from reconciler.serve.content import Content, Entry
+from reconciler.serve.content import Content, Entry, Server
 from reconciler.serve.served_model import ServedModel
-from reconciler.serve.server import Server
 
 
 def content(server: Server, models: tuple[ServedModel, ...]) -> Content:

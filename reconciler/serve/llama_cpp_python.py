@@ -10,9 +10,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from reconciler.serve.content import Content, Entry
+from reconciler.serve.content import Content, Entry, Server
 from reconciler.serve.served_model import ServedModel
-from reconciler.serve.server import Server
 
 #: The options that are the server's; all others are each model's.
 _OF_THE_SERVER = frozenset(

@@ -18,9 +18,8 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from reconciler.serve.content import Content, Entry
+from reconciler.serve.content import Content, Entry, Server
 from reconciler.serve.served_model import ServedModel
-from reconciler.serve.server import Server
 
 _HEAD = "; Made by reconcile, which replaces it at each change of the active set. Options belong in [[serve]] of reconcile.toml.\n"
 _KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")

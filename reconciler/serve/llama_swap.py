@@ -13,9 +13,8 @@ import shlex
 from typing import Any
 
 from reconciler.serve import llama_server
-from reconciler.serve.content import Content, Entry
+from reconciler.serve.content import Content, Entry, Server
 from reconciler.serve.served_model import ServedModel
-from reconciler.serve.server import Server
 
 #: llama-swap fills in the port.
 _COMMAND = "llama-server --host 127.0.0.1 --port ${PORT} {arguments}"

@@ -12,9 +12,8 @@ from typing import Any
 import msgspec
 
 from reconciler.core import digest
-from reconciler.serve.content import Content, Entry
+from reconciler.serve.content import Content, Entry, Server
 from reconciler.serve.served_model import ServedModel
-from reconciler.serve.server import Server
 from reconciler.store.index import IndexFile
 
 #: Where Ollama looks for a name without a host and a namespace.

@@ -10,8 +10,7 @@ import msgspec
 from reconciler import hooks
 from reconciler.core.errors import ServeFailed
 from reconciler.serve import client
-from reconciler.serve.content import Content
-from reconciler.serve.server import Server
+from reconciler.serve.content import Content, Server
 
 #: llama-server answers when the models that changed are unloaded, each within its ``stop-timeout`` (10 s).
 _SECONDS = 120.0

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from datetime import datetime
+from pathlib import Path
 
 from reconciler import files
 from reconciler.core.errors import InternalError, StoreError
@@ -53,3 +55,37 @@ class StoreHousekeeping:
     def report_bug(self, error: Exception, model: str) -> InternalError:
         """Write a report of *error*, which met *model*, and return the error that tells of it; raises nothing."""
         return crash_report.internal_error(self._layout, error, {"command": "apply", "model": model}, self._now())
+
+
+#: Enough for a generation of ten thousand models, and the ledger's journal.
+RESERVE_BYTES = 4 << 20
+
+
+@contextlib.contextmanager
+def released_when_full(path: Path) -> Iterator[None]:
+    """
+    Delete the reserve at *path* for this run if the disk is full, and make it again afterwards; the caller holds the store.
+
+    Raises nothing of its own: a reserve that cannot be made stops no run.
+    """
+    with contextlib.suppress(OSError, StoreError):
+        if _free(path) < RESERVE_BYTES:
+            atomic.delete(path)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError, StoreError):
+            if not _is_whole(path) and _free(path) >= 4 * RESERVE_BYTES:
+                atomic.reserve(path, RESERVE_BYTES)
+
+
+def _free(path: Path) -> int:
+    seen = os.statvfs(path.parent)
+    return seen.f_bavail * seen.f_frsize
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        return path.lstat().st_blocks * 512 >= RESERVE_BYTES  # not its size: a copy may be all holes
+    except FileNotFoundError:
+        return False

@@ -11,8 +11,8 @@ import pytest
 
 from reconciler.core.state import Generation
 from reconciler.ports import Servers
+from reconciler.serve.content import Server
 from reconciler.serve.follow import ServerFollower
-from reconciler.serve.server import Server
 from reconciler.store import atomic
 from reconciler.store.generations import Generations
 from reconciler.store.layout import Layout

@@ -68,7 +68,7 @@ DURABLE, BLOBS, TREES, MADE, LEDGER, DATABASE, OBSERVE, WRITER, GARBAGE, QUARANT
     f"reconciler/store/{name}.py"
     for name in (
         "atomic", "blobs", "trees", "generations", "ledger", "ledger_database", "observe", "writer_lock",
-        "garbage", "quarantine", "trust_state", "layout", "reserve",
+        "garbage", "quarantine", "trust_state", "layout", "housekeeping",
     )
 )  # fmt: skip
 TRUST, DSSE, LOCK, PLAN, LIFECYCLE, GGUF, STRICT = (
@@ -296,7 +296,7 @@ def _bytes() -> Iterator[Mutation]:
     )
     yield once("page in place of a blob", RESOLVE, 'Failure(text=f"it answered with {page}") if page else otherwise', "otherwise")
     yield once("redirect to this machine", RULES, "if source and is_loopback_name(host) and not", "if False and not")
-    yield once("redirect to a host that no rule names", RULES, "names.matches(host, self.redirects.get(source, ()))", "bool(source)")
+    yield once("redirect to a host that no rule names", RULES, "urls.host_matches(host, self.redirects.get(source, ()))", "bool(source)")
     yield once(
         "redirects of the network where hosts are named", RULES, "{} if allowed else settings.signed_redirects", "settings.signed_redirects"
     )
@@ -445,10 +445,10 @@ def _serving() -> Iterator[Mutation]:
     yield once("a hook that failed", HOOKS, " and not before.error", "")
     yield never("a cold copy that is away for now", SCRUB, "not done.found")
     yield without("a cold copy that rotted", SCRUB, "blobs.set_aside(store.layout, done.digest)")
-    yield never("letting go of the ballast", BALLAST, "_free(path) < BYTES")
-    yield once("room beside the ballast", BALLAST, " and _free(path) >= 4 * BYTES", "")
+    yield never("letting go of the ballast", BALLAST, "_free(path) < RESERVE_BYTES")
+    yield once("room beside the ballast", BALLAST, " and _free(path) >= 4 * RESERVE_BYTES", "")
     yield once("ballast that is all holes", BALLAST, "st_blocks * 512", "st_size")
-    yield once("ballast before a run", CONTEXT, "reserve.released_when_full(layout.space_reserve)", "contextlib.nullcontext()")
+    yield once("ballast before a run", CONTEXT, "housekeeping.released_when_full(layout.space_reserve)", "contextlib.nullcontext()")
 
 
 def _network() -> Iterator[Mutation]:

@@ -24,7 +24,7 @@ from typing import Any, Self
 
 from reconciler.core.errors import ReconcileError
 from reconciler.core.lock import Lock
-from reconciler.serve.server import Server
+from reconciler.serve.content import Server
 from reconciler.store import generations, ledger_database, serving
 from tests.network import Network
 from tests.storenode import StoreNode

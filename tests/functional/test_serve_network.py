@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from reconciler.commands import serve_check
-from reconciler.serve.server import Server
+from reconciler.serve.content import Server
 from tests.demand import needs_bubblewrap
 from tests.node import Node, tiny
 

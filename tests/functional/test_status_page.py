@@ -23,9 +23,7 @@ from reconciler.commands import status_page
 from reconciler.core.events import Incident
 from reconciler.core.node import Gpu, NodeFacts
 from reconciler.report import page
-from reconciler.report.history_chart import ChartPoint
-from reconciler.report.page import Page, PageEvent, PageModel
-from reconciler.report.page_style import STYLE
+from reconciler.report.page import STYLE, ChartPoint, Page, PageEvent, PageModel
 from reconciler.store import observe
 from reconciler.store.ledger import Ledger
 from tests.node import Node, run, tiny

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from reconciler.store import reserve
+from reconciler.store import housekeeping
 
-FULL, ROOMY = reserve.BYTES - 1, 4 * reserve.BYTES
+FULL, ROOMY = housekeeping.RESERVE_BYTES - 1, 4 * housekeeping.RESERVE_BYTES
 
 
 @pytest.fixture
 def free(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Set what is free, as the file system says."""
-    return lambda size: monkeypatch.setattr(reserve, "_free", lambda _: size)
+    return lambda size: monkeypatch.setattr(housekeeping, "_free", lambda _: size)
 
 
 def blocks(path: Path) -> int:
@@ -26,12 +26,12 @@ def blocks(path: Path) -> int:
 def test_it_is_set_aside_where_there_is_plenty_and_let_go_of_on_a_full_disk(tmp_path: Path, free: Callable[[int], None]) -> None:
     path = tmp_path / "ballast"
     free(ROOMY)
-    with reserve.released_when_full(path):
+    with housekeeping.released_when_full(path):
         assert not path.exists()
-    assert blocks(path) >= reserve.BYTES
+    assert blocks(path) >= housekeeping.RESERVE_BYTES
 
     free(FULL)
-    with reserve.released_when_full(path):
+    with housekeeping.released_when_full(path):
         assert not path.exists()
     assert not path.exists(), "the disk is full still"
 
@@ -39,13 +39,13 @@ def test_it_is_set_aside_where_there_is_plenty_and_let_go_of_on_a_full_disk(tmp_
 def test_a_copy_of_holes_is_filled(tmp_path: Path, free: Callable[[int], None]) -> None:
     path = tmp_path / "ballast"
     path.touch()
-    os.truncate(path, reserve.BYTES)
+    os.truncate(path, housekeeping.RESERVE_BYTES)
     free(ROOMY)
 
-    with reserve.released_when_full(path):
+    with housekeeping.released_when_full(path):
         pass
 
-    assert blocks(path) >= reserve.BYTES
+    assert blocks(path) >= housekeeping.RESERVE_BYTES
 
 
 def test_a_link_in_its_place_is_not_followed(tmp_path: Path, free: Callable[[int], None]) -> None:
@@ -54,7 +54,7 @@ def test_a_link_in_its_place_is_not_followed(tmp_path: Path, free: Callable[[int
     path.symlink_to(victim)
     for size in (ROOMY, FULL):
         free(size)
-        with reserve.released_when_full(path):
+        with housekeeping.released_when_full(path):
             pass
 
     assert victim.read_bytes() == b"precious"
@@ -65,5 +65,5 @@ def test_what_lies_in_its_place_stops_no_run(tmp_path: Path, free: Callable[[int
     plant(tmp_path / "ballast")
     free(ROOMY)
 
-    with reserve.released_when_full(tmp_path / "ballast"):
+    with housekeeping.released_when_full(tmp_path / "ballast"):
         pass

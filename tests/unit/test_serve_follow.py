@@ -18,9 +18,9 @@ from reconciler.core.errors import ServeFailed
 from reconciler.core.events import Event, Incident, Notice
 from reconciler.core.state import Generation, ServerState
 from reconciler.serve import client, drain
+from reconciler.serve.content import Server
 from reconciler.serve.drain import Activity
 from reconciler.serve.follow import ServerFollower
-from reconciler.serve.server import Server
 from reconciler.store import atomic, serving
 from reconciler.store.generations import Generations
 from reconciler.store.layout import Layout

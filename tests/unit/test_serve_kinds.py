@@ -12,10 +12,9 @@ import pytest
 import yaml
 
 from reconciler.serve import drain, llama_server
-from reconciler.serve.content import Content
+from reconciler.serve.content import Content, Server
 from reconciler.serve.kinds import KINDS
 from reconciler.serve.served_model import ServedModel
-from reconciler.serve.server import Server
 from reconciler.store.index import IndexFile
 
 TREE = "sha256:" + "ab" * 32

@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reconciler.core.names import natural, with_current
 from reconciler.core.snapshot import Runtime
-from reconciler.core.state import ActiveModel
+from reconciler.core.state import ActiveModel, natural, with_current
 from reconciler.store.generations import path_of
 from tests.storenode import StoreNode
 from tests.twins.content import Files, name_of
