@@ -19,6 +19,7 @@ from reconciler.cli.command_context import to_json
 from reconciler.cli.options import FILE
 from reconciler.core import units
 from reconciler.core.errors import PublishError
+from reconciler.core.text import printable
 
 if TYPE_CHECKING:
     from reconciler.core.trust import TrustRoot
@@ -174,6 +175,11 @@ def _named(path: Path) -> Iterator[None]:
         yield
     except PublishError as error:
         raise PublishError(f"{path}: {error.message}", hint=error.hint) from None
+
+
+def named(keyid: str, label: str) -> str:
+    """Return a key as it is shown to people: its id, and its label where it has one."""
+    return f'{printable(keyid)} "{label}"' if label else printable(keyid)
 
 
 def load_root(path: Path | None) -> TrustRoot | None:

@@ -155,13 +155,13 @@ def trust_show(context: CommandContext) -> None:
         for name, role in (("root", root.roles.root), ("snapshot", root.roles.snapshot)):
             to.print(f"{name}: {role.threshold} of {units.count(len(role.keyids), 'key')}", markup=False)
             for keyid in role.keyids:
-                to.print(f"  {keyid}", markup=False)
+                to.print(f"  {root.named(keyid)}", markup=False)
         accepted = f"snapshot {trust_state.version}, {trust_state.digest}" if trust_state.version else "no snapshot yet"
         to.print(f"newest accepted: {accepted}", markup=False)
 
     tree = {
         "schema": 1, "network": root.network, "version": root.version, "expires_at": root.expires_at, "roles": root.roles,
-        "floor": trust_state,
+        "labels": {keyid: label for keyid in root.keys if (label := root.label(keyid))}, "floor": trust_state,
     }  # fmt: skip
     context.show(tree, show)
 

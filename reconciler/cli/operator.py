@@ -19,7 +19,6 @@ from reconciler.cli.options import FILE
 from reconciler.cli.snapshots import snapshot
 from reconciler.core import units
 from reconciler.core.errors import PublishError
-from reconciler.core.text import printable
 
 if TYPE_CHECKING:
     from reconciler.core.trust import TrustRoot
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
 _OUT = click.option("--out", type=FILE, help="Write to this file. Required if FILE is signed, because nodes need every root of the chain.")
 _PREVIOUS = click.option("--previous", type=FILE, help="The previous version of the root, whose keys must sign this one too.")
 _ROLE = click.Choice(["root", "snapshot"])
+_LABEL = click.option("--label", default="", show_default=False, metavar="TEXT", help="What people call the key, e.g. 'release key, 2026'.")
 
 __all__ = ["key", "root", "snapshot"]
 
@@ -117,6 +117,9 @@ def root() -> None:
     help="A public key that may sign snapshots (may be repeated).",
 )
 @click.option("--snapshot-threshold", type=click.IntRange(1), default=1, help="How many of them must sign.")
+@click.option(
+    "--label", "labels", multiple=True, metavar="KEY.pub=TEXT", help="What people call a key, as in 'ci.pub=CI, 2026' (may be repeated)."
+)
 @click.option("--expires", type=document_io.FutureTime(), default="365d", metavar="TIME", help="When it expires: 365d, 2027-11-20, …")
 @click.option(
     "--version",
@@ -133,6 +136,7 @@ def root_new(
     root_threshold: int,
     snapshot_keys: tuple[Path, ...],
     snapshot_threshold: int,
+    labels: tuple[str, ...],
     expires: datetime,
 ) -> None:
     """
@@ -141,32 +145,47 @@ def root_new(
     \b
       reconcile root new 1.root.json --network testnet \\
           --root-key alice.pub --root-key bob.pub --root-threshold 2 \\
-          --snapshot-key ci.pub
+          --snapshot-key ci.pub --label 'ci.pub=CI, 2026'
     """
     from reconciler.publish import roots
 
     roles = [[document_io.public_key(path) for path in paths] for paths in (root_keys, snapshot_keys)]
-    data = roots.new(network, expires, (roles[0], root_threshold), (roles[1], snapshot_threshold), version=version)
+    named = dict(_label(text) for text in labels)
+    data = roots.new(network, expires, (roles[0], root_threshold), (roles[1], snapshot_threshold), version=version, labels=named)
     document_io.write(file, data, new=True)
     document_io.print_line(f"wrote {file}, unsigned; next: reconcile root sign {file} --key KEY")
+
+
+def _label(text: str) -> tuple[str, str]:
+    """Return the key id and the label in ``KEY.pub=TEXT``."""
+    file, equals, label = text.partition("=")
+    if not equals:
+        raise PublishError(f"{text!r} is not KEY.pub=TEXT", hint="as in --label 'ci.pub=CI, 2026'")
+    return document_io.public_key(Path(file)).keyid, label
 
 
 @root.command("add-key")
 @click.argument("file", type=FILE)
 @click.argument("public", type=FILE, metavar="KEY.pub")
 @click.option("--role", "roles_", type=_ROLE, multiple=True, required=True, help="What it may sign (may be repeated).")
+@_LABEL
 @_OUT
-def root_add_key(*, file: Path, public: Path, roles_: tuple[RoleName, ...], out: Path | None) -> None:
+def root_add_key(*, file: Path, public: Path, roles_: tuple[RoleName, ...], label: str, out: Path | None) -> None:
     """
     Let a key sign roots or snapshots.
 
     \b
-      reconcile root add-key 1.root.json carol.pub --role snapshot --out 2.root.json
+      reconcile root add-key 1.root.json carol.pub --role snapshot --label "Carol, 2026" --out 2.root.json
     """
     from reconciler.publish import roots
 
     added = document_io.public_key(public)
-    _edit(file, out, lambda found: roots.with_key(found, added, roles_))
+
+    def change(found: TrustRoot) -> TrustRoot:
+        found = roots.with_key(found, added, roles_)
+        return roots.with_label(found, added.keyid, label) if label else found
+
+    _edit(file, out, change)
 
 
 @root.command("remove-key")
@@ -185,8 +204,33 @@ def root_remove_key(*, file: Path, keyid: str, roles_: tuple[RoleName, ...], out
     """
     from reconciler.publish import roots
 
-    named = document_io.public_key(Path(keyid)).keyid if Path(keyid).is_file() else keyid
+    named = _keyid(keyid)
     _edit(file, out, lambda found: roots.without_key(found, named, roles_))
+
+
+def _keyid(text: str) -> str:
+    """Return the key id that *text* is, or that of the public key in the file *text*."""
+    return document_io.public_key(Path(text)).keyid if Path(text).is_file() else text
+
+
+@root.command("label")
+@click.argument("file", type=FILE)
+@click.argument("keyid", metavar="KEYID")
+@click.argument("label", metavar="TEXT")
+@_OUT
+def root_label(*, file: Path, keyid: str, label: str, out: Path | None) -> None:
+    """
+    Say what people call a key. An empty TEXT takes its label away. KEYID is its id, at least its first 8 digits, or the public key's file.
+
+    \b
+      reconcile root label 1.root.json carol.pub "release key, 2026" --out 2.root.json
+
+    Labels are signed with the root and shown beside key ids. Nodes accept and refuse nothing for what they say.
+    """
+    from reconciler.publish import roots
+
+    named = _keyid(keyid)
+    _edit(file, out, lambda found: roots.with_label(found, named, label))
 
 
 @root.command("set")
@@ -307,7 +351,11 @@ def _signed(file: Path, data: bytes, previous: bytes) -> None:
 
     document_io.write(file, data)
     found = roots.inspect(data, previous=previous)
-    document_io.print_line(f"signed {file}: root {found.version} of {found.network}\n{_completeness(found)}")
+    document_io.print_line(f"signed {file}: root {found.version} of {found.network}")
+    for one in found.signatures:
+        if one.label:
+            document_io.print_line(f"signed by {document_io.named(one.keyid, one.label)}")
+    document_io.print_line(_completeness(found))
 
 
 def _pae(file: Path) -> bytes:
@@ -342,7 +390,8 @@ def root_inspect(*, file: Path, previous: Path | None, as_json: bool) -> None:
     for name, role in (("root", found.roles.root), ("snapshot", found.roles.snapshot)):
         document_io.print_line(f"{name}: {role.threshold} of {len(role.keyids)} keys must sign")
         for keyid in role.keyids:
-            document_io.print_line(f"  {keyid}{_signature_mark(found, keyid) if name == 'root' else ''}")
+            mark = _signature_mark(found, keyid) if name == "root" else ""
+            document_io.print_line(f"  {document_io.named(keyid, found.labels.get(keyid, ''))}{mark}")
     _print_other_signatures(found)
     document_io.print_line(_completeness(found))
 
@@ -359,7 +408,7 @@ def _print_other_signatures(found: RootReport) -> None:
             of = (
                 "a key of the previous root" if known else "not a key of this root; --previous shows whether it is one of the previous root"
             )
-            document_io.print_line(f"signed by {printable(one.keyid)} ({of})")
+            document_io.print_line(f"signed by {document_io.named(one.keyid, one.label)} ({of})")
 
 
 def _completeness(found: RootReport) -> str:

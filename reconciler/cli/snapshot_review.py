@@ -113,6 +113,9 @@ def _signed(file: Path, data: bytes, root_file: Path | None) -> None:
     if found.other_fields:
         document_io.note(f"nodes ignore fields that this version does not know: {printable(', '.join(found.other_fields))}")
     document_io.print_line(f"signed {file}: snapshot {found.version} of {found.network}, {len(found.models)} model(s), {found.digest}")
+    for one in found.signatures:
+        if one.label:
+            document_io.print_line(f"signed by {document_io.named(one.keyid, one.label)}")
     document_io.print_line(_completeness(found))
 
 
@@ -163,7 +166,7 @@ def snapshot_inspect(*, file: Path, root_file: Path | None, full: bool, as_json:
         document_io.print_line("this version does not know what these are for: this view cannot say what they do")
     for one in found.signatures:
         held = {True: "valid", False: "NOT VALID, or not a key of the root", None: "not checked"}[one.valid]
-        document_io.print_line(f"signed by {printable(one.keyid)} ({held})")
+        document_io.print_line(f"signed by {document_io.named(one.keyid, one.label)} ({held})")
     document_io.print_line(_completeness(found))
 
 

@@ -275,6 +275,7 @@ def lock(given: CheckInput) -> Iterator[CheckResult]:
         return
     until = found.lock.snapshot.expires_at
     text = f"snapshot {found.lock.snapshot.version}, {units.count(len(found.lock.model), 'model')}, good until {units.rfc3339(until)}"
+    text += f", signed by {', '.join(load_lock.signers(given.node, found.root))}"
     refusal = found.refusal(node_trust.read_trust_state(given.node), now=given.now, limits=given.node.limits)
     if refusal is not None:
         yield from_error("lock", refusal)

@@ -20,8 +20,8 @@ from reconciler import __version__
 from reconciler.commands import documents, node_trust
 from reconciler.commands.context import NodeContext
 from reconciler.commands.node_trust import RootFiles
+from reconciler.core import dsse, rollout, trust
 from reconciler.core import lock as locks
-from reconciler.core import rollout, trust
 from reconciler.core.errors import LockMismatch, ReconcileError, StoreError
 from reconciler.core.lock import Lock
 from reconciler.core.node import Limits
@@ -128,6 +128,13 @@ def _verified(context: NodeContext, files: LockFiles) -> VerifiedLock:
     lock = locks.compile(verified)
     locks.check(files.lock, lock)
     return verified_lock(lock, files.lock, verified, root)
+
+
+def signers(context: NodeContext, root: TrustRoot) -> tuple[str, ...]:
+    """Return the keys of *root* that signed the snapshot beside the lock, as people are shown them."""
+    envelope = dsse.decode(read_files(context).envelope, max_bytes=context.limits.envelope_bytes)
+    keys = trust.role_keys(root, root.roles.snapshot)
+    return tuple(root.named(one, 16) for one in sorted(dsse.valid_keyids(envelope, dsse.payload_of(envelope), keys)))
 
 
 # -- the cache -------------------------------------------------------------------------------------

@@ -200,8 +200,8 @@ def _key_changes(before: TrustRoot, after: TrustRoot) -> tuple[str, ...]:
     said = []
     for role in ("root", "snapshot"):
         old, new = getattr(before.roles, role), getattr(after.roles, role)
-        said += [f"{key[:16]}… may sign {role}s" for key in sorted({*new.keyids} - {*old.keyids})]
-        said += [f"{key[:16]}… may no longer sign {role}s" for key in sorted({*old.keyids} - {*new.keyids})]
+        said += [f"{after.named(key, 16)} may sign {role}s" for key in sorted({*new.keyids} - {*old.keyids})]
+        said += [f"{before.named(key, 16)} may no longer sign {role}s" for key in sorted({*old.keyids} - {*new.keyids})]
         if old.threshold != new.threshold:
             said.append(f"{role}s need {new.threshold} signatures, {old.threshold} before")
     return tuple(said)

@@ -11,6 +11,8 @@ Rules that hold here, in the order in which they are checked (SPEC, section 3; T
    5.3.11), and then the time of issue must rise.
 5. It has not expired and was not issued in the future. Signed instants alone hold a node to a time: a clock that stands before
    the newest accepted time of issue is behind. What the clock once said is never evidence: it may have been wrong.
+6. Labels of keys are for people. They are signed with the root, and nothing is accepted or refused for what they say: versions that do not
+   know them accept the same roots.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct
 
 from reconciler.core import digest, dsse, snapshot, strict_json, units
 from reconciler.core.dsse import KeyId
@@ -37,11 +39,15 @@ from reconciler.core.errors import (
 )
 from reconciler.core.node import Limits
 from reconciler.core.snapshot import Instant, Positive, Snapshot
+from reconciler.core.text import printable
 
 SNAPSHOT_TYPE = "application/vnd.reconciler.snapshot.v1+json"
 ROOT_TYPE = "application/vnd.reconciler.root.v1+json"
 
 _LIMITS = Limits()
+#: The most characters of a key's label that are shown.
+LABEL_LENGTH = 80
+_LABELS: dict[str, Any] = {"type": "object", "additionalProperties": {"type": "string", "maxLength": LABEL_LENGTH}}
 
 
 class Key(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -74,6 +80,17 @@ class TrustRoot(Struct, frozen=True, kw_only=True, dict=True):
     expires_at: Instant  #: Until when it may be used.
     keys: Annotated[dict[KeyId, Key], Meta(max_length=128)]  #: Public keys by key id.
     roles: Roles  #: Who may sign what.
+    labels: Annotated[Any, Meta(extra_json_schema=_LABELS)] = UNSET  #: What people call the keys, by key id.
+
+    def label(self, keyid: str) -> str:
+        """Return what people call the key *keyid*, safe to show; empty where the root does not say, or not in a text."""
+        found = self.labels.get(keyid) if isinstance(self.labels, dict) else None
+        return printable(found, LABEL_LENGTH) if isinstance(found, str) else ""
+
+    def named(self, keyid: str, digits: int = 64) -> str:
+        """Return the key *keyid* as it is shown to people: so many *digits* of its id, and its label where it has one."""
+        shown = printable(keyid, digits)
+        return f'{shown} "{label}"' if (label := self.label(keyid)) else shown
 
     @cached_property
     def verifiers(self) -> dict[str, Any]:

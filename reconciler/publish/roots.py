@@ -6,20 +6,22 @@ Rules that hold here:
 1. Nothing is written that ``trust.check_root`` refuses: a threshold that cannot be met locks a network out for ever.
 2. A signed root is never edited. A change makes the next version, unsigned, and the signed one stays: nodes apply each version in order.
 3. The next root is signed by the keys of the one before and by its own (TUF 5.3.4); any other key is refused.
+4. A label says for people whose key it is. No two keys share one, and none has a character that a terminal might act on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal
 
 import msgspec
-from msgspec import Struct
+from msgspec import UNSET, Struct
 from msgspec.structs import replace
 
 from reconciler.core import dsse, snapshot, strict_json, trust
 from reconciler.core.errors import BadRootChain, PublishError, TrustError
+from reconciler.core.text import printable
 from reconciler.core.trust import Key, Role, Roles, TrustRoot
 from reconciler.publish import envelopes
 from reconciler.publish.envelopes import Document
@@ -35,6 +37,8 @@ class Signer(Struct, frozen=True, kw_only=True):
     valid: bool
     role: bool
     previous: bool = False
+    #: What this root, or the one before, calls the key; empty if neither does.
+    label: str = ""
 
 
 class RootReport(Struct, frozen=True, kw_only=True):
@@ -50,6 +54,8 @@ class RootReport(Struct, frozen=True, kw_only=True):
     missing: int
     missing_previous: int
     complete: bool
+    #: What people call the keys, by key id; of those that have a label.
+    labels: dict[str, str]
 
 
 def new(
@@ -59,9 +65,12 @@ def new(
     snapshots: tuple[Sequence[PublicKey], int],
     *,
     version: int = 1,
+    labels: Mapping[str, str] | None = None,
 ) -> bytes:
     """
     Return a root of *network* that follows no other, unsigned; *root* and *snapshots* are each role's keys and threshold.
+
+    *labels* are what people call the keys, by key id.
 
     Raises:
         PublishError: it would protect nothing, or not be a root.
@@ -69,6 +78,8 @@ def new(
     roles = Roles(root=_role(*root), snapshot=_role(*snapshots))
     keys = {key.keyid: _listed(key) for key in (*root[0], *snapshots[0])}
     made = TrustRoot(schema=1, network=network, version=version, expires_at=snapshot.utc(expires_at), keys=keys, roles=roles)
+    for keyid, label in (labels or {}).items():
+        made = with_label(made, keyid, label)
     return _unsigned(made, {})
 
 
@@ -123,6 +134,8 @@ def edit(data: bytes, change: Callable[[TrustRoot], TrustRoot]) -> bytes:
         changed = replace(changed, version=root.version + 1)
     used = {*changed.roles.root.keyids, *changed.roles.snapshot.keyids}
     kept = {keyid: key for keyid, key in changed.keys.items() if keyid in used}
+    for keyid in _labels(changed).keys() - used:
+        changed = _relabelled(changed, keyid, "")
     return _unsigned(replace(changed, keys=kept), envelopes.unknown_fields(document.payload, TrustRoot))
 
 
@@ -136,7 +149,7 @@ def with_key(root: TrustRoot, key: PublicKey, roles: Sequence[RoleName]) -> Trus
     for name in roles:
         role: Role = getattr(root.roles, name)
         if key.keyid in role.keyids:
-            raise PublishError(f"key {key.keyid} is in role {name!r} already")
+            raise PublishError(f"key {root.named(key.keyid)} is in role {name!r} already")
         root = _with_role(root, name, replace(role, keyids=(*role.keyids, key.keyid)))
     return replace(root, keys=root.keys | {key.keyid: _listed(key)})
 
@@ -151,7 +164,7 @@ def without_key(root: TrustRoot, keyid: str, roles: Sequence[RoleName]) -> Trust
     found = _named(root, keyid)
     listed = [name for name in roles if found in getattr(root.roles, name).keyids]
     if not listed:
-        raise PublishError(f"key {found} is not in role {' or '.join(map(repr, roles))}")
+        raise PublishError(f"key {root.named(found)} is not in role {' or '.join(map(repr, roles))}")
     for name in listed:
         role: Role = getattr(root.roles, name)
         left = tuple(one for one in role.keyids if one != found)
@@ -172,6 +185,32 @@ def _named(root: TrustRoot, keyid: str) -> str:
             hint="give at least the first 8 digits of the key id that `reconcile root inspect` shows",
         )
     return found[0]
+
+
+def with_label(root: TrustRoot, keyid: str, label: str) -> TrustRoot:
+    """
+    Return *root* with *label* as what people call the key that *keyid* names, by at least its first 8 digits; an empty one takes it away.
+
+    Raises:
+        PublishError: none or several keys are named so, the label is too long or not printable, or another key has it.
+    """
+    found = _named(root, keyid)
+    if label != printable(label, trust.LABEL_LENGTH) or label != label.strip():
+        raise PublishError(f"a label is one line of at most {trust.LABEL_LENGTH} printable characters, as in 'release key, 2026'")
+    if label and (other := next((one for one, known in _labels(root).items() if known == label and one != found), "")):
+        raise PublishError(f"key {other} has the label {label!r} already", hint="two keys with one label could not be told apart")
+    return _relabelled(root, found, label)
+
+
+def _relabelled(root: TrustRoot, keyid: str, label: str) -> TrustRoot:
+    others = {one: known for one, known in _labels(root).items() if one != keyid}
+    return replace(root, labels=(others | ({keyid: label} if label else {})) or UNSET)
+
+
+def _labels(root: TrustRoot) -> dict[str, str]:
+    """Return the labels of *root* as people see them."""
+    known = root.labels if isinstance(root.labels, dict) else {}
+    return {keyid: label for keyid in known if (label := root.label(keyid))}
 
 
 def with_threshold(root: TrustRoot, name: RoleName, threshold: int) -> TrustRoot:
@@ -223,7 +262,7 @@ def _check_signer(document: Document, keyid: str, previous: bytes) -> None:
         allowed |= set(_before(root, previous).roles.root.keyids)
     if keyid not in allowed:
         raise PublishError(
-            f"key {keyid} is not in the root role of root {root.version}" + (" or of the one before" if previous else ""),
+            f"key {root.named(keyid)} is not in the root role of root {root.version}" + (" or of the one before" if previous else ""),
             hint="" if previous else "a key of the root before signs the next one too: name that root with --previous FILE",
         )
 
@@ -272,12 +311,14 @@ def inspect(data: bytes, *, previous: bytes = b"") -> RootReport:
                 valid=one.keyid in own | earlier,
                 role=one.keyid in root.roles.root.keyids,
                 previous=before is not None and one.keyid in before.roles.root.keyids,
+                label=root.label(one.keyid) or (before.label(one.keyid) if before else ""),
             )
             for one in document.signatures
         ),
         missing=missing,
         missing_previous=missing_previous,
         complete=missing == 0 and missing_previous == 0,
+        labels={keyid: label for keyid in root.keys if (label := root.label(keyid))},
     )
 
 

@@ -44,6 +44,8 @@ class Signer(Struct, frozen=True, kw_only=True):
 
     keyid: str
     valid: bool | None = None
+    #: What the root calls the key; empty without one, and where it does not say.
+    label: str = ""
 
 
 class Entry(Struct, frozen=True, kw_only=True):
@@ -289,7 +291,8 @@ def _to_sign(data: bytes, keyid: str, now: datetime, root: TrustRoot | None, rev
     if root is not None:
         _check_network(found, root)
         if keyid not in root.roles.snapshot.keyids:
-            raise PublishError(f"key {keyid} may not sign under root {root.version}", hint="`reconcile root inspect` lists who may")
+            message = f"key {root.named(keyid)} may not sign snapshots under root {root.version}"
+            raise PublishError(message, hint="`reconcile root inspect` lists who may")
     return document
 
 
@@ -344,10 +347,14 @@ def inspect(data: bytes, *, root: TrustRoot | None = None) -> SnapshotReport:
         fallback=found.sources.fallback,
         retest_after="" if found.retest_after is UNSET else found.retest_after,
         other_fields=envelopes.ignored_fields(document.payload, found),
-        signatures=tuple(Signer(keyid=one.keyid, valid=one.keyid in valid if root else None) for one in document.signatures),
+        signatures=tuple(_signer(one.keyid, root, valid) for one in document.signatures),
         missing=max(0, root.roles.snapshot.threshold - len(valid)) if root else -1,
         document=Raw(document.payload),
     )
+
+
+def _signer(keyid: str, root: TrustRoot | None, valid: frozenset[str]) -> Signer:
+    return Signer(keyid=keyid, valid=keyid in valid, label=root.label(keyid)) if root else Signer(keyid=keyid)
 
 
 def _entry(model: Model) -> Entry:

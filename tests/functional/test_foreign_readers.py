@@ -149,6 +149,22 @@ def test_the_script_finds_the_active_digest_before_and_after_an_update(node: Nod
 
 
 @needs_jq
+@needs_node
+def test_labels_of_keys_change_nothing_for_readers_that_do_not_know_them(node: Node) -> None:
+    (key,) = node.network.snapshot_keys
+    labelled = node.network.root(labels={key.id: "release key, 2026"})
+    (node.folder / "root.json").write_bytes(labelled)
+    (node.folder / "root.pub").write_text(node.network.root_keys[0].pem)
+    node.publish(node.item("a:v1", tiny("a")))
+    assert node.run("apply").code == 0
+    ran = script(node.folder)
+    assert ran.stdout.splitlines()[-1] == f"active {active_digest(node)}", ran.stderr
+    kind = json.loads(labelled)["payloadType"]
+    payload = reader("payload", given=labelled).stdout
+    assert answer("verify", kind, 1, node.folder / "root.pub", given=labelled) == hashlib.sha256(payload).hexdigest()
+
+
+@needs_jq
 def test_the_script_refuses_what_nobody_signed(used: Node) -> None:
     good = (used.folder / "snapshot.json").read_bytes()
     document = json.loads(good)

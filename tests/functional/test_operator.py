@@ -169,6 +169,43 @@ def test_a_key_is_rotated_and_nodes_follow(ready: Terminal) -> None:
     assert trust.advance(trust.pin(ready.bytes("root.1.json")), ready.bytes("root.2.json")).version == 2
 
 
+def test_labels_are_shown_wherever_a_key_is(ready: Terminal) -> None:
+    ready("root add-key root.1.json alice.pub --role snapshot --out root.2.json --label", "release key, 2026")
+    ready("root label root.2.json carol.pub", "CI, 2026")
+    for line in ("--key alice.key", "--key bob.key --previous root.1.json"):
+        ready(f"root sign root.2.json {line}")
+        assert "signed by " in ready.out
+        assert '"release key, 2026"' in ready.out
+    alice = ready.json("key show alice.pub")["keyid"]
+    assert f'{alice} "release key, 2026"  signed' in ready("root inspect root.2.json")
+    assert ready.json("root inspect root.2.json")["labels"][alice] == "release key, 2026"
+    assert ready.json("root inspect root.2.json")["signatures"][0]["label"] == "release key, 2026"
+    for name in ("alice", "carol"):
+        ready(f"snapshot sign snapshot.json --key {name}.key --root root.2.json")
+    assert '"CI, 2026"' in ready.out
+    assert f'signed by {alice} "release key, 2026" (valid)' in ready("snapshot inspect snapshot.json --root root.2.json")
+    assert {one["label"] for one in ready.json("snapshot inspect snapshot.json --root root.2.json")["signatures"]} == {
+        "release key, 2026",
+        "CI, 2026",
+    }
+    ready("snapshot sign snapshot.json --key bob.key --root root.2.json", code=1)
+    ready("init --root root.2.json --snapshot snapshot.json")
+    ready("lock")
+    assert f'{alice} "release key, 2026"' in ready("trust show")
+    assert ready.json("trust show")["labels"][alice] == "release key, 2026"
+    run(["doctor", "--offline"])
+    assert f'{alice[:16]}… "release key, 2026"' in ready._capsys.readouterr().out.replace("\n", " ")
+
+
+def test_a_label_of_a_new_root_is_given_with_its_keys(ready: Terminal) -> None:
+    line = "root new draft.json --network testnet --root-key alice.pub --snapshot-key carol.pub --label"
+    ready(line, "carol.pub=CI, 2026")
+    assert [*ready.json("root inspect draft.json")["labels"].values()] == ["CI, 2026"]
+    for wrong, why in (("CI, 2026", "KEY.pub=TEXT"), ("dave.pub=Dave", "no keys of this root")):
+        ready(line.replace("draft", "other"), wrong, code=1)
+        assert why in ready.err
+
+
 def test_an_unsigned_root_is_edited_in_place(ready: Terminal) -> None:
     ready("root new draft.json --network testnet --root-key alice.pub --snapshot-key carol.pub")
     ready("root add-key draft.json dave.pub --role snapshot")

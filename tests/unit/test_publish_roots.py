@@ -173,3 +173,35 @@ def test_what_is_no_root_is_refused(data: bytes) -> None:
     for read in (roots.inspect, roots.pae, roots.is_signed, lambda data: roots.sign(data, ALICE.private)):
         with pytest.raises(TrustError):
             read(data)
+
+
+# -- labels ----------------------------------------------------------------------------------------
+
+
+def test_a_label_is_signed_with_the_root_shown_beside_its_key_and_gone_with_it() -> None:
+    data = roots.edit(new(), lambda root: roots.with_label(root, ALICE.id[:8], "release key, 2026"))
+    data = roots.edit(data, lambda root: roots.with_label(root, CAROL.id, "CI"))
+    assert payload_of(data)["labels"] == {ALICE.id: "release key, 2026", CAROL.id: "CI"}
+    data = signed(ALICE, BOB, data=data)
+    assert {one.keyid: one.label for one in roots.inspect(data).signatures} == {ALICE.id: "release key, 2026", BOB.id: ""}
+    assert trust.pin(data).named(ALICE.id, 16) == f'{ALICE.id[:16]}… "release key, 2026"'
+    data = roots.edit(data, lambda root: roots.without_key(roots.with_key(root, public(DAVE), ["root"]), ALICE.id, ["root"]))
+    assert payload_of(data)["labels"] == {CAROL.id: "CI"}
+    assert "labels" not in payload_of(roots.edit(data, lambda root: roots.with_label(root, CAROL.id, "")))
+
+
+@pytest.mark.parametrize("label", ["\x1b[31mred", "two\nlines", "x" * 81, " space", "\u202edetrevni", "CI"])
+def test_a_label_that_could_deceive_who_reads_it_is_not_written(label: str) -> None:
+    data = roots.edit(new(), lambda root: roots.with_label(root, CAROL.id, "CI"))
+    with pytest.raises(PublishError, match="label"):
+        roots.edit(data, lambda root: roots.with_label(root, ALICE.id, label))
+
+
+@pytest.mark.parametrize("labels", [3, None, [], {}, {"x": 1}, {ALICE.id: ["a"]}, {ALICE.id: "\x1b[31m" + "x" * 999}])
+def test_no_root_is_refused_for_its_labels_since_older_versions_accept_it(labels: object) -> None:
+    network = Network()
+    root = trust.pin(network.root(labels=labels))
+    assert root.verifiers.keys() == network.trusted().verifiers.keys()
+    assert root.label(ALICE.id).isprintable()
+    assert len(root.label(ALICE.id)) < 4 * trust.LABEL_LENGTH
+    trust.advance(root, network.rotate(labels=labels))
