@@ -59,7 +59,7 @@ PASSPHRASE = click.option(
     type=FILE,
     envvar="RECONCILE_PASSPHRASE_FILE",
     show_envvar=True,
-    help="A file whose first line is the passphrase. Default: ask on the terminal.",
+    help="A file whose first line is the passphrase, or the PIN of a token. Default: ask on the terminal.",
 )
 KEY = click.option("--key", "key_file", type=FILE, required=True, help="Your private key; with --signer, its public half.")
 SIGNER_COMMAND = click.option(
@@ -67,7 +67,8 @@ SIGNER_COMMAND = click.option(
     default="",
     show_default=False,
     metavar="COMMAND",
-    help="A command that signs: it gets the bytes on standard input and writes the signature. --key is then the public key.",
+    help="A command that signs: it gets the bytes on standard input and writes the signature. Or the pkcs11: URI of a key in a token. "
+    "--key is then the public key.",
 )
 SIGNER = click.option("--key", "key_file", type=FILE, required=True, help="The signer's public key.")
 SIGNATURE = click.option("--signature", type=FILE, required=True, help="The signature: 64 bytes, or base64 of them.")
@@ -161,11 +162,21 @@ def public_key(path: Path) -> PublicKey:
         return keys.load_public(pem)
 
 
-def external_signer(command: str) -> Callable[[bytes], bytes]:
-    """Return what signs by running *command*."""
+def external_signer(command: str, passphrase_file: Path | None) -> Callable[[bytes], bytes]:
+    """Return what signs by running *command*, or with the token's key whose URI it is; the token's PIN is in *passphrase_file*."""
+    from reconciler.publish import pkcs11_token
     from reconciler.publish.external_signer import ExternalSigner
 
-    return ExternalSigner(command)
+    if command.startswith(pkcs11_token.SCHEME):
+        return ExternalSigner(pkcs11_token.command("sign", command, passphrase_file))
+    return ExternalSigner.from_command(command)
+
+
+def token_key(uri: str, passphrase_file: Path | None) -> PublicKey:
+    """Return the public half of the key in a token that *uri* names."""
+    from reconciler.publish import external_signer, keys, pkcs11_token
+
+    return keys.load_public(external_signer.answer(pkcs11_token.command("public", uri, passphrase_file)))
 
 
 @contextlib.contextmanager

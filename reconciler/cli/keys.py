@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,6 +11,9 @@ from reconciler.cli import document_io
 from reconciler.cli.document_io import JSON, PASSPHRASE
 from reconciler.cli.options import FILE
 from reconciler.core.errors import PublishError
+
+if TYPE_CHECKING:
+    from reconciler.publish.keys import PublicKey
 
 
 @click.group()
@@ -56,21 +60,27 @@ def key_generate(*, name: Path, no_passphrase: bool, passphrase_file: Path | Non
 @JSON
 def key_show(*, file: Path, passphrase_file: Path | None, as_json: bool) -> None:
     """
-    Show a key's id and its public half; FILE is either half.
+    Show a key's id and its public half; FILE is either half, or the pkcs11: URI of a key in a token.
 
     \b
       reconcile key show alice.pub
       reconcile key show alice.key > alice.pub     make a lost public half again
+      reconcile key show 'pkcs11:token=release;object=ci?module-path=/usr/lib/softhsm/libsofthsm2.so' > ci.pub
     """
-    from reconciler.publish import keys
-
-    pem = document_io.read(file)
-    if b"PRIVATE KEY" in pem:
-        found = keys.load_public(keys.public_pem(document_io.private_key(file, passphrase_file)).encode())
-    else:
-        found = document_io.public_key(file)
+    found = _public_half(file, passphrase_file)
     if as_json:
         document_io.print_json({"keyid": found.keyid, "public": found.pem})
         return
     click.echo(f"key id {found.keyid}", err=True)
     click.echo(found.pem, nl=False)
+
+
+def _public_half(file: Path, passphrase_file: Path | None) -> PublicKey:
+    from reconciler.publish import keys, pkcs11_token
+
+    if str(file).startswith(pkcs11_token.SCHEME):
+        return document_io.token_key(str(file), passphrase_file)
+    pem = document_io.read(file)
+    if b"PRIVATE KEY" in pem:
+        return keys.load_public(keys.public_pem(document_io.private_key(file, passphrase_file)).encode())
+    return document_io.public_key(file)

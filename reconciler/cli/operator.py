@@ -236,7 +236,7 @@ def root_sign(
     before, data = _read(previous) if previous else b"", _read(file)
     if signer:
         public = document_io.public_key(key_file)
-        made = roots.attach(data, public, document_io.external_signer(signer)(roots.pae(data)), previous=before)
+        made = roots.attach(data, public, document_io.external_signer(signer, passphrase_file)(roots.pae(data)), previous=before)
     else:
         made = roots.sign(data, document_io.private_key(key_file, passphrase_file), previous=before)
     _signed(file, made, before)

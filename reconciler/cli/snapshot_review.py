@@ -52,6 +52,7 @@ def snapshot_sign(
     \b
       reconcile snapshot sign snapshot.json --key ci.key --root root.json --reviewed sha256:…
       reconcile snapshot sign snapshot.json --key ci.pub --signer hsm-sign --root root.json
+      reconcile snapshot sign snapshot.json --key ci.pub --signer 'pkcs11:token=release;object=ci?module-path=…'
 
     --reviewed refuses any other snapshot than the one that `inspect` and `diff` showed. Without it, and on a terminal, what is signed is
     shown before you are asked. A --signer is a command that reads the bytes to be signed and writes the signature; --key is then the
@@ -64,7 +65,7 @@ def snapshot_sign(
     if not (reviewed or yes) and sys.stdin.isatty():
         _show_and_ask(data, against)
     if signer:
-        command, public = document_io.external_signer(signer), document_io.public_key(key_file)
+        command, public = document_io.external_signer(signer, passphrase_file), document_io.public_key(key_file)
         made = snapshots.sign_with(data, public, command, now=now, root=trusted, reviewed=reviewed)
     else:
         made = snapshots.sign(data, document_io.private_key(key_file, passphrase_file), now=now, root=trusted, reviewed=reviewed)

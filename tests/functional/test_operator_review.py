@@ -9,8 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
+from reconciler.publish import external_signer
 from tests.functional.test_operator import REPOSITORY, Terminal, accepted, ready, terminal
 
 __all__ = ["ready", "terminal"]
@@ -89,20 +91,43 @@ def test_a_command_signs_with_a_key_that_this_program_never_reads(ready: Termina
     ready("root sign draft.json --key alice.pub --signer", signer(ready.folder, "alice.key"))
 
 
-@pytest.mark.parametrize("kind", ["lies", "other key", "fails", "says nothing", "is missing", "talks without end"])
-def test_a_signer_that_lies_or_fails_changes_nothing(ready: Terminal, kind: str) -> None:
-    command = {
-        "lies": signer(ready.folder, "carol.key", "x") if kind == "lies" else "",
-        "other key": signer(ready.folder, "dave.key") if kind == "other key" else "",
-        "fails": "false",
-        "says nothing": "true",
-        "is missing": "/nowhere/sign",
-        "talks without end": f"{sys.executable} -c 'print(\"x\" * 10_000_000)'",
-    }[kind]
+#: Signers that are not to be believed, as Python programs, and the exit code of who believed them not.
+LIARS = {
+    "signs other bytes": (_SIGNER.format(suffix="x"), 4),
+    "signs only the first bytes": (_SIGNER.format(suffix="").replace("stdin.buffer.read()", "stdin.buffer.read(64)"), 4),
+    "signs with another key": (_SIGNER.format(suffix="").replace("sys.argv[1]", "sys.argv[2]"), 4),
+    "signs and fails": (f"{_SIGNER.format(suffix='')}sys.exit(1)", 1),
+    "is killed": ("import os\nos.kill(os.getpid(), 9)", 1),
+    "writes 64 bytes of nonsense": ("import os\nos.write(1, os.urandom(64))", 4),
+    "writes nonsense in base64": ("import base64, os\nprint(base64.b64encode(os.urandom(64)).decode())", 4),
+    "writes a text": ("print('signed')", 4),
+    "writes nothing": ("", 4),
+    "writes without end": ("while True: print('x' * 1_000_000)", 4),
+    "hangs": ("import time\ntime.sleep(600)", 1),
+    "writes a part and hangs": ("import sys, time\nprint('AAAA', flush=True)\ntime.sleep(600)", 1),
+    "closes its output and hangs": ("import os, time\nos.close(1)\ntime.sleep(600)", 1),
+}
+
+
+@pytest.mark.parametrize("kind", LIARS)
+def test_a_signer_that_lies_or_fails_changes_nothing(ready: Terminal, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(external_signer, "_SECONDS", 2.0 if "hangs" in kind else 60.0)
+    program, code = LIARS[kind]
+    (ready.folder / "liar.py").write_text(program)
+    before = {path.name: path.read_bytes() for path in ready.folder.iterdir() if path.is_file()}
+    for line, key in (("snapshot sign snapshot.json", "carol"), ("root sign root.1.json", "alice")):
+        ready(f"{line} --key {key}.pub --signer", f"{sys.executable} liar.py {key}.key dave.key", code=code)
+        assert "Traceback" not in ready.err
+    assert {path.name: path.read_bytes() for path in ready.folder.iterdir() if path.is_file()} == before
+    assert not psutil.Process().children()
+
+
+@pytest.mark.parametrize(("command", "why"), [("/nowhere/sign", "cannot be run"), (" ", "is empty"), ("sign 'x", "is not one")])
+def test_a_signer_that_is_none_changes_nothing(ready: Terminal, command: str, why: str) -> None:
     before = ready.bytes("snapshot.json")
-    ready("snapshot sign snapshot.json --key carol.pub --signer", command, code=4 if kind not in {"fails", "is missing"} else 1)
+    ready("snapshot sign snapshot.json --key carol.pub --signer", command, code=1)
+    assert why in ready.err
     assert ready.bytes("snapshot.json") == before
-    assert "Traceback" not in ready.err
 
 
 @pytest.mark.parametrize(("answer", "signed"), [("y\n", True), ("n\n", False)])
