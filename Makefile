@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 FAST := tests/unit tests/laws tests/contract
 ONE_REAL_PATH := tests/functional/test_main_job.py::test_a_model_is_downloaded_verified_tested_and_served
 
-.PHONY: demo test test-fast test-pythons format release check docs reference man fuzz crash bench gpu-check lock-requirements clean
+.PHONY: demo test test-fast test-pythons format release check docs reference man fuzz crash bench gpu-check container lock-requirements clean
 
 demo: $(READY)
 	$(BIN)/reconcile demo
@@ -65,6 +65,12 @@ crash: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m pytest benchmarks --benchmark-only -o addopts="" -o python_files="bench_*.py"
+
+# The image of deploy/Containerfile, built with podman (PODMAN_OPTIONS are for podman, BUILD_OPTIONS for the build), and run by its tests:
+# from a signed snapshot to an active model, the probes, SIGTERM in a download and in a test job.
+container: $(READY)
+	podman $(PODMAN_OPTIONS) build $(BUILD_OPTIONS) -f deploy/Containerfile -t reconcile-check .
+	RECONCILE_IMAGE=localhost/reconcile-check RECONCILE_CONTAINER_OPTIONS="$(PODMAN_OPTIONS)" $(BIN)/python -m pytest tests/functional/test_container.py
 
 # On a machine with an NVIDIA GPU, nvcc and a sandbox: shows that a test job runs on the GPU inside it. Fails where there is none.
 gpu-check: $(READY)

@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -303,6 +304,13 @@ def test_the_container_is_made_of_what_is_here() -> None:
                 assert (TOP / source).exists(), source
         if word == "FROM":
             assert re.fullmatch(r"python:3\.\d+[a-z0-9.-]*( AS [a-z]+)?", rest), "a version, and no registry's host"
+
+
+def test_the_container_gets_all_that_a_wheel_is_made_of() -> None:
+    wheel = tomllib.loads((TOP / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    copied = {source for word, rest in instructions() if word == "COPY" for source in rest.split()[:-1]}
+
+    assert {*wheel["packages"], *wheel["force-include"]} <= copied
 
 
 def test_the_container_runs_without_rights_a_command_that_exists() -> None:
