@@ -4,14 +4,10 @@ What one cycle of the agent does: sync, hash a share of the store again, tell th
 With n files in the store and a time T (``[agent] scrub_after``), one file is hashed every T/n, the longest unchecked first, so that each
 is hashed within T. The only state is the times at which files were hashed, so an agent that is restarted every day hashes as much as one
 that runs for a year.
-
-The first cycle begins at a moment in a span that follows from the node's id, so that nodes that start together do not ask together. It is
-the same each time: a node keeps its place, and the load on the network's servers stays even (``delay_of``).
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -129,11 +125,3 @@ def due(ages: Sequence[float], within: float) -> int:
     for before, age in enumerate(sorted(ages, reverse=True)):
         late = max(late, before + 1 if age >= within else before - math.floor((within - age) / turn))
     return late
-
-
-def delay_of(node: str, span_seconds: float) -> float:
-    """Return how long the node *node* waits, from 0 to below *span_seconds*; without an id, not at all."""
-    if not node:
-        return 0.0
-    place = int.from_bytes(hashlib.sha256(b"start\0" + node.encode()).digest()[:8], "big")
-    return span_seconds * place / 2**64

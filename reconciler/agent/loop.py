@@ -24,12 +24,12 @@ from typing import Protocol
 import msgspec
 from msgspec import Struct
 
-from reconciler.agent import cycle, service
+from reconciler.agent import service
 from reconciler.agent.cycle import CycleSteps, NodeSteps
 from reconciler.commands import status
 from reconciler.commands.context import NodeContext, RunOptions, report_bug
 from reconciler.commands.status import CycleOutcome, Health, Phase
-from reconciler.core import units
+from reconciler.core import rollout, units
 from reconciler.core.errors import NetworkSilent, ReconcileError, StoreBusy, TrustError, UsageError
 from reconciler.core.events import Event, Notice
 from reconciler.ports import Reporter
@@ -157,7 +157,7 @@ class Agent:
 
     def _wait_for_turn(self) -> None:
         """Wait before the first cycle, so that a fleet that is started at once does not ask at once."""
-        seconds = cycle.delay_of(self._context.node_id, min(self._interval, START_SECONDS))
+        seconds = rollout.start_delay(self._context.node_id, min(self._interval, START_SECONDS))
         if seconds >= 1.0:
             self._report(Notice(level="info", text=f"the first cycle begins in {units.human_time(seconds)}: nodes take turns"))
             self._wait(seconds)

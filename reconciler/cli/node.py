@@ -258,12 +258,12 @@ def sync(
     """
     import time
 
-    from reconciler.agent import cycle
     from reconciler.commands import apply as apply_command
     from reconciler.commands.reporting import reported
+    from reconciler.core import rollout
 
     node = context.node()
     options = _options(only=only, excluded=excluded, locked=locked, offline=offline, lock_timeout_seconds=lock_timeout)
     with context.reporter() as report, reported(node, report, offline=offline):
-        time.sleep(cycle.delay_of(node.node_id, splay))  # the wait is what --splay asks for; a signal ends it, and the store is free
+        time.sleep(rollout.start_delay(node.node_id, splay))  # the wait is what --splay asks for; a signal ends it, and the store is free
         return _code(apply_command.sync(node, report, options))

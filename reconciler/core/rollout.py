@@ -1,5 +1,5 @@
 """
-Rollouts: which nodes of a network a model is for yet (SPEC 4).
+Rollouts: which nodes of a network a model is for yet (SPEC 4); and the moment at which each of many nodes begins.
 
 Rules that hold here:
 
@@ -9,6 +9,7 @@ Rules that hold here:
    there although the snapshot retires or archives it. What the network disabled stays disabled.
 3. The lock is the same on every node. What a node makes of it follows from the lock and the node's id and cohorts alone.
 4. A node without an id comes last: no place of its own can be computed for it.
+5. Nodes that start together do not ask together: each begins at a moment that follows from its id, and keeps it.
 """
 
 from __future__ import annotations
@@ -30,6 +31,14 @@ def place(network: str, rollout: str, node: str) -> int:
         return PLACES - 1
     message = b"\0".join(text.encode() for text in (network, rollout, node))
     return int.from_bytes(hashlib.sha256(message).digest()[:8], "big") % PLACES
+
+
+def start_delay(node: str, span_seconds: float) -> float:
+    """Return how long the node *node* waits, from 0 to below *span_seconds*; without an id, not at all."""
+    if not node:
+        return 0.0
+    place = int.from_bytes(hashlib.sha256(b"start\0" + node.encode()).digest()[:8], "big")
+    return span_seconds * place / 2**64
 
 
 def is_in(network: str, name: str, rollout: Rollout, node: str, cohorts: Collection[str]) -> bool:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from reconciler.agent import cycle
 from reconciler.commands import lock, node_trust
+from reconciler.core import rollout
 from reconciler.core.errors import FetchError, TooLarge
 from reconciler.demo.server import Server
 from reconciler.fetch import http
@@ -186,12 +186,12 @@ def test_another_source_is_asked_at_once(node: Node, origin: Origin) -> None:
 
 
 def test_nodes_begin_evenly_spread_and_each_at_its_own_moment() -> None:
-    found = [cycle.delay_of(f"node-{index}", 300.0) for index in range(10_000)]
+    found = [rollout.start_delay(f"node-{index}", 300.0) for index in range(10_000)]
     assert all(0 <= one < 300 for one in found)
     tenths = [sum(low <= one < low + 30 for one in found) for low in range(0, 300, 30)]
     assert all(abs(count - 1000) < 3 * 30 for count in tenths)  # three standard deviations of a uniform draw
-    assert cycle.delay_of("node-7", 300.0) == found[7]
-    assert cycle.delay_of("", 300.0) == 0
+    assert rollout.start_delay("node-7", 300.0) == found[7]
+    assert rollout.start_delay("", 300.0) == 0
 
 
 def test_a_sync_with_a_splay_waits_for_its_moment(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,5 +200,5 @@ def test_a_sync_with_a_splay_waits_for_its_moment(tmp_path: Path, server: Server
     waited: list[float] = []
     monkeypatch.setattr(time, "sleep", waited.append)
     assert node.run("sync", "--splay", "5m").code == 0
-    assert cycle.delay_of("n1", 300.0) in waited
+    assert rollout.start_delay("n1", 300.0) in waited
     assert timedelta(seconds=waited[0]) < timedelta(minutes=5)

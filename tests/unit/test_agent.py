@@ -24,6 +24,7 @@ from reconciler.agent import cycle, loop, service
 from reconciler.agent.loop import Agent, AgentOptions
 from reconciler.commands import status
 from reconciler.commands.context import NodeContext, RunOptions, from_settings
+from reconciler.core import rollout
 from reconciler.core.errors import Expired, NetworkSilent, SettingsError, StoreBusy, StoreError
 from reconciler.core.events import Event, Notice
 from reconciler.ports import Reporter
@@ -676,7 +677,6 @@ def test_a_success_of_a_clock_that_was_ahead_hides_no_silence(tmp_path: Path) ->
 
 
 def test_a_fleet_that_starts_at_once_does_not_ask_at_once(tmp_path: Path) -> None:
-    from reconciler.agent import cycle
 
     begun = {}
     for name in ("n1", "n2", ""):
@@ -685,5 +685,5 @@ def test_a_fleet_that_starts_at_once_does_not_ask_at_once(tmp_path: Path) -> Non
         Agent(world.load, world.events.append, world, AgentOptions(), steps=world, timer=world.timer, jitter=lambda _: 0.0).run()
         begun[name] = world.waits[0] if name else 0.0
         assert (len(world.synced), name == "") == (1, begun[name] == 0.0)
-        assert begun[name] == cycle.delay_of(name, loop.START_SECONDS)
+        assert begun[name] == rollout.start_delay(name, loop.START_SECONDS)
     assert begun["n1"] != begun["n2"]
