@@ -76,6 +76,14 @@ _TASK = click.Choice(["chat", "completion", "embedding"])
 @click.option(
     "--record-answer", is_flag=True, help="Run the test job here, and let every node compare what it computes with what this machine did."
 )
+@click.option(
+    "--model-signature",
+    type=FILE,
+    help="The publisher's signature over the files (OpenSSF model signing), which must hold.",
+)
+@click.option("--publisher-key", type=FILE, help="The publisher's public key, for a signature by a bare key.")
+@click.option("--publisher-ca", type=FILE, help="Certificate authorities, for a signature by a certificate that one of them issued.")
+@click.option("--identity", default="", metavar="NAME", help="Who must have signed: a name in the certificate. For a key: what to call it.")
 @click.option("--timeout", default="120s", metavar="TIME", help="The longest time that the test job may take.")
 @click.option("--max-size", type=Size(), default="1TiB", metavar="SIZE", help="Refuse a file that is larger.")
 @click.option("--hash", "read_all", is_flag=True, help="Read every byte, also where a hub or a registry vouches for a digest.")
@@ -95,6 +103,8 @@ def snapshot_add(
       reconcile snapshot add snapshot.json tiny:v3 hf://ORG/REPO@COMMIT/tiny.gguf
       reconcile snapshot add snapshot.json tiny:v4 oci://registry.example.org/models/tiny:v4
       reconcile snapshot add snapshot.json tiny:v5 s3://BUCKET/KEY
+      reconcile snapshot add snapshot.json tiny:v6 ./tiny --url 'https://models.example.org/tiny/{path}' \\
+          --model-signature tiny.sig --publisher-ca example-ca.pem --identity models@example.org
 
     Files and URLs are read completely to compute digest and size. A branch or a tag is pinned to the commit or the digest that it names
     now. Hosts that a source redirects to are written down, so that nodes may follow.
@@ -115,6 +125,8 @@ def snapshot_add(
     headers, refusals = _read_headers(found, measured)
     members = _archive_members(found)
     model, facts = model_from_options.make(model_id, found, measured, given, headers, members)
+    if given["model_signature"]:
+        model = _with_publisher(model, given)
     if given["record_answer"]:
         model = _with_recorded_answer(model, found)
     replaced = _write_update(file, data, model, beside=given["beside"], redirects=reader.redirects)
@@ -143,7 +155,7 @@ def _list_files(reader: SourceReader, sources: tuple[str, ...], given: dict[str,
     listings = [reader.listing(source, include=given["include"], exclude=given["exclude"]) for source in sources]
     for note in (note for listing in listings for note in listing.notes):
         document_io.note(printable(note))
-    found = tuple(file for listing in listings for file in listing.files)
+    found = tuple(file for listing in listings for file in listing.files if not _is_signature(file, given["model_signature"]))
     if len(given["paths"]) not in {0, len(found)}:
         what = "SOURCEs" if len(found) == len(sources) else "files in the SOURCEs"
         raise PublishError(f"{len(found)} {what} and {len(given['paths'])} --path", hint="give --path once for each, or not at all")
@@ -165,6 +177,29 @@ def _refuse_secret(url: str) -> None:
             f"{redact(url)} carries {name!r}, a signature or a secret, which would stand in a public document",
             hint="give its address without it: nodes sign s3:// addresses themselves, and have [download.credentials] for the rest",
         )
+
+
+def _is_signature(file: SourceFile, signature: Path | None) -> bool:
+    """Return whether *file* is the signature over the others, which some publishers put beside them."""
+    return signature is not None and "://" not in file.place and Path(file.place).resolve() == signature.resolve()
+
+
+def _with_publisher(model: Model, given: dict[str, Any]) -> Model:
+    """Return *model* with who signed its files, if somebody did."""
+    from msgspec import to_builtins
+    from msgspec.structs import replace
+
+    from reconciler.publish import model_signature
+
+    found = model_signature.verify(
+        document_io.read(given["model_signature"], most=model_signature.MOST_BYTES),
+        {artifact.path: artifact.digest for artifact in model.artifacts},
+        identity=given["identity"],
+        key_file=given["publisher_key"],
+        ca_file=given["publisher_ca"],
+    )
+    document_io.print_line(f"its files are signed by {printable(found.identity)} ({found.method}, {found.key})")
+    return replace(model, publisher=to_builtins(found))
 
 
 def _with_recorded_answer(model: Model, sources: tuple[SourceFile, ...]) -> Model:

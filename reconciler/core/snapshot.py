@@ -15,7 +15,7 @@ import re
 import unicodedata
 import warnings
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
@@ -107,6 +107,13 @@ class Artifact(Struct, frozen=True, kw_only=True):
     role: Role | UnsetType = UNSET
 
 
+#: Versions that do not know the field accept whatever stands there, so this one does too.
+_PUBLISHER: dict[str, Any] = {
+    "type": "object",
+    "properties": {name: {"type": "string"} for name in ("identity", "method", "key", "signature")},
+}
+
+
 class Model(Struct, frozen=True, kw_only=True):
     """One model that the network approved, with what it needs."""
 
@@ -127,6 +134,8 @@ class Model(Struct, frozen=True, kw_only=True):
     #: The file that the engine is given, as a path in the model's tree.
     entrypoint: Annotated[str, Meta(min_length=1, max_length=MAX_PATH_BYTES)]
     smoke: Smoke = Smoke()  #: Its test job.
+    #: Who signed its files before this network did, as the publisher's tools checked it. For people: nodes do nothing with it.
+    publisher: Annotated[Any, Meta(extra_json_schema=_PUBLISHER)] = UNSET
 
     @property
     def id(self) -> str:

@@ -79,6 +79,7 @@ STAGING, HASHER, TRANSFER, VERIFY, RESOLVE, ARIA2, DOCUMENT, SELECTION = (
     for name in ("staging", "hash_worker", "transfer", "hashing", "resolver", "aria2_daemon", "http", "source_selection")
 )
 RULES, CREDENTIALS, PUBLISH = "reconciler/fetch/sources.py", "reconciler/fetch/credentials.py", "reconciler/publish/snapshots.py"
+SIGNATURE, SIGNER = "reconciler/publish/model_signature.py", "reconciler/publish/external_signer.py"
 CONFIRM, NETWORK, RUN, SETUP, UPKEEP, SCRUB, CONTEXT, NODE_TRUST = (
     f"reconciler/commands/{name}.py" for name in ("load_lock", "lock", "apply", "init", "maintenance", "verify", "context", "node_trust")
 )
@@ -191,6 +192,8 @@ TESTS = {
     RULES: ("adversary/test_redirects_and_credentials", "unit/test_sources_rules"),
     CREDENTIALS: ("adversary/test_redirects_and_credentials", "adversary/test_sources_tls"),
     PUBLISH: ("functional/test_operator_review",),
+    SIGNATURE: ("functional/test_model_signatures",),
+    SIGNER: ("functional/test_operator_review",),
     ARIA2: ("adversary/test_store_attacks",),
     SELECTION: ("unit/test_source_selection", "adversary/test_fetch_ranges"),
     DOCUMENT: ("adversary/test_fetch_documents", "functional/test_trust_on_a_node", "functional/test_operator"),
@@ -303,6 +306,11 @@ def _bytes() -> Iterator[Mutation]:
     yield once("host of a credential", CREDENTIALS, "return found if found and sources.may_authorize(url) else None", "return found")
     yield never("file of a credential that others can read", CREDENTIALS, "path.stat().st_mode & 0o077")
     yield once("token along a redirect", RESOLVE, 'challenge)}" if challenge else ""', 'challenge)}" if challenge else authorization')
+    yield never("file that its publisher signed", SIGNATURE, "path not in signed")
+    yield never("content that its publisher signed", SIGNATURE, "signed[path] != found")
+    yield never("name in a publisher's certificate", SIGNATURE, "identity not in names")
+    yield never("signature of a key where a certificate is asked for", SIGNATURE, "by_certificate != bool(bundle.certificates)")
+    yield never("signer that failed", SIGNER, "process.returncode and len(written) <= _MOST_BYTES")
     yield never("snapshot that was reviewed", PUBLISH, "reviewed and digest.of(document.payload) != reviewed")
     yield never("redirect of a document into a private network", DOCUMENT, "is_private and not may_be_private")
     yield never("address of a document", DOCUMENT, "self._addresses")
