@@ -11,11 +11,10 @@ import msgspec
 from reconciler.cli import document_io
 from reconciler.cli.document_io import JSON
 from reconciler.cli.options import FILE, MODEL_STATE, Size, token_ids
-from reconciler.core.errors import PublishError, UsageError
+from reconciler.core.errors import UsageError
 from reconciler.core.text import printable
 
 if TYPE_CHECKING:
-    from reconciler.core.node import NodeFacts
     from reconciler.core.snapshot import Model, Snapshot
 
 _TASK = click.Choice(["chat", "completion", "embedding"])
@@ -108,7 +107,12 @@ def _assignment(text: str) -> tuple[str, Any]:
 @click.command("lint")
 @click.argument("file", type=FILE)
 @click.option(
-    "--node", "nodes", multiple=True, type=FILE, help="A node's profile, to see which models fit on no listed node (may be repeated)."
+    "--node",
+    "nodes",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Warn of models that fit on no node of these profiles; of a folder, of each *.toml in it (may be repeated).",
 )
 @click.option("--online", is_flag=True, help="Ask each URL for its first byte.")
 @click.option("--digests", is_flag=True, help="Read each URL to its end and compare the digest.")
@@ -124,10 +128,11 @@ def snapshot_lint(
     \b
       reconcile snapshot lint snapshot.json --online
     """
+    from reconciler.commands import profiles
     from reconciler.publish import lint, snapshots
 
     found = snapshots.open_(document_io.read_snapshot(file))
-    findings = list(lint.lint(found, nodes=[_profile(path) for path in nodes]))
+    findings = list(lint.lint(found, nodes=[profiles.read(path).facts for place in nodes for path in profiles.files(place)]))
     if online or digests:
         findings += _online(found, digests=digests, ca_file=str(ca_file or ""))
     if as_json:
@@ -149,12 +154,3 @@ def _online(found: Snapshot, *, digests: bool, ca_file: str) -> list[Any]:
 
     reader = read_source.SourceReader(ca_file=ca_file)
     return list(lint.online(found, reader.refusal, reader.digest if digests else None))
-
-
-def _profile(path: Path) -> NodeFacts:
-    from reconciler.core.node import NodeFacts
-
-    try:
-        return msgspec.json.decode(document_io.read(path), type=NodeFacts)
-    except (msgspec.DecodeError, ValueError) as error:
-        raise PublishError(f"{path} is no node profile: {error}") from None

@@ -3,7 +3,8 @@ Node profiles: ``node.toml``, what one node, or one kind of node, has. ``plan --
 
 Rules that hold here:
 
-1. A profile says what decides which models a node can run and hold: GPUs, memory, engines with versions, disk. It names no host.
+1. A profile says what decides which models a node can run and hold, and which a rollout brings to it: GPUs, memory, engines with versions,
+   disk, cohorts. It names no host.
 2. It is written on the node from what was measured, and may be written by hand: sizes are bytes, or text such as ``24GiB``.
 3. ``disk`` is what the store may fill: what is free, and what it holds already. A profile does not change while models come and go.
 """
@@ -43,6 +44,8 @@ class Profile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     memory: Size = 0  #: Main memory.
     disk: Size = 0  #: What the store may fill: what is free, and what it holds already. 0: not known, and not checked.
     reserve: Size = "1GiB"  #: How much of it is never used.
+    id: str = ""  #: The node's id: the plan is then that of this node alone. Empty: the profile stands for all nodes of its kind.
+    cohorts: tuple[str, ...] = ()  #: The groups of nodes that it is in, for rollouts that name them.
     engines: dict[str, str] = {}  #: Installed engines with their versions.
     gpu: tuple[ProfileGpu, ...] = ()  #: Its GPUs.
 
@@ -54,6 +57,8 @@ def measure(context: NodeContext) -> Profile:
         memory=facts.memory_bytes,
         disk=facts.disk_free_bytes + _bytes_on_disk(context),
         reserve=context.policy.reserve_bytes,
+        id=context.node_id,
+        cohorts=context.cohorts,
         engines=facts.engines,
         gpu=tuple(ProfileGpu(name=gpu.name, memory=gpu.total_bytes, driver=gpu.driver) for gpu in facts.gpus),
     )
@@ -67,7 +72,7 @@ def _bytes_on_disk(context: NodeContext) -> int:
 
 
 def encode(found: Profile) -> bytes:
-    """Return the bytes of ``node.toml``; sizes have what they are for people beside them."""
+    """Return the bytes of ``node.toml``; sizes have what they are for people beside them, and the id is a comment, see there."""
     lines = [
         "# What this node has: made by `reconcile doctor --write-profile`, for `reconcile plan --node FILE`.",
         "# Sizes are in bytes, or text such as 24GiB.",
@@ -76,6 +81,10 @@ def encode(found: Profile) -> bytes:
         _size_line("disk", found.disk, "what the store may fill: free, and held by it already"),
         _size_line("reserve", found.reserve, "of that, never used"),
     ]
+    if found.cohorts:
+        lines.append(f"cohorts = [{', '.join(map(_quoted, found.cohorts))}]  # groups that rollouts name")
+    if found.id:
+        lines.append(f"# id = {_quoted(found.id)}  # with it, the plan is that of this node alone, and not of all nodes of its kind")
     for gpu in found.gpu:
         lines += ["", "[[gpu]]", f"name = {_quoted(gpu.name)}", _size_line("memory", gpu.memory), f"driver = {_quoted(gpu.driver)}"]
     lines += ["", "[engines]", *(f"{_quoted(name)} = {_quoted(version)}" for name, version in sorted(found.engines.items()))]
@@ -132,7 +141,7 @@ def decode(data: bytes, path: Path) -> DescribedNode:
         gpus = tuple(map(_gpu, found.gpu))
     except (ValueError, msgspec.ValidationError) as error:
         cause = tool_damage(data) or str(error).replace("`$.", "`")
-        hint = "its keys are schema, memory, disk, reserve, [engines] and [[gpu]] with name, memory and driver"
+        hint = "its keys are schema, memory, disk, reserve, id, cohorts, [engines] and [[gpu]] with name, memory and driver"
         raise SettingsError(f"{path} is not a node profile: {cause}", hint=hint) from None
     facts = NodeFacts(
         gpus=gpus,
@@ -142,7 +151,9 @@ def decode(data: bytes, path: Path) -> DescribedNode:
         engines=found.engines,
         device=", ".join(gpu.name for gpu in gpus) or "cpu",
     )
-    return DescribedNode(name=path.stem, facts=facts, reserve_bytes=sizes["reserve"], disk_known=sizes["disk"] > 0)
+    return DescribedNode(
+        name=path.stem, facts=facts, reserve_bytes=sizes["reserve"], disk_known=sizes["disk"] > 0, id=found.id, cohorts=found.cohorts
+    )
 
 
 def _gpu(found: ProfileGpu) -> Gpu:

@@ -36,6 +36,8 @@ class DescribedNode(Struct, frozen=True, kw_only=True):
     facts: NodeFacts  #: What it has.
     reserve_bytes: int  #: Space that is never used.
     disk_known: bool = True  #: Whether the facts say how much disk there is.
+    id: str = ""  #: Its id, from which its place in a rollout follows; empty: the profile stands for nodes in every place.
+    cohorts: tuple[str, ...] = ()  #: The groups that a rollout names.
 
 
 class Notice(Struct, frozen=True, kw_only=True):
@@ -161,14 +163,20 @@ def diff(lock: Lock, lock_digest: str, base: Lock | None, node: DescribedNode, *
     """
     Return what *lock* does on *node*, which holds what *base* asks of it; without a base, nothing.
 
-    The plan is that of a node that is in every rollout. What a node loses that comes last in each of them is an outage too.
+    Where there are rollouts, the plan is that of the very node if the profile has an id; of a node of its cohorts that comes last in each
+    rollout if it has cohorts; else of a node that is in every rollout. Without an id, the profile stands for nodes in every place: what the
+    first or the last of them loses is an outage. Which models it cannot run is asked of all that are listed, for a rollout grows.
     """
     first = _diff(lock, lock_digest, base, node, now)
     if not (lock.rollouts or (base and base.rollouts)):
         return first
-    last = _diff(rollout.for_node(lock, "", ()), lock_digest, rollout.for_node(base, "", ()) if base else None, node, now)
-    lost = {one.id: one for one in (*last.outages, *first.outages)}
-    return replace(first, outages=tuple(lost[model] for model in sorted(lost)), shortage=first.shortage or last.shortage)
+    asked, had = rollout.for_node(lock, node.id, node.cohorts), rollout.for_node(base, node.id, node.cohorts) if base else None
+    own = replace(_diff(asked, lock_digest, had, node, now), rejected=first.rejected)
+    if node.id:
+        return own
+    lost = {one.id: one for one in (*own.outages, *first.outages)}
+    shown = own if node.cohorts else first
+    return replace(shown, outages=tuple(lost[model] for model in sorted(lost)), shortage=first.shortage or own.shortage)
 
 
 def _diff(lock: Lock, lock_digest: str, base: Lock | None, node: DescribedNode, now: datetime) -> NodePlan:

@@ -110,8 +110,8 @@ def findings(ready: Terminal, *more: str, code: int = 0) -> list[str]:
 def test_lint_says_what_is_probably_wrong(ready: Terminal) -> None:
     assert any("carries no licence file" in one for one in findings(ready))
     ready("snapshot edit snapshot.json tiny:v1 --engine exllama --gpu-memory 900GiB")
-    (ready.folder / "node.json").write_text('{"memory_bytes": 1000, "gpus": []}')
-    found = findings(ready, "--node", "node.json")
+    (ready.folder / "node.toml").write_text('memory = "1GiB"\n')
+    found = findings(ready, "--node", "node.toml")
     assert any("no engine 'exllama' by default" in one for one in found)
     assert any("no listed node has what it needs: 900" in one for one in found)
     ready("snapshot lint snapshot.json --strict", code=1)

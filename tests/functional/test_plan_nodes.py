@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from reconciler.commands import profiles
+from reconciler.core import rollout
 from reconciler.core.errors import SettingsError
 from reconciler.report import markdown
-from tests.checkout import GIB, Repository
+from tests.checkout import GIB, GPU, Repository
 from tests.network import Network
 from tests.node import Node
 
@@ -148,6 +149,68 @@ def test_a_rollout_that_grows_is_no_outage_and_one_that_is_taken_back_is(reposit
     repository.commit(**rolled_out(repository, 10_000))
     repository.write(**rolled_out(repository, 0))
     assert repository.rules("--against", "main", nodes=("gpu",)) == [("outage", "gpu", "a:v2")]
+
+
+def profile(repository: Repository, name: str, line: str) -> None:
+    """Write a profile like that of the node with a GPU, with *line* in it."""
+    (repository.folder / f"nodes/{name}.toml").write_text(f"{line}\n{GPU}")
+
+
+def test_a_node_writes_its_cohorts_and_its_id_as_a_comment(node: Node, tmp_path: Path) -> None:
+    node.configure('\n[node]\nid = "7f1b0c9e"\ncohorts = ["canary", "gpu"]\n')
+    assert node.run("doctor", "--write-profile", str(tmp_path / "this.toml")).code in {0, 1}
+    text = (tmp_path / "this.toml").read_text()
+    assert 'cohorts = ["canary", "gpu"]' in text
+    assert '# id = "7f1b0c9e"' in text
+    found = profiles.read(tmp_path / "this.toml")
+    assert (found.id, found.cohorts) == ("", ("canary", "gpu"))
+    found = profiles.decode(text.replace("# id", "id").encode(), tmp_path / "this.toml")
+    assert found.id == "7f1b0c9e"
+
+
+def op_of(found: dict[str, Any], model: str) -> list[str]:
+    """Return what each node does with *model*; empty where it is as if it were not listed."""
+    return [next((one["op"] for one in node["plan"]["models"] if one["id"] == model), "") for node in found["nodes"]]
+
+
+def test_a_profile_in_a_named_cohort_gets_the_rollouts_model_and_one_in_none_is_planned_in_full(repository: Repository) -> None:
+    profile(repository, "canary", 'cohorts = ["canary"]')
+    profile(repository, "other", 'cohorts = ["other"]')
+    repository.commit(repository.model("a:v1"))
+    repository.write(**(rolled_out(repository, 0) | {"rollouts": {"step": {"models": ["a:v2"], "per_10000": 0, "cohorts": ["canary"]}}}))
+
+    found = repository.plan("--json", "--against", "main", nodes=("canary", "other", "gpu")).json
+
+    assert op_of(found, "a:v2") == ["install", "", "install"]
+    assert [node["plan"]["changes"] for node in found["nodes"]] == [True, False, True]
+
+
+@pytest.mark.parametrize("node", ["one", "two", "three", "four"])
+def test_a_profile_with_an_id_is_planned_as_that_node_does_it(repository: Repository, node: str) -> None:
+    place = rollout.place("testnet", "step", node)
+    profile(repository, "node", f'id = "{node}"')
+    repository.commit(**rolled_out(repository, 0))
+    for per_10000, op in ((place, ""), (place + 1, "install")):
+        repository.write(**rolled_out(repository, per_10000))
+        found = repository.plan("--json", "--against", "main", nodes=("node",)).json
+        assert op_of(found, "a:v2") == [op]
+
+
+def test_a_cohort_that_leaves_a_rollout_is_an_outage_of_its_model_only_where_nothing_takes_its_place(repository: Repository) -> None:
+    profile(repository, "canary", 'cohorts = ["canary"]')
+    models = [repository.model("a:v1"), repository.model("b:v1")]
+    repository.commit(models=models, rollouts={"step": {"models": ["b:v1"], "per_10000": 0, "cohorts": ["canary"]}})
+    repository.write(models=models, rollouts={"step": {"models": ["b:v1"], "per_10000": 0}})
+    assert repository.rules("--against", "main", nodes=("canary",)) == [("outage", "canary", "b:v1")]
+
+
+def test_a_model_of_a_rollout_that_one_cohort_cannot_run_is_not_passed_by_the_others_without_it(repository: Repository) -> None:
+    profile(repository, "canary", 'cohorts = ["canary"]')
+    repository.commit(repository.model("a:v1"))
+    repository.write(
+        **(rolled_out(repository, 0, 200 * GIB) | {"rollouts": {"s": {"models": ["a:v2"], "per_10000": 0, "cohorts": ["canary"]}}})
+    )
+    assert repository.rules("--against", "main", nodes=("canary", "cpu")) == [("reject", "", "a:v2")]
 
 
 def test_new_content_under_an_id_is_no_outage(repository: Repository) -> None:
