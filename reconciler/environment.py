@@ -124,4 +124,8 @@ def _nearest(name: str, known: Mapping[str, object]) -> str:
     import difflib
 
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean {near[0]}?" if near else "`reconcile config show` lists every key with its variable"
+    return (
+        f"did you mean {near[0]}?"
+        if near
+        else "unset it; the variable of a key is RECONCILE_, its table and its name: RECONCILE_STORE_PATH is path in [store]"
+    )

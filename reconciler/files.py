@@ -21,6 +21,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import shlex
 import stat
 import time
 from collections.abc import Iterator
@@ -294,7 +295,7 @@ class _Walk:
 
 
 def _changeable(path: str) -> UntrustedFile:
-    return UntrustedFile(f"{path} may be changed by other users", hint=f"chmod go-w {path}")
+    return UntrustedFile(f"{path} may be changed by other users", hint=f"`chmod go-w {shlex.quote(path)}` takes that right from them")
 
 
 def _owners(uid: int) -> set[int]:

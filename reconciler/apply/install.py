@@ -162,7 +162,7 @@ def _leave_refused(run: RunState, ports: Ports, one: Prepared, error: StoreError
         is_full = isinstance(error, DiskFull)
         ports.report(Incident(kind=error.name, detail=error.message) if is_full else Notice(level="warning", text=error.message))
     run = run.with_fate(model, "refused")
-    why = f"{error.name}: {error.message}"
+    why = f"{error.name}: {error.with_own_hint}"
     if before == "failed":  # the record of that failure stays
         ports.report(ModelDone(model=model, state=before, reason=lifecycle.reason("failed-before", why)))
         return run
@@ -175,10 +175,10 @@ def _leave_unfetched(run: RunState, ports: Ports, one: Prepared, error: FetchErr
     model, before = one.model.id, run.changes[one.model.id].from_
     run = run.with_fate(model, "unfetched")
     if before == "failed":  # the record of that failure stays
-        ports.report(ModelDone(model=model, state=before, reason=lifecycle.reason("failed-before", f"{error.name}: {error.message}")))
+        ports.report(ModelDone(model=model, state=before, reason=lifecycle.reason("failed-before", f"{error.name}: {error.with_own_hint}")))
         return run
     state: ModelState = "pending" if _state_without_work(run, one) in {"pending", "inactive"} else "absent"
-    return records.settle(run, ports, model, state, lifecycle.reason("source-failed", error.message))
+    return records.settle(run, ports, model, state, lifecycle.reason("source-failed", error.with_own_hint))
 
 
 def _state_without_work(run: RunState, one: Prepared) -> ModelState:

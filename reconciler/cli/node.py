@@ -56,7 +56,7 @@ def lock(context: CommandContext, *, source: str, check: bool, against: str, loc
 
     node = context.node()
     if against and not check:
-        raise UsageError("--against is for --check", hint="`reconcile lock --check --against REF`")
+        raise UsageError("--against is for --check", hint=f"`reconcile lock --check --against {against}` compares with it")
     if check:
         if against:
             from reconciler.commands import plan_nodes
@@ -137,7 +137,9 @@ def plan(
 
     context.json = context.json or format_ == "json"
     if profiles and not nodes:
-        raise UsageError(f"plan takes no file: {profiles[0]}", hint="`reconcile plan --node FILE` plans for a node profile")
+        raise UsageError(
+            f"plan takes no file: {profiles[0]}", hint=f"`reconcile plan --node {profiles[0]}` plans for the node profile in that file"
+        )
     if nodes or against or fail_on:
         from reconciler.cli import plan_nodes
 

@@ -290,8 +290,7 @@ def _archive_members(sources: tuple[SourceFile, ...]) -> tuple[str, ...] | None:
         try:
             found += extract.list_files(Path(source.place).resolve(), source.unpack)
         except UnpackRefused as error:
-            hint = error.hint or f"pack it with: {_PACK}"
-            raise UnpackRefused(f"every node would refuse {source.place}: {error.message}", hint=hint) from None
+            raise UnpackRefused(f"every node would refuse {source.place}: {error.message}", hint=error.hint) from None
     if twice := next((path for path, count in Counter(found).items() if count > 1), None):
         raise UnpackRefused(f"every node would refuse these archives: two of them contain {twice!r}")
     return tuple(found)

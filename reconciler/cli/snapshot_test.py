@@ -119,7 +119,8 @@ def snapshot_push(*, file: Path, target: str, folders: tuple[Path, ...], root_fi
     report = snapshots.inspect(data, root=document_io.load_root(root_file))
     if not report.signatures or report.missing > 0:
         raise PublishError(
-            f"snapshot {report.version} is not signed by enough keys", hint="nodes would refuse it: `reconcile snapshot sign`"
+            f"snapshot {report.version} is not signed by enough keys",
+            hint="nodes would refuse it: `reconcile snapshot sign FILE --key KEY` adds a signature",
         )
     reference = registry.parse(target)
     if reference.digest or not reference.tag:

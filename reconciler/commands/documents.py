@@ -122,7 +122,7 @@ def _from_registry(source: str, download: FetchSettings, cap: int, etag: str) ->
     try:
         (file,) = registry.list_files(source, read, include=("snapshot.json",)).files
     except PublishError as error:
-        raise FetchError(error.message, hint="`reconcile snapshot push` puts a snapshot there") from None
+        raise FetchError(error.message, hint="`reconcile snapshot push FILE` and this address put a signed snapshot there") from None
     if file.digest == etag:
         return http.Document(data=None, etag=etag)
     data = _get(file.place, download, cap).data or b""

@@ -37,7 +37,7 @@ def engines_found(runtimes: Runtimes, wanted: set[str]) -> Iterator[Found]:
 
 def _hint(name: str) -> str:
     return {
-        "llama-cpp": "pip install llama-cpp-python",
+        "llama-cpp": "`pip install llama-cpp-python` installs it",
         "openai": "name the server's command as argv in [runtime.openai]",
     }.get(name, f"name its server's command as argv in [runtime.{name}], or install the package that brings this engine")
 
@@ -56,7 +56,7 @@ def _lacking(name: str, chosen: ServerSettings) -> Iterator[Found]:
     if chosen.version_argv and not any(problems):
         problems.append(server_version.why_unknown(chosen))
     for problem in dict.fromkeys(filter(None, problems)):
-        yield name, "error", problem, f"its models are not tested until then: mend [runtime.{name}]"
+        yield name, "error", problem, f"its models stay pending until [runtime.{name}] in the settings is corrected"
 
 
 def _program(path: str) -> str:
@@ -72,7 +72,7 @@ def _changeable(name: str, chosen: ServerSettings) -> Iterator[Found]:
         try:
             files.check_trusted_path(path, os.geteuid())
         except ReconcileError as error:
-            yield name, "warning", f"not to be trusted: {error.message}", error.hint or f"give [runtime.{name}] a place of your own"
+            yield name, "warning", f"not to be trusted: {error.message}", error.hint
         except OSError as error:
             yield name, "warning", f"not to be trusted: {path} cannot be followed: {error.strerror}", ""
 

@@ -165,6 +165,10 @@ class SourceReader:
                 url, timeout_seconds=_SECONDS, headers=headers, ca_file=self._ca_file, authorize=self._header, visited=visited
             ) as answer:
                 yield answer
+        except FetchError as error:
+            raise type(error)(
+                error.message, hint="check the address and the network, then type the command again; nothing was written"
+            ) from None
         finally:
             if url == place:
                 self._visited.setdefault(sources.host_of(url), set()).update(map(sources.host_of, visited))

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import getpass
 import os
+import shlex
 import socket
 import stat
 import threading
@@ -72,7 +73,8 @@ def report_status(context: NodeContext, report: Reporter, *, offline: bool = Fal
     except StoreBusy:  # another process is at it
         return
     except (ReconcileError, OSError) as error:
-        report(Notice(level="warning", text=f"no status was made for the network's operator: {printable(str(error), 300)}"))
+        hint = f"; {error.hint}" if isinstance(error, ReconcileError) else ""
+        report(Notice(level="warning", text=f"no status was made for the network's operator: {printable(f'{error}{hint}', 400)}"))
         return
     if (offline and "://" in context.report_to) or any(thread.name == _THREAD for thread in threading.enumerate()):
         return
@@ -141,14 +143,16 @@ def read_key(path: Path | None) -> Any:
     """
     from reconciler.publish import keys
 
-    hint = "`reconcile init` makes one; or: reconcile key generate --no-passphrase"
+    hint = "`reconcile key generate node --no-passphrase`, in the folder of the settings, makes node.key and node.pub"
     if path is None:
         raise SettingsError("[report] key: it is empty", hint=hint)
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with os.fdopen(fd, "rb") as file:
             if os.fstat(fd).st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-                raise SettingsError(f"[report] key: other users can read {path}", hint=f"chmod 600 {path}")
+                raise SettingsError(
+                    f"[report] key: other users can read {path}", hint=f"`chmod 600 {shlex.quote(str(path))}` takes that right from them"
+                )
             return keys.load_private(file.read(1 << 14), _no_passphrase)
     except OSError as error:
         raise SettingsError(f"[report] key: {path} cannot be read: {error.strerror}", hint=hint) from None

@@ -32,6 +32,11 @@ class ReconcileError(Exception):
         """What went wrong, in one sentence."""
         return str(self.args[0])
 
+    @property
+    def with_own_hint(self) -> str:
+        """The message, and the hint where one was given that fits this case: for places that show a single line."""
+        return self.message if self.hint == type(self).hint else f"{self.message}; {self.hint}"
+
 
 # -- the caller ------------------------------------------------------------------------------------
 
@@ -287,7 +292,7 @@ class RuntimeMissing(ReconcileError):
     """The engine that models ask for is not installed."""
 
     name = "runtime-missing"
-    hint = "pip install llama-cpp-python"
+    hint = "`pip install llama-cpp-python` installs the engine llama-cpp; `reconcile doctor` names the engines that are missing"
 
 
 # -- this program ----------------------------------------------------------------------------------

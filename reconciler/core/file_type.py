@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from msgspec import Struct
 
@@ -27,28 +28,37 @@ _CONVERT = "convert it to GGUF, for example with llama.cpp's convert_hf_to_gguf.
 _OLD = "it was written before GGUF (August 2023): convert it, or publish a newer file of the model"
 _AGAIN = "download the file again, and compare its size with the one that its source names"
 
-#: First bytes, the word, what people call it, and what to do about it.
-_SIGNATURES: tuple[tuple[bytes, str, str, str], ...] = (
-    (
+
+class _Signature(NamedTuple):
+    """First bytes, the word, what people call it, and what to do about it."""
+
+    magic: bytes
+    name: str
+    text: str
+    hint: str
+
+
+_SIGNATURES = (
+    _Signature(
         b"FUGG",
         "gguf-big-endian",
         "a big-endian GGUF file",
         "convert it with gguf-py's gguf_convert_endian.py: engines here are little-endian",
     ),
-    (b"lmgg", "ggml", "an old GGML file", _OLD),
-    (b"fmgg", "ggml", "an old GGMF file", _OLD),
-    (b"tjgg", "ggml", "an old GGJT file", _OLD),
-    (b"algg", "ggml", "an old GGLA adapter file", _OLD),
-    (b"\x1f\x8b", "gzip", "a gzip archive", ""),
-    (b"\xfd7zXZ\x00", "xz", "an xz archive", ""),
-    (b"\x28\xb5\x2f\xfd", "zstd", "a Zstandard archive", ""),
-    (b"BZh", "bzip2", "a bzip2 archive", "pack it again as one of tar, tar.gz, tar.xz, tar.zst, zip"),
-    (b"7z\xbc\xaf\x27\x1c", "7z", "a 7z archive", "pack it again as one of tar, tar.gz, tar.xz, tar.zst, zip"),
-    (b"Rar!\x1a\x07", "rar", "a RAR archive", "pack it again as one of tar, tar.gz, tar.xz, tar.zst, zip"),
-    (b"\x89HDF\r\n\x1a\n", "hdf5", "an HDF5 file, as Keras writes it", _CONVERT),
-    (b"\x93NUMPY", "numpy", "a NumPy array", _CONVERT),
-    (b"%PDF-", "pdf", "a PDF document", _AGAIN),
-    (b"\x7fELF", "elf", "a program for Linux", _AGAIN),
+    _Signature(b"lmgg", "ggml", "an old GGML file", _OLD),
+    _Signature(b"fmgg", "ggml", "an old GGMF file", _OLD),
+    _Signature(b"tjgg", "ggml", "an old GGJT file", _OLD),
+    _Signature(b"algg", "ggml", "an old GGLA adapter file", _OLD),
+    _Signature(b"\x1f\x8b", "gzip", "a gzip archive", ""),
+    _Signature(b"\xfd7zXZ\x00", "xz", "an xz archive", ""),
+    _Signature(b"\x28\xb5\x2f\xfd", "zstd", "a Zstandard archive", ""),
+    _Signature(b"BZh", "bzip2", "a bzip2 archive", "pack it again as one of tar, tar.gz, tar.xz, tar.zst, zip"),
+    _Signature(b"7z\xbc\xaf\x27\x1c", "7z", "a 7z archive", "pack it again as one of tar, tar.gz, tar.xz, tar.zst, zip"),
+    _Signature(b"Rar!\x1a\x07", "rar", "a RAR archive", "pack it again as one of tar, tar.gz, tar.xz, tar.zst, zip"),
+    _Signature(b"\x89HDF\r\n\x1a\n", "hdf5", "an HDF5 file, as Keras writes it", _CONVERT),
+    _Signature(b"\x93NUMPY", "numpy", "a NumPy array", _CONVERT),
+    _Signature(b"%PDF-", "pdf", "a PDF document", _AGAIN),
+    _Signature(b"\x7fELF", "elf", "a program for Linux", _AGAIN),
 )
 _LFS = re.compile(rb"version https://git-lfs\.github\.com/spec/v1\n(?:[a-z0-9.-]+ .*\n)*?oid (sha256:[0-9a-f]{64})\nsize ([0-9]{1,18})\n")
 _HTML = re.compile(rb"\s*(?>(?:<!--.*?-->\s*)*)<(?:!doctype\s+html|html|head|body|title)\b", re.IGNORECASE | re.DOTALL)
@@ -79,9 +89,9 @@ def _candidates(head: bytes, size: int) -> Iterator[FileType]:
         yield FileType(name="empty", text="an empty file", hint=_AGAIN)
     if head.startswith(GGUF_MAGIC):
         yield _gguf(head)
-    for magic, name, text, hint in _SIGNATURES:
-        if head.startswith(magic):
-            yield FileType(name=name, text=text, hint=hint or _unpack(name))
+    for one in _SIGNATURES:
+        if head.startswith(one.magic):
+            yield FileType(name=one.name, text=one.text, hint=one.hint or _unpack(one.name))
     if head.startswith(b"PK\x03\x04"):
         yield _zip(head)
     if head[257:262] == b"ustar":
@@ -96,7 +106,7 @@ def _gguf(head: bytes) -> FileType:
     version = head[4:8]
     if len(version) == 4 and version[:2] == b"\0\0" and version[2:] != b"\0\0":
         text = f"a big-endian GGUF file (version {int.from_bytes(version, 'big')})"
-        return FileType(name="gguf-big-endian", text=text, hint=_SIGNATURES[0][3])
+        return FileType(name="gguf-big-endian", text=text, hint=_SIGNATURES[0].hint)
     return FileType(name="gguf", text="a GGUF file")
 
 
@@ -107,7 +117,7 @@ def _zip(head: bytes) -> FileType:
 
 
 def _unpack(name: str) -> str:
-    return f'if the model is inside, publish it with `unpack` set to "{_UNPACK[name]}"' if name in _UNPACK else ""
+    return f"if the model is inside, publish it with --unpack {_UNPACK[name]}" if name in _UNPACK else ""
 
 
 def _of_other_engines(head: bytes, size: int) -> Iterator[FileType]:

@@ -61,7 +61,7 @@ def _gguf() -> Any:
         import gguf
     except ImportError:
         message = "the package gguf, which writes the demo's models, is not installed"
-        raise RuntimeMissing(message, hint="pip install gguf") from None
+        raise RuntimeMissing(message, hint="`pip install gguf` installs it") from None
     return gguf
 
 

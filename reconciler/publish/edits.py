@@ -56,7 +56,8 @@ def _locate(tree: dict[str, Any], place: str) -> tuple[dict[str, Any], str]:
     steps = [(name, label) for name, label in _STEP.findall(place)]
     if "".join(f".{name}" if name else f"[{label}]" for name, label in steps).lstrip(".") != place or not steps or not steps[-1][0]:
         raise PublishError(
-            f"{place[:200]!r} is no place in a model", hint="write it as `snapshot inspect --full` shows it: smoke.expect.regex"
+            f"{place[:200]!r} is no place in a model",
+            hint="write it as `reconcile snapshot inspect --full FILE` shows it, such as smoke.expect.regex",
         )
     current, where = tree, ""
     for name, label in steps[:-1]:

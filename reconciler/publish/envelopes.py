@@ -62,8 +62,8 @@ def read(data: bytes, kind: str) -> Document:
 
 def _other(kind: str) -> str:
     if kind == trust.ROOT_TYPE:
-        return "this is a trust root: use the `reconcile root` commands"
-    return "this is a snapshot: use the `reconcile snapshot` commands" if kind == trust.SNAPSHOT_TYPE else ""
+        return "this is a trust root: `reconcile root inspect FILE` shows it"
+    return "this is a snapshot: `reconcile snapshot inspect FILE` shows it" if kind == trust.SNAPSHOT_TYPE else ""
 
 
 def write(document: Document) -> bytes:
@@ -118,7 +118,7 @@ def attach_signature(document: Document, public: Any, signature: bytes) -> Docum
     except InvalidSignature:
         raise BadSignature(
             f"the signature is not one of key {keyid} over this document",
-            hint="sign the bytes that the `pae` command prints, with `openssl pkeyutl -sign -rawin`, and attach them to the same file",
+            hint="sign the bytes that `reconcile snapshot pae FILE` or `reconcile root pae FILE` prints, with that key, for the same file",
         ) from None
     mine = Signature(keyid=keyid, sig=base64.b64encode(signature).decode())
     others = tuple(one for one in document.signatures if one.keyid != keyid)

@@ -33,6 +33,12 @@ _ENGINES = frozenset({"llama-cpp", "openai"})
 #: Parts of query parameters' names that carry a signature or a secret (AWS, Google, Azure, CloudFront, plain tokens).
 _SECRETS = re.compile(r"signature|credential|token|secret|password|^sig$|^key$|api[-_]?key|policy|key-pair-id|expires", re.IGNORECASE)
 
+_NOT_READ = "correct the URL; nodes try the other sources, and install nothing where none answers"
+_OTHER_BYTES = "every node refuses these bytes: correct the URL, or add the new content as another version"
+_NEEDS = "measure what it needs, and correct it with `reconcile snapshot edit FILE ID --gpu-memory SIZE --memory SIZE`"
+_EXPECT = "`reconcile snapshot edit FILE ID --expect-regex REGEX` says what must come out"
+_COMMIT = "name a commit in place of the branch: `reconcile snapshot add`, given an hf:// address, writes the commit"
+
 
 class Finding(Struct, frozen=True, kw_only=True):
     """One thing that is probably wrong; ``id`` is empty for the snapshot itself."""
@@ -67,10 +73,16 @@ def online(found: Snapshot, probe: Probe, hash_: Hash | None = None) -> Iterator
             for url in artifact.urls:
                 if refusal := probe(url, artifact.size):
                     yield _error(
-                        model, f"{_shown(url)}: {refusal}", "nodes try the other sources, and without one the model is never installed"
+                        model,
+                        f"{_shown(url)}: {refusal}",
+                        "correct the URL; nodes try the other sources, and install nothing where none answers",
                     )
                 elif hash_ and (digest := hash_(url, artifact)) != artifact.digest:
-                    yield _error(model, f"{_shown(url)} gives {digest}, and {artifact.digest} is listed", "every node would refuse it")
+                    yield _error(
+                        model,
+                        f"{_shown(url)} gives {digest}, and {artifact.digest} is listed",
+                        _OTHER_BYTES,
+                    )
 
 
 def _engine(model: Model) -> Iterator[Finding]:
@@ -79,14 +91,18 @@ def _engine(model: Model) -> Iterator[Finding]:
         yield _warning(
             model,
             f"nodes have no engine {model.runtime.engine!r} by default, only {known}",
-            "each node binds it as [runtime.NAME], or stays without",
+            "name that engine as [runtime.NAME] in the settings of each node that shall run the model",
         )
 
 
 def _fits(model: Model, nodes: tuple[NodeFacts, ...]) -> Iterator[Finding]:
     if nodes and not any(model.gpu_memory <= node.gpu_bytes and model.memory <= node.memory_bytes for node in nodes):
         needs = f"{units.human_size(model.gpu_memory)} of GPU memory and {units.human_size(model.memory)} of memory"
-        yield _warning(model, f"no listed node has what it needs: {needs}", "measure it, and correct it with `snapshot edit`")
+        yield _warning(
+            model,
+            f"no listed node has what it needs: {needs}",
+            _NEEDS,
+        )
     size = sum(artifact.size for artifact in model.artifacts)
     if nodes and all(size > node.disk_total_bytes for node in nodes):
         yield _warning(model, f"no listed node has a disk of its size, {units.human_size(size)}")
@@ -102,14 +118,18 @@ def _licence(model: Model) -> Iterator[Finding]:
     names = [artifact.path.rpartition("/")[2].lower() for artifact in model.artifacts]
     listed = any(artifact.role == "licence" for artifact in model.artifacts)
     if not listed and not any(name.startswith(("license", "licence", "copying", "notice", "use_policy")) for name in names):
-        yield _warning(model, "it carries no licence file", "add it as an artifact with the role licence")
+        yield _warning(model, "it carries no licence file", "add the licence file as one more SOURCE of the next version")
 
 
 def _job(model: Model) -> Iterator[Finding]:
     expect = model.smoke.expect
     asks_nothing = not (expect.text or expect.regex or expect.tokens or expect.dimension or getattr(expect, "answer", None))
     if asks_nothing and expect.min_tokens <= 1:
-        yield _warning(model, "its test job accepts nearly any answer", "say what must come out: --expect-regex, or a recorded answer")
+        yield _warning(
+            model,
+            "its test job accepts nearly any answer",
+            _EXPECT,
+        )
 
 
 def _urls(model: Model) -> Iterator[Finding]:
@@ -120,7 +140,9 @@ def _urls(model: Model) -> Iterator[Finding]:
                 yield _error(model, f"{_shown(url)} carries {name!r}, a signature or a secret", hint)
             elif re.search(r"/(resolve|raw|blob)/(main|master)/", url):
                 yield _warning(
-                    model, f"{_shown(url)} names a branch, whose content changes", "name a commit: `snapshot add hf://…` pins it"
+                    model,
+                    f"{_shown(url)} names a branch, whose content changes",
+                    _COMMIT,
                 )
 
 
@@ -130,7 +152,9 @@ def _relations(found: Snapshot) -> Iterator[Finding]:
         for old in model.replaces or ():
             if model.state == "enabled" and states.get(old) == "enabled" and not _in_rollout(found, model.id):
                 yield _warning(
-                    model, f"it replaces {old}, which stays enabled: nodes serve both", f"`snapshot set-state FILE {old} retired`"
+                    model,
+                    f"it replaces {old}, which stays enabled: nodes serve both",
+                    f"`reconcile snapshot set-state FILE {old} retired` lets nodes change from one to the other",
                 )
     for check in (signable.refuse_never_replaced, signable.refuse_empty_rollout):
         if refusal := signable.refusal(check, found):

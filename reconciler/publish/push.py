@@ -34,7 +34,7 @@ def push(reference: Reference, snapshot: Path, files: Mapping[str, Path], login:
         import oras.oci
         from oras.provider import Registry
     except ImportError:
-        raise PublishError("oci:// needs oras, which is not installed", hint="pip install 'reconcile-models[oci]'") from None
+        raise PublishError("oci:// needs oras, which is not installed", hint="`pip install oras` installs it") from None
     try:
         insecure = reference.api.startswith("http://")
         registry = Registry(hostname=reference.registry, insecure=insecure, auth_backend=_scheme(reference))

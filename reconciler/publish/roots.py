@@ -171,7 +171,7 @@ def without_key(root: TrustRoot, keyid: str, roles: Sequence[RoleName]) -> Trust
         if len(left) < role.threshold:
             raise PublishError(
                 f"role {name!r} asks for {role.threshold} signature(s) and would have {len(left)} key(s) left",
-                hint="add the new key first, or lower the threshold with `reconcile root set`",
+                hint=f"add the new key first, or lower the threshold with `reconcile root set FILE --{name}-threshold N`",
             )
         root = _with_role(root, name, replace(role, keyids=left))
     return root
@@ -182,7 +182,7 @@ def _named(root: TrustRoot, keyid: str) -> str:
     if len(found) != 1:
         raise PublishError(
             f"{len(found) or 'no'} keys of this root are named {keyid[:64]!r}",
-            hint="give at least the first 8 digits of the key id that `reconcile root inspect` shows",
+            hint="give at least the first 8 digits of the key id that `reconcile root inspect FILE` shows",
         )
     return found[0]
 

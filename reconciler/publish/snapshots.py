@@ -278,7 +278,7 @@ def _to_sign(data: bytes, keyid: str, now: datetime, root: TrustRoot | None, rev
     if reviewed and digest.of(document.payload) != reviewed:
         raise PublishError(
             f"this is snapshot {digest.of(document.payload)}, and {printable(reviewed, 100)} was reviewed",
-            hint="somebody changed the file meanwhile: read it again with `reconcile snapshot inspect --full` or `diff`",
+            hint="the file was changed since: read it again with `reconcile snapshot inspect --full FILE`",
         )
     signable.refuse_unknown(found, document.payload)
     signable.refuse_never_replaced(found)
@@ -292,7 +292,7 @@ def _to_sign(data: bytes, keyid: str, now: datetime, root: TrustRoot | None, rev
         _check_network(found, root)
         if keyid not in root.roles.snapshot.keyids:
             message = f"key {root.named(keyid)} may not sign snapshots under root {root.version}"
-            raise PublishError(message, hint="`reconcile root inspect` lists who may")
+            raise PublishError(message, hint="`reconcile root inspect FILE` lists who may")
     return document
 
 

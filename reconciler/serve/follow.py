@@ -148,7 +148,7 @@ class ServerFollower:
         self._remember(server, structs.replace(now, failures=told.failures + 1))
         if not told.failures:
             self._report(Incident(kind="serve-failed", detail=f"server {server.name} does not follow: {error.message}"))
-        return structs.replace(state, error=error.message)
+        return structs.replace(state, error=error.with_own_hint)
 
     def _remember(self, server: Server, told: Told) -> None:
         names = {one.name for one in self._servers}

@@ -62,6 +62,15 @@ def test_a_prefix_of_a_bucket_goes_to_active_and_nothing_secret_is_kept(tmp_path
 
 
 @pytest.mark.usefixtures("s3")
+def test_a_bucket_with_more_objects_than_a_model_has_files_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reconciler.publish.sources.bucket._MOST_OBJECTS", 2)
+    ran = run("snapshot", "add", "list.json", "x:v1", "s3://models/")
+    assert ran.code == 1
+    assert "hint: name a longer prefix, or objects" in ran.err
+    assert run("snapshot", "add", "list.json", "x:v1", "s3://models/tiny/model.gguf", *CPU).code == 0
+
+
+@pytest.mark.usefixtures("s3")
 def test_one_object(tmp_path: Path) -> None:
     assert run("snapshot", "add", "list.json", "tiny:v1", "s3://models/tiny/model.gguf", *CPU).code == 0
     assert run("snapshot", "lint", "list.json", "--online", "--digests").code == 0

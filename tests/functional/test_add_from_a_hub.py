@@ -104,6 +104,8 @@ def test_a_gated_model_needs_the_token_and_the_token_never_reaches_the_cdn(tmp_p
     new(tmp_path / "work", hub)
     refused = operator(tmp_path / "work", hub, "snapshot", "add", "list.json", "gated:v1", "hf://org/gated", *CPU, code=1)
     assert "401" in refused.stderr
+    denied = operator(tmp_path / "work", hub, "snapshot", "add", "list.json", "gated:v1", "hf://org/gated", *CPU, code=1, token="wrong")
+    assert "accept its terms on the hub, and sign in: `hf auth login`, or HF_TOKEN" in denied.stderr
     ran = operator(tmp_path / "work", hub, "snapshot", "add", "list.json", "gated:v1", "hf://org/gated", *CPU, token=TOKEN)
     assert TOKEN not in ran.stdout + ran.stderr + (tmp_path / "work" / "list.json").read_text()
     node = Node(tmp_path / "node", server)
@@ -125,8 +127,10 @@ def test_what_the_hub_says_is_checked_where_it_can_be(tmp_path: Path, hub: Hub) 
     new(tmp_path / "work", hub)
     refused = operator(tmp_path / "work", hub, "snapshot", "add", "list.json", "two:v1", "hf://org/two", *CPU, code=1)
     assert "has 2 GGUF models" in refused.stderr
+    assert "name one: hf://org/two/a.gguf" in refused.stderr
     for source, said in (
         ("hf://org/none", "the hub has no org/none"),
+        ("hf://org/none", "`hf auth login` signs in, or HF_TOKEN"),
         ("hf://org/two@v9/a.gguf", "no revision 'v9'"),
         ("hf://two", "not of the form"),
         ("hf://org/two/c.gguf", "no file matches"),

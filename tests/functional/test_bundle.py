@@ -134,10 +134,14 @@ def test_a_bundle_whose_earlier_one_was_not_imported_says_so(online: Node, offli
 
     assert ran.code == 3, ran
     assert offline.active() == ["c:v1"]
-    assert "an earlier bundle does" in offline.run("status", "a:v1").out
+    said = offline.run("status", "a:v1").out
+    assert "an earlier bundle does" in said
+    assert "export a bundle without --since and import that; bundles with --since are imported in the order" in " ".join(said.split())
     assert offline.states()["a:v1"] == "absent"
     assert bundle(offline, "import", str(first)).code == 4, "an older snapshot is a rollback, wherever it comes from"
     assert offline.active() == ["c:v1"]
+    assert bundle(offline, "import", str(export(online, tmp_path / "whole.tar"))).code == 0
+    assert len(offline.active()) == 3
 
 
 def test_only_exports_the_files_of_the_named_models(online: Node, offline: Node, target: Path) -> None:

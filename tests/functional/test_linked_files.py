@@ -139,6 +139,7 @@ def test_a_link_in_a_folder_that_others_may_write_to_is_refused(node: Node, chec
 
     assert ran.code == 1
     assert ran.err.startswith(f"error[untrusted-file]: {node.folder / 'models.lock'} is a link, and {node.folder} may be changed by")
+    assert "; or name the file itself" in ran.err
     assert kept.read_bytes() == before
 
 

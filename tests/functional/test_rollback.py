@@ -197,6 +197,7 @@ def test_rollback_to_what_the_node_is_not_healthy_with_goes_back(used: Node, *, 
 
     assert ran.code == 1, ran
     assert f"not healthy with generation {first}: exited with 1: too slow" in ran.err
+    assert "what served before serves again; `reconcile rollback --list` shows the others" in ran.err
     assert used.index()["models"] == ([] if damaged else serving["models"])
     assert f"went back from {first}: not healthy" in used.run("history", "--json").json[-1]["what"]
     ask(used, "exit 0")
@@ -343,6 +344,7 @@ def test_a_rollback_to_what_cold_storage_lost_is_refused_and_named(used: Node, h
 
     assert ran.code == 1
     assert "a:v1" in ran.err
+    assert "`reconcile apply` fetches it again" in ran.err or harm == "gone"
     assert used.index() == before
     assert used.run("apply").code == 0
     assert used.active() == ["a:v2"]

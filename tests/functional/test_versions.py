@@ -157,7 +157,7 @@ def test_what_a_newer_version_wrote_is_refused_with_what_to_do_and_not_changed(u
     name, *options = command.split()
     ran = used.run(name, *options)
     assert (ran.code, "error[store-newer]" in ran.err) == (1, True), ran
-    assert "hint: use that version" in ran.err
+    assert "hint: use that version or a newer one; a store is not converted back" in ran.err
     after = traces(used.store)
     assert {path: seen for path, seen in after.items() if path != "."} == {path: seen for path, seen in before.items() if path != "."}
 

@@ -315,3 +315,10 @@ def test_a_link_to_nowhere_is_a_damaged_ledger(tmp_path: Path) -> None:
 
     with Ledger.reading(path) as ledger:
         assert ledger.damaged
+
+
+def test_what_the_database_refuses_says_what_to_do() -> None:
+    from reconciler.store import ledger_database
+
+    refused = ledger_database.store_error(sqlite3.DatabaseError("file is not a database"), None)
+    assert refused.hint == "run `reconcile apply`: it puts a damaged ledger aside"

@@ -73,8 +73,9 @@ def test_an_edit_is_issued_anew_and_lives_as_long_as_was_meant() -> None:
 
 
 def test_a_duplicate_is_refused() -> None:
-    with pytest.raises(PublishError, match="lists a:v1 already"):
+    with pytest.raises(PublishError, match="lists a:v1 already") as refused:
         with_models("a:v1", "a:v1")
+    assert refused.value.hint.startswith("another content is another version, as in name:v2")
     with pytest.raises(PublishError, match="duplicate id"):
         with_models("a:v1", "a:V1")
 

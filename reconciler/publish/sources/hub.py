@@ -73,7 +73,9 @@ def _ask(place: Place, token: str | bool | None) -> tuple[Any, str]:
         from huggingface_hub import HfApi
         from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
     except ImportError:
-        raise PublishError("hf:// needs huggingface_hub, which is not installed", hint="pip install 'reconcile-models[hub]'") from None
+        raise PublishError(
+            "hf:// needs huggingface_hub, which is not installed", hint="`pip install huggingface-hub` installs it"
+        ) from None
     api = HfApi(token=token)
     try:
         return api.model_info(place.repository, revision=place.revision or None, files_metadata=True), api.endpoint.rstrip("/")
