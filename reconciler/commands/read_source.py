@@ -18,6 +18,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from http.client import HTTPResponse
 from pathlib import Path
@@ -39,6 +40,9 @@ from reconciler.publish.sources.listing import Listing, SourceFile
 Progress = Callable[[Iterator[bytes], int, str], Iterator[bytes]]
 _SECONDS = 60.0
 _HEAD_BYTES = 64 << 20  # enough for what precedes the tensors of a GGUF file: vocabularies have tens of megabytes
+
+_ADDRESS_HINT = "check the address and the network, then type the command again; nothing was written"
+_LOGIN_HINT = "its server wants a login: `hf auth login` or HF_TOKEN for hf://, `docker login` for oci://, --netrc FILE for other hosts"
 
 
 def _silent(chunks: Iterator[bytes], _size: int, _name: str) -> Iterator[bytes]:
@@ -166,9 +170,8 @@ class SourceReader:
             ) as answer:
                 yield answer
         except FetchError as error:
-            raise type(error)(
-                error.message, hint="check the address and the network, then type the command again; nothing was written"
-            ) from None
+            hint = _LOGIN_HINT if re.search(r"\b40[13]\b", error.message) else _ADDRESS_HINT
+            raise type(error)(error.message, hint=hint) from None
         finally:
             if url == place:
                 self._visited.setdefault(sources.host_of(url), set()).update(map(sources.host_of, visited))

@@ -117,7 +117,7 @@ def _zip(head: bytes) -> FileType:
 
 
 def _unpack(name: str) -> str:
-    return f"if the model is inside, publish it with --unpack {_UNPACK[name]}" if name in _UNPACK else ""
+    return f"if the model is inside, its publisher adds it with --unpack {_UNPACK[name]}" if name in _UNPACK else ""
 
 
 def _of_other_engines(head: bytes, size: int) -> Iterator[FileType]:

@@ -111,7 +111,7 @@ def with_rollout(
         for other, rollout in rollouts.items():
             if other != name and model in rollout.models:
                 raise PublishError(
-                    f"{model} is in rollout {other!r} already", hint=f"end that one with `reconcile snapshot rollout … {other} --end`"
+                    f"{model} is in rollout {other!r} already", hint=f"`reconcile snapshot rollout FILE {other} --end` ends that one"
                 )
     rollouts[name] = Rollout(
         models=tuple(dict.fromkeys((*before.models, *models))),

@@ -15,7 +15,7 @@ from reconciler.demo.server import Server
 from reconciler.publish import snapshots
 from tests import model_files
 from tests.hub import SIGNATURE, Hub, Repository
-from tests.node import Node, tiny
+from tests.node import Node, run, tiny
 
 pytest.importorskip("huggingface_hub", reason="the extra hub is not installed")
 
@@ -104,8 +104,7 @@ def test_a_gated_model_needs_the_token_and_the_token_never_reaches_the_cdn(tmp_p
     new(tmp_path / "work", hub)
     refused = operator(tmp_path / "work", hub, "snapshot", "add", "list.json", "gated:v1", "hf://org/gated", *CPU, code=1)
     assert "401" in refused.stderr
-    denied = operator(tmp_path / "work", hub, "snapshot", "add", "list.json", "gated:v1", "hf://org/gated", *CPU, code=1, token="wrong")
-    assert "accept its terms on the hub, and sign in: `hf auth login`, or HF_TOKEN" in denied.stderr
+    assert "its server wants a login: `hf auth login` or HF_TOKEN for hf://" in refused.stderr
     ran = operator(tmp_path / "work", hub, "snapshot", "add", "list.json", "gated:v1", "hf://org/gated", *CPU, token=TOKEN)
     assert TOKEN not in ran.stdout + ran.stderr + (tmp_path / "work" / "list.json").read_text()
     node = Node(tmp_path / "node", server)
@@ -120,6 +119,21 @@ def test_a_gated_model_needs_the_token_and_the_token_never_reaches_the_cdn(tmp_p
     assert all("authorization" not in one.headers for one in hub.requests("cdn"))
     kept = [path for path in tmp_path.rglob("*") if path.is_file() and path != tmp_path / "token"]
     assert not [path for path in kept if TOKEN.encode() in path.read_bytes()]
+
+
+def test_a_hub_that_shows_nothing_of_a_gated_model_is_told_from_one_that_has_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import huggingface_hub
+    from huggingface_hub.errors import GatedRepoError
+
+    def gated(*_: object, **__: object) -> None:
+        raise GatedRepoError.__new__(GatedRepoError)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", gated)
+    monkeypatch.chdir(tmp_path)
+    assert run("snapshot", "new", "list.json", "--network", "testnet").code == 0
+    ran = run("snapshot", "add", "list.json", "x:v1", "hf://org/gated")
+    assert ran.code == 1
+    assert "hint: accept its terms on the hub, and sign in: `hf auth login`, or HF_TOKEN" in ran.err
 
 
 def test_what_the_hub_says_is_checked_where_it_can_be(tmp_path: Path, hub: Hub) -> None:

@@ -45,6 +45,10 @@ ELSEWHERE = {
     ),
     "accept its terms on the hub, and sign in": (
         "tests/functional/test_add_from_a_hub.py",
+        "test_a_hub_that_shows_nothing_of_a_gated_model_is_told_from_one_that_has_none",
+    ),
+    "its server wants a login: `hf auth login` or HF_TOKEN for hf://": (
+        "tests/functional/test_add_from_a_hub.py",
         "test_a_gated_model_needs_the_token_and_the_token_never_reaches_the_cdn",
     ),
     "name a longer prefix, or objects": (

@@ -87,7 +87,7 @@ def with_a_dead_source(scene: Scene) -> None:
     node.publish(node.item("a:v1", tiny("a")), node.item("b:v1", tiny("b"), urls=[f"http://127.0.0.1:{closed_port()}/b"]))
 
 
-def of_an_engine(name: str, **needs: int) -> Step:
+def of_an_engine(name: str, **needs: Any) -> Step:
     def make(scene: Scene) -> None:
         node = scene.node
         node.publish(node.item("a:v1", tiny("a")), node.item("b:v1", tiny("b"), runtime={"engine": name}, **needs))
@@ -834,7 +834,7 @@ SERVING = [
 
 
 def doctor_usage() -> Any:
-    return shutil._ntuple_diskusage(total=1000 << 30, used=990 << 30, free=10 << 30)  # type: ignore[attr-defined]
+    return shutil._ntuple_diskusage(total=1000 << 30, used=990 << 30, free=10 << 30)
 
 
 @pytest.mark.parametrize("row", LOCKED, ids=lambda row: row.hint[:60])

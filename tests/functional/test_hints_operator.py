@@ -194,7 +194,7 @@ ROWS = [
     pointing("convert it to GGUF, for example with llama.cpp's convert_hf_to_gguf.py", "p.gguf", b"\x89HDF\r\n\x1a\n" + bytes(64)),
     pointing("download the file again, and compare its size", "p.gguf", b"%PDF-1.4 " + bytes(64)),
     told(
-        "if the model is inside, publish it with --unpack {}",
+        "if the model is inside, its publisher adds it with --unpack {}",
         f"snapshot add s.json x:v1 p.gguf {URL}",
         write("p.gguf", b"\x1f\x8b" + bytes(64)),
     ),

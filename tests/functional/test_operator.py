@@ -330,7 +330,7 @@ def test_inspect_and_diff_read_well_and_as_json(ready: Terminal) -> None:
     ready("snapshot diff before.json before.json")
     assert "no differences" in ready.out
     ready("snapshot inspect root.1.json", code=4)
-    assert "use the `reconcile root` commands" in ready.err
+    assert "this is a trust root: `reconcile root inspect FILE` shows it" in ready.err
 
 
 def test_what_strangers_wrote_into_a_document_reaches_no_terminal(ready: Terminal) -> None:
