@@ -97,7 +97,8 @@ def _label(text: str) -> tuple[str, str]:
     """Return the key id and the label in ``KEY.pub=TEXT``."""
     file, equals, label = text.partition("=")
     if not equals:
-        raise PublishError(f"{text!r} is not KEY.pub=TEXT", hint="as in --label 'ci.pub=CI, 2026'")
+        hint = "write the file of the public key and its label, as in --label 'ci.pub=CI, 2026'"
+        raise PublishError(f"{text!r} is not KEY.pub=TEXT", hint=hint)
     return document_io.public_key(Path(file)).keyid, label
 
 

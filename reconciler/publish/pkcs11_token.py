@@ -96,7 +96,7 @@ def _library() -> Any:
     try:
         import pkcs11
     except ImportError:
-        raise PublishError("keys in tokens need python-pkcs11", hint='install it: pip install "reconcile-models[pkcs11]"') from None
+        raise PublishError("keys in tokens need python-pkcs11", hint="`pip install python-pkcs11` installs it") from None
     return pkcs11
 
 
@@ -175,7 +175,7 @@ def _raw_point(point: bytes) -> bytes:
     for prefix in (b"", b"\x04\x20", b"\x03\x21\x00"):
         if len(point) == 32 + len(prefix) and point.startswith(prefix):
             return point[len(prefix) :]
-    raise PublishError("the key in the token is not an Ed25519 key", hint="make one: pkcs11-tool --keypairgen --key-type EC:edwards25519")
+    raise PublishError("the key in the token is not an Ed25519 key", hint="`pkcs11-tool --keypairgen --key-type EC:edwards25519` makes one")
 
 
 def _key(session: Any, uri: KeyUri, kind: Any) -> Any:

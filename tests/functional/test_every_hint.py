@@ -51,6 +51,22 @@ ELSEWHERE = {
         "tests/functional/test_add_from_a_hub.py",
         "test_a_gated_model_needs_the_token_and_the_token_never_reaches_the_cdn",
     ),
+    "the PIN is wrong; a token locks itself after a few of those": (
+        "tests/functional/test_hardware_keys.py",
+        "test_a_token_that_does_not_sign_for_the_key_changes_nothing",
+    ),
+    "`pkcs11-tool --keypairgen --key-type EC:edwards25519` makes one": (
+        "tests/functional/test_hardware_keys.py",
+        "test_a_key_that_is_not_ed25519_is_not_shown_as_one",
+    ),
+    "some tokens show public keys only to who knows the PIN: give --passphrase-file": (
+        "tests/functional/test_hardware_keys.py",
+        "test_a_key_that_is_not_ed25519_is_not_shown_as_one",
+    ),
+    "`pip install python-pkcs11` installs it": (
+        "tests/functional/test_hardware_keys.py",
+        "test_without_the_package_for_tokens_it_is_named",
+    ),
     "name a longer prefix, or objects": (
         "tests/functional/test_add_from_a_bucket.py",
         "test_a_bucket_with_more_objects_than_a_model_has_files_is_refused",

@@ -131,6 +131,7 @@ def test_a_token_that_does_not_sign_for_the_key_changes_nothing(ready: Terminal,
         )  # fmt: skip
         assert ran.returncode == (4 if kind == "another key" else 1), ran.stderr
         assert why in ran.stderr
+        assert kind != "wrong pin" or "the PIN is wrong; a token locks itself after a few of those" in ran.stderr
         assert "Traceback" not in ran.stderr
     assert {path.name: path.read_bytes() for path in ready.folder.iterdir() if path.is_file()} == before
 
@@ -141,7 +142,17 @@ def test_a_key_that_is_not_ed25519_is_not_shown_as_one(ready: Terminal, token: T
     ran = subprocess.run([*PROGRAM, "key", "show", token.uri("p256")], capture_output=True, text=True, timeout=60)
     assert ran.returncode == 1
     assert "not an Ed25519 key" in ran.stderr
+    assert "`pkcs11-tool --keypairgen --key-type EC:edwards25519` makes one" in ran.stderr
     assert ran.stdout == ""
+    ran = subprocess.run([*PROGRAM, "key", "show", token.uri("nobody")], capture_output=True, text=True, timeout=60)
+    assert "some tokens show public keys only to who knows the PIN: give --passphrase-file" in ran.stderr
+
+
+def test_without_the_package_for_tokens_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pkcs11", None)
+    with pytest.raises(PublishError) as refused:
+        pkcs11_token._token(pkcs11_token.parse("pkcs11:object=k?module-path=/gone.so"))
+    assert refused.value.hint == "`pip install python-pkcs11` installs it"
 
 
 @pytest.mark.parametrize(

@@ -146,6 +146,7 @@ def other_bytes(scene: Scene) -> Ran:
 
 PROFILE = b'schema = 1\nmemory = "8GiB"\ndisk = "100GiB"\n'
 S = {"FILE": "s.json", "NAME": "testnet", "KEY": "k.key"}
+ROOT = "root new r.json --network testnet --root-key k.pub --snapshot-key k.pub"
 REVIEW = "snapshot sign s.json --key k.key --yes"
 
 
@@ -538,6 +539,18 @@ ROWS = [
         "root set 2.root.json --expires 200d --out 3.root.json",
         then="root sign 3.root.json --key k.key --previous 2.root.json",
     ),
+    told(
+        "write the file of the public key and its label, as in --label 'ci.pub=CI, 2026'",
+        f"{ROOT} --label oops",
+        then=f"{ROOT} --label 'k.pub=CI, 2026'",
+    ),
+    told(
+        "two keys with one label could not be told apart",
+        f"{ROOT} --root-key l.pub --label k.pub=A --label l.pub=A",
+        then=f"{ROOT} --root-key l.pub --label k.pub=A --label l.pub=B",
+    ),
+    told("use --passphrase-file", "key show 'pkcs11:object=k?pin-value=1&module-path=/gone.so'"),
+    told("as in 'pkcs11:token=release;object=key2026", "key show pkcs11:object=k"),
     # -- lint
     told(
         "snapshots are public and outlive a signature",
