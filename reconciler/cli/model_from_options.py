@@ -16,14 +16,21 @@ if TYPE_CHECKING:
     from reconciler.publish.sources.listing import SourceFile
 
 
-def _with_other_weights(
-    facts: GgufFacts, artifacts: tuple[Artifact, ...], headers: dict[str, GgufFacts | None], entrypoint: str
-) -> GgufFacts:
-    """Return the entrypoint's *facts* with the estimate of the memory that it needs with all other files that are loaded beside it."""
-    from msgspec.structs import replace
+def _gpu_memory(
+    facts: GgufFacts | None, artifacts: tuple[Artifact, ...], headers: dict[str, GgufFacts | None], entrypoint: str, given: dict[str, Any]
+) -> int:
+    """Return the GPU memory that is *given*, or else estimated for the test job, with all other files that are loaded beside it."""
+    if given["gpu_memory"] is not None:
+        return int(given["gpu_memory"])
+    if facts is None:
+        return 0
+    from reconciler.core import fit
 
     others = sum(one.size for one in artifacts if headers.get(one.path) and one.path != entrypoint and one.role != "other")
-    return replace(facts, gpu_bytes_estimate=facts.gpu_bytes_estimate + others * 6 // 5)
+    chat = (given["smoke_task"] or "") == "chat" or (not given["smoke_task"] and facts.chat_template)
+    context = fit.context_of(prompt_bytes=len(given["prompt"].encode()), tokens=given["max_tokens"], chat=chat, most=facts.context_length)
+    job = fit.Job(context=context, batch=context if facts.embedding else min(context, 512))
+    return fit.estimate(facts.shape, job).gpu_bytes + others
 
 
 def _tasks(facts: GgufFacts | None) -> tuple[KnownTask, ...]:
@@ -55,7 +62,6 @@ def make(
         )
     artifacts = _with_roles(artifacts, known, given, entrypoint)
     facts = known.get(entrypoint)
-    facts = _with_other_weights(facts, artifacts, known, entrypoint) if facts else None
     tasks: tuple[KnownTask, ...] = tuple(dict.fromkeys(given["tasks"])) or _tasks(facts)
     name, _, version = model_id.partition(":")
     task: KnownTask = given["smoke_task"] or tasks[0]
@@ -67,7 +73,7 @@ def make(
         requires=given["requires"] or UNSET,
         tasks=tasks,
         runtime=Runtime(engine=given["engine"], version=given["engine_version"]),
-        gpu_memory=(facts.gpu_bytes_estimate if facts else 0) if given["gpu_memory"] is None else given["gpu_memory"],
+        gpu_memory=_gpu_memory(facts, artifacts, known, entrypoint, given),
         memory=given["memory"],
         artifacts=artifacts,
         entrypoint=entrypoint,

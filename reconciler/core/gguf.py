@@ -24,7 +24,8 @@ from typing import Any
 
 from msgspec import Struct
 
-from reconciler.core import file_type
+from reconciler.core import file_type, model_shape
+from reconciler.core.model_shape import ModelShape
 
 MAGIC = file_type.GGUF_MAGIC
 MAX_KEYS = 65_536
@@ -35,12 +36,10 @@ MAX_STRINGS = 8_000_000  # elements of an array of strings; vocabularies have 30
 MAX_LAYERS = 512  # llama.cpp's own bound, LLAMA_MAX_LAYERS: it aborts past it
 MAX_CONTEXT = 1 << 26  # a claim of 2^31 hung the loader; the longest in use are 10 million
 
-_WINDOW = 1 << 20
-_KEPT = 256  # bytes of a value that are kept
+_WINDOW, _KEPT = 1 << 20, 256  # bytes of the file in memory, and of a value that are kept
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _SIZES = {kind: struct.calcsize("<" + code) for kind, code in _SCALARS.items()}
-_UINT32, _INT32, _FLOAT32, _BOOL, _STRING, _ARRAY = 4, 5, 6, 7, 8, 9
-_MAX_TYPE = 255
+_UINT32, _INT32, _FLOAT32, _BOOL, _STRING, _ARRAY, _MAX_TYPE = 4, 5, 6, 7, 8, 9, 255
 
 #: Elements and bytes of a block, by ggml type: f32, f16, the quantised ones, integers, f64, bf16.
 _BLOCKS = {
@@ -78,13 +77,12 @@ class GgufFacts(Struct, frozen=True, kw_only=True):
     chat_template: bool
     embedding: bool
     tensor_bytes: int
-    #: Weights, a cache for 4,096 tokens at most, and a fifth for buffers: an estimate, to be confirmed by measuring.
-    gpu_bytes_estimate: int
     #: How pooling turns token vectors into one: ``mean``, ``cls``, ``last``, ``rank``, ``none``; empty where the header says nothing.
     pooling: str = ""
     #: Parts of a split model; 1: it is whole.
     parts: int = 1
     part: int = 1  #: Which of them it is, from 1.
+    shape: ModelShape = ModelShape()  #: What decides how much memory it takes.
     kind: str = ""  #: ``general.type``: ``model``, ``adapter``, ``mmproj``, ``imatrix``; empty where the header says nothing.
 
 
@@ -93,6 +91,8 @@ class _List(Struct, frozen=True):
 
     kind: int
     count: int
+    #: Whole numbers of a list that may have one for each layer; empty for others.
+    values: tuple[int, ...] = ()
 
 
 class _Tensor(Struct, frozen=True):
@@ -139,8 +139,7 @@ def _facts(reader: _Reader) -> GgufFacts:
 def _counts(reader: _Reader) -> tuple[int, int, int]:
     if reader.take(4, "the magic") != MAGIC:
         raise Malformed("it does not begin with the magic GGUF")
-    version = reader.number("I", "the version")
-    if version not in {2, 3}:
+    if (version := reader.number("I", "the version")) not in {2, 3}:
         raise Malformed(f"version {version} is not known; 2 and 3 are")
     tensors, keys = reader.number("q", "the number of tensors"), reader.number("q", "the number of keys")
     if not 0 <= tensors <= MAX_TENSORS:
@@ -266,6 +265,8 @@ def _array(reader: _Reader, key: str) -> _List:
         raise Malformed(f"the array {key!r} claims {count:,} elements at offset {reader.offset:,}, more than it can have")
     if kind == _STRING:
         reader.skip_strings(count, repr(key))
+    elif count <= MAX_LAYERS and kind in {_INT32, _UINT32}:
+        return _List(kind, count, struct.unpack(f"<{count}{_SCALARS[kind]}", reader.take(count * least, f"the array {key!r}")))
     else:
         reader.skip(count * least, f"the array {key!r}")
     return _List(kind, count)
@@ -350,9 +351,8 @@ def _facts_of(version: int, keys: dict[str, Any], found_tensors: list[_Tensor]) 
     width, context = _whole(keys, f"{architecture}.embedding_length"), _whole(keys, f"{architecture}.context_length")
     if context > MAX_CONTEXT:
         raise Malformed(f"{architecture}.context_length is {context:,}, more than {MAX_CONTEXT:,}")
-    weights = sum(tensor.size for tensor in found_tensors)
-    cache = 2 * 2 * blocks * width * min(context, 4096)
     pooling = _POOLING.get(_whole(keys, f"{architecture}.pooling_type"), "unknown") if f"{architecture}.pooling_type" in keys else ""
+    embedding = pooling not in {"", "none", "rank"}
     return GgufFacts(
         version=version,
         architecture=architecture,
@@ -363,9 +363,9 @@ def _facts_of(version: int, keys: dict[str, Any], found_tensors: list[_Tensor]) 
         quantisation=FILE_TYPES.get(_whole(keys, "general.file_type"), "unknown") if "general.file_type" in keys else "unknown",
         parameters=sum(tensor.elements for tensor in found_tensors),
         chat_template="tokenizer.chat_template" in keys,
-        embedding=pooling not in {"", "none", "rank"},
-        tensor_bytes=weights,
-        gpu_bytes_estimate=(weights + cache) * 6 // 5,
+        embedding=embedding,
+        shape=model_shape.of_header(architecture, keys, found_tensors, embedding=embedding),
+        tensor_bytes=sum(tensor.size for tensor in found_tensors),
         pooling=pooling,
         parts=parts,
         part=_whole(keys, "split.no") + 1,

@@ -39,6 +39,8 @@ class ModelChange(Struct, frozen=True, kw_only=True, rename={"from_": "from"}):
     reason: str  #: Why; begins with a word of a closed list.
     #: Bytes that are fetched for it; a blob shared by several models counts for the first.
     download_bytes: int = 0
+    #: Bytes of GPU memory that it needs, where it will be loaded; of `gpu_bytes`.
+    gpu_memory: int = 0
 
     @property
     def changes(self) -> bool:
@@ -84,6 +86,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     active: tuple[ActiveChange, ...] = ()
     drift: tuple[str, ...] = ()  #: What differs from what the last run left.
     warnings: tuple[str, ...] = ()  #: What a person should read before.
+    gpu_bytes: int = 0  #: GPU memory that one model may have on this node.
 
 
 def diff(lock: Lock, lock_digest: str, state: NodeState, node: NodeFacts, policy: Policy, *, now: datetime) -> Plan:
@@ -120,6 +123,7 @@ def diff(lock: Lock, lock_digest: str, state: NodeState, node: NodeFacts, policy
         active=active,
         drift=state.drift,
         warnings=_warnings(models, state, disk),
+        gpu_bytes=node.gpu_bytes,
     )
 
 
@@ -192,6 +196,7 @@ def _listed(model: LockedModel, given: lifecycle.PlanInput, blobs: dict[str, Blo
         to=_goal(op, model, before),
         reason=_why(op, "incompatible" if not_understood else desired, why, misfit or _awaited(model, given)),
         download_bytes=_add_blobs(model, given, blobs, distrusted=observed == "failed") if wanted else 0,
+        gpu_memory=model.gpu_memory if wanted else 0,
     )
 
 

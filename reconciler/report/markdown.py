@@ -16,6 +16,7 @@ from reconciler.core import units
 from reconciler.core.fleet_plan import FleetPlan, NodePlan, SnapshotSide
 from reconciler.core.plan import ModelChange, Plan
 from reconciler.core.text import printable
+from reconciler.report.terminal import gpu_need
 
 MARKER = "<!-- reconcile plan -->"
 #: What begins an element, a link, a mention or a reference; and what GitHub makes a link of by itself.
@@ -133,6 +134,7 @@ def _plan_lines(made: Plan) -> Iterator[str]:
         yield "|---|---|---|---|"
         for change in shown[:_MOST_ROWS]:
             size = units.human_size(change.download_bytes) if change.download_bytes else ""
+            size += f", {need}" if (need := gpu_need(change, made.gpu_bytes)) else ""
             yield f"| {_id(change.id)} | {change.op} | {escape(change.reason)} | {size} |"
     yield ""
     needed = f"{units.human_size(made.disk.needed)} of disk needed, {units.human_size(made.disk.free)} free"

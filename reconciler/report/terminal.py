@@ -116,7 +116,7 @@ def plan(to: Console, made: Plan, *, verbose: bool = False) -> None:
     """Print a plan: the changes, then their cost. With *verbose*, also models that do not change."""
     shown = [change for change in made.models if verbose or change.op != "keep" or not change.reason.startswith("up-to-date")]
     if shown:
-        to.print(_changes(sorted(shown, key=lambda one: (not one.changes, one.id))))
+        to.print(_changes(sorted(shown, key=lambda one: (not one.changes, one.id)), made.gpu_bytes))
     for drifted in made.drift:
         to.print(f"drift: {printable(drifted)}", style="yellow", markup=False)
     to.print(cost(made), markup=False)
@@ -124,7 +124,7 @@ def plan(to: Console, made: Plan, *, verbose: bool = False) -> None:
         to.print(f"warning: {printable(warning)}", style="bold yellow", markup=False)
 
 
-def _changes(shown: list[ModelChange]) -> Table:
+def _changes(shown: list[ModelChange], gpu_bytes: int) -> Table:
     from rich.table import Table
     from rich.text import Text
 
@@ -133,10 +133,14 @@ def _changes(shown: list[ModelChange]) -> Table:
         sign = _OPS[change.op]
         style = _OP_STYLES[sign]
         size = units.human_size(change.download_bytes) if change.download_bytes else ""
-        table.add_row(
-            Text(sign, style), Text(change.id, "bold"), Text(change.op, style), _path(change), Text(printable(change.reason)), size
-        )
+        named = (Text(sign, style), Text(change.id, "bold"), Text(change.op, style), _path(change), Text(printable(change.reason)))
+        table.add_row(*named, size, gpu_need(change, gpu_bytes))
     return table
+
+
+def gpu_need(change: ModelChange, gpu_bytes: int) -> str:
+    """Return what a model that will be loaded needs of the GPU memory that it may have, as "needs 6.1 GiB of 8.0 GiB"."""
+    return f"needs {units.human_size(change.gpu_memory)} of {units.human_size(gpu_bytes)}" if change.gpu_memory else ""
 
 
 def _path(change: ModelChange) -> str:

@@ -16,15 +16,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from reconciler.core import gguf, roles, units
+from reconciler.core import fit, gguf, roles, units
 from reconciler.runtime import inventory, llama_cpp_files, result
 from reconciler.runtime.inventory import ModelFile
 from reconciler.runtime.llama_cpp_files import Adapters, Projector
 from reconciler.runtime.result import TEXT_CHARACTERS, BadModel, CannotTest
 
-#: Tokens of context that a test job gets. A model's header may claim any number; 2^31 hung the loader.
-_LEAST_CONTEXT, _MOST_CONTEXT = 512, 8192
-_TEMPLATE_TOKENS = 512
+_BATCH = 512
 _PROMPT_CHARACTERS = 1 << 20
 #: Logits by which a first choice must lead to be the same on other devices: quantised arithmetic moves logits by some hundredths.
 _WIDE_LEAD = 1.0
@@ -96,7 +94,7 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
         raise BadModel(f"it is an embedding model, and is asked for {job['smoke']['task']}")
     llama_cpp, log = _engine(), Log()
     log.attach(llama_cpp)
-    result.note(engine_version=llama_cpp.__version__)
+    result.note(engine_version=llama_cpp.__version__, offload=_built_for_gpu(llama_cpp))
     try:
         return _test(llama_cpp, log, job, files, facts)
     finally:
@@ -107,6 +105,8 @@ def _test(llama_cpp: Any, log: Log, job: dict[str, Any], files: dict[str, ModelF
     """Load the model and run the job on it with its adapters, then load what else lies beside it; return what the model answered."""
     smoke, entrypoint, exercised = job["smoke"], job["entrypoint"], list[str]()
     result.note(exercised=exercised)  # what is added later counts too
+    if llama_cpp.llama_supports_gpu_offload():
+        _check_fit(job, facts, llama_cpp.__version__)
     result.report_phase("loading the model")
     began = time.perf_counter()
     model = _load(llama_cpp, job, entrypoint, _context(smoke, facts), embedding=smoke["task"] == "embedding")
@@ -186,13 +186,30 @@ def _engine() -> Any:
     return llama_cpp
 
 
+def _built_for_gpu(llama_cpp: Any) -> bool:
+    """Whether the engine has a part for GPUs, found or not: where it has one and finds none, that is another fault."""
+    features = llama_cpp.llama_print_system_info().decode(errors="replace")
+    return bool(llama_cpp.llama_supports_gpu_offload() or re.search(r"\b(CUDA|ROCm|HIP|Vulkan|SYCL|MUSA)\b", features))
+
+
 def _context(smoke: dict[str, Any], facts: gguf.GgufFacts) -> int:
-    """Return a context size that holds the job for certain: no tokenizer makes more tokens than bytes, beside a few special ones."""
+    """Return a context size that holds the job for certain; a model's header may claim any number, and 2^31 hung the loader."""
     recorded = (smoke["expect"].get("answer") or {}).get("tokens", ())
-    more = max(smoke["max_tokens"], len(recorded)) + 64
-    most: int = len(smoke["prompt"].encode()) + more + (_TEMPLATE_TOKENS if smoke["task"] == "chat" else 0)
-    wanted = min(max(_LEAST_CONTEXT, -(-most // 256) * 256), _MOST_CONTEXT)
-    return min(wanted, facts.context_length) if facts.context_length else wanted
+    tokens, prompt = max(smoke["max_tokens"], len(recorded)), len(smoke["prompt"].encode())
+    return fit.context_of(prompt_bytes=prompt, tokens=tokens, chat=smoke["task"] == "chat", most=facts.context_length)
+
+
+def _check_fit(job: dict[str, Any], facts: gguf.GgufFacts, version: str) -> None:
+    """Compare the estimate with what is free on the GPU, before anything is put there that another program may need."""
+    gpu, layers = job.get("gpu") or {}, job["options"]["gpu_layers"]
+    if not gpu.get("total") or layers == 0:
+        return
+    context = _context(job["smoke"], facts)
+    batch = context if facts.embedding else min(context, _BATCH)
+    need = fit.estimate(facts.shape, fit.Job(context=context, batch=batch, layers=layers), version).gpu_bytes
+    if need > gpu["free"]:
+        free, total = units.human_size(gpu["free"]), units.human_size(gpu["total"])
+        raise CannotTest(f"the GPU is busy: it needs about {units.human_size(need)} of {total}, and {free} are free")
 
 
 def _load(llama_cpp: Any, job: dict[str, Any], path: str, context: int, *, embedding: bool) -> Any:
@@ -202,7 +219,7 @@ def _load(llama_cpp: Any, job: dict[str, Any], path: str, context: int, *, embed
             model_path=whole,
             n_ctx=context,
             n_batch=context,
-            n_ubatch=context if embedding else min(context, 512),  # an encoder processes a prompt in one batch
+            n_ubatch=context if embedding else min(context, _BATCH),  # an encoder processes a prompt in one batch
             n_gpu_layers=options["gpu_layers"] if llama_cpp.llama_supports_gpu_offload() else 0,
             n_threads=options["threads"] or None,
             n_threads_batch=options["threads"] or None,

@@ -16,7 +16,7 @@ from tests.network import Document, Network
 def header(**changes: Any) -> GgufFacts:
     facts: dict[str, Any] = {
         "version": 3, "architecture": "llama", "name": "", "context_length": 0, "embedding_length": 0, "block_count": 0, "quantisation": "",
-        "parameters": 0, "chat_template": False, "embedding": False, "tensor_bytes": 1, "gpu_bytes_estimate": 0,
+        "parameters": 0, "chat_template": False, "embedding": False, "tensor_bytes": 1,
     }  # fmt: skip
     return GgufFacts(**facts | changes)
 
