@@ -46,7 +46,7 @@ def _bare(tree: Path) -> None:
         "options": {"gpu_layers": 0, "threads": 0},
     }  # fmt: skip
     argv = [sys.executable, "-I", "-B", "-c", BARE, str(TOP)]
-    done = subprocess.run(argv, input=json.dumps(job).encode(), capture_output=True, check=True, env=process._environment("/"))  # noqa: SLF001
+    done = subprocess.run(argv, input=json.dumps(job).encode(), capture_output=True, check=True, env=process._fixed_variables("/"))  # noqa: SLF001
     assert json.loads(done.stdout)["verdict"] == "passed"
 
 

@@ -142,6 +142,16 @@ class LlamaCppSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     gpu_layers: Annotated[int, Meta(ge=-1)] = -1
     #: Threads; 0: as the engine chooses. The bound is ggml's (GGML_MAX_N_THREADS); with more, every model would fail its test.
     threads: Annotated[int, Meta(ge=0, le=512)] = 0
+    #: The GPUs that models are served on, and so tested on: their numbers as ``nvidia-smi -L`` lists them, or the beginnings of their
+    #: UUIDs; a slice's begins with MIG-. Empty: those that the variable CUDA_VISIBLE_DEVICES names, else all.
+    devices: tuple[str, ...] = ()
+    #: Whether one model may be split over several of them. Otherwise it is tested on the one with the most free memory, and a model that
+    #: fits on none of them alone is ``incompatible``.
+    split: bool = False
+    #: Folders with the GPU driver's and CUDA's libraries, where they are in no usual place.
+    library_path: tuple[str, ...] = ()
+    #: A folder with kernels that the driver compiled before, which test jobs read and cannot change; empty: each compiles what it needs.
+    cuda_cache: str = ""
 
 
 class ServerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -166,6 +176,8 @@ class ServerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     bind: tuple[str, ...] = ()
     #: Variables of its environment.
     env: dict[str, str] = {}
+    #: Folders with the GPU driver's and CUDA's libraries, where they are in no usual place. LD_LIBRARY_PATH in ``env`` replaces all.
+    library_path: tuple[str, ...] = ()
     #: The most memory that its processes may use; 0: no bound of its own.
     memory: str = "0"
     #: The most shared memory, in ``/dev/shm``.
@@ -182,6 +194,10 @@ class Runtimes(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     llama_cpp: LlamaCppSettings = field(default=LlamaCppSettings(), name="llama-cpp")
     #: Servers by the name of their engine: every other table in ``[runtime]``.
     servers: dict[str, ServerSettings] = {}
+
+    def library_path(self, engine: str) -> tuple[str, ...]:
+        """Return the folders with a GPU's libraries that the settings name for *engine*."""
+        return self.llama_cpp.library_path if engine == "llama-cpp" else self.server(engine).library_path
 
     def server(self, engine: str) -> ServerSettings:
         """Return the settings of *engine*'s server; one without a command where there is none."""
@@ -269,10 +285,16 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def engines(self) -> Runtimes:
         """The table ``[runtime]``, with the folders that servers may read relative to the settings' folder."""
         bound = {
-            engine: msgspec.structs.replace(server, bind=tuple(os.path.normpath(self.path(text).absolute()) for text in server.bind))
+            engine: msgspec.structs.replace(server, bind=self._absolute(server.bind), library_path=self._absolute(server.library_path))
             for engine, server in self.runtime.servers.items()
         }
-        return msgspec.structs.replace(self.runtime, servers=bound)
+        own = self.runtime.llama_cpp
+        cache = self._absolute((own.cuda_cache,))[0] if own.cuda_cache else ""
+        own = msgspec.structs.replace(own, library_path=self._absolute(own.library_path), cuda_cache=cache)
+        return msgspec.structs.replace(self.runtime, llama_cpp=own, servers=bound)
+
+    def _absolute(self, places: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(os.path.normpath(self.path(text).absolute()) for text in places)
 
     def check_trusted(self, uid: int, *, named: frozenset[str] = frozenset()) -> None:
         """
@@ -312,6 +334,9 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             ("[report] key", self.report.key),
         ]  # fmt: skip
         named += [(f"[runtime.{engine}] bind", text) for engine, server in self.runtime.servers.items() for text in server.bind]
+        named += [("[runtime.llama-cpp] cuda_cache", self.runtime.llama_cpp.cuda_cache)]
+        tables = {"llama-cpp": self.runtime.llama_cpp.library_path} | {name: one.library_path for name, one in self.runtime.servers.items()}
+        named += [(f"[runtime.{engine}] library_path", text) for engine, places in tables.items() for text in places]
         for host, one in download.credentials.items():
             named += [(f"[download.credentials.{host!r}]", text) for text in (one.token_file, one.basic_file) if not text.startswith("%d/")]
         named += [(f"[[serve]] {server.name} path", server.path) for server in self.serve]
@@ -449,6 +474,7 @@ def _check(settings: Settings) -> None:
     for text in (settings.node.id, *settings.node.cohorts):
         if len(text) > 256 or not text.isprintable():
             raise ValueError(f"[node] {text[:40]!r}: it is longer than 256 characters, or has one that is not printable")
+    _check_llama_cpp(settings.runtime.llama_cpp)
     for engine, server in settings.runtime.servers.items():
         _check_server(f"[runtime.{engine}]", server)
     _check_served(settings)
@@ -586,6 +612,7 @@ _NO_SERVER, _MAY_LACK = "llama-cpp", "openai"
 #: What stands for something in a server's command.
 PLACEHOLDERS = ("model", "folder", "name", "port", "context")
 #: Folders that no server is given: they hold sockets of other programs, and what the kernel says of the machine.
+_DRIVER_ON_NIXOS = "/run/opengl-driver/lib"
 _NEVER_BOUND = ("/proc", "/sys", "/dev", "/run", "/var/run")
 
 
@@ -627,13 +654,29 @@ def _check_server(where: str, chosen: ServerSettings) -> None:
         if argv and not argv[0].startswith("/"):
             raise ValueError(f"{where} {key}: {argv[0]!r} is not an absolute path; PATH is not searched")
     _check_placeholders(where, chosen)
-    for text in chosen.bind:
-        place = os.path.normpath(text)
-        if place in {"/", "."} or any(place == one or place.startswith(f"{one}/") for one in _NEVER_BOUND):
-            raise ValueError(f"{where} bind: {text!r} is not given to a server; name the folder that it needs")
+    _check_given(f"{where} bind", chosen.bind)
+    _check_given(f"{where} library_path", chosen.library_path)
     for variable in chosen.env:
         if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", variable):
             raise ValueError(f"{where} env: {variable!r} is not the name of a variable")
+
+
+def _check_given(where: str, places: tuple[str, ...]) -> None:
+    """Refuse folders that no test job is given to read, whatever is in them."""
+    for text in places:
+        place = os.path.normpath(text)
+        allowed = place == _DRIVER_ON_NIXOS
+        if not allowed and (place in {"/", "."} or any(place == one or place.startswith(f"{one}/") for one in _NEVER_BOUND)):
+            raise ValueError(f"{where}: {text!r} is not given to a server; name the folder that it needs")
+
+
+def _check_llama_cpp(chosen: LlamaCppSettings) -> None:
+    where = "[runtime.llama-cpp]"
+    _check_given(f"{where} library_path", chosen.library_path)
+    _check_given(f"{where} cuda_cache", (chosen.cuda_cache,) if chosen.cuda_cache else ())
+    for word in chosen.devices:
+        if not re.fullmatch(r"\d{1,4}|(GPU|MIG)-[0-9A-Za-z/-]{1,100}", word):
+            raise ValueError(f"{where} devices: {word!r} names no GPU; write its number, or its UUID as `nvidia-smi -L` lists it")
 
 
 def _check_placeholders(where: str, chosen: ServerSettings) -> None:

@@ -255,7 +255,7 @@ def measure_node(context: NodeContext) -> NodeFacts:
     """Return the facts of this machine; a missing driver or engine is a fact, not an error."""
     from reconciler.runtime import devices, engines
 
-    gpus = devices.gpus()
+    gpus = devices.gpus(context.runtimes.llama_cpp.devices)
     disk = os.statvfs(existing_folder(context.layout.root))
     return NodeFacts(
         gpus=gpus,
@@ -266,6 +266,7 @@ def measure_node(context: NodeContext) -> NodeFacts:
         disk_free_inodes=disk.f_favail,
         engines=engines.installed(context.runtimes, context.layout.root / "cache"),
         device=devices.device_label(gpus),
+        split=context.runtimes.llama_cpp.split,
     )
 
 

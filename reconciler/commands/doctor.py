@@ -183,12 +183,15 @@ _SANDBOX_HINTS = {
 
 def gpus(given: CheckInput) -> Iterator[CheckResult]:
     """Name the GPUs."""
+    from reconciler.commands import engine_checks
     from reconciler.runtime import devices
 
-    found = devices.gpus()
-    for index, gpu in enumerate(found):
+    found = devices.gpus(given.node.runtimes.llama_cpp.devices)
+    for gpu in found:
         memory = f"{units.human_size(gpu.free_bytes)} of {units.human_size(gpu.total_bytes)} free"
-        yield CheckResult(name=f"gpu {index}", level="ok", text=f"{gpu.name}, {memory}, driver {gpu.driver}")
+        yield CheckResult(name=f"gpu {gpu.index}", level="ok", text=f"{gpu.name}, {memory}, driver {gpu.driver}")
+    for name, level, text, hint in engine_checks.gpu_access(given.node.runtimes, found):
+        yield CheckResult(name=name, level=level, text=text, hint=hint)
     need_gpu = [model.id for model in given.enabled if model.gpu_memory]
     if not found and need_gpu:
         text = f"none, and a GPU is needed by {units.count(len(need_gpu), 'model')}: {', '.join(need_gpu[:3])}"

@@ -16,7 +16,8 @@ from typing import Literal
 
 from reconciler import files
 from reconciler.core.errors import ReconcileError
-from reconciler.runtime import engines, server_version
+from reconciler.core.node import Gpu
+from reconciler.runtime import device_nodes, devices, driver_libraries, engines, server_version
 from reconciler.settings import Runtimes, ServerSettings
 
 #: An engine, how bad it is, what was found, and what to do about it.
@@ -33,6 +34,26 @@ def engines_found(runtimes: Runtimes, wanted: set[str]) -> Iterator[Found]:
             yield name, "warning" if wanted & installed.keys() else "error", "not installed, and listed models need it", _hint(name)
         else:
             yield name, "ok", "not installed, and no model needs it", ""
+
+
+def gpu_access(runtimes: Runtimes, found: tuple[Gpu, ...], dev: Path = Path("/dev")) -> Iterator[Found]:
+    """Yield what keeps test jobs from the GPUs *found*, or the node from finding one that is there."""
+    if not found and ((dev / "nvidiactl").exists() or (dev / "dxg").exists()):
+        chosen = bool(runtimes.llama_cpp.devices) or devices.choice() is not None
+        why = "none of the GPUs that devices or CUDA_VISIBLE_DEVICES choose is there" if chosen else "a driver is here, and names no GPU"
+        yield "gpu", "warning", why, f"`nvidia-smi -L` lists them; libnvidia-ml.so.1 must be found: {_LIBRARY_PATH}"
+    if found and runtimes.llama_cpp.gpu_layers != 0:
+        nodes = device_nodes.find(dev, nvidia=True, mig=any(gpu.uuid.startswith("MIG-") for gpu in found))
+        yield from (("gpu device", "warning", text, "without it test jobs do not run on the GPU") for text in nodes.lacking)
+        places = driver_libraries.folders(runtimes.library_path("llama-cpp"))
+        known = driver_libraries.find(driver_libraries.DRIVER, places)
+        yield "gpu libraries", "ok", f"{known or 'the loader knows where'}: {', '.join(map(str, places)) or 'no folder beside its own'}", ""
+    if (dev / "kfd").exists():
+        text = "an AMD GPU is here: its memory is not read, so models that ask for GPU memory are skipped"
+        yield "gpu amd", "warning", text, "engines that are built for it use it in test jobs all the same"
+
+
+_LIBRARY_PATH = "name its folder in [runtime.llama-cpp] library_path"
 
 
 def _hint(name: str) -> str:

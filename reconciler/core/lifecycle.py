@@ -332,10 +332,18 @@ def incompatible(model: LockedModel, node: NodeFacts) -> str:
     if model.runtime.version and not _satisfies(version, model.runtime.version):
         return f"engine {model.runtime.engine} is {version}, needs {model.runtime.version}"
     if model.gpu_memory > node.gpu_bytes:
-        return f"needs {units.human_size(model.gpu_memory)} of GPU memory, the largest GPU has {units.human_size(node.gpu_bytes)}"
+        return f"needs {units.human_size(model.gpu_memory)} of GPU memory, {node.gpu_bytes_in_words}{_if_split(model, node)}"
     if model.memory > node.memory_bytes:
         return f"needs {units.human_size(model.memory)} of memory, this node has {units.human_size(node.memory_bytes)}"
     return ""
+
+
+def _if_split(model: LockedModel, node: NodeFacts) -> str:
+    """Return what the node's operator can do where *model* fits only on several GPUs; empty where it does not, or is permitted."""
+    together = sum(gpu.total_bytes for gpu in node.gpus)
+    if node.split or model.gpu_memory > together:
+        return ""
+    return f"; it fits on {len(node.gpus)} together, if the settings say [runtime.llama-cpp] split = true"
 
 
 _SATISFIED: dict[tuple[str, str], bool] = {}

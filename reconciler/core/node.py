@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from msgspec import Struct
 
+from reconciler.core import units
+
 
 class Gpu(Struct, frozen=True, kw_only=True):
     """One GPU, as its driver names it."""
@@ -16,6 +18,13 @@ class Gpu(Struct, frozen=True, kw_only=True):
     total_bytes: int  #: Its memory.
     free_bytes: int  #: Free memory.
     driver: str = ""  #: The driver's version.
+    index: int = -1  #: Its number among the node's, in the order of the PCI bus; -1: not known, as in a profile.
+    uuid: str = ""  #: Its name to CUDA: ``GPU-…``, or ``MIG-…`` for a slice of one.
+
+    @property
+    def device(self) -> str:
+        """What a model that ran on it is said to have run on."""
+        return f"cuda:{self.index}, {self.name}" if self.index >= 0 else self.name
 
 
 class NodeFacts(Struct, frozen=True, kw_only=True):
@@ -32,11 +41,21 @@ class NodeFacts(Struct, frozen=True, kw_only=True):
     engines: dict[str, str] = {}
     #: What test jobs run on: the GPUs' names and driver, or ``cpu``. A change of it calls for new tests.
     device: str = "cpu"
+    #: Whether one model may be split over several GPUs, as the settings permit.
+    split: bool = False
 
     @property
     def gpu_bytes(self) -> int:
-        """Memory of the largest GPU, or 0: one model is loaded on one of them."""
-        return max((gpu.total_bytes for gpu in self.gpus), default=0)
+        """Memory that one model may have: the largest GPU's, or that of all where a model may be split over them; 0 without one."""
+        sizes = [gpu.total_bytes for gpu in self.gpus]
+        return sum(sizes) if self.split else max(sizes, default=0)
+
+    @property
+    def gpu_bytes_in_words(self) -> str:
+        """What ``gpu_bytes`` is, after "of GPU memory," in a sentence."""
+        if self.split and len(self.gpus) > 1:
+            return f"the {len(self.gpus)} GPUs together have {units.human_size(self.gpu_bytes)}"
+        return f"the largest GPU has {units.human_size(self.gpu_bytes)}"
 
 
 class Policy(Struct, frozen=True, kw_only=True):

@@ -81,9 +81,9 @@ class LlamaCpp:
         return {"gpu_layers": chosen.gpu_layers, "threads": chosen.threads}
 
     def folders(self, runtimes: Runtimes) -> tuple[Path, ...]:
-        """Return nothing: it is among our own packages."""
-        del runtimes
-        return ()
+        """Return the folder of compiled kernels, if there is one; it is itself among our own packages."""
+        chosen = runtimes.llama_cpp.cuda_cache
+        return (Path(chosen),) if chosen and Path(chosen).is_dir() else ()
 
 
 class OpenAI:

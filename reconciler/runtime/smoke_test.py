@@ -19,8 +19,9 @@ from reconciler.core.errors import SandboxUnavailable
 from reconciler.core.node import Gpu
 from reconciler.core.snapshot import Answer
 from reconciler.ports import TestJob, TestReport, Verdict
-from reconciler.runtime import blame, devices, engines, result
+from reconciler.runtime import blame, devices, engines, gpu_use, result
 from reconciler.runtime.engines import Engine, OpenAI
+from reconciler.runtime.gpu_use import GpuUse
 from reconciler.sandbox import choose, supervision
 from reconciler.sandbox.process import SandboxJob
 from reconciler.sandbox.supervision import OWN_FAULT, ProcessResult, printable
@@ -66,11 +67,13 @@ class _Answer(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     answer: Answer | UnsetType = UNSET
     #: Whether a server had a GPU open, and why a server gave no answer to judge the model by.
     on_gpu: bool = False
+    #: Whether the engine is built for a GPU.
+    offload: bool = True
     server: blame.ServerFailure | None = None
 
 
 #: Fields of the child's answer that are for us, and not for the report.
-_OURS = {"nonce", "on_gpu", "server"}
+_OURS = {"nonce", "on_gpu", "offload", "server"}
 
 
 class SandboxedTester:
@@ -109,12 +112,12 @@ class SandboxedTester:
         version = engine.version(self._runtimes) if engine else None
         if engine is None or version is None:
             return _report("unable", f"the engine {job.runtime.engine} is not installed", job)
-        gpus = devices.gpus()
-        if job.gpu_memory and (shortage := _gpu_shortage(job, gpus)):
+        use = gpu_use.of_job(devices.gpus(self._runtimes.llama_cpp.devices), self._runtimes, job.runtime.engine, server=engine.server)
+        if job.gpu_memory and not use.on_cpu and (shortage := _gpu_shortage(job, use.gpus, split=self._runtimes.llama_cpp.split)):
             return _report("unable", shortage, job)
         try:
             sandbox = choose.choose(self._sandbox, self._cache, server=engine.server)
-            sandbox_job = self._sandbox_job(job, engine, gpus)
+            sandbox_job = self._sandbox_job(job, engine, use)
             roomy = 0 < sandbox_job.memory_bytes <= devices.available_memory()
             began = time.monotonic()
             with self._stop_signal() as stop:
@@ -128,9 +131,10 @@ class SandboxedTester:
             choose.forget_probes(self._cache)
         report = self._judged(_report_of(ended, job, roomy=roomy), ended, job, engine)
         report = msgspec.structs.replace(report, sandbox=sandbox.mode, engine_version=report.engine_version or version)
-        on_gpu = bool((ended.valid_answer or {}).get("on_gpu"))
-        report = _on_device(report, job, gpus, on_gpu=on_gpu, server=engine.server)
-        return _with_files(_with_circumstances(report, ended, seconds, gpus), job)
+        answer = ended.valid_answer or {}
+        on_gpu, offload = bool(answer.get("on_gpu")), bool(answer.get("offload", True))
+        report = gpu_use.judged(report, job, use, on_gpu=on_gpu, server=engine.server, errors=ended.errors, offload=offload)
+        return _with_files(_with_circumstances(report, ended, seconds, use.gpus), job)
 
     def _judged(self, report: TestReport, ended: ProcessResult, job: TestJob, engine: Engine) -> TestReport:
         """Return *report* with whose fault it is that a server failed, and of which command line."""
@@ -163,10 +167,9 @@ class SandboxedTester:
                 with self._guard:
                     self._running = None
 
-    def _sandbox_job(self, job: TestJob, engine: Engine, gpus: tuple[Gpu, ...]) -> SandboxJob:
+    def _sandbox_job(self, job: TestJob, engine: Engine, use: GpuUse) -> SandboxJob:
         tree, limit = job.tree.resolve(), min(units.seconds(job.smoke.timeout), self._timeout_seconds)
         options = engine.options(self._runtimes)
-        found = devices.device_files(gpus) if options.get("gpu_layers") != 0 else ()  # on the CPU no driver is needed
         document: dict[str, Any] = {
             "model": str(tree / job.entrypoint),
             "tree": str(tree),
@@ -177,15 +180,17 @@ class SandboxedTester:
             "name": job.model.partition(":")[0],
             "smoke": msgspec.to_builtins(job.smoke),
             "options": options,
+            "gpu": {"free": use.free_bytes, "total": sum(gpu.total_bytes for gpu in use.gpus)},
         }
         made = SandboxJob(
             module=engine.module(),
             job=document,
             seconds=limit,
-            read=(tree, *engine.folders(self._runtimes)),
-            devices=found,
+            read=(tree, *engine.folders(self._runtimes), *use.read),
+            devices=use.devices,
+            variables=use.variables,
             server=engine.server,
-            memory_bytes=0 if found else 2 * _size(tree) + _MEMORY_BYTES,
+            memory_bytes=0 if use.devices else 2 * _size(tree) + _MEMORY_BYTES,
             answer_bytes=_ANSWER_BYTES,
         )
         return self._with_server(made, engine) if isinstance(engine, OpenAI) else made
@@ -194,7 +199,9 @@ class SandboxedTester:
         """Return *job* with the room that the settings give the server; the time that it takes to start comes before that for the job."""
         chosen, most = self._runtimes.server(engine.name), self._timeout_seconds
         ready = min(units.seconds(chosen.ready_timeout), most)
-        options = job.job["options"] | {"ready_seconds": ready, "answer_seconds": job.seconds, "most_seconds": most}
+        given = job.job["options"]
+        times = {"ready_seconds": ready, "answer_seconds": job.seconds, "most_seconds": most}
+        options = given | {"env": job.variables | given["env"]} | times
         return msgspec.structs.replace(
             job,
             job=job.job | {"options": options},
@@ -211,11 +218,11 @@ def _size(tree: Path) -> int:
     return sum(path.stat().st_size for path in tree.rglob("*") if path.is_file())
 
 
-def _gpu_shortage(job: TestJob, gpus: tuple[Gpu, ...]) -> str:
+def _gpu_shortage(job: TestJob, gpus: tuple[Gpu, ...], *, split: bool = False) -> str:
     """Return why no GPU can take *job* now; that is the node's state, not the model's fault."""
     if not gpus:
         return "it asks for a GPU, and none answers now"
-    free = max(gpu.free_bytes for gpu in gpus)
+    free = sum(gpu.free_bytes for gpu in gpus) if split else max(gpu.free_bytes for gpu in gpus)
     if free < job.gpu_memory:
         return f"the GPU is busy: {units.human_size(free)} are free, it needs {units.human_size(job.gpu_memory)}"
     return ""
@@ -280,21 +287,6 @@ def _line_with(errors: str, words: tuple[str, ...]) -> str:
     return next((_last_line(errors, word) for word in words if word in errors.lower()), "")
 
 
-def _on_device(report: TestReport, job: TestJob, gpus: tuple[Gpu, ...], *, on_gpu: bool = False, server: bool = False) -> TestReport:
-    """
-    Add the device that really ran the model, if any did. One that asks for a GPU and ran on the CPU does not pass.
-
-    *on_gpu*: a process of its server had a GPU open. What a server does with it is not known, so its models pass without.
-    """
-    on_gpu = on_gpu or report.gpu_layers > 0
-    if report.verdict == "passed" and job.gpu_memory and not on_gpu and not server:
-        return msgspec.structs.replace(
-            report, verdict="bad", reason="it asks for a GPU and ran on the CPU: is the engine built for this GPU?", device="cpu"
-        )
-    ran = report.verdict == "passed" or report.load_seconds > 0
-    return msgspec.structs.replace(report, device=gpus[0].name if on_gpu and gpus else "cpu" if ran else "")
-
-
 def _with_circumstances(report: TestReport, ended: ProcessResult, seconds: float, gpus: tuple[Gpu, ...]) -> TestReport:
     """Add to the report of a job that did not pass what the engine wrote and, where the child did not say, the device and the time."""
     if report.verdict == "passed":
@@ -306,7 +298,7 @@ def _with_circumstances(report: TestReport, ended: ProcessResult, seconds: float
         stderr=blame.kept(ended.errors),
         run_seconds=report.run_seconds or (0.0 if report.load_seconds else seconds),
         gpu_layers=layers,
-        device=report.device or (gpus[0].name if layers and gpus else "cpu" if began else ""),
+        device=report.device or (gpus[0].device if layers and gpus else "cpu" if began else ""),
     )
 
 

@@ -51,6 +51,8 @@ class SandboxJob(Struct, frozen=True, kw_only=True):
     read: tuple[Path, ...] = ()
     write: Path | None = None
     devices: tuple[Path, ...] = ()
+    #: Variables of its environment beside those that every child has.
+    variables: dict[str, str] = {}
     #: It may start programs and connect to them over a loopback interface of its own; without namespaces, to one port.
     server: bool = False
     #: Bytes of the largest file that it may write.
@@ -112,10 +114,16 @@ class Sandbox:
                 stderr=subprocess.PIPE,
                 close_fds=True,  # an inherited descriptor is a hole that no mount covers
                 pass_fds=(*passed, *etc.values()) if job.server and self.mode == "bubblewrap" else passed,
-                env=_environment(_SCRATCH if self.mode == "bubblewrap" else job.job.get("scratch", "/")),
+                env=self._environment(job),
                 cwd="/",
                 start_new_session=True,
             )
+
+    def _environment(self, job: SandboxJob) -> dict[str, str]:
+        """Return the child's whole environment; no variable of ours is in it. Bubblewrap sets the job's own for the child alone."""
+        if self.mode == "bubblewrap":
+            return _fixed_variables(_SCRATCH)
+        return _fixed_variables(job.job.get("scratch", "/")) | job.variables
 
     def _takes_descriptors(self) -> bool:
         return self._bubblewrap is None or _binds_descriptors(self._bubblewrap, self._bubblewrap.stat().st_mtime_ns)
@@ -167,6 +175,8 @@ class Sandbox:
             arguments += ["--dev-bind-try", str(path), str(path)]
         if job.devices:
             arguments += ["--ro-bind-try", "/sys", "/sys"]  # a driver finds its GPU's bus address in it
+        for name, value in job.variables.items():
+            arguments += ["--setenv", name, value]
         if job.write:
             arguments += ["--bind", str(job.write), str(job.write)]
         return [*arguments, "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/", "--"]
@@ -247,8 +257,8 @@ def _own_threads() -> int:
     return count
 
 
-def _environment(home: str) -> dict[str, str]:
-    """Return the child's whole environment; no variable of ours is in it."""
+def _fixed_variables(home: str) -> dict[str, str]:
+    """Return what every child has in its environment."""
     fixed = {"PATH": "/usr/bin", "HOME": home, "TMPDIR": home, "LANG": "C.UTF-8", "PYTHONDONTWRITEBYTECODE": "1"}
     return fixed | {"CUDA_CACHE_DISABLE": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 

@@ -107,6 +107,36 @@ def test_a_child_in_namespaces_has_no_power_and_goes_first_when_memory_is_short(
     assert ended.valid_answer["oom"] == "1000"
 
 
+def test_a_cache_of_kernels_can_be_read_and_a_model_cannot_change_it(mode: Mode, tmp_path: Path) -> None:
+    """What one model's test could write there, the next model's would run."""
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    (cache / "kernel").write_text("compiled")
+    (cache / "kernel").chmod(0o666)
+    cache.chmod(0o777)
+    job = {"way": "fill", "folders": [str(cache)], "files": 1}
+    given = {"CUDA_CACHE_PATH": str(cache), "CUDA_CACHE_DISABLE": "0"}
+    box = choose.make_sandbox(mode)
+    read = (TOP / "tests", cache)
+    ended = box.run(SandboxJob(module="tests.children.misbehave", job=job, seconds=60.0, read=read, variables=given))
+    assert ended.valid_answer is not None
+    assert ended.valid_answer["done"] == {str(cache): 0}
+    assert [path.name for path in cache.iterdir()] == ["kernel"]
+    seen = {"way": "look", "paths": [str(cache / "kernel")]}
+    ended = box.run(SandboxJob(module="tests.children.misbehave", job=seen, seconds=60.0, read=read, variables=given))
+    assert ended.valid_answer is not None
+    assert ended.valid_answer["there"] == [str(cache / "kernel")]
+    assert {"CUDA_CACHE_PATH", "CUDA_CACHE_DISABLE"} <= set(ended.valid_answer["environment"])
+
+
+def test_a_variable_that_is_not_the_job_s_own_reaches_no_child(mode: Mode, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "LD_PRELOAD"):
+        monkeypatch.setenv(name, "")
+    ended = in_sandbox(choose.make_sandbox(mode), "look", paths=[])
+    assert ended.valid_answer is not None
+    assert not {"LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "LD_PRELOAD"} & set(ended.valid_answer["environment"])
+
+
 def test_engines_may_have_threads(mode: Mode) -> None:
     ended = in_sandbox(choose.make_sandbox(mode), "thread")
     assert ended.valid_answer is not None

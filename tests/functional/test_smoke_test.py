@@ -9,7 +9,8 @@ import pytest
 
 from reconciler.core.node import Gpu
 from reconciler.ports import TestReport
-from reconciler.runtime import devices, smoke_test
+from reconciler.runtime import devices, gpu_use, smoke_test
+from reconciler.runtime.gpu_use import GpuUse
 from reconciler.runtime.llama_cpp_worker import Log
 from reconciler.sandbox.supervision import ProcessResult
 from tests import jobs
@@ -142,14 +143,21 @@ def test_a_gpu_that_is_full_is_no_fault_of_the_model(tmp_path: Path) -> None:
     assert smoke_test._gpu_shortage(jobs.job(tmp_path, b"", gpu_memory=2 * GIB), full) == ""
 
 
-def test_a_model_that_asks_for_a_gpu_and_ran_beside_it_failed(tmp_path: Path) -> None:
+def test_on_a_node_with_a_gpu_a_test_that_ran_beside_it_could_not_be_made(tmp_path: Path) -> None:
     gpus = (Gpu(name="NVIDIA X", total_bytes=8 * GIB, free_bytes=8 * GIB),)
     asked, did_not = jobs.job(tmp_path, b"", gpu_memory=GIB), jobs.job(tmp_path, b"")
     beside, on = TestReport(verdict="passed"), TestReport(verdict="passed", gpu_layers=2)
-    assert smoke_test._on_device(beside, asked, gpus).verdict == "bad"
-    assert smoke_test._on_device(beside, did_not, gpus).device == "cpu"
-    assert smoke_test._on_device(on, asked, gpus).device == "NVIDIA X"
-    assert smoke_test._on_device(on, asked, gpus).verdict == "passed"
+    use = GpuUse(gpus=gpus)
+    for job in (asked, did_not):
+        found = gpu_use.judged(beside, job, use, on_gpu=False, server=False)
+        assert (found.verdict, found.device) == ("unable", "cpu")
+        assert found.reason.startswith("the GPU was not used: ")
+        assert "gpu_layers = 0" in found.reason
+    assert gpu_use.judged(on, asked, use, on_gpu=False, server=False).verdict == "passed"
+    assert gpu_use.judged(on, asked, use, on_gpu=False, server=False).device == "NVIDIA X"
+    assert gpu_use.judged(beside, asked, use, on_gpu=False, server=True).verdict == "unable"
+    assert gpu_use.judged(beside, did_not, use, on_gpu=False, server=True).verdict == "passed"
+    assert gpu_use.judged(beside, did_not, GpuUse(on_cpu=True), on_gpu=False, server=False).verdict == "passed"
 
 
 def test_a_failed_engines_last_word_on_memory_is_weighed_by_what_the_node_had(tmp_path: Path) -> None:
