@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 FAST := tests/unit tests/laws tests/contract
 ONE_REAL_PATH := tests/functional/test_main_job.py::test_a_model_is_downloaded_verified_tested_and_served
 
-.PHONY: demo test test-fast test-pythons format release check docs reference man fuzz crash bench gpu-check container lock-requirements clean
+.PHONY: demo test test-fast test-pythons format release check docs reference man install-check fuzz crash bench gpu-check container lock-requirements clean
 
 demo: $(READY)
 	$(BIN)/reconcile demo
@@ -29,6 +29,10 @@ test-pythons: requirements.lock
 format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# Each install line of README and documentation, typed in an environment of its own: about ten minutes, with a network or wheels at hand.
+install-check: $(READY)
+	$(BIN)/python -m tests.install_check
 
 # What CI runs beside the tests: types, style, the direction of imports, and that the committed lock is what its snapshot compiles to.
 check: $(READY)

@@ -30,7 +30,7 @@ from tests import hostile_server as bad
 from tests.adversary.test_sources_tls import Authority
 from tests.hostile_server import HostileServer, honest
 from tests.network import Network
-from tests.node import Node, run, tiny
+from tests.node import Node, later, run, tiny
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "what-a-node-says.md"
 PATH = "/snapshot.json"
@@ -118,6 +118,10 @@ def a_clock_a_year_behind(on: Stage) -> None:
     on.clock = lambda: datetime.now(UTC) - timedelta(days=365)
 
 
+def a_clock_a_year_ahead(on: Stage) -> None:
+    on.clock = lambda: datetime.now(UTC) + timedelta(days=364)
+
+
 def one_of_two_sources_dead(on: Stage) -> None:
     data = tiny("b")
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -138,6 +142,7 @@ def a_hook_that_is_missing(on: Stage) -> None:
     on.point_at(on.network.url(PATH), '\n[hooks]\nhealthy = ["./not-there.sh"]\n')
 
 
+HALF = "half of the sources are dead: one of a model's two"
 SITUATIONS: dict[str, Situation] = {
     "all is well": lambda _: None,
     "a name that does not resolve, in a new address": a_name_that_does_not_resolve,
@@ -150,7 +155,8 @@ SITUATIONS: dict[str, Situation] = {
     "a snapshot of another network": another_networks_snapshot,
     "the trust root has expired": an_expired_root,
     "this machine's clock is a year behind": a_clock_a_year_behind,
-    "one of a model's two sources is dead": one_of_two_sources_dead,
+    "this machine's clock is a year ahead": a_clock_a_year_ahead,
+    HALF: one_of_two_sources_dead,
     "no source of a new model answers": no_source_answers,
     "the program of a hook is missing": a_hook_that_is_missing,
 }
@@ -166,6 +172,7 @@ class Said(Struct):
     doctor: list[str]
     hints: list[str]
     refused: str
+    metrics: list[str]
 
 
 @contextmanager
@@ -182,10 +189,15 @@ def stage(tmp_path: Path, server: Server) -> Iterator[Stage]:
 
 
 def observe(on: Stage) -> Said:
-    """Run sync, status, doctor, metrics and the page, all at the clock of the situation."""
+    """Run sync, status, doctor, metrics and the page, all at the clock of the situation, and after what was done to make it."""
+    there = on.clock
+    on.clock = lambda: there() + timedelta(seconds=5)
+    passed = on.stack.enter_context(later(seconds=5))
+    assert passed() > datetime.now(UTC)
     on.patch.setattr("reconciler.commands.context.wall_clock", on.clock)
     on.patch.setattr("reconciler.commands.context.from_settings.__kwdefaults__", {"clock": on.clock})
     node = on.node
+    begun = on.clock() - timedelta(seconds=1)
     ran = node.run("sync", "--json")
     last = json.loads(ran.out.splitlines()[-1])
     error = f"{last['error']['name']}: {last['error']['message']}" if "error" in last else ""
@@ -199,7 +211,8 @@ def observe(on: Stage) -> Said:
     assert summary in page.summary, "the page says what status says"
     found = run("doctor", "--json", "--config", str(node.folder / "reconcile.toml")).json
     bad_lines = [one for one in found["findings"] if one["level"] != "ok" and not one["name"].startswith(MACHINE)]
-    text = metrics.render(status_command.node_metrics(context), on.clock()).decode()
+    figures = status_command.node_metrics(context)
+    text = metrics.render(figures, on.clock()).decode()
     reason = re.search(r'reconcile_refused\{reason="([\w-]+)"\} 1', text)
     assert "reconcile_network_last_heard_timestamp_seconds" in text or "no snapshot was ever fetched" in summary.lower()
     return Said(
@@ -210,7 +223,18 @@ def observe(on: Stage) -> Said:
         doctor=[f"{one['level']}: {one['name']}: {one['text']}" for one in bad_lines],
         hints=[one["hint"] for one in bad_lines] + ([last["error"]["hint"]] if "error" in last else []),
         refused=reason[1] if reason else "",
+        metrics=_told(text, figures.heard_at, begun),
     )
+
+
+def _told(text: str, heard_at: datetime | None, begun: datetime) -> list[str]:
+    """Return what the metrics say beside a node on which all is well: an alert is made of each."""
+    found = re.findall(r"^(reconcile_(?:refused|model_unfetched|model_held|model_failed)\S* 1)(?:\.0)?$", text, re.MULTILINE)
+    found += re.findall(r'^(reconcile_models\{state="(?:failed|pending)"\} [1-9])(?:\d*\.0)?$', text, re.MULTILINE)
+    heard = "reconcile_network_last_heard_timestamp_seconds"
+    if heard_at is None:
+        return [*(f"`{one}`" for one in found), f"no `{heard}`"]
+    return [*(f"`{one}`" for one in found), *([f"`{heard}` stays at the last success"] if heard_at < begun else [])]
 
 
 #: What depends on the machine that runs the test, and not on the situation.
@@ -230,8 +254,8 @@ def plain(text: str, on: Stage) -> str:
 def row(name: str, said: Said, on: Stage) -> str:
     sync = f"exit {said.code}" + (f"<br>`{plain(said.error, on)}`" if said.error else "")
     doctor = "<br>".join(plain(line, on) for line in said.doctor) or "no error"
-    refused = f'`reconcile_refused{{reason="{said.refused}"}} 1`' if said.refused else ""
-    return f"| {name} | {sync} | {said.level}: {plain(said.summary, on)} | {doctor} | {refused} |"
+    told = "<br>".join(plain(one, on) for one in said.metrics) or "nothing more"
+    return f"| {name} | {sync} | {said.level}: {plain(said.summary, on)} | {doctor} | {told} |"
 
 
 @pytest.fixture(scope="module")
@@ -259,16 +283,26 @@ def test_the_table_of_the_documentation_is_what_a_node_says(table: dict[str, tup
     assert PAGE.read_text() == expected
 
 
-@pytest.mark.parametrize("name", [name for name in SITUATIONS if name not in {"all is well", "one of a model's two sources is dead"}])
+@pytest.mark.parametrize("name", [name for name in SITUATIONS if name not in {"all is well", HALF}])
 def test_no_situation_looks_healthy_anywhere(table: dict[str, tuple[Said, str]], name: str) -> None:
     said, _ = table[name]
     assert said.level != "ok"
     assert said.doctor or said.code
+    assert said.metrics, "no alert can be made of it"
     assert not said.summary.startswith("All is well")
 
 
+def test_every_situation_that_a_node_must_tell_of_is_in_the_table() -> None:
+    told = " ".join(SITUATIONS)
+    for word in (
+        "does not resolve", "refused", "TLS", "404", "login page", "expired snapshot", "older snapshot", "another network",
+        "root has expired", "a year behind", "a year ahead", "half of the sources", "hook",
+    ):  # fmt: skip
+        assert word in told
+
+
 def test_what_is_well_looks_so(table: dict[str, tuple[Said, str]]) -> None:
-    for name in ("all is well", "one of a model's two sources is dead"):
+    for name in ("all is well", HALF):
         said, _ = table[name]
         assert (said.code, said.level, said.refused) == (0, "ok", "")
         assert {line.partition(": ")[0] for line in said.doctor} == ({"warning"} if "dead" in name else set())
