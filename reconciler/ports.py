@@ -154,6 +154,8 @@ class TestReport(Struct, frozen=True, kw_only=True, omit_defaults=True):
     not_exercised: tuple[str, ...] = ()
     #: The end of what the engine or the server wrote to standard error, at most 64 KiB; empty where it passed.
     stderr: str = ""
+    #: At how many positions its own first choice was compared with the recorded answer's, 1 for an embedding; 0: nothing was compared.
+    compared: int = 0
     #: What it computed, of a job that was to record it.
     answer: Answer | UnsetType = UNSET
     #: Of a server: the digest of its command line and version. One that has served a model here is right.

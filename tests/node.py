@@ -144,11 +144,11 @@ def flip(path: Path) -> None:
 
 
 @functools.cache
-def tiny(seed: str, kind: str = "completion", width: int = 32) -> bytes:
+def tiny(seed: str, kind: str = "completion", width: int = 32, **shape: int) -> bytes:
     """Return a real GGUF model that follows from its arguments."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.gguf")
-        models.write(models.Shape(seed=seed, kind=kind, width=width), path)  # type: ignore[arg-type]  # a test may ask for nonsense
+        models.write(models.Shape(seed=seed, kind=kind, width=width, **shape), path)  # type: ignore[arg-type]  # a test may ask for nonsense
         return path.read_bytes()
 
 

@@ -250,10 +250,12 @@ def _numbers() -> list[Document]:
     ]
     vector = {"answer": {"embedding": floats, "cosine": 1}, "dimension": len(floats)}
     greedy = {"answer": {"tokens": [1, 2, 3], "sure": [0, 2]}, "tokens": [], "min_tokens": 1, "min_rate": 3}
+    ruled = {"answer": {"tokens": [7], "sure": [0], "prompt": [2, 9], "margin": 1, "version": 1}}
     return [
         _model("a", _artifact("a.gguf"), gpu_memory=2**53 - 1, memory=1, smoke={"seed": 2**32 - 1, "expect": vector}),
         _model("b", _artifact("b.gguf"), smoke={"max_tokens": 4096, "timeout": "1.5m", "expect": greedy}),
         _model("c", _artifact("c.gguf"), smoke={"expect": {"answer": None}}),
+        _model("d", _artifact("d.gguf"), smoke={"expect": ruled}),
     ]
 
 

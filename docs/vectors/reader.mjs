@@ -78,8 +78,9 @@ function expand(template, digest) {
   return template.replaceAll("{algorithm}", algorithm).replaceAll("{hex}", hex).replaceAll("{hex:2}", hex.slice(0, 2));
 }
 function lockedExpect({text, regex, min_tokens = 0, tokens, min_rate = 0, dimension, answer}) {
-  const {tokens: ids = [], sure = [], embedding = [], cosine = 0.999} = answer ?? {};
-  const made = answer && {tokens: ids, sure, embedding: embedding.map((one) => new Float(one)), cosine: new Float(cosine)};
+  const {tokens: ids = [], sure = [], embedding = [], cosine = 0.999, prompt: asked, margin, version} = answer ?? {};
+  const made = answer && {tokens: ids, sure, embedding: embedding.map((one) => new Float(one)), cosine: new Float(cosine),
+    prompt: asked, margin: margin === undefined ? undefined : new Float(margin), version};
   return {text, regex, min_tokens, tokens, min_rate, dimension, answer: made};
 }
 function lockedModel(model) {

@@ -87,7 +87,9 @@ def _copy_pass(run: RunState, ports: Ports, model: LockedModel, tree: TreeSeen) 
         verdict="passed",
         load_seconds=passed.load_seconds,
         tokens_per_second=passed.tokens_per_second,
-        device=passed.device,
+        device=passed.ran_on,
+        gpu_layers=passed.gpu_layers,
+        compared=passed.compared,
         engine=passed.engine,
         engine_version=passed.engine_version,
         exercised=passed.exercised,
@@ -109,6 +111,9 @@ def _passed(run: RunState, model: LockedModel, tree: TreeSeen, report: TestRepor
         not_exercised=report.not_exercised,
         load_seconds=report.load_seconds,
         tokens_per_second=report.tokens_per_second,
+        ran_on=report.device,
+        gpu_layers=report.gpu_layers,
+        compared=report.compared,
     )
 
 

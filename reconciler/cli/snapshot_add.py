@@ -19,7 +19,7 @@ from reconciler.core.text import printable
 if TYPE_CHECKING:
     from reconciler.commands.read_source import SourceReader
     from reconciler.core.gguf import GgufFacts
-    from reconciler.core.snapshot import Answer, Model, Snapshot
+    from reconciler.core.snapshot import Model, Snapshot
     from reconciler.publish.artifacts import Measured
     from reconciler.publish.sources.listing import SourceFile
 
@@ -206,20 +206,15 @@ def _with_recorded_answer(model: Model, sources: tuple[SourceFile, ...]) -> Mode
     """Return *model* with what its test job computes here as what it must compute on every node."""
     from msgspec.structs import replace
 
+    from reconciler.cli import snapshot_test
     from reconciler.commands import record_answer
     from reconciler.fetch import http
 
     if any(artifact.unpack for artifact in model.artifacts) or any(http.is_url(one.place) for one in sources):
         raise PublishError("--record-answer needs the model's files on this machine, unpacked", hint="give files as SOURCE")
     found = record_answer.record(model, {one.path: Path(one.place) for one in sources})
-    document_io.print_line(f"recorded: {_answer_in_words(found)}")
+    document_io.print_line(f"recorded: {snapshot_test.answer_in_words(found)}")
     return replace(model, smoke=replace(model.smoke, expect=replace(model.smoke.expect, answer=found)))
-
-
-def _answer_in_words(found: Answer) -> str:
-    if found.embedding:
-        return f"an embedding of {len(found.embedding):,} components, cosine at least {found.cosine}"
-    return f"{units.count(len(found.tokens), 'token')}, of which {len(found.sure)} are compared: there the first choice leads by far"
 
 
 def _print_notes(model: Model, given: dict[str, Any], members: tuple[str, ...] | None, refusals: list[str]) -> None:

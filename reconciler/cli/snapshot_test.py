@@ -10,11 +10,12 @@ import click
 from reconciler.cli import document_io
 from reconciler.cli.document_io import JSON
 from reconciler.cli.options import FILE
+from reconciler.core import units
 from reconciler.core.errors import PublishError
 from reconciler.core.text import printable
 
 if TYPE_CHECKING:
-    from reconciler.core.snapshot import Model, Snapshot
+    from reconciler.core.snapshot import Answer, Model, Snapshot
     from reconciler.ports import TestReport
     from reconciler.settings import Settings
 
@@ -70,8 +71,18 @@ def _print(model_id: str, report: TestReport) -> None:
     document_io.print_line(f"{model_id} {verdict}{': ' if report.reason else ''}{printable(report.reason)}")
     on = f"{report.engine} {report.engine_version} on {report.device or 'cpu'}, in {report.sandbox or 'no sandbox'}".strip()
     document_io.print_line(f"{printable(on)}: loaded in {report.load_seconds:.1f} s, {report.tokens} tokens in {report.run_seconds:.1f} s")
+    if report.compared:
+        document_io.print_line(f"it computes what is recorded, compared at {units.count(report.compared, 'position')}")
     if report.text:
         document_io.print_line(f"answer: {printable(report.text, 500)}")
+
+
+def answer_in_words(found: Answer) -> str:
+    """Return what was recorded, in words."""
+    if found.embedding:
+        return f"an embedding of {len(found.embedding):,} components, cosine at least {found.cosine}"
+    by = f"by {found.margin} logits or more" if found.margin else "by far"
+    return f"{units.count(len(found.tokens), 'token')}, of which {len(found.sure)} are compared: there the first choice leads {by}"
 
 
 def _record(file: Path, data: bytes, model: Model, report: TestReport) -> None:
@@ -82,6 +93,7 @@ def _record(file: Path, data: bytes, model: Model, report: TestReport) -> None:
     if report.answer is UNSET:
         raise PublishError("nothing was recorded: this engine tells no answer that nodes can compare")
     answer = report.answer
+    document_io.print_line(f"recorded: {answer_in_words(answer)}")
     made = snapshots.edit(
         data,
         lambda found: snapshots.with_edit(found, model.id, lambda one: edits.with_values(one, {"smoke.expect.answer": answer})),

@@ -51,10 +51,16 @@ class Runtime(Struct, frozen=True, kw_only=True):
     version: Annotated[str, Meta(max_length=256)] = ""  #: Versions that will do (PEP 440); empty: any.
 
 
+#: Which rules an answer is recorded by; another margin, or another choice of tokens, is another version.
+ANSWER_VERSION = 1
+#: Tokens of a recorded answer, and its sure positions, at least: fewer tell little of a model.
+LEAST_TOKENS, LEAST_SURE = 32, 8
+
+
 class Answer(Struct, frozen=True, kw_only=True):
     """What the model computed where this was recorded: token ids, or an embedding. Arithmetic differs a little from device to device."""
 
-    #: Token ids that it chose one after the other, each the likeliest. A test job feeds these very tokens.
+    #: Token ids that it chose one after the other, each the likeliest that does not end the text. A test job feeds these very tokens.
     tokens: Annotated[tuple[Count, ...], Meta(max_length=4096)] = ()
     #: Positions in ``tokens`` where the first choice led by a wide margin: there a test job's own first choice must be the same.
     sure: Annotated[tuple[Count, ...], Meta(max_length=4096)] = ()
@@ -62,6 +68,12 @@ class Answer(Struct, frozen=True, kw_only=True):
     embedding: Annotated[tuple[float, ...], Meta(max_length=65536)] = ()
     #: The least cosine between ``embedding`` and a test job's own.
     cosine: Annotated[float, Meta(ge=-1, le=1)] = 0.999
+    #: Token ids of the prompt, as the recorder's tokenizer split it; absent: not known, and not compared.
+    prompt: Annotated[tuple[Count, ...], Meta(max_length=8192)] | UnsetType = UNSET
+    #: Logits by which the recorder's first choice led the second, at least, at each position in ``sure``; absent: not known.
+    margin: Annotated[float, Meta(gt=0, le=1e6)] | UnsetType = UNSET
+    #: Of the test job's rules for recorded answers; absent: from before they had a number.
+    version: Annotated[int, Meta(ge=1, le=2**31)] | UnsetType = UNSET
 
 
 class Expect(Struct, frozen=True, kw_only=True):

@@ -57,6 +57,11 @@ class Passed(Struct, frozen=True, kw_only=True):
     not_exercised: tuple[str, ...] = ()
     load_seconds: float = 0.0
     tokens_per_second: float = 0.0
+    #: What really ran it, as its report says: a node with a GPU may test on the CPU. Empty: from before this was kept.
+    ran_on: str = ""
+    gpu_layers: int = 0
+    #: As in ``TestReport``.
+    compared: int = 0
 
 
 class Record(Struct, frozen=True, kw_only=True, omit_defaults=True):

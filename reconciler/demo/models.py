@@ -35,6 +35,8 @@ class Shape(Struct, frozen=True, kw_only=True):
     width: int = 32
     layers: int = 1
     heads: int = 2
+    #: What its last matrix is multiplied with, a power of two: the more, the further first choices lead.
+    sharpness: int = 1
 
 
 def write(shape: Shape, path: Path) -> None:
@@ -49,7 +51,8 @@ def write(shape: Shape, path: Path) -> None:
     _describe(writer, shape)
     _add_tokenizer(writer, gguf)
     for name, dimensions in _tensors(shape):
-        writer.add_tensor(name, _ones(dimensions) if name.endswith("norm.weight") else _weights(f"{shape.seed}/{name}", dimensions))
+        made = _ones(dimensions) if name.endswith("norm.weight") else _weights(f"{shape.seed}/{name}", dimensions)
+        writer.add_tensor(name, made * made.dtype.type(shape.sharpness) if name == "output.weight" else made)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

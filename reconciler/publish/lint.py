@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from reconciler.core import units
 from reconciler.core.node import NodeFacts
-from reconciler.core.snapshot import Artifact, Model, Snapshot
+from reconciler.core.snapshot import LEAST_SURE, LEAST_TOKENS, Artifact, Model, Snapshot
 from reconciler.publish import signable
 
 Level = Literal["error", "warning"]
@@ -55,7 +55,7 @@ def lint(found: Snapshot, *, nodes: Iterable[NodeFacts] = ()) -> tuple[Finding, 
     return tuple(
         finding
         for model in found.models
-        for check in (_engine, _format, _licence, _job, _urls)
+        for check in (_engine, _format, _licence, _job, _answer, _urls)
         for finding in (*check(model), *(_fits(model, profiles) if check is _engine else ()))
     ) + tuple(_relations(found))
 
@@ -129,6 +129,19 @@ def _job(model: Model) -> Iterator[Finding]:
             model,
             "its test job accepts nearly any answer",
             _EXPECT,
+        )
+
+
+def _answer(model: Model) -> Iterator[Finding]:
+    answer = model.smoke.expect.answer
+    if not answer or answer.embedding:
+        return
+    tokens, sure = len(answer.tokens), len(set(answer.sure))
+    if tokens < LEAST_TOKENS or sure < LEAST_SURE:
+        yield _warning(
+            model,
+            f"its answer has {units.count(tokens, 'token')} and is compared at {units.count(sure, 'position')}: a broken device may agree",
+            f"record it again, `snapshot test --record`: {LEAST_TOKENS} tokens and {LEAST_SURE} positions are the least that it takes",
         )
 
 

@@ -219,6 +219,9 @@ def _test_report(to: Console, report: TestReport) -> None:
         f"  tested on {device}{gpu}, {report.engine} {report.engine_version}, sandbox {report.sandbox or 'none'}",
         f"  loaded in {report.load_seconds:.2f}s, ran for {report.run_seconds:.2f}s, {report.tokens} tokens, {rate:.1f} tokens/s",
     ]
+    if report.compared:
+        where = "its embedding" if report.dimension else units.count(report.compared, "position")
+        lines.append(f"  computes what the network signed: compared at {where}")
     if report.dimension:
         lines.append(f"  embedding of {report.dimension} components")
     if report.text:

@@ -8,24 +8,26 @@ time whatever it does.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from reconciler.core import fit, gguf, roles, units
-from reconciler.runtime import inventory, llama_cpp_files, result
+from reconciler.runtime import inventory, known_answer, llama_cpp_files, result
 from reconciler.runtime.inventory import ModelFile
 from reconciler.runtime.llama_cpp_files import Adapters, Projector
 from reconciler.runtime.result import TEXT_CHARACTERS, BadModel, CannotTest
 
 _BATCH = 512
 _PROMPT_CHARACTERS = 1 << 20
-#: Logits by which a first choice must lead to be the same on other devices: quantised arithmetic moves logits by some hundredths.
-_WIDE_LEAD = 1.0
+#: The day on which every test job runs, for chat templates that write the date: another day is no other question.
+_DAY = datetime(2026, 1, 1, tzinfo=UTC)
 _DEBUG, _CONTINUED = 1, 5  # of ggml_log_level (ggml.h)
 
 _OFFLOADED = re.compile(r"load_tensors: offloaded (\d+)/\d+ layers to GPU")
@@ -109,16 +111,17 @@ def _test(llama_cpp: Any, log: Log, job: dict[str, Any], files: dict[str, ModelF
         _check_fit(job, facts, llama_cpp.__version__)
     result.report_phase("loading the model")
     began = time.perf_counter()
-    model = _load(llama_cpp, job, entrypoint, _context(smoke, facts), embedding=smoke["task"] == "embedding")
+    model = _load(llama_cpp, job, entrypoint, _context(smoke, facts, record=job["record"]), embedding=smoke["task"] == "embedding")
     result.note(load_seconds=time.perf_counter() - began, gpu_layers=log.gpu_layers)
     exercised += roles.split_set(entrypoint, files)
     adapters = Adapters(llama_cpp, model, Path(job["tree"]), [path for path, file in files.items() if file.role == "lora" and file.facts])
     adapters.apply(model.ctx)
     found = _answered(llama_cpp, model, job, adapters)
     exercised += adapters.paths
-    _follow_answer(llama_cpp, model, job)
+    _compare_answer(llama_cpp, model, job)
     if job["record"] and smoke["task"] != "embedding":
-        found["answer"] = _recorded(llama_cpp, model, job, found["token_ids"])
+        late = functools.partial(_refuse_late, job)
+        found["answer"] = known_answer.record(llama_cpp, model, _prompt_tokens(model, smoke), late).answer
     for path in (path for path, file in files.items() if file.role == "mmproj"):
         exercised += _try_projector(llama_cpp, job, model, path, adapters)
     for file in files.values():
@@ -192,10 +195,10 @@ def _built_for_gpu(llama_cpp: Any) -> bool:
     return bool(llama_cpp.llama_supports_gpu_offload() or re.search(r"\b(CUDA|ROCm|HIP|Vulkan|SYCL|MUSA)\b", features))
 
 
-def _context(smoke: dict[str, Any], facts: gguf.GgufFacts) -> int:
+def _context(smoke: dict[str, Any], facts: gguf.GgufFacts, *, record: bool = False) -> int:
     """Return a context size that holds the job for certain; a model's header may claim any number, and 2^31 hung the loader."""
-    recorded = (smoke["expect"].get("answer") or {}).get("tokens", ())
-    tokens, prompt = max(smoke["max_tokens"], len(recorded)), len(smoke["prompt"].encode())
+    recorded = known_answer.MOST_TOKENS if record else len((smoke["expect"].get("answer") or {}).get("tokens", ()))
+    tokens, prompt = max(smoke["max_tokens"], recorded), len(smoke["prompt"].encode())
     return fit.context_of(prompt_bytes=prompt, tokens=tokens, chat=smoke["task"] == "chat", most=facts.context_length)
 
 
@@ -204,7 +207,7 @@ def _check_fit(job: dict[str, Any], facts: gguf.GgufFacts, version: str) -> None
     gpu, layers = job.get("gpu") or {}, job["options"]["gpu_layers"]
     if not gpu.get("total") or layers == 0:
         return
-    context = _context(job["smoke"], facts)
+    context = _context(job["smoke"], facts, record=job["record"])
     batch = context if facts.embedding else min(context, _BATCH)
     need = fit.estimate(facts.shape, fit.Job(context=context, batch=batch, layers=layers), version).gpu_bytes
     if need > gpu["free"]:
@@ -260,45 +263,18 @@ def _generate(
         said |= {"tokens": len(ids), "token_ids": ids, "text": text[:TEXT_CHARACTERS]}
 
 
-def _follow_answer(llama_cpp: Any, model: Any, job: dict[str, Any]) -> None:
-    """
-    Feed the recorded tokens, and compare the model's own first choice where the recorder's was sure.
-
-    Its own tokens are not fed: after one close choice that falls otherwise on this device, all that follow differ too.
-    """
+def _compare_answer(llama_cpp: Any, model: Any, job: dict[str, Any]) -> None:
+    """Compare what the model computes with what the network signed, if it signed an answer (``known_answer``)."""
     smoke = job["smoke"]
     answer = smoke["expect"].get("answer")
-    if not answer or smoke["task"] == "embedding":
+    if not answer or smoke["task"] == "embedding" or job["record"]:
         return
     if not answer["tokens"]:
         raise BadModel(f"an embedding is expected of it, and it is asked for {smoke['task']}")
-    if (wrong := max(answer["tokens"])) >= model.n_vocab():
-        raise BadModel(f"its answer is recorded with token {wrong:,}, and it has {model.n_vocab():,} tokens")
-    for position, (token, chosen, _) in enumerate(_choices(llama_cpp, model, job, answer["tokens"])):
-        if position in answer["sure"] and chosen != token:
-            raise BadModel(f"its answer is not the recorded one: at position {position} it chooses token {chosen}, recorded is {token}")
-
-
-def _recorded(llama_cpp: Any, model: Any, job: dict[str, Any], ids: list[int]) -> dict[str, Any]:
-    """Return the answer *ids*, with the positions where the first choice leads so far that no other device chooses otherwise."""
-    leads = [lead for _, _, lead in _choices(llama_cpp, model, job, ids)]
-    return {"tokens": ids, "sure": [position for position, lead in enumerate(leads) if lead >= _WIDE_LEAD]}
-
-
-def _choices(llama_cpp: Any, model: Any, job: dict[str, Any], tokens: list[int]) -> Iterator[tuple[int, int, float]]:
-    """Feed *tokens* after the prompt; yield for each the token, the model's own first choice there, and its lead before the second."""
-    import numpy as np
-
-    prompt = _prompt_tokens(model, job["smoke"])
-    _refuse_too_long(len(prompt), len(tokens), model)
-    model.reset()
-    model.eval(prompt)
-    for index, token in enumerate(tokens):
-        logits = np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(model.ctx, -1), shape=(model.n_vocab(),))
-        second, first = np.partition(logits, -2)[-2:]
-        yield token, int(np.argmax(logits)), float(first - second)
-        model.eval([token])
-        _refuse_late(job, index)
+    result.report_phase("comparing its answer")
+    prompt = _prompt_tokens(model, smoke)
+    _refuse_too_long(len(prompt), len(answer["tokens"]), model)
+    result.note(compared=known_answer.compare(llama_cpp, model, prompt, answer, functools.partial(_refuse_late, job)))
 
 
 def _prompt_tokens(model: Any, smoke: dict[str, Any]) -> list[int]:
@@ -331,6 +307,7 @@ def _chat_tokens(model: Any, smoke: dict[str, Any]) -> list[int]:
     try:
         with result.time_limited("its chat template"):
             formatter = Jinja2ChatFormatter(template=template, eos_token=end, bos_token=begin)
+            formatter.strftime_now = _DAY.strftime
             rendered = formatter(messages=[{"role": "user", "content": smoke["prompt"]}])
     except BadModel:
         raise
@@ -355,14 +332,17 @@ def _text_of(model: Any, token: int) -> str:
 
 
 def _embed(model: Any, smoke: dict[str, Any], *, record: bool = False) -> dict[str, Any]:
-    count = len(model.tokenize(smoke["prompt"].encode(), add_bos=True))
-    _refuse_too_long(count, 0, model)  # the engine would truncate the prompt without a message
+    prompt = model.tokenize(smoke["prompt"].encode(), add_bos=True)
+    _refuse_too_long(len(prompt), 0, model)  # the engine would truncate the prompt without a message
+    if not record:
+        known_answer.refuse_other_prompt(prompt, smoke["expect"].get("answer") or {})
     vector = model.create_embedding(smoke["prompt"])["data"][0]["embedding"]
     if vector and isinstance(vector[0], list):
         raise BadModel("it is no embedding model: its file names no pooling, and it gives a vector for each token")
-    dimension = result.check_embedding(vector)
-    result.check_cosine(vector, smoke)
-    return {"dimension": dimension, "tokens": count} | ({"answer": {"embedding": vector}} if record else {})
+    found = {"dimension": result.check_embedding(vector), "tokens": len(prompt)}
+    if record:
+        return found | {"answer": known_answer.embedding(vector, prompt)}
+    return found | {"compared": known_answer.compare_embedding(vector, smoke)}
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from reconciler.runtime import hub_folder, inventory, result
+from reconciler.runtime import hub_folder, inventory, known_answer, result
 from reconciler.runtime.result import TEXT_CHARACTERS, BadModel, CannotTest
 from reconciler.runtime.server_process import ServerProcess, filled
 from reconciler.sandbox import confine
@@ -188,7 +188,7 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
         name = server.start()
         result.note(load_seconds=time.perf_counter() - began)
         result.report_phase("running the test job")
-        return _asked(server, name, smoke)
+        return _asked(server, name, smoke, record=job["record"])
     except DidNotStart as error:
         return _unstarted(error)
     finally:
@@ -204,10 +204,10 @@ def _unstarted(error: DidNotStart) -> dict[str, Any]:
 _MOST_FILES = 4096
 
 
-def _asked(server: Server, name: str, smoke: dict[str, Any]) -> dict[str, Any]:
+def _asked(server: Server, name: str, smoke: dict[str, Any], *, record: bool) -> dict[str, Any]:
     began = time.perf_counter()
     try:
-        found = _ASK[smoke["task"]](server, name, smoke)
+        found = _embed(server, name, smoke, record=record) if smoke["task"] == "embedding" else _ASK[smoke["task"]](server, name, smoke)
     except ServerError as error:
         return {"verdict": "unable", "server": "refused", "reason": str(error), "run_seconds": time.perf_counter() - began}
     seconds = time.perf_counter() - began
@@ -244,15 +244,17 @@ def _chat(server: Server, name: str, smoke: dict[str, Any]) -> dict[str, Any]:
     return _text_and_count(answer, _at(answer, "choices", 0, "message", "content"))
 
 
-def _embed(server: Server, name: str, smoke: dict[str, Any]) -> dict[str, Any]:
+def _embed(server: Server, name: str, smoke: dict[str, Any], *, record: bool) -> dict[str, Any]:
     answer = server.ask("/v1/embeddings", {"model": name, "input": smoke["prompt"]})
     vector = _at(answer, "data", 0, "embedding")
     dimension = result.check_embedding(vector)
-    result.check_cosine(vector, smoke)
-    return {"dimension": dimension, "tokens": _count(answer, "prompt_tokens")}
+    found = {"dimension": dimension, "tokens": _count(answer, "prompt_tokens")}
+    if record:
+        return found | {"answer": known_answer.embedding(vector)}
+    return found | {"compared": known_answer.compare_embedding(vector, smoke)}
 
 
-_ASK = {"completion": _complete, "chat": _chat, "embedding": _embed}
+_ASK = {"completion": _complete, "chat": _chat}
 
 
 def _request(name: str, smoke: dict[str, Any]) -> dict[str, Any]:

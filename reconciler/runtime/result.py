@@ -147,27 +147,6 @@ def check_embedding(vector: Any) -> int:
     return len(vector)
 
 
-def check_cosine(vector: list[float], smoke: dict[str, Any]) -> None:
-    """
-    Compare an embedding with the recorded one, if the snapshot has one.
-
-    Raises:
-        BadModel: they point in other directions, or are of different length.
-    """
-    import math
-
-    answer = smoke["expect"].get("answer")
-    if not answer:
-        return
-    recorded = answer["embedding"]
-    if len(vector) != len(recorded):
-        raise BadModel(f"its embedding has {len(vector)} components, the recorded one {len(recorded)}")
-    length = math.hypot(*vector) * math.hypot(*recorded)
-    cosine = sum(a * b for a, b in zip(vector, recorded, strict=True)) / length if length else 0.0
-    if not cosine >= answer["cosine"]:
-        raise BadModel(f"its embedding is not the recorded one: their cosine is {cosine:.6f}, expected at least {answer['cosine']}")
-
-
 def check_expectations(found: dict[str, Any], smoke: dict[str, Any]) -> None:
     """
     Compare the answer with every expectation of the snapshot.

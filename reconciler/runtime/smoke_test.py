@@ -65,6 +65,7 @@ class _Answer(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     engine_version: Annotated[str, Meta(max_length=64)] = ""
     exercised: Annotated[tuple[_Text, ...], Meta(max_length=4096)] = ()
     answer: Answer | UnsetType = UNSET
+    compared: _Count = 0
     #: Whether a server had a GPU open, and why a server gave no answer to judge the model by.
     on_gpu: bool = False
     #: Whether the engine is built for a GPU.
@@ -266,6 +267,8 @@ def _report_from_answer(answer: dict[str, Any], job: TestJob, ended: ProcessResu
             return report
         if shortage := _memory_shortage(f"{ended.errors}\n{found.reason}", job, roomy=roomy):
             return shortage
+        if "the engine " not in found.reason:
+            return report
         return msgspec.structs.replace(report, reason=f"{report.reason} ({_last_line(ended.errors, 'error')})")
     return report
 

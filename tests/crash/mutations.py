@@ -86,7 +86,10 @@ CONFIRM, NETWORK, RUN, SETUP, UPKEEP, SCRUB, CONTEXT, NODE_TRUST = (
 CLOCK, FETCH_RECORD = "reconciler/store/clock.py", "reconciler/commands/fetch_record.py"
 ROLLBACK, ACTIVATE, HOOKS = "reconciler/commands/rollback.py", "reconciler/apply/activate.py", "reconciler/hooks.py"
 ROLES, DOWNLOADER = "reconciler/core/roles.py", "reconciler/fetch/downloader.py"
-INVENTORY, BESIDE, WORKER = (f"reconciler/runtime/{name}.py" for name in ("inventory", "llama_cpp_files", "llama_cpp_worker"))
+INVENTORY, BESIDE, WORKER, KNOWN = (
+    f"reconciler/runtime/{name}.py" for name in ("inventory", "llama_cpp_files", "llama_cpp_worker", "known_answer")
+)
+INSTALL, LINT = "reconciler/apply/install.py", "reconciler/publish/lint.py"
 FOLLOW, CONTENT, DRAIN, RELOAD, PRESETS = (
     f"reconciler/serve/{name}.py" for name in ("follow", "content", "drain", "reload", "llama_server")
 )
@@ -183,6 +186,9 @@ TESTS = {
     INVENTORY: ("functional/test_model_roles",),
     BESIDE: ("functional/test_model_roles",),
     WORKER: ("functional/test_recorded_answers", "functional/test_smoke_test"),
+    KNOWN: ("functional/test_recorded_answers",),
+    INSTALL: ("unit/test_apply",),
+    LINT: ("functional/test_operator_edit",),
     DOWNLOADER: ("functional/test_model_roles",),
     STAGING: _LEFT,
     HASHER: ("adversary/test_verify_faults",),
@@ -412,7 +418,13 @@ def _roles() -> Iterator[Mutation]:
     yield never("a projector that the engine refuses", BESIDE, "not self._context")
     yield never("weights that are no numbers", BESIDE, "not logits or not np.isfinite(np.ctypeslib.as_array(logits, shape=(size,))).all()")
     yield never("another vocabulary", BESIDE, "text(ours, token) != text(theirs, token)")
-    yield never("a recorded answer", WORKER, 'position in answer["sure"] and chosen != token')
+    yield never("a recorded answer", KNOWN, "position in sure and (chosen := reader.choice()).token != token")
+    yield never("a recorded embedding", KNOWN, 'not cosine >= answer["cosine"]')
+    yield once("too little to record", KNOWN, "len(choices) < LEAST_TOKENS or len(sure) < LEAST_SURE", "len(choices) < 8")
+    yield once("a close choice that is not compared", KNOWN, "choice.lead >= MARGIN and", "True and")
+    yield once("another tokenizer", KNOWN, "not recorded or list(recorded) == list(prompt)", "True")
+    yield once("the device that ran a test, under another id", INSTALL, "device=passed.ran_on", "device=passed.device")
+    yield never("an answer that compares too little, before signing", LINT, "tokens < LEAST_TOKENS or sure < LEAST_SURE")
     yield never("the digest of an empty file", DOWNLOADER, 'want.digest.partition(":")[2] != digits')
 
 

@@ -117,6 +117,13 @@ def test_lint_says_what_is_probably_wrong(ready: Terminal) -> None:
     ready("snapshot lint snapshot.json --strict", code=1)
 
 
+def test_lint_names_an_answer_that_compares_too_little(ready: Terminal) -> None:
+    for tokens, sure, finds in ((31, 8, True), (32, 7, True), (32, 8, False)):
+        answer = json.dumps({"tokens": [7] * tokens, "sure": [*range(sure)]})
+        ready("snapshot edit snapshot.json tiny:v1", "--set", f"smoke.expect.answer={answer}")
+        assert any("a broken device may agree" in one for one in findings(ready)) is finds
+
+
 @pytest.mark.parametrize(
     "query",
     [

@@ -18,7 +18,7 @@ __all__ = ["ready", "terminal"]
 @pytest.fixture
 def listed(ready: Terminal) -> Terminal:
     (ready.folder / "files").mkdir()
-    (ready.folder / "files" / "good.gguf").write_bytes(tiny("good"))
+    (ready.folder / "files" / "good.gguf").write_bytes(tiny("good", sharpness=8))
     ready("snapshot add snapshot.json good:v1 files/good.gguf --gpu-memory 0 --url https://h.example.org/good.gguf --timeout 60s")
     return ready
 
@@ -31,8 +31,10 @@ def test_a_good_model_passes_and_its_answer_is_recorded(listed: Terminal) -> Non
     listed("snapshot test snapshot.json good:v1 files/good.gguf --record")
     expect = snapshots.listed(snapshots.open_(listed.bytes("snapshot.json")), "good:v1").smoke.expect
     assert expect.answer
-    assert expect.answer.tokens
+    assert len(expect.answer.tokens) >= 32
+    assert f"recorded: {len(expect.answer.tokens)} tokens, of which {len(expect.answer.sure)} are compared: " in listed.out
     listed("snapshot test snapshot.json good:v1 files")
+    assert f"it computes what is recorded, compared at {len(expect.answer.sure)} positions" in listed.out
 
 
 def test_a_model_that_fails_its_test_is_not_recorded(listed: Terminal) -> None:
@@ -54,7 +56,7 @@ def test_other_files_than_the_listed_ones_are_not_tested(listed: Terminal, tmp_p
 
 
 def test_without_files_they_are_fetched_from_where_nodes_fetch_them(listed: Terminal, server: Server) -> None:
-    name = server.add(tiny("good"))
+    name = server.add(tiny("good", sharpness=8))
     listed("snapshot edit snapshot.json good:v1 --url", f"{server.address}{server.path_of(name)}")
     listed("snapshot test snapshot.json good:v1")
     assert "good:v1 passes" in listed.out

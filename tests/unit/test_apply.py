@@ -208,6 +208,15 @@ def test_a_pass_counts_for_an_id_that_is_listed_later(node: MemoryNode) -> None:
     assert not node.plan(alone).changes  # the pass is its own now: it does not go with the id that it came from
 
 
+def test_a_pass_of_another_id_claims_no_device_that_did_not_run_it(node: MemoryNode) -> None:
+    node.facts = changed(node.facts, device="NVIDIA X, driver 1")  # and the test job ran on the CPU beside it
+    node.run(node.lock(node.item("a:v1", A)))
+    node.run(node.lock(node.item("a:v1", A), node.item("b:v1", A)))
+
+    assert node.tester.jobs == ["a:v1"]
+    assert (node.ledger.reports["b:v1"].device, node.ledger.reports["b:v1"].compared) == ("cpu", 9)
+
+
 @pytest.mark.parametrize("other", ["test", "engine", "device", "tree"])
 def test_a_pass_counts_for_nothing_that_it_does_not_depend_on(node: MemoryNode, other: str) -> None:
     node.run(node.lock(node.item("a:v1", A)))

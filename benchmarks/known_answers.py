@@ -1,0 +1,344 @@
+"""
+Shows how far a recorded answer can be trusted: that no machine is called wrong that computes rightly, and which damage is noticed.
+
+    python -m benchmarks.known_answers record --model gemma.gguf --prompts 200 answers.json
+    python -m benchmarks.known_answers agree --model gemma.gguf --answers answers.json --threads 1,2 --batches node,1,32,512
+    python -m benchmarks.known_answers agree --model gemma.gguf --answers answers.json --library ./without-avx/lib
+    python -m benchmarks.known_answers damage --model gemma.gguf --answers answers.json --prompts 20
+
+``record`` records the answer of a model to random prompts, with the code of the test job. ``agree`` feeds the answers under other thread
+counts, other batch sizes and with other libraries of llama.cpp, and prints how far a first choice led where it was another. A batch of
+``node`` is what the test job does: the prompt in one batch, the answer token by token; a number is the size of the batches in which prompt
+and answer are read together. ``damage`` changes the model (``benchmarks.damaged_models``) and prints on how many of the prompts that is
+noticed: a node has one prompt for each model.
+
+A library without AVX is made by building llama-cpp-python of the same version with CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX=OFF
+-DGGML_AVX2=OFF -DGGML_FMA=OFF -DGGML_F16C=OFF -DGGML_BMI2=OFF" in an environment of its own; ``--library`` is its llama_cpp/lib.
+Each model is loaded in a child process, since a process loads one library only. It is no part of the tests: 200 prompts take an hour.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from benchmarks import damaged_models
+from reconciler.runtime import known_answer
+from reconciler.runtime.result import CannotTest
+
+TOP = Path(__file__).resolve().parents[1]
+NODE = 0  # a batch of the test job's own sizes
+_BATCH = 512
+_CONTEXT = 1024
+
+_WORDS = (
+    "river", "stone", "window", "garden", "silver", "market", "winter", "letter", "engine", "bridge", "forest", "doctor", "island",
+    "copper",
+    "planet", "number", "window", "yellow", "castle", "summer", "thunder", "paper", "music", "kitchen", "captain", "history", "mountain",
+    "voyage", "lantern", "pocket", "river", "quickly", "never", "often", "under", "because", "although", "green", "seven", "running",
+    "carried", "found", "opened", "measured", "slowly", "bright",
+)  # fmt: skip
+_OPENINGS = (
+    "The first thing that she saw was", "In the year 1905, a young clerk", "Dear Sir, I am writing to you about", "To make bread you need",
+    "def largest(values):\n    ", "Question: Why is the sky blue?\nAnswer:", "The committee decided on Tuesday that", "1, 1, 2, 3, 5, 8,",
+    "Once upon a time there lived", "Water boils at", "SELECT name, price FROM", "Der Zug nach München", "La capitale de la France est",
+    "import json\n\nwith open(", "The results of the experiment show that", "My grandmother always said:",
+)  # fmt: skip
+
+
+class Way(Struct, frozen=True, kw_only=True):
+    """How an answer is fed: on how many threads, in batches of how many tokens, and by which library of llama.cpp (empty: the own)."""
+
+    threads: int = 1
+    batch: int = NODE
+    library: str = ""
+
+    def __str__(self) -> str:
+        batch = "as a node" if self.batch == NODE else f"batches of {self.batch}"
+        return f"{self.threads} thread{'s'[: self.threads - 1]}, {batch}, {'other library' if self.library else 'own library'}"
+
+
+class Seen(Struct, frozen=True, kw_only=True):
+    """What the model chose at each position of one answer, and by how many logits; a position that was not reached is left out."""
+
+    chosen: tuple[int, ...]
+    leads: tuple[float, ...]
+
+
+class Compared(Struct, frozen=True, kw_only=True):
+    """What came of many answers in one way."""
+
+    prompts: int = 0
+    positions: int = 0
+    sure: int = 0
+    others: int = 0  #: Positions at which the first choice was another.
+    false_alarms: int = 0  #: Sure ones among them.
+    recorded_lead: float = 0.0  #: The largest lead of the recorder's where the first choice was another.
+    least_left: float = float("inf")  #: The least lead that was left of a sure position's.
+    most_moved: float = 0.0  #: The most by which the lead of a first choice that stayed was another.
+
+
+# -- prompts -----------------------------------------------------------------------------------------
+
+
+def prompts(count: int, seed: str = "known answers") -> Iterator[str]:
+    """Yield *count* random prompts: an opening, most often with words drawn at random around it; a few are longer than a batch of 32."""
+    drawn = random.Random(seed)
+    for index in range(count):
+        words = drawn.choices(_WORDS, k=drawn.randint(30, 50) if index % 4 == 3 else drawn.randint(0, 8))
+        yield f"{' '.join(words)}{'. ' if words else ''}{drawn.choice(_OPENINGS)}"
+
+
+# -- in the child ------------------------------------------------------------------------------------
+
+
+def child() -> None:
+    """Read a job from standard input and write one line of JSON for each prompt."""
+    job = json.loads(sys.stdin.read())
+    import llama_cpp
+
+    way = msgspec.convert(job["way"], Way)
+    batch = way.batch or _BATCH
+    model = llama_cpp.Llama(
+        model_path=job["model"], n_ctx=job["context"], n_batch=batch, n_ubatch=batch, n_threads=way.threads, n_threads_batch=way.threads,
+        verbose=False,
+    )  # fmt: skip
+    act: Callable[..., Any] = _record if job["record"] else _follow
+    for one in job["asked"]:
+        print(json.dumps(act(llama_cpp, model, one, way, stop=job["stop"])), flush=True)
+    os._exit(0)
+
+
+def _record(llama_cpp: Any, model: Any, prompt: str, way: Way, *, stop: bool) -> Any:
+    del way, stop
+    try:
+        ids = model.tokenize(prompt.encode(), add_bos=True)
+        made = known_answer.record(llama_cpp, model, ids, lambda _: None)
+    except CannotTest:
+        return None
+    chosen, leads = [choice.token for choice in made.choices], [round(choice.lead, 4) for choice in made.choices]
+    return {"prompt": prompt, "answer": made.answer, "chosen": chosen, "leads": leads}
+
+
+def _follow(llama_cpp: Any, model: Any, one: dict[str, Any], way: Way, *, stop: bool) -> Any:
+    """Return what is chosen at each position; with *stop*, up to the first sure one where it is not what was recorded."""
+    answer = one["answer"]
+    tokens, sure, chosen, leads = answer["tokens"], set(answer["sure"]), list[int](), list[float]()
+    feed = _choices(llama_cpp, model, answer["prompt"], tokens) if way.batch == NODE else _in_batches(llama_cpp, model, answer, way.batch)
+    for position, choice in enumerate(feed):
+        chosen.append(choice.token)
+        leads.append(round(choice.lead, 4))
+        if stop and position in sure and choice.token != tokens[position]:
+            break
+    return {"chosen": chosen, "leads": leads}
+
+
+def _choices(llama_cpp: Any, model: Any, prompt: Sequence[int], tokens: Sequence[int]) -> Iterator[known_answer.Choice]:
+    reader = known_answer.Reader(llama_cpp, model, prompt)
+    for token in tokens:
+        yield reader.choice()
+        reader.feed(token)
+
+
+def _in_batches(llama_cpp: Any, model: Any, answer: dict[str, Any], size: int) -> Iterator[known_answer.Choice]:
+    """Read prompt and answer in batches of *size* tokens, as a server reads what it is sent, and yield the choice at each position."""
+    import numpy as np
+
+    llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(model.ctx), True)
+    tokens = [*answer["prompt"], *answer["tokens"][:-1]]
+    first, batch = len(answer["prompt"]) - 1, llama_cpp.llama_batch_init(size, 0, 1)
+    for start in range(0, len(tokens), size):
+        part = range(start, min(start + size, len(tokens)))
+        batch.n_tokens = len(part)
+        for index, place in enumerate(part):
+            batch.token[index], batch.pos[index], batch.n_seq_id[index], batch.seq_id[index][0] = tokens[place], place, 1, 0
+            batch.logits[index] = place >= first
+        if llama_cpp.llama_decode(model.ctx, batch):
+            raise SystemExit("llama.cpp does not take the batch")
+        for index in (index for index, place in enumerate(part) if place >= first):
+            logits = np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(model.ctx, index), shape=(model.n_vocab(),))
+            second, most = np.partition(logits, -2)[-2:]
+            yield known_answer.Choice(int(np.argmax(logits)), float(most - second), int(np.argmax(logits)))
+    llama_cpp.llama_batch_free(batch)
+
+
+# -- in the parent -----------------------------------------------------------------------------------
+
+
+def ask(model: Path, way: Way, asked: Sequence[Any], *, record: bool = False, stop: bool = False, context: int = _CONTEXT) -> Iterator[Any]:
+    """
+    Let a child load *model* and answer to what is *asked*, in turn.
+
+    Raises:
+        SystemExit: it ended before it had answered to all.
+    """
+    environ = {**os.environ} | ({"LLAMA_CPP_LIB_PATH": way.library} if way.library else {})
+    job = {"model": str(model), "way": msgspec.to_builtins(way), "asked": list(asked), "record": record, "stop": stop, "context": context}
+    argv = [sys.executable, "-m", "benchmarks.known_answers", "child"]
+    with subprocess.Popen(
+        argv, cwd=TOP, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(json.dumps(job))
+        process.stdin.close()
+        answered = 0
+        for line in process.stdout:
+            answered += 1
+            yield json.loads(line)
+    if answered != len(asked):
+        raise SystemExit(f"the child ended with {process.returncode} after {answered} of {len(asked)} prompts")
+
+
+def recorded(model: Path, count: int, *, skip: int = 0, context: int = _CONTEXT) -> Iterator[dict[str, Any]]:
+    """
+    Yield *count* random prompts, after the first *skip*, with what *model* answers and how far each choice leads.
+
+    A prompt whose answer has too few wide leads is left out.
+
+    Raises:
+        SystemExit: too many were.
+    """
+    made = 0
+    for found in ask(model, Way(), list(prompts(skip + 2 * count))[skip:], record=True, context=context):
+        if found is None:
+            continue
+        yield found
+        made += 1
+        if made == count:
+            return
+    raise SystemExit(f"{made} of {2 * count} prompts gave an answer that can be recorded")
+
+
+def agree(model: Path, way: Way, answers: Sequence[dict[str, Any]], *, context: int = _CONTEXT) -> Compared:
+    """Return how the recorded *answers* compare with what *model* computes in this way."""
+    found = Compared()
+    for one, line in zip(answers, ask(model, way, answers, context=context), strict=True):
+        found = _with(found, one, msgspec.convert(line, Seen))
+    return found
+
+
+def _with(found: Compared, one: dict[str, Any], seen: Seen) -> Compared:
+    chosen, leads, sure = one["chosen"], one["leads"], set(one["answer"]["sure"])
+    others = {position for position, token in enumerate(chosen) if seen.chosen[position] != token}
+    stayed = [position for position in range(len(chosen)) if position not in others]
+    return Compared(
+        prompts=found.prompts + 1,
+        positions=found.positions + len(chosen),
+        sure=found.sure + len(sure),
+        others=found.others + len(others),
+        false_alarms=found.false_alarms + len(others & sure),
+        recorded_lead=max([found.recorded_lead, *(leads[position] for position in others)]),
+        least_left=min([found.least_left, *(seen.leads[position] for position in sure)]),
+        most_moved=max([found.most_moved, *(abs(seen.leads[position] - leads[position]) for position in stayed)]),
+    )
+
+
+def caught(model: Path, answers: Sequence[dict[str, Any]], way: Way, *, context: int = _CONTEXT) -> int:
+    """Return on how many of *answers* what *model* computes is another answer than the recorded one."""
+    seen = ask(model, way, answers, stop=True, context=context)
+    return sum(_differs(one, line) for one, line in zip(answers, seen, strict=True))
+
+
+def _differs(one: dict[str, Any], line: Any) -> bool:
+    tokens, sure = one["answer"]["tokens"], set(one["answer"]["sure"])
+    return any(position in sure and chosen != tokens[position] for position, chosen in enumerate(line["chosen"]))
+
+
+# -- the command line --------------------------------------------------------------------------------
+
+
+def main(arguments: list[str]) -> int:
+    """Run one of the subcommands; return the exit code: 1 where a right machine was called wrong."""
+    if arguments == ["child"]:
+        child()
+    given = _parser().parse_args(arguments)
+    return int(given.run(given))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="known_answers", description=(__doc__ or "").split("\n\n")[0])
+    commands = parser.add_subparsers(required=True)
+    for name, run in (("record", _run_record), ("agree", _run_agree), ("damage", _run_damage)):
+        command = commands.add_parser(name)
+        command.set_defaults(run=run)
+        command.add_argument("--model", type=Path, required=True)
+        command.add_argument("--prompts", type=int, default=200)
+        command.add_argument("--skip", type=int, default=0, help="prompts to leave out at the beginning")
+        if name == "record":
+            command.add_argument("answers", type=Path)
+            continue
+        command.add_argument("--answers", type=Path, required=True)
+        command.add_argument("--threads", default="1")
+        command.add_argument("--batches", default="node" if name == "agree" else "512")
+        if name == "agree":
+            command.add_argument("--library", default="", help="folder with another build of llama.cpp's libraries")
+        else:
+            command.add_argument("--only", default="", help="only damages whose name has this in it")
+    return parser
+
+
+def _run_record(given: argparse.Namespace) -> int:
+    with given.answers.open("w") as out:
+        for found in recorded(given.model.resolve(), given.prompts, skip=given.skip):
+            out.write(f"{json.dumps(found)}\n")
+            out.flush()
+    return 0
+
+
+def _answers(given: argparse.Namespace) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in given.answers.read_text().splitlines()][given.skip : given.skip + given.prompts]
+
+
+def _batch(text: str) -> int:
+    return NODE if text == "node" else int(text)
+
+
+def _run_agree(given: argparse.Namespace) -> int:
+    answers, alarms = _answers(given), 0
+    print(
+        "| way | prompts | positions | of them sure | another first choice | largest lead there | false alarms | least lead left | moved |"
+    )
+    print("|---|---:|---:|---:|---:|---:|---:|---:|---:|")
+    for threads in map(int, given.threads.split(",")):
+        for batch in given.batches.split(","):
+            library = str(Path(given.library).resolve()) if given.library else ""
+            way = Way(threads=threads, batch=_batch(batch), library=library)
+            found = agree(given.model.resolve(), way, answers)
+            alarms += found.false_alarms
+            print(
+                f"| {way} | {found.prompts} | {found.positions:,} | {found.sure:,} | {found.others} | {found.recorded_lead:.2f} "
+                f"| {found.false_alarms} | {found.least_left:.2f} | {found.most_moved:.2f} |",
+                flush=True,
+            )
+    return 1 if alarms else 0
+
+
+def _run_damage(given: argparse.Namespace) -> int:
+    answers, way = _answers(given), Way(threads=int(given.threads), batch=_batch(given.batches))
+    print(f"| damage | noticed on, of {len(answers)} prompts |\n|---|---:|")
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="known-answers-")))
+        source = damaged_models.Source(given.model)
+        for damage in damaged_models.damages(source):
+            if given.only in damage.name:
+                path = folder / "damaged.gguf"
+                damaged_models.write(source, path, damage)
+                print(f"| {damage.name} | {caught(path, answers, way)} |", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
