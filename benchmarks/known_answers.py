@@ -5,12 +5,13 @@ Shows how far a recorded answer can be trusted: that no machine is called wrong 
     python -m benchmarks.known_answers agree --model gemma.gguf --answers answers.json --threads 1,2 --batches node,1,32,512
     python -m benchmarks.known_answers agree --model gemma.gguf --answers answers.json --library ./without-avx/lib
     python -m benchmarks.known_answers damage --model gemma.gguf --answers answers.json --prompts 20
+    python -m benchmarks.known_answers embeddings --model minilm.gguf --threads 1,2 --library ./without-avx/lib
 
 ``record`` records the answer of a model to random prompts, with the code of the test job. ``agree`` feeds the answers under other thread
 counts, other batch sizes and with other libraries of llama.cpp, and prints how far a first choice led where it was another. A batch of
 ``node`` is what the test job does: the prompt in one batch, the answer token by token; a number is the size of the batches in which prompt
 and answer are read together. ``damage`` changes the model (``benchmarks.damaged_models``) and prints on how many of the prompts that is
-noticed: a node has one prompt for each model.
+noticed: a node has one prompt for each model. ``embeddings`` does both with an embedding model, whose vectors are compared by their cosine.
 
 A library without AVX is made by building llama-cpp-python of the same version with CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX=OFF
 -DGGML_AVX2=OFF -DGGML_FMA=OFF -DGGML_F16C=OFF -DGGML_BMI2=OFF" in an environment of its own; ``--library`` is its llama_cpp/lib.
@@ -21,7 +22,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
+import math
 import os
 import random
 import subprocess
@@ -35,6 +38,7 @@ import msgspec
 from msgspec import Struct
 
 from benchmarks import damaged_models
+from reconciler.core.snapshot import Answer
 from reconciler.runtime import known_answer
 from reconciler.runtime.result import CannotTest
 
@@ -94,11 +98,16 @@ class Compared(Struct, frozen=True, kw_only=True):
 
 
 def prompts(count: int, seed: str = "known answers") -> Iterator[str]:
-    """Yield *count* random prompts: an opening, most often with words drawn at random around it; a few are longer than a batch of 32."""
-    drawn = random.Random(seed)
-    for index in range(count):
+    """Yield *count* random prompts, each once: an opening, most often after words drawn at random; a few are longer than a batch of 32."""
+    drawn, seen = random.Random(seed), set[str]()
+    for index in itertools.count():
         words = drawn.choices(_WORDS, k=drawn.randint(30, 50) if index % 4 == 3 else drawn.randint(0, 8))
-        yield f"{' '.join(words)}{'. ' if words else ''}{drawn.choice(_OPENINGS)}"
+        made = f"{' '.join(words)}{'. ' if words else ''}{drawn.choice(_OPENINGS)}"
+        if len(seen) == count:
+            return
+        if made not in seen:
+            seen.add(made)
+            yield made
 
 
 # -- in the child ------------------------------------------------------------------------------------
@@ -113,9 +122,9 @@ def child() -> None:
     batch = way.batch or _BATCH
     model = llama_cpp.Llama(
         model_path=job["model"], n_ctx=job["context"], n_batch=batch, n_ubatch=batch, n_threads=way.threads, n_threads_batch=way.threads,
-        verbose=False,
+        verbose=False, embedding=job["embedding"],
     )  # fmt: skip
-    act: Callable[..., Any] = _record if job["record"] else _follow
+    act: Callable[..., Any] = _embed if job["embedding"] else _record if job["record"] else _follow
     for one in job["asked"]:
         print(json.dumps(act(llama_cpp, model, one, way, stop=job["stop"])), flush=True)
     os._exit(0)
@@ -130,6 +139,11 @@ def _record(llama_cpp: Any, model: Any, prompt: str, way: Way, *, stop: bool) ->
         return None
     chosen, leads = [choice.token for choice in made.choices], [round(choice.lead, 4) for choice in made.choices]
     return {"prompt": prompt, "answer": made.answer, "chosen": chosen, "leads": leads}
+
+
+def _embed(llama_cpp: Any, model: Any, prompt: str, way: Way, *, stop: bool) -> Any:
+    del llama_cpp, way, stop
+    return model.create_embedding(prompt)["data"][0]["embedding"]
 
 
 def _follow(llama_cpp: Any, model: Any, one: dict[str, Any], way: Way, *, stop: bool) -> Any:
@@ -177,15 +191,16 @@ def _in_batches(llama_cpp: Any, model: Any, answer: dict[str, Any], size: int) -
 # -- in the parent -----------------------------------------------------------------------------------
 
 
-def ask(model: Path, way: Way, asked: Sequence[Any], *, record: bool = False, stop: bool = False, context: int = _CONTEXT) -> Iterator[Any]:
+def ask(model: Path, way: Way, asked: Sequence[Any], *, context: int = _CONTEXT, **also: bool) -> Iterator[Any]:
     """
-    Let a child load *model* and answer to what is *asked*, in turn.
+    Let a child load *model* and answer to what is *asked*, in turn; *also*: ``record``, ``stop`` at the first difference, or ``embedding``.
 
     Raises:
         SystemExit: it ended before it had answered to all.
     """
     environ = {**os.environ} | ({"LLAMA_CPP_LIB_PATH": way.library} if way.library else {})
-    job = {"model": str(model), "way": msgspec.to_builtins(way), "asked": list(asked), "record": record, "stop": stop, "context": context}
+    job = {"model": str(model), "way": msgspec.to_builtins(way), "asked": list(asked), "context": context}
+    job |= {"record": False, "stop": False, "embedding": False} | also
     argv = [sys.executable, "-m", "benchmarks.known_answers", "child"]
     with subprocess.Popen(
         argv, cwd=TOP, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
@@ -271,7 +286,7 @@ def main(arguments: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="known_answers", description=(__doc__ or "").split("\n\n")[0])
     commands = parser.add_subparsers(required=True)
-    for name, run in (("record", _run_record), ("agree", _run_agree), ("damage", _run_damage)):
+    for name, run in (("record", _run_record), ("agree", _run_agree), ("damage", _run_damage), ("embeddings", _run_embeddings)):
         command = commands.add_parser(name)
         command.set_defaults(run=run)
         command.add_argument("--model", type=Path, required=True)
@@ -280,12 +295,13 @@ def _parser() -> argparse.ArgumentParser:
         if name == "record":
             command.add_argument("answers", type=Path)
             continue
-        command.add_argument("--answers", type=Path, required=True)
+        if name != "embeddings":
+            command.add_argument("--answers", type=Path, required=True)
         command.add_argument("--threads", default="1")
         command.add_argument("--batches", default="node" if name == "agree" else "512")
-        if name == "agree":
+        if name != "damage":
             command.add_argument("--library", default="", help="folder with another build of llama.cpp's libraries")
-        else:
+        if name != "agree":
             command.add_argument("--only", default="", help="only damages whose name has this in it")
     return parser
 
@@ -338,6 +354,35 @@ def _run_damage(given: argparse.Namespace) -> int:
                 damaged_models.write(source, path, damage)
                 print(f"| {damage.name} | {caught(path, answers, way)} |", flush=True)
     return 0
+
+
+def _run_embeddings(given: argparse.Namespace) -> int:
+    asked, model = list(prompts(given.prompts)), given.model.resolve()
+    before = list(ask(model, Way(), asked, embedding=True))
+    print("| what | least cosine | below 0.999 |\n|---|---:|---:|")
+    alarms = 0
+    for library in dict.fromkeys(("", str(Path(given.library).resolve()) if given.library else "")):
+        for threads in map(int, given.threads.split(",")):
+            way = Way(threads=threads, library=library)
+            alarms += _print_cosines(str(way), before, list(ask(model, way, asked, embedding=True)))
+    with tempfile.TemporaryDirectory(prefix="known-answers-") as folder:
+        source, path = damaged_models.Source(model), Path(folder, "damaged.gguf")
+        for damage in damaged_models.damages(source):
+            if given.only in damage.name:
+                damaged_models.write(source, path, damage)
+                _print_cosines(damage.name, before, list(ask(path, Way(), asked, embedding=True)))
+    return 1 if alarms else 0
+
+
+def _print_cosines(name: str, before: list[list[float]], after: list[list[float]]) -> int:
+    """Print how far *after* points elsewhere than *before*; return how many are below the bound of a snapshot that says none."""
+    cosines = [
+        sum(a * b for a, b in zip(one, other, strict=True)) / (math.hypot(*one) * math.hypot(*other) or math.inf)
+        for one, other in zip(before, after, strict=True)
+    ]
+    below = sum(not one >= Answer(embedding=(1.0,)).cosine for one in cosines)
+    print(f"| {name} | {min(cosines):.6f} | {below} of {len(cosines)} |", flush=True)
+    return below
 
 
 if __name__ == "__main__":

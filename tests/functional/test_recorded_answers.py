@@ -55,7 +55,7 @@ def test_a_recording_has_32_tokens_and_eight_sure_positions_and_says_by_which_ru
     assert len(answer["tokens"]) >= 32
     assert 8 <= len(answer["sure"]) < len(answer["tokens"])
     assert (answer["margin"], answer["version"]) == (1.0, 1)
-    assert answer["prompt"] == [1, *(3 + byte for byte in "▁Hello".encode())]
+    assert list(answer["prompt"]) == [1, *(3 + byte for byte in "▁Hello".encode())]
 
 
 def test_a_model_that_is_never_sure_gives_no_answer_to_record(tmp_path: Path) -> None:
@@ -141,8 +141,8 @@ def test_a_damaged_model_that_the_network_signed_fails_on_the_node(tmp_path: Pat
     assert node.run("apply").code == 3
     assert node.states() == {"good:v1": "active", "damaged:v1": "failed"}
     assert "computes another answer than the network signed: at position " in node.run("status", "damaged:v1").out
-    shown = node.run("status", "good:v1").out
-    assert f"computes what the network signed: compared at {len(answer["sure"])} positions" in shown
+    compared = len(answer["sure"])
+    assert f"computes what the network signed: compared at {compared} positions" in node.run("status", "good:v1").out
 
 
 # -- embeddings --------------------------------------------------------------------------------------
