@@ -25,7 +25,7 @@ from reconciler.core.plan import OLDER_COPY_DAMAGED
 from reconciler.core.state import ActiveModel, Generation, with_current
 from reconciler.ports import Ports
 
-_NOT_WHOLE = "what was active was not whole"
+_NOT_WHOLE = "the active set was damaged"
 
 
 def stop(run: RunState, ports: Ports) -> RunState:

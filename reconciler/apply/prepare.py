@@ -126,7 +126,7 @@ class Preparation:
         else:
             if op == "check":
                 self._damaged.add(name)
-            self._ports.report(Incident(kind="blob-damaged", blob=name, detail="its bytes are not what they were"))
+            self._ports.report(Incident(kind="blob-damaged", blob=name, detail="its bytes have changed"))
         return good
 
     def _restored(self, name: str) -> bool:

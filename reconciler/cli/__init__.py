@@ -107,7 +107,8 @@ def _show_version(context: click.Context, _: click.Parameter, asked: bool) -> No
     cls=_Sections,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100, "show_default": True},
     epilog="Exit codes: 0 done · 1 error · 2 changes pending (plan --detailed-exitcode, lock --check) · 3 done, but a model "
-    "failed or was not downloaded · 4 trust refused · 5 another run holds the store · 6 the network is silent · 64 wrong usage",
+    "failed or was not downloaded · 4 trust refused · 5 another run holds the store · 6 no snapshot fetched for longer than quiet_after · "
+    "64 wrong usage",
 )
 @click.option("--json", "as_json", is_flag=True, is_eager=True, hidden=True)
 @click.option("--version", is_flag=True, expose_value=False, callback=_show_version, help="Show the version and exit.")

@@ -84,7 +84,7 @@ def config_check(context: CommandContext) -> int:
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
     """
-    Print what completes commands, options and model ids in a shell.
+    Print the completion script for a shell: commands, options and model ids.
 
     \b
       reconcile completion bash > ~/.local/share/bash-completion/completions/reconcile

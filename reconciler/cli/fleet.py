@@ -35,14 +35,20 @@ def fleet() -> None:
     default="",
     show_default=False,
     metavar="NAME",
-    help="The network; statuses of others do not count. Default: the one of all.",
+    help="Count the statuses of this network alone; needed where there are several.",
 )
-@click.option("--stale", type=Seconds(), default="3h", metavar="TIME", help="A node whose newest status is older is silent.")
-@click.option("--max-failed", type=Share(), metavar="SHARE", help="Widen: the model may have failed on this share of the nodes, e.g. 1%.")
-@click.option("--min-nodes", type=click.IntRange(min=1), metavar="N", help="Widen: so many nodes must serve the model, ...")
-@click.option("--after", type=Seconds(), metavar="TIME", help="... each for so long, e.g. 2h.")
 @click.option(
-    "--model", "models", multiple=True, metavar="ID", help="Widen: judge this model (may be repeated). Default: all that were tried."
+    "--stale", type=Seconds(), default="3h", metavar="TIME", help="A node whose newest status is older than this counts as silent."
+)
+@click.option(
+    "--max-failed", type=Share(), metavar="SHARE", help="A model is safe to widen if it failed on at most this share of nodes, e.g. 1%."
+)
+@click.option(
+    "--min-nodes", type=click.IntRange(min=1), metavar="N", help="A model is safe to widen if at least so many nodes serve it, ..."
+)
+@click.option("--after", type=Seconds(), metavar="TIME", help="... and each has served it for so long, e.g. 2h.")
+@click.option(
+    "--model", "models", multiple=True, metavar="ID", help="Judge this model (may be repeated). Default: each model that was tried."
 )
 @click.option("--html", type=FILE, metavar="FILE", help="Write the report as one HTML page.")
 @JSON

@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("number", type=click.IntRange(min=1), required=False, metavar="[N]")
-@click.option("--list", "show", is_flag=True, help="List the sets that can be returned to, and change nothing.")
+@click.option("--list", "show", is_flag=True, help="List the sets of models to which a rollback can return, and change nothing.")
 @LOCK_TIMEOUT
 @common_options()
 def rollback(context: CommandContext, *, number: int | None, show: bool, lock_timeout: float) -> None:
     """
     Return to the models that served before the last run, or in generation N.
 
-    Only models that the snapshot still approves come back; archived ones are restored from cold storage. The servers and hooks are told,
-    as after an apply. What is rolled back is held: agent and sync do not bring it again until `reconcile resume`, or until the snapshot
+    Only models that the snapshot still approves come back; archived ones are restored from cold storage. Servers and hooks are notified,
+    as after an apply. What is rolled back is held: agent and sync do not activate it again until `reconcile resume`, or until the snapshot
     lists other content for it.
 
     \b
@@ -79,7 +79,7 @@ def resume(context: CommandContext, *, lock_timeout: float) -> None:
     held = commands.resume(context.node(), lock_timeout_seconds=lock_timeout)
     context.show(
         {"schema": 1, "models": held},
-        lambda to: to.print(f"the next apply brings again: {', '.join(held)}" if held else "nothing was held", markup=False),
+        lambda to: to.print(f"the next apply activates again: {', '.join(held)}" if held else "nothing was held", markup=False),
     )
 
 

@@ -51,8 +51,8 @@ def init(context: CommandContext, *, root: str, fingerprint: str, snapshot: str,
     """
     Write reconcile.toml and pin the network's trust root.
 
-    On a terminal without --snapshot and --root, asks for them and tests them. It also tells git what to leave alone (.gitattributes) and
-    what to ignore (.gitignore: the store).
+    On a terminal without --snapshot and --root, it asks for them and tests them. It also writes .gitattributes, so that git changes no
+    byte of signed files, and .gitignore, so that the store is not committed.
 
     \b
       reconcile init
@@ -93,7 +93,7 @@ def _fetch_root(source: str) -> bytes:
 
 def _ask(answers: Answers) -> None:
     """Ask for the snapshot and the root until both can be read and belong together, or the person leaves them out."""
-    click.echo("This folder gets a node's settings. An empty answer leaves a question for later.")
+    click.echo("This writes the settings of a node into this folder. Leave an answer empty to fill it in later.")
     answers.snapshot = _until_good("Address of the network's signed snapshot (a URL or a file)", "", _read_snapshot)
     trusted = _ask_for_root(answers)
     if trusted and answers.snapshot:
@@ -110,7 +110,7 @@ def _until_good(question: str, default: str, test: object) -> str:
             test(given)  # type: ignore[operator]  # a function of one text
         except ReconcileError as error:
             click.echo(f"  {error.message}\n  {error.hint}")
-            if click.confirm("  Take it all the same?", default=False):
+            if click.confirm("  Use it all the same?", default=False):
                 return given
         else:
             return given

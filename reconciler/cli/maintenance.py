@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option("--repair", is_flag=True, help="Download damaged files again, then test and activate the models.")
-@click.option("--sample", type=Share(), default="100%", help="Hash this share of the store, those first that were hashed longest ago.")
+@click.option("--sample", type=Share(), default="100%", help="Hash this share of the store, beginning with what was hashed longest ago.")
 @click.option(
     "--limit", type=Size(), default="0", metavar="RATE", help="Read at most this many bytes per second, e.g. 200MiB; 0: no limit."
 )
@@ -194,7 +194,7 @@ def trust_update(context: CommandContext, *, sources: tuple[str, ...], lock_time
 @common_options()
 def trust_init(context: CommandContext, *, yes: bool) -> None:
     """
-    Reset the anti-rollback record to the snapshot in the current lock.
+    Start the record of accepted snapshots anew, with the snapshot in the current lock.
 
     For a store whose record was lost. First check that models.lock is the network's current one: an older one would be accepted.
     """
@@ -206,7 +206,7 @@ def trust_init(context: CommandContext, *, yes: bool) -> None:
     if not yes:
         context.require_confirmation("Is this the network's root, and models.lock its current one?")
     made = init.reset_trust_state(node)
-    context.show(made, lambda to: to.print(f"the anti-rollback record is reset to snapshot {made.version}", markup=False))
+    context.show(made, lambda to: to.print(f"the record of accepted snapshots begins anew with snapshot {made.version}", markup=False))
 
 
 @click.command()

@@ -34,7 +34,7 @@ def _options(**given: object) -> RunOptions:
     default="",
     show_default=False,
     metavar="REF",
-    help="With --check, refuse what a node refuses that runs this commit or folder.",
+    help="With --check, also exit 4 if a node that runs this commit or folder would refuse the snapshot.",
 )
 @LOCK_TIMEOUT
 @common_options()
@@ -48,7 +48,7 @@ def lock(context: CommandContext, *, source: str, check: bool, against: str, loc
     \b
       reconcile lock
       reconcile lock --check      in CI: exit 0 if the committed lock matches the snapshot
-      reconcile lock --check --against origin/main      ... and exit 4 if it is an older one than that of main
+      reconcile lock --check --against origin/main      the same, and exit 4 if main has a newer snapshot
     """
     from reconciler.commands import lock as lock_command
     from reconciler.core import units
@@ -94,13 +94,14 @@ def lock(context: CommandContext, *, source: str, check: bool, against: str, loc
     default="",
     show_default=False,
     metavar="REF",
-    help="Plan what changes on a node that runs this commit, folder or snapshot.",
+    help="Plan what changes on a node that has applied this commit, folder or snapshot.",
 )
 @click.option(
     "--fail-on",
     multiple=True,
     metavar="RULES",
-    help="Exit 2 if one is broken: reject, reject-any, outage, disk, larger-than=SIZE. Default with --node, --against: reject,outage,disk.",
+    help="Exit 2 if one of these is broken: reject, reject-any, outage, disk, larger-than=SIZE. Default with --node, --against: "
+    "reject,outage,disk.",
 )
 @click.option("--format", "format_", type=click.Choice(["text", "json", "markdown"]), default="text", help="The form of the output.")
 @ONLY
@@ -231,7 +232,11 @@ def _code(outcome: Outcome) -> int:
 
 @click.command()
 @click.option(
-    "--splay", type=Seconds(), default=0.0, metavar="TIME", help="Begin within this time, at a moment that follows from the node's id."
+    "--splay",
+    type=Seconds(),
+    default=0.0,
+    metavar="TIME",
+    help="Wait first, at most this long: how long follows from the node's id, so that nodes take turns.",
 )
 @ONLY
 @EXCEPT

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 _OUT = click.option("--out", type=FILE, help="Write to this file. Required if FILE is signed, because nodes need every root of the chain.")
 _PREVIOUS = click.option("--previous", type=FILE, help="The previous version of the root, whose keys must sign this one too.")
 _ROLE = click.Choice(["root", "snapshot"])
-_LABEL = click.option("--label", default="", show_default=False, metavar="TEXT", help="What people call the key, e.g. 'release key, 2026'.")
+_LABEL = click.option(
+    "--label", default="", show_default=False, metavar="TEXT", help="A name of the key for people, e.g. 'release key, 2026'."
+)
 
 __all__ = ["key", "root", "snapshot"]
 
@@ -55,7 +57,11 @@ def root() -> None:
 )
 @click.option("--snapshot-threshold", type=click.IntRange(1), default=1, help="How many of them must sign.")
 @click.option(
-    "--label", "labels", multiple=True, metavar="KEY.pub=TEXT", help="What people call a key, as in 'ci.pub=CI, 2026' (may be repeated)."
+    "--label",
+    "labels",
+    multiple=True,
+    metavar="KEY.pub=TEXT",
+    help="A name of a key for people, as in 'ci.pub=CI, 2026' (may be repeated).",
 )
 @click.option("--expires", type=document_io.FutureTime(), default="365d", metavar="TIME", help="When it expires: 365d, 2027-11-20, …")
 @click.option(
@@ -158,7 +164,7 @@ def _keyid(text: str) -> str:
 @_OUT
 def root_label(*, file: Path, keyid: str, label: str, out: Path | None) -> None:
     """
-    Say what people call a key. An empty TEXT takes its label away. KEYID is its id, at least its first 8 digits, or the public key's file.
+    Set a key's label, a name for people. An empty TEXT removes it. KEYID is its id, at least its first 8 digits, or the public key's file.
 
     \b
       reconcile root label 1.root.json carol.pub "release key, 2026" --out 2.root.json

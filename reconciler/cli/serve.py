@@ -19,7 +19,7 @@ NAMES = click.argument("names", nargs=-1, metavar="[SERVER]…")
 
 @click.group()
 def serve() -> None:
-    """Show the servers that follow the active set, and tell them of it by hand."""
+    """Show the servers that follow the active set, and reload them by hand."""
 
 
 @serve.command("list")
@@ -43,9 +43,9 @@ def serve_list(context: CommandContext) -> None:
 @common_options()
 def serve_write(context: CommandContext, *, names: tuple[str, ...], lock_timeout: float) -> None:
     """
-    Write what each server, or each SERVER, reads, and tell none of them.
+    Write the files that servers read, all of them or those of each SERVER, and reload no server.
 
-    For the first start of a server: its file is there then. The next run tells it.
+    Use it before the first start of a server that needs its file. The next run reloads the server.
 
     \b
       reconcile serve write
@@ -62,9 +62,9 @@ def serve_write(context: CommandContext, *, names: tuple[str, ...], lock_timeout
 @common_options()
 def serve_reload(context: CommandContext, *, names: tuple[str, ...], lock_timeout: float) -> int:
     """
-    Write for each server, or each SERVER, and reload it now, also if it has the active set already.
+    Write the files of all servers, or of each SERVER, and reload them now, even if they have the active set already.
 
-    Exit code 1: a server did not take it; the list says why.
+    Exit code 1: a server was not reloaded; the list says why.
 
     \b
       reconcile serve reload

@@ -71,7 +71,7 @@ _TASK = click.Choice(["chat", "completion", "embedding"])
 @click.option("--expect-token-ids", "tokens", metavar="N,N,…", help="The answer must be exactly these tokens.")
 @click.option("--min-rate", type=click.IntRange(0), default=0, help="The fewest tokens a second.")
 @click.option("--dimension", type=click.IntRange(1), help="How many components an embedding has [default: from its GGUF header].")
-@click.option("--seed", type=click.IntRange(0), default=0, help="Of the test job's random numbers.")
+@click.option("--seed", type=click.IntRange(0), default=0, help="The seed of the test job's random numbers.")
 @click.option("--requires", multiple=True, metavar="WORD", help="A feature that a reader must know (may be repeated).")
 @click.option(
     "--record-answer", is_flag=True, help="Run the test job here, and let every node compare what it computes with what this machine did."

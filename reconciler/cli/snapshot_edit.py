@@ -47,7 +47,7 @@ _PLACES = {
 @click.option("--prompt", help="The test job's prompt.")
 @click.option("--smoke-task", type=_TASK, help="The test job's task.")
 @click.option("--max-tokens", type=click.IntRange(1, 4096), help="The most tokens that the test job generates.")
-@click.option("--seed", type=click.IntRange(0), help="Of the test job's random numbers.")
+@click.option("--seed", type=click.IntRange(0), help="The seed of the test job's random numbers.")
 @click.option("--timeout", metavar="TIME", help="The longest time that the test job may take.")
 @click.option("--expect-text", help="The answer must contain this text.")
 @click.option("--expect-regex", help="The answer must match this regular expression.")
@@ -58,7 +58,7 @@ _PLACES = {
 @click.option(
     "--set", "values", multiple=True, metavar="PLACE=JSON", help="Any other field, as `inspect --full` shows it (may be repeated)."
 )
-@click.option("--unset", "removed", multiple=True, metavar="PLACE", help="Let a field's default hold again (may be repeated).")
+@click.option("--unset", "removed", multiple=True, metavar="PLACE", help="Set a field back to its default (may be repeated).")
 def snapshot_edit(
     *, file: Path, model_id: str, values: tuple[str, ...], removed: tuple[str, ...], urls: tuple[str, ...], **given: Any
 ) -> None:
@@ -116,14 +116,14 @@ def _assignment(text: str) -> tuple[str, Any]:
 )
 @click.option("--online", is_flag=True, help="Ask each URL for its first byte.")
 @click.option("--digests", is_flag=True, help="Read each URL to its end and compare the digest.")
-@click.option("--strict", is_flag=True, help="End with 1 for warnings too.")
+@click.option("--strict", is_flag=True, help="Exit 1 for warnings too.")
 @click.option("--ca-file", type=FILE, help="Certificate authorities for https, instead of the system's.")
 @JSON
 def snapshot_lint(
     *, file: Path, nodes: tuple[Path, ...], online: bool, digests: bool, strict: bool, ca_file: Path | None, as_json: bool
 ) -> None:
     """
-    Say what is probably wrong with a snapshot that nodes would take. Changes nothing; ends with 1 if there is an error.
+    Warn of probable mistakes in a snapshot that nodes would accept. Changes nothing; exit code 1 if there is an error.
 
     \b
       reconcile snapshot lint snapshot.json --online

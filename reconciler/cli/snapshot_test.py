@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 @click.argument("file", type=FILE)
 @click.argument("model_id", metavar="NAME:VERSION")
 @click.argument("sources", nargs=-1, type=click.Path(path_type=Path, exists=True), metavar="[FOLDER|FILE]...")
-@click.option("--record", is_flag=True, help="Write what this machine computes into the snapshot: every node compares itself with it.")
+@click.option("--record", is_flag=True, help="Write the answer of this machine into the snapshot; every node compares its own with it.")
 @click.option("--settings", "settings_file", type=FILE, help="A reconcile.toml whose [runtime] and [download] are used.")
 @JSON
 def snapshot_test(*, file: Path, model_id: str, sources: tuple[Path, ...], record: bool, settings_file: Path | None, as_json: bool) -> None:
     """
-    Run the test job of a listed model on this machine, in the sandbox that nodes use. Ends with 1 if it does not pass.
+    Run the test job of a listed model on this machine, in the sandbox that nodes use. Exit code 1 if it does not pass.
 
     \b
       reconcile snapshot test snapshot.json tiny:v1 ./models
@@ -91,7 +91,7 @@ def _record(file: Path, data: bytes, model: Model, report: TestReport) -> None:
     from reconciler.publish import edits, snapshots
 
     if report.answer is UNSET:
-        raise PublishError("nothing was recorded: this engine tells no answer that nodes can compare")
+        raise PublishError("nothing was recorded: this engine gives no answer that nodes can compare")
     answer = report.answer
     document_io.print_line(f"recorded: {answer_in_words(answer)}")
     made = snapshots.edit(

@@ -134,18 +134,18 @@ def snapshot_set(*, file: Path, expires: datetime | None, fallback: tuple[str, .
 @snapshot.command("rollout")
 @click.argument("file", type=FILE)
 @click.argument("name")
-@click.option("--model", "models", multiple=True, metavar="NAME:VERSION", help="A model that it brings (may be repeated).")
-@click.option("--share", type=Part(), metavar="PART", help="The part of all nodes that have its models, e.g. 1%. 0%: none but the cohorts.")
+@click.option("--model", "models", multiple=True, metavar="NAME:VERSION", help="A model of the rollout (may be repeated).")
+@click.option("--share", type=Part(), metavar="PART", help="The share of all nodes that get its models, e.g. 1%. 0%: only the cohorts.")
 @click.option(
-    "--cohort", "cohorts", multiple=True, help="A group of nodes that has them too (may be repeated); replaces those that are named."
+    "--cohort", "cohorts", multiple=True, help="A group of nodes that gets them too (may be repeated). Replaces the cohorts named before."
 )
-@click.option("--no-cohorts", is_flag=True, help="Name no cohort any more.")
-@click.option("--end", is_flag=True, help="End it: every node has its models.")
+@click.option("--no-cohorts", is_flag=True, help="Remove all cohorts.")
+@click.option("--end", is_flag=True, help="End the rollout: every node gets its models.")
 def snapshot_rollout(
     *, file: Path, name: str, models: tuple[str, ...], share: int | None, cohorts: tuple[str, ...], no_cohorts: bool, end: bool
 ) -> None:
     """
-    Bring models to some nodes first. The others keep what these models replace.
+    Give models to some nodes first. The others keep what these models replace.
 
     \b
       reconcile snapshot rollout snapshot.json 2026-12 --model tiny:v2 --share 1% --cohort canary

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("model", required=False, shell_complete=complete_models)
-@click.option("--watch", "watched", is_flag=True, help="Show it again and again, until Ctrl-C.")
-@click.option("--every", type=Seconds(), default="2s", metavar="TIME", help="With --watch, the time between two.")
+@click.option("--watch", "watched", is_flag=True, help="Keep showing the status until Ctrl-C.")
+@click.option("--every", type=Seconds(), default="2s", metavar="TIME", help="With --watch, how often the status is read.")
 @click.option("--page", type=FILE, metavar="FILE", help="Write the status page to FILE: one HTML file that loads nothing else.")
 @click.option(
     "--format",

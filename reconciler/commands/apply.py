@@ -196,6 +196,8 @@ def _fetch_or_warn(context: NodeContext, report: Reporter, options: RunOptions) 
         missed = fetch_record.failure(context, error, context.clock())
         if not load_lock.has_verified_lock(context):
             raise error if missed is None or isinstance(missed, NetworkSilent) else missed from None
-        report(Notice(level="warning", text=f"the network does not answer ({error.message}); the last known lock stays"))
+        report(
+            Notice(level="warning", text=f"no snapshot could be fetched ({error.message}); the lock that was accepted last stays in use")
+        )
         return missed
     return None

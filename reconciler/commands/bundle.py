@@ -24,7 +24,7 @@ from reconciler.apply.run import Outcome
 from reconciler.commands import apply, load_lock, node_trust
 from reconciler.commands import lock as lock_command
 from reconciler.commands.context import NodeContext, RunOptions, hold_store
-from reconciler.core import bundle, digest
+from reconciler.core import bundle, digest, units
 from reconciler.core.bundle import Contents
 from reconciler.core.errors import BlobDamaged, StoreError, UsageError
 from reconciler.core.lock import Lock
@@ -68,7 +68,7 @@ def export_bundle(context: NodeContext, target: Path, *, folder: bool, only: tup
     if missing:
         absent = [model.id for model in lock.model if model.id in models and set(missing) & set(model.blobs)]
         hint = "run `reconcile sync`, or name with --only the models that this node has"
-        raise StoreError(f"{len(missing)} blobs are not on this node, for {', '.join(absent)}", hint=hint)
+        raise StoreError(f"this node lacks {units.count(len(missing), 'blob')} of {', '.join(absent)}", hint=hint)
     envelopes = [kept.envelope, *node_trust.read_roots(context).newer]
     contents = Contents(
         network=lock.network,

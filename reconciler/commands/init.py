@@ -21,27 +21,27 @@ from reconciler.core.trust import TrustRoot, TrustState
 from reconciler.store import atomic, trust_state
 
 _TEMPLATE = """\
-# reconcile: what this node holds and how. Every key has a default; an unknown one is an error.
+# Settings of reconcile on this node. Every key has a default; an unknown key is an error.
 # Relative paths are relative to this file.
 
 [network]
 snapshot = {snapshot}    # URL or path of the network's signed snapshot
 root = "root.json"    # the pinned trust root
-root_updates = {root_updates}    # where newer roots are looked for, one version after the other
+root_updates = {root_updates}    # where newer trust roots are looked for, one version after the other
 lockfile = "models.lock"
 
 [node]
-id = {node}    # a random name: rollouts reach nodes in an order that follows from it
+id = {node}    # a random id, from which the node's place in rollouts follows
 cohorts = []    # groups of nodes that rollouts may name, e.g. "canary"
 
 [store]
 path = {store}
 reserve = "1GiB"    # free space that is never used
-grace = "24h"    # an unlisted model stops being active at once; its bytes go after this
+grace = "24h"    # an unlisted model stops serving at once; its files are deleted after this time
 
 [report]
-to = ""    # a folder, or an https address: where signed statuses of this node go, for the network's operator
-key = "node.key"    # signs them; node.pub goes to the operator
+to = ""    # a folder or an https address that receives signed statuses of this node, for the network's operator
+key = "node.key"    # the private key that signs them; give node.pub to the operator
 """
 
 

@@ -213,6 +213,7 @@ def _warnings(found: VerifiedLock, base: Base) -> tuple[str, ...]:
         said.append("the snapshot expires earlier than that of the base")
     if found.root.version > base.root.version:
         said.append(
-            f"the pinned trust root goes from {base.root.version} to {found.root.version}: compare its fingerprint with its makers'"
+            f"the pinned trust root goes from {base.root.version} to {found.root.version}: "
+            "compare its fingerprint with the one that the network's operator gives you"
         )
     return tuple(said)

@@ -189,7 +189,7 @@ def _refusal(model: str, tree: str, listed: LockedModel | None, state: NodeState
         return f"the snapshot lists other content of {model} now"
     good = {name for name, blob in state.blobs.items() if blob.verified_at is not None and not blob.damaged}
     whole = not seen.damaged and good.issuperset(seen.blobs)
-    return "" if whole else f"bytes that are not known to be good: {model} (`reconcile verify` hashes them)"
+    return "" if whole else f"bytes that are not verified: {model} (`reconcile verify` hashes them)"
 
 
 def _restore(target: Generation, lock: Lock, state: NodeState, ports: Ports) -> None:

@@ -49,8 +49,8 @@ def following(states: tuple[ServerState, ...], generation: int) -> Iterator[Find
             hint = "look at the server's own log; `reconcile serve reload` tries again at once"
             yield Finding(state.name, "warning", f"has generation {state.generation}, active is {generation}: {state.error}", hint)
         elif state.generation != generation:
-            hint = "`reconcile apply` tells it, and `reconcile serve reload` too"
-            yield Finding(state.name, "warning", f"has generation {state.generation}, active is {generation}: not told yet", hint)
+            hint = "`reconcile serve reload` reloads it now, and the next `reconcile apply` does too"
+            yield Finding(state.name, "warning", f"has generation {state.generation}, active is {generation}: not reloaded yet", hint)
         else:
             yield Finding(state.name, "ok", f"has generation {generation}")
 

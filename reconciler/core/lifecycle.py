@@ -52,7 +52,7 @@ TABLE: dict[Observed, tuple[Op, Op, Op, Op, Op, Op, Op, Op]] = {
 #: The first word of every reason, and what it says to people.
 REASONS = {
     "up-to-date": "nothing to do",
-    "not-installed": "listed, and not on this node yet",
+    "not-installed": "listed, and not installed on this node yet",
     "not-listed": "the snapshot does not list it any more",
     "content-changed": "the snapshot lists other content under this id",
     "disabled-by-snapshot": "the network disabled it",
@@ -64,16 +64,16 @@ REASONS = {
     "listed-again": "the network lists it again",
     "not-tested": "no test job has passed on this node",
     "test-changed": "the network asks for another test job",
-    "index-changed": "the index does not say of it what the snapshot says",
+    "index-changed": "the index describes it otherwise than the snapshot does",
     "runtime-changed": "the engine's version is another than when it was tested",
     "device-changed": "the device is another than when it was tested",
     "retest-due": "its last test is older than the network allows",
-    "unverified": "its bytes are not known to be good and are hashed again",
+    "unverified": "its bytes are not verified yet, and are hashed again",
     "failed-before": "the last try failed",
     "source-failed": "no source gave its bytes on the last try",
-    "damaged": "its bytes on disk are not what they were",
+    "damaged": "its bytes on disk have changed",
     "incompatible": "this node cannot run it",
-    "held": "it was rolled back, and `reconcile resume` brings it again",
+    "held": "it was rolled back; `reconcile resume` activates it again",
     "excluded": "left out on the command line",
 }
 

@@ -51,7 +51,7 @@ def sentence(event: Event) -> str:
         case ModelDone():
             return f"{event.model}: {event.state}{_why(event)}"
         case Swapped() | Announced():
-            what = "generation" if isinstance(event, Swapped) else "servers and hooks were told of generation"
+            what = "generation" if isinstance(event, Swapped) else "servers and hooks were notified of generation"
             return f"{what} {event.generation}:{_signed('+', event.added)}{_signed('-', event.removed)} ({printable(event.what)})"
         case Incident():
             about = " ".join(part for part in (event.model, short(event.blob), event.source) if part)

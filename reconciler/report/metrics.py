@@ -183,7 +183,7 @@ class _Collector:
         if figures.store is not None:
             yield from _store(figures.store)
         if figures.servers:
-            text = "Generation that the server was last told of; compare it with reconcile_generation."
+            text = "Generation with which the server was last reloaded; compare it with reconcile_generation."
             yield _family("serve_generation", text, _by("server", figures.servers))
         if figures.run is not None:
             yield from _run(figures.run)
@@ -250,12 +250,14 @@ def _network(of: NetworkMetrics, now: datetime) -> Iterator[Metric]:
     yield _family("snapshot_info", "Which lock this node acts on.", [({"network": of.network, "lock": of.lock}, 1.0)])
     yield from _one("snapshot_version", "Version of the snapshot.", of.snapshot_version)
     yield from _one("snapshot_expires_timestamp_seconds", "When the snapshot expires.", of.snapshot_expires_at)
-    yield from _one("snapshot_expiry_seconds", "Seconds until the snapshot expires, when this was said; negative: it has.", left)
+    yield from _one(
+        "snapshot_expiry_seconds", "Seconds until the snapshot expires, at the time of this sample; negative once it has expired.", left
+    )
     yield from _one("root_version", "Version of the trust root.", of.root_version)
     yield from _one("root_expires_timestamp_seconds", "When the trust root expires.", of.root_expires_at)
     yield from _one("floor_version", "The newest snapshot version ever accepted.", of.floor_version)
     refused: Samples = [({"reason": of.refused}, 1.0)] if of.refused else []
-    yield _family("refused", "1 while nothing new is installed, with the error's name.", refused)
+    yield _family("refused", "1 while the snapshot or the lock is refused, with the error's name; nothing new is installed then.", refused)
 
 
 def _store(of: StoreMetrics) -> Iterator[Metric]:
@@ -265,9 +267,9 @@ def _store(of: StoreMetrics) -> Iterator[Metric]:
     yield from _one("store_blobs", "Blobs in the store.", of.blobs)
     yield from _one("store_blob_bytes", "Bytes of the blobs in the store.", of.blob_bytes)
     yield from _one("store_archived_bytes", "Bytes in cold storage.", of.archived_bytes)
-    yield from _one("store_damaged_blobs", "Blobs whose bytes are not what they were.", of.damaged_blobs)
+    yield from _one("store_damaged_blobs", "Blobs whose bytes no longer match their digest.", of.damaged_blobs)
     yield from _one("store_drift", "Ways in which the store differs from what the last run left.", of.drift)
-    text = "When the blob that was not hashed for longest was hashed; 0: one never was."
+    text = "When the blob whose last check is the oldest was hashed; 0: one was never hashed."
     yield from _one("store_oldest_verification_timestamp_seconds", text, of.oldest_verified_at)
     yield from _one("disk_free_bytes", "Free bytes on the store's file system.", of.disk_free_bytes)
     yield from _one("disk_free_inodes", "Free inodes on the store's file system, one for each file and folder.", of.disk_free_inodes)

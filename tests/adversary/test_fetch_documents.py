@@ -333,7 +333,7 @@ def test_a_node_behind_a_login_page_is_a_node_without_a_network(online_node: Nod
     synced = online_node.run("sync")
 
     assert (locked.code, locked.json["error"]["name"]) == (1, "source-failed")
-    assert "the last known lock stays" in synced.out + synced.err
+    assert "the lock that was accepted last stays in use" in synced.out + synced.err
     assert synced.code == 0
     assert (online_node.folder / "models.lock").read_bytes() == lock
     assert not set(online_node.kinds()) & {"bad-envelope", "bad-signature"}

@@ -257,7 +257,7 @@ def test_a_generation_link_that_strays_is_found_and_made_anew(node: StoreNode, l
     assert not node.plan(lock).changes
     assert len(node.internet.asked) == 3
     with Ledger.reading(node.layout.ledger) as ledger:
-        assert [change.what for change in ledger.history(1)] == ["what was active was not whole"], "the network took nothing away"
+        assert [change.what for change in ledger.history(1)] == ["the active set was damaged"], "the network took nothing away"
 
 
 @pytest.mark.parametrize("state", ["unlisted", "disabled"])

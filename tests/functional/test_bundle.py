@@ -256,7 +256,7 @@ def test_a_model_that_this_node_does_not_have_is_named(online: Node, tmp_path: P
     ran = bundle(online, "export", str(tmp_path / "bundle.tar"))
 
     assert ran.code == 1
-    assert "1 blobs are not on this node, for c:v1" in ran.err
+    assert "this node lacks 1 blob of c:v1" in ran.err
     assert not list(tmp_path.glob("bundle.tar*"))
 
 

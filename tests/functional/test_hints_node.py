@@ -723,7 +723,7 @@ SERVING = [
         before=(published("a:v1", "b:v1", "c:v1"), replaced("1MiB", "9000TiB")),
     ),
     Row(
-        hint="`reconcile {}` tells it, and `reconcile serve reload` too".replace("{}", "apply"),
+        hint="`reconcile serve reload` reloads it now, and the next `reconcile apply` does too",
         line="doctor --offline",
         before=(settings('\n[[serve]]\nkind = "command"\nname = "main"\nreload = ["/bin/true"]\n'),),
     ),

@@ -220,7 +220,7 @@ def test_a_person_is_asked_and_what_is_typed_is_tested(node: Node, published: Ho
     person.until("Address of the network's signed snapshot")
     person.type(published.url("/nothing-here.json"))
     person.until("404")
-    person.until("Take it all the same?")
+    person.until("Use it all the same?")
     person.type("n")
     person.until("Address of the network's signed snapshot")
     person.type(published.url("/snapshot.json"))
