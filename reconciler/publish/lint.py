@@ -141,7 +141,7 @@ def _answer(model: Model) -> Iterator[Finding]:
         yield _warning(
             model,
             f"its answer has {units.count(tokens, 'token')} and is compared at {units.count(sure, 'position')}: a broken device may agree",
-            f"record it again, `snapshot test --record`: {LEAST_TOKENS} tokens and {LEAST_SURE} positions are the least that it takes",
+            f"`reconcile snapshot test FILE ID --record` records it again, with at least {LEAST_TOKENS} tokens and {LEAST_SURE} positions",
         )
 
 

@@ -159,7 +159,7 @@ def _signed_files(bundle: _Bundle, key_file: Path | None, ca_file: Path | None) 
     try:
         from model_signing import hashing, verifying
     except ImportError:
-        hint = 'install it: pip install "reconcile-models[model-signing]"'
+        hint = "`pip install model-signing` installs it"
         raise PublishError("checking a model's signature needs the library model-signing", hint=hint) from None
 
     seen = _Expected()

@@ -67,6 +67,34 @@ ELSEWHERE = {
         "tests/functional/test_hardware_keys.py",
         "test_without_the_package_for_tokens_it_is_named",
     ),
+    "`nvidia-smi -L` lists them; libnvidia-ml.so.1 must be found": (
+        "tests/unit/test_device_nodes.py",
+        "test_doctor_names_what_keeps_test_jobs_from_a_gpu_and_a_driver_that_names_none",
+    ),
+    "engines that are built for it use it in test jobs all the same": (
+        "tests/unit/test_device_nodes.py",
+        "test_doctor_says_of_an_amd_gpu_what_is_not_read_of_it",
+    ),
+    "give --publisher-key FILE, or --publisher-ca FILE and --identity NAME": (
+        "tests/functional/test_model_signatures.py",
+        "test_whose_signature_it_must_be_is_said",
+    ),
+    "--publisher-ca is for certificates, --publisher-key for bare keys": (
+        "tests/functional/test_model_signatures.py",
+        "test_a_signature_that_is_not_over_these_files_by_this_key_adds_nothing",
+    ),
+    "check it on a machine with a network: `model_signing verify sigstore`": (
+        "tests/functional/test_model_signatures.py",
+        "test_a_signature_that_is_not_over_these_files_by_this_key_adds_nothing",
+    ),
+    "`model_signing verify` checks it; add the model without --model-signature": (
+        "tests/functional/test_model_signatures.py",
+        "test_a_signature_that_is_not_over_these_files_by_this_key_adds_nothing",
+    ),
+    "`pip install model-signing` installs it": (
+        "tests/functional/test_model_signatures.py",
+        "test_without_the_library_it_is_named",
+    ),
     "name a longer prefix, or objects": (
         "tests/functional/test_add_from_a_bucket.py",
         "test_a_bucket_with_more_objects_than_a_model_has_files_is_refused",

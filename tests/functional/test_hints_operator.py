@@ -577,6 +577,13 @@ ROWS = [
         names=S | {"ID": "a:v1", "SIZE": "1MiB"},
         before=(write("n.toml", PROFILE), "snapshot edit s.json a:v1 --gpu-memory 80GiB"),
     ),
+    Row(
+        hint="`reconcile snapshot test FILE ID --record` records it again, with at least {} tokens and {} positions",
+        line="snapshot lint s.json",
+        before=("""snapshot edit s.json a:v1 --set 'smoke.expect.answer={"tokens": [1, 2], "sure": [0]}'""",),
+        names=S | {"ID": "a:v1", "--record": ". --record"},
+        codes=(0, 1),
+    ),
     told("every node refuses these bytes", other_bytes),
     Row(
         hint="name a commit in place of the branch",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -194,8 +195,21 @@ def test_a_signature_that_is_not_over_these_files_by_this_key_adds_nothing(
     attack(publisher)
     ready(f"{ADD} {BY_KEY}", code=1)
     assert why in ready.err
+    hints = {
+        _in_shards: "`model_signing verify` checks it; add the model without --model-signature",
+        _by_certificate: "--publisher-ca is for certificates, --publisher-key for bare keys",
+        _by_sigstore: "check it on a machine with a network: `model_signing verify sigstore`, and add the model without --model-signature",
+    }
+    assert hints.get(attack, "hint: ") in ready.err
     assert "Traceback" not in ready.err
     assert ready.bytes("snapshot.json") == before
+
+
+def test_without_the_library_it_is_named(ready: Terminal, publisher: Publisher, monkeypatch: pytest.MonkeyPatch) -> None:
+    publisher.sign()
+    monkeypatch.setitem(sys.modules, "model_signing", None)
+    ready(f"{ADD} {BY_KEY}", code=1)
+    assert "hint: `pip install model-signing` installs it" in ready.err
 
 
 def _of_another_authority(publisher: Publisher) -> None:
@@ -239,6 +253,7 @@ def test_whose_signature_it_must_be_is_said(ready: Terminal, publisher: Publishe
     publisher.sign()
     ready(f"{ADD} --model-signature model.sig {line}", code=1)
     assert "whose signature it must be is not said" in ready.err
+    assert "hint: give --publisher-key FILE, or --publisher-ca FILE and --identity NAME" in ready.err
 
 
 @pytest.mark.parametrize("kind", [3, None, [], "Example Labs", {"identity": 3}])

@@ -117,12 +117,13 @@ def test_doctor_names_what_keeps_test_jobs_from_a_gpu_and_a_driver_that_names_no
     assert ("gpu device", "warning", f"{place}/nvidia-uvm is missing: run `nvidia-modprobe -u -c 0` as root") in [one[:3] for one in found]
     ((name, level, text, hint),) = engine_checks.gpu_access(Runtimes(), (), place)
     assert (name, level, text) == ("gpu", "warning", "a driver is here, and names no GPU")
-    assert "library_path" in hint
+    assert hint == "`nvidia-smi -L` lists them; libnvidia-ml.so.1 must be found: name its folder in [runtime.llama-cpp] library_path"
     on_cpu = Runtimes(llama_cpp=LlamaCppSettings(gpu_layers=0))
     assert list(engine_checks.gpu_access(on_cpu, (gpu,), place)) == []
 
 
 def test_doctor_says_of_an_amd_gpu_what_is_not_read_of_it(tmp_path: Path) -> None:
-    ((name, level, text, _),) = engine_checks.gpu_access(Runtimes(), (), dev(tmp_path, "kfd", "dri/renderD128"))
+    ((name, level, text, hint),) = engine_checks.gpu_access(Runtimes(), (), dev(tmp_path, "kfd", "dri/renderD128"))
     assert (name, level) == ("gpu amd", "warning")
     assert "its memory is not read" in text
+    assert hint == "engines that are built for it use it in test jobs all the same"
