@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from tests.crash import power_cut
 from tests.crash.power_cut import ALONE
+from tests.storenode import memory
 
 #: ``make crash`` takes every step.
 STEPS = {"blocks": 3, "inodes": 7}
@@ -28,10 +30,9 @@ def test_a_disk_that_fills_up_at_any_point(tmp_path: Path, kind: str) -> None:
 def test_a_real_disk_that_fills_up(tmp_path: Path) -> None:
     if why := power_cut.missing(tmp_path):
         pytest.skip(why)
-    place = tmp_path / "disk"
-    place.mkdir()
 
-    found = printed([*ALONE, sys.executable, "-m", "tests.crash.full_disk", str(place), "ext4", "9"])
+    with tempfile.TemporaryDirectory(dir=memory()) as place:
+        found = printed([*ALONE, sys.executable, "-m", "tests.crash.full_disk", place, "ext4", "9"])
 
     assert found["violations"] == []
     assert found["refused"] > 5

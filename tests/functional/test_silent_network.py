@@ -229,8 +229,8 @@ def test_a_name_that_leads_nowhere_is_an_error_at_once(used: Node, monkeypatch: 
     assert "Name or service not known" in ran.err
 
 
-def test_a_server_that_speaks_no_tls_is_an_error_at_once(used: Node, network: HostileServer) -> None:
-    point_at(used, network.url(PATH).replace("http://", "https://"))
+def test_a_server_that_speaks_no_tls_is_an_error_at_once(used: Node) -> None:
+    point_at(used, used.server.address.replace("http://", "https://") + PATH)
     assert used.run("sync").code == 1
 
 
