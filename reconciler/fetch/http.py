@@ -10,7 +10,7 @@ Rules that hold here:
 3. Time is bounded as a whole: one deadline from the connection to the last header, and one for the body, however slowly bytes come in.
 4. Credentials go to the host that they are for (``credentials``), anew at each redirect. A 401 that names a token service is answered with
    a token from there (``token_service``).
-5. A body that ends early, is encoded otherwise than as gzip, or is larger than the cap, as it comes or decoded, is a failure of the
+5. A body that ends early, is encoded otherwise than as gzip or zstd, or is larger than the cap, as it comes or decoded, is a failure of the
    network, said as one, and never half a document. What is no document, as the file of a model, is never encoded.
 6. So is a page that stands where a document was asked for (``error_pages``). Whatever is meant as a document is judged by its signatures.
 

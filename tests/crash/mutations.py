@@ -628,6 +628,8 @@ def _fleet() -> Iterator[Mutation]:
     yield never("versions: a newer format", FORMAT, "found > known")
     yield once("versions: one step", DATABASE, 'connection.execute("BEGIN IMMEDIATE")', "pass")
     yield never("polling: the cap on what is decoded", CODING, "len(made) > max_bytes")
+    yield never("polling: the cap on the size that zstd tells", CODING, "told > max_bytes")
+    yield once("polling: the window of zstd", CODING, "max_window_size=_ZSTD_WINDOW", "max_window_size=1 << 27")
     yield never("polling: one whole body", CODING, "not decoder.eof or decoder.unused_data")
     yield never("hosts: the circuit", HEALTH, "host is not None and len(host.silent_for) >= CIRCUIT_BLOBS")
     yield once("hosts: a clock that was ahead", HEALTH, "if 0 < left <= LONGEST_SECONDS:", "if 0 < left:")

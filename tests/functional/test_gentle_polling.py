@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import hashlib
 import threading
 import time
-from collections.abc import Iterator
+import tracemalloc
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from reconciler.commands import lock, node_trust
 from reconciler.core import rollout
@@ -77,17 +80,43 @@ def packed(data: bytes) -> bytes:
     return gzip.compress(data, mtime=0)
 
 
-def test_a_document_is_taken_compressed_and_is_the_same(origin: Origin) -> None:
-    origin.answers["/s"] = (200, {"Content-Encoding": "gzip"}, packed(DOCUMENT))
+def squeezed(data: bytes, *, told: bool = True) -> bytes:
+    """Return *data* as one frame of zstd; *told*: with the size of its content."""
+    return zstandard.ZstdCompressor(write_content_size=told).compress(data)
+
+
+@pytest.mark.parametrize(
+    ("coding", "body"), [("gzip", packed(DOCUMENT)), ("zstd", squeezed(DOCUMENT)), ("zstd", squeezed(DOCUMENT, told=False))]
+)
+def test_a_document_is_taken_compressed_and_is_the_same(origin: Origin, coding: str, body: bytes) -> None:
+    origin.answers["/s"] = (200, {"Content-Encoding": coding}, body)
     assert get(f"{origin.url}/s") == DOCUMENT
-    assert origin.asked[0][1]["accept-encoding"] == "gzip"
+    assert origin.asked[0][1]["accept-encoding"] == "gzip, zstd"
 
 
-def test_a_small_body_that_becomes_a_large_one_is_cut_off_at_the_cap(origin: Origin) -> None:
-    bomb = packed(b"{" + b" " * (64 << 20))
-    assert len(bomb) < 100_000
-    origin.answers["/s"] = (200, {"Content-Encoding": "gzip"}, bomb)
-    with pytest.raises(TooLarge):
+def bomb() -> bytes:
+    return b"{" + b" " * (64 << 20)
+
+
+@pytest.mark.parametrize(("coding", "pack"), [("gzip", packed), ("zstd", squeezed), ("zstd", functools.partial(squeezed, told=False))])
+def test_a_small_body_that_becomes_a_large_one_is_cut_off_at_the_cap(origin: Origin, coding: str, pack: Callable[[bytes], bytes]) -> None:
+    small = pack(bomb())
+    assert len(small) < 100_000
+    origin.answers["/s"] = (200, {"Content-Encoding": coding}, small)
+    tracemalloc.start()
+    try:
+        with pytest.raises((FetchError, TooLarge), match="1,048,576 bytes"):
+            get(f"{origin.url}/s")
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_frame_with_a_window_that_no_reader_of_http_needs_is_refused(origin: Origin) -> None:
+    parameters = zstandard.ZstdCompressionParameters.from_level(3, window_log=27, write_content_size=False)
+    stream = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    origin.answers["/s"] = (200, {"Content-Encoding": "zstd"}, stream.compress(DOCUMENT) + stream.flush())
+    with pytest.raises(FetchError):
         get(f"{origin.url}/s")
 
 
@@ -96,10 +125,11 @@ def test_a_small_body_that_becomes_a_large_one_is_cut_off_at_the_cap(origin: Ori
     [
         ("gzip", packed(DOCUMENT)[:-9]), ("gzip", packed(DOCUMENT) + b"more"), ("gzip", DOCUMENT), ("gzip", b""),
         ("gzip", packed(DOCUMENT) * 2), ("br", DOCUMENT), ("gzip, gzip", packed(packed(DOCUMENT))),
-        ("deflate", DOCUMENT),
+        ("deflate", DOCUMENT), ("zstd", squeezed(DOCUMENT)[:-9]), ("zstd", squeezed(DOCUMENT) + b"more"), ("zstd", DOCUMENT), ("zstd", b""),
+        ("zstd", squeezed(DOCUMENT) * 2), ("zstd", packed(DOCUMENT)), ("gzip", squeezed(DOCUMENT)),
     ],
 )  # fmt: skip
-def test_a_body_that_is_not_one_whole_gzip_is_no_document(origin: Origin, coding: str, body: bytes) -> None:
+def test_a_body_that_is_not_whole_is_no_document(origin: Origin, coding: str, body: bytes) -> None:
     origin.answers["/s"] = (200, {"Content-Encoding": coding}, body)
     with pytest.raises(FetchError):
         get(f"{origin.url}/s")

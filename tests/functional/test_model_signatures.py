@@ -195,7 +195,7 @@ def test_a_signature_that_is_not_over_these_files_by_this_key_adds_nothing(
     attack(publisher)
     ready(f"{ADD} {BY_KEY}", code=1)
     assert why in ready.err
-    hints = {
+    hints: dict[Callable[[Publisher], None], str] = {
         _in_shards: "`model_signing verify` checks it; add the model without --model-signature",
         _by_certificate: "--publisher-ca is for certificates, --publisher-key for bare keys",
         _by_sigstore: "check it on a machine with a network: `model_signing verify sigstore`, and add the model without --model-signature",
