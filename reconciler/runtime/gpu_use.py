@@ -84,18 +84,27 @@ def _variables(used: tuple[Gpu, ...], places: tuple[Path, ...], cache: str) -> d
 
 
 def judged(
-    report: TestReport, job: TestJob, use: GpuUse, *, on_gpu: bool, server: bool, errors: str = "", offload: bool = True
+    report: TestReport,
+    job: TestJob,
+    use: GpuUse,
+    *,
+    on_gpu: bool,
+    server: bool,
+    seen: bool = True,
+    errors: str = "",
+    offload: bool = True,
 ) -> TestReport:
     """
     Return *report* with the device that really ran the model, if any did; one that should have used one and did not is not passed.
 
-    *on_gpu*: a process of a server had a GPU open. *errors* is what the engine wrote; *offload*: whether it is built for a GPU at all.
+    *on_gpu*: a process of a server had a GPU open; *seen*: whether that could be seen, which takes namespaces. *errors* is what the engine
+    wrote; *offload*: whether it is built for a GPU at all.
     """
     on_gpu = on_gpu or report.gpu_layers > 0
     ran = report.verdict == "passed" or report.load_seconds > 0
     device = (use.gpus[0].device if use.gpus else "a GPU that no driver names") if on_gpu else "cpu" if ran else ""
     report = msgspec.structs.replace(report, device=device)
-    expected = bool(use.gpus) and (not server or job.gpu_memory > 0)
+    expected = bool(use.gpus) and (not server or (seen and job.gpu_memory > 0))
     if report.verdict != "passed" or on_gpu or not expected:
         return report
     return msgspec.structs.replace(report, verdict="unable", reason=f"{UNUSED}: {_why(use, errors, offload=offload, server=server)}"[:1000])

@@ -134,7 +134,8 @@ class SandboxedTester:
         report = msgspec.structs.replace(report, sandbox=sandbox.mode, engine_version=report.engine_version or version)
         answer = ended.valid_answer or {}
         on_gpu, offload = bool(answer.get("on_gpu")), bool(answer.get("offload", True))
-        report = gpu_use.judged(report, job, use, on_gpu=on_gpu, server=engine.server, errors=ended.errors, offload=offload)
+        seen = sandbox.mode == "bubblewrap"
+        report = gpu_use.judged(report, job, use, on_gpu=on_gpu, server=engine.server, seen=seen, errors=ended.errors, offload=offload)
         return _with_files(_with_circumstances(report, ended, seconds, use.gpus), job)
 
     def _judged(self, report: TestReport, ended: ProcessResult, job: TestJob, engine: Engine) -> TestReport:

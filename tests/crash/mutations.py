@@ -130,6 +130,9 @@ TESTS = {
     INIT: ("functional/test_init",),
     CONFINE: ("adversary/test_bare_server", "adversary/test_sandbox"),
     BOX: ("functional/test_server_engines", "adversary/test_bare_server"),
+    "reconciler/runtime/gpu_use.py": ("unit/test_runtime_devices", "functional/test_smoke_test"),
+    "reconciler/runtime/devices.py": ("unit/test_runtime_devices",),
+    "reconciler/runtime/device_nodes.py": ("unit/test_device_nodes",),
     ASKER: ("adversary/test_bare_server", "functional/test_server_engines"),
     HUB: ("functional/test_server_engines",),
     "reconciler/runtime/server_process.py": ("adversary/test_bare_server", "functional/test_server_engines"),
@@ -596,6 +599,7 @@ def _found_files() -> Iterator[Mutation]:
         "found files: what a server may read", SETTINGS, 'named += [(f"[runtime.{engine}] bind", text)', 'list[object]() + [("", text)'
     )
     yield from _servers()
+    yield from _gpus()
     yield once("found files: programs beside the settings", SETTINGS, 'if argv and "/" in argv[0] else argv', "if False else argv")
 
 
@@ -672,6 +676,18 @@ _CONFIRMED = {
     "envelope": ("files.lock, files.envelope):", "files.lock):"),
 }
 _UNSIGNED = "payload = _unverified_payload(envelope, limits)"
+
+
+def _gpus() -> Iterator[Mutation]:
+    """Yield what keeps a test job on the GPU that was chosen, and a model from leaving something behind there."""
+    use, nodes, found = (f"reconciler/runtime/{name}.py" for name in ("gpu_use", "device_nodes", "devices"))
+    yield once("gpu: a test beside it does not pass", use, "or on_gpu or not expected:", "or on_gpu or True:")
+    yield once("gpu: no device for the CPU on purpose", use, "if not server and own.gpu_layers == 0:", "if False:")
+    yield once("gpu: one of several", use, "used = found if server or own.split else devices.roomiest(found)", "used = found")
+    yield once("gpu: the operator's choice", found, "words = chosen or choice(variables)", "words = None")
+    yield once("gpu: the first word that names none ends the list", found, "if one is None or one in taken:", "if one is None:")
+    yield once("gpu: a closed list of device files", nodes, "if _NVIDIA.fullmatch(name)", "if name.startswith('nvidia')")
+    yield once("gpu: none without a GPU that can compute", nodes, "_nvidia(dev) if nvidia else []", "_nvidia(dev)")
 
 
 def outcome(mutation: Mutation) -> str:

@@ -157,6 +157,7 @@ def test_on_a_node_with_a_gpu_a_test_that_ran_beside_it_could_not_be_made(tmp_pa
     assert gpu_use.judged(on, asked, use, on_gpu=False, server=False).device == "NVIDIA X"
     assert gpu_use.judged(beside, asked, use, on_gpu=False, server=True).verdict == "unable"
     assert gpu_use.judged(beside, did_not, use, on_gpu=False, server=True).verdict == "passed"
+    assert gpu_use.judged(beside, asked, use, on_gpu=False, server=True, seen=False).verdict == "passed"  # nothing of it can be seen
     assert gpu_use.judged(beside, did_not, GpuUse(on_cpu=True), on_gpu=False, server=False).verdict == "passed"
 
 
