@@ -76,9 +76,14 @@ container: $(READY)
 	podman $(PODMAN_OPTIONS) build $(BUILD_OPTIONS) -f deploy/Containerfile -t reconcile-check .
 	RECONCILE_IMAGE=localhost/reconcile-check RECONCILE_CONTAINER_OPTIONS="$(PODMAN_OPTIONS)" $(BIN)/python -m pytest tests/functional/test_container.py
 
-# On a machine with an NVIDIA GPU, nvcc and a sandbox: shows that a test job runs on the GPU inside it. Fails where there is none.
-gpu-check: $(READY)
-	$(BIN)/python -m benchmarks.gpu_check
+# What a bare machine with an NVIDIA GPU needs for the check, in build/gpu: docs/gpu.md. ARCH=sm_89; THERE=1 lets that machine build the backend.
+gpu-bundle: $(READY)
+	$(BIN)/python -m benchmarks.gpu_bundle $(ARCH) $(if $(THERE),--there)
+
+# On a machine with an NVIDIA GPU: shows that test jobs run on it inside the sandbox. Fails where there is none. With BUNDLE nothing else is needed
+# than Python 3.12; without it, an environment whose llama-cpp-python was built with CUDA.
+gpu-check: $(if $(BUNDLE),,$(READY))
+	$(if $(BUNDLE),sh benchmarks/gpu_check.sh "$(BUNDLE)" "$(or $(OUT),gpu-check-results)",$(BIN)/python -m benchmarks.gpu_check --out "$(or $(OUT),gpu-check-results)")
 
 $(READY): requirements.lock pyproject.toml
 	@sh .ci/setup.sh "$(PYTHON)" "$(VENV)"

@@ -1,149 +1,474 @@
 """
-Shows, on a machine with an NVIDIA GPU, that a test job runs on the GPU inside the sandbox: ``make gpu-check``.
+Shows, on a machine with an NVIDIA GPU, that test jobs run on the GPU inside the sandbox, and what they take of it: ``make gpu-check``.
 
-It builds llama-cpp-python with CUDA into an environment of its own, makes a model of a few hundred MiB, lets a whole node apply it from a
-local server in each sandbox mode that works, and compares what the engine said with what the driver saw: memory before, during, after.
-Then the same model on the CPU, for the rate. Without a GPU it says so and fails.
+    make gpu-check BUNDLE=build/gpu/reconcile-gpu-sm_90.tar.xz       on a machine without a registry; see benchmarks/gpu_bundle.py
+    python -m benchmarks.gpu_check --out FOLDER                      with an installed llama-cpp-python that was built with CUDA
 
-    python -m benchmarks.gpu_check             build, then measure
-    python -m benchmarks.gpu_check --measure   measure with this interpreter's llama-cpp-python
+Rules that hold here:
+
+1. It ends within three minutes: a check that would begin later is said to be left out, and counts as fallen.
+2. It goes through every check, whatever falls, but for the first: without a GPU there is nothing to see. It ends with 1 if any fell.
+3. What it says is in FOLDER, as ``gpu-check.json`` and ``gpu-check.txt``.
+4. Where the kernel has no sandbox, what it lacks is named, and the GPU's own figures are taken without one, and said to be.
+5. Each claim has an opposite that must fall: the same job with the devices hidden is not a pass.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
-import importlib.metadata
+import json
 import os
-import shutil
+import platform
+import re
+import statistics
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
-from msgspec import Struct
+import msgspec
+from msgspec import Struct, structs
 
+from reconciler.core import fit, gguf
 from reconciler.core.node import Gpu
-from reconciler.demo import models
+from reconciler.core.snapshot import Smoke
 from reconciler.demo.server import serving
-from reconciler.runtime import devices
+from reconciler.ports import TestJob, TestReport
+from reconciler.runtime import device_nodes, devices, driver_libraries, engines, gpu_use
 from reconciler.sandbox import choose
-from tests.network import Document
+from reconciler.sandbox.process import Mode
+from reconciler.settings import Runtimes
+from tests import gguf_shapes, jobs
+from tests.gguf_shapes import Shape
 from tests.node import Node
 
-TOP = Path(__file__).resolve().parents[1]
-VENV = TOP / ".gpu-check"
-SHAPE = models.Shape(seed="gpu-check", width=2048, layers=4, heads=16)
+MIB = 1 << 20
+SECONDS = 180.0
+#: 750 MB and 60 MB of weights in half precision, with a vocabulary of bytes.
+LARGE = Shape(width=2048, layers=8, heads=16, heads_kv=8, feed_forward=5632, vocabulary=259, context=4096)
+SMALL = Shape(width=768, layers=6, heads=12, heads_kv=12, feed_forward=2048, vocabulary=259, context=4096)
 TOKENS = 128
-_SAMPLE_SECONDS = 0.01
 #: What a driver may keep of a process that ended, or another process take meanwhile.
-_SLACK_BYTES = 64 << 20
+_SLACK = 64 * MIB
+_SAMPLE_SECONDS = 0.01
+_MOST_RATIO = 1.1
+_MOST_OFF = 0.10
+_LEAK_JOBS = 20
 
 
-class Failed(Exception):
-    """The GPU was not shown to run the model."""
+class Fell(Exception):
+    """A check did not show what it is for; the message says what was seen."""
 
 
-class Measured(Struct, frozen=True, kw_only=True):
-    """One test job, as its report and the driver tell of it; memory in bytes."""
+class Result(Struct, frozen=True, kw_only=True):
+    """How one check ended."""
 
-    where: str
-    sandbox: str
-    layers: int
-    told: int
+    name: str
+    passed: bool
+    said: str
+    figures: dict[str, Any] = {}
+    seconds: float = 0.0
+
+
+class Seen(Struct, kw_only=True):
+    """What the driver saw while something ran; bytes."""
+
     before: int
     most: int
-    after: int
-    rate: float
-    load_seconds: float
+    after: int = 0
+    processes: set[int] = set()
+
+
+class Given:
+    """What all checks share: a folder, two models, the GPUs and the sandboxes that work here."""
+
+    def __init__(self, folder: Path, large: Shape = LARGE) -> None:
+        self.folder = folder
+        self.shape = large
+        self.gpus = devices.gpus()
+        self.modes: list[Mode] = [found.mode for found in choose.probe_all() if found.works]
+        self.lacking = [f"{found.mode}: {found.detail}" for found in choose.probe_all() if not found.works]
+        self.large = gguf_shapes.write(large, folder / "large.gguf", seed=1)
+        self.small = gguf_shapes.write(SMALL, folder / "small.gguf", seed=2)
+
+    def tree(self, model: Path) -> Path:
+        """Return a folder with *model* alone."""
+        tree = self.folder / f"tree-{model.stem}"
+        tree.mkdir(exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            os.link(model, tree / "model.gguf")
+        return tree
+
+    def job(self, model: Path, *, tokens: int = 4, gpu_memory: int = MIB, record: bool = False, **smoke: Any) -> TestJob:
+        """Return a test job on *model*."""
+        wanted = msgspec.convert({"prompt": "Hello", "max_tokens": tokens, "timeout": "60s", "expect": {}} | smoke, Smoke)
+        job = jobs.folder_job(self.tree(model), engine="llama-cpp", entrypoint="model.gguf")
+        return structs.replace(job, smoke=wanted, gpu_memory=gpu_memory, record=record)
+
+    def test(self, job: TestJob, settings: str = "", mode: str = "") -> TestReport:
+        """Run *job* in the sandbox *mode*, else in the first that works."""
+        if not self.modes:
+            raise Fell(f"no sandbox works here: {'; '.join(self.lacking)}")
+        text = f'[smoke]\nsandbox = "{mode or self.modes[0]}"\n{settings}'
+        return jobs.make_tester(self.folder, text).test(job)
+
+    def passed(self, job: TestJob, settings: str = "", mode: str = "") -> TestReport:
+        """Run *job*, which must pass on the GPU."""
+        report = self.test(job, settings, mode)
+        if report.verdict != "passed" or not report.gpu_layers:
+            raise Fell(f"the test job is {report.verdict}, with {report.gpu_layers} layers on the GPU: {report.reason}")
+        return report
+
+
+Figures = dict[str, Any]
+Check = Callable[[Given, Figures], str]
+
+
+# -- what there is -------------------------------------------------------------------------------------
+
+
+def sandboxes(given: Given, figures: Figures) -> str:
+    """Name the sandboxes that work, and what of others this kernel lacks."""
+    figures |= {"works": given.modes, "lacking": given.lacking, "kernel": platform.release()}
+    if not given.modes:
+        raise Fell(f"none works on kernel {platform.release()}: {'; '.join(given.lacking)}; figures of the GPU are taken without a sandbox")
+    return f"{', '.join(given.modes)} work on kernel {platform.release()}" + (f"; {'; '.join(given.lacking)}" if given.lacking else "")
+
+
+def nodes(given: Given, figures: Figures) -> str:
+    """Name the device files that a test job is given, and what is missing."""
+    found = devices.job_devices(given.gpus)
+    places = driver_libraries.folders()
+    figures |= {"given": [str(path) for path in found.given], "lacking": list(found.lacking), "libraries": [str(path) for path in places]}
+    if found.lacking:
+        raise Fell("; ".join(found.lacking))
+    return f"{len(found.given)} device files; libraries in {', '.join(map(str, places)) or 'the loader s own places'}"
+
+
+def ggml_sees(given: Given, figures: Figures) -> str:
+    """Ask ggml which devices it has, in a process of its own, without a sandbox."""
+    code = (
+        "import json, llama_cpp; print(json.dumps([llama_cpp.__version__, bool(llama_cpp.llama_supports_gpu_offload()),"
+        " llama_cpp.llama_print_system_info().decode()]))"
+    )
+    use = gpu_use.of_job(given.gpus, Runtimes(), "llama-cpp", server=False)
+    ran = subprocess.run([sys.executable, "-c", code], env=os.environ | use.variables, capture_output=True, text=True, check=False)
+    if ran.returncode:
+        raise Fell(f"llama-cpp-python does not start: {ran.stderr.strip().splitlines()[-1:]}")
+    version, offload, features = json.loads(ran.stdout.splitlines()[-1])
+    figures |= {"version": version, "features": features}
+    if not offload:
+        raise Fell(f"llama-cpp-python {version} finds no GPU; it is built with: {features}")
+    return f"llama-cpp-python {version}: {features}"
+
+
+def instances(given: Given, figures: Figures) -> str:
+    """List every GPU and MIG slice as NVML and this node have them."""
+    figures["gpus"] = [msgspec.to_builtins(gpu) for gpu in given.gpus]
+    if not given.gpus:
+        raise Fell("NVML names none")
+    slices = sum(gpu.uuid.startswith("MIG-") for gpu in given.gpus)
+    return f"{len(given.gpus)}, of which {slices} MIG slices: {', '.join(gpu.device for gpu in given.gpus)}"
+
+
+# -- on the GPU ----------------------------------------------------------------------------------------
+
+
+def on_gpu(given: Given, figures: Figures) -> str:
+    """Run a test job in each sandbox; hold the engine's word to what the driver saw."""
+    if not given.modes:
+        raise Fell(f"no sandbox works here: {'; '.join(given.lacking)}")
+    for mode in given.modes:
+        with watched() as seen:
+            report = given.passed(given.job(given.large, tokens=16), mode=mode)
+        figures[mode] = {
+            "layers": report.gpu_layers,
+            "told": report.gpu_memory_used,
+            "more": seen.most - seen.before,
+            "device": report.device,
+        }
+        figures[mode]["processes"] = sorted(seen.processes)
+        size = given.large.stat().st_size
+        if report.gpu_layers != given.shape.layers + 1:
+            raise Fell(f"{report.gpu_layers} of {given.shape.layers + 1} layers ran on the GPU in {mode}")
+        if seen.most - seen.before < size // 2:
+            raise Fell(f"the driver saw only {_mib(seen.most - seen.before)} more in use in {mode}, for a model of {_mib(size)}")
+    listed = any(figures[mode]["processes"] for mode in given.modes)
+    return f"all layers in {', '.join(given.modes)}; NVML {'listed the process' if listed else 'lists no processes here'}"
+
+
+def without_a_sandbox(given: Given, figures: Figures) -> str:
+    """Run the engine's child as it is: the GPU's own figures, also where no sandbox works."""
+    use = gpu_use.of_job(given.gpus, Runtimes(), "llama-cpp", server=False)
+    answer = _bare(given, given.large, use.variables)
+    figures |= {key: answer.get(key) for key in ("load_seconds", "tokens_per_second", "gpu_layers", "gpu_memory_used", "reason")}
+    if not answer.get("gpu_layers"):
+        raise Fell(f"no layer on the GPU: {answer.get('reason', '')}")
+    return f"{answer['gpu_layers']} layers, {answer['tokens_per_second']:.0f} tokens/s, without a sandbox"
+
+
+def hidden(given: Given, figures: Figures) -> str:
+    """Hide the devices from the job that passes: neither the variable nor missing files let it pass on the CPU."""
+    with mock.patch.dict(os.environ, {devices.VISIBLE: ""}):
+        report = given.test(given.job(given.small))
+    figures["chosen none"] = f"{report.verdict}: {report.reason}"
+    if report.verdict != "unable":
+        raise Fell(f"with no GPU chosen it is {report.verdict}")
+    real = gpu_use.of_job
+
+    def blind(*arguments: Any, **options: Any) -> gpu_use.GpuUse:
+        use = real(*arguments, **options)
+        return structs.replace(use, variables=use.variables | {devices.VISIBLE: ""})
+
+    with mock.patch.object(gpu_use, "of_job", blind):
+        report = given.test(given.job(given.small))
+    figures["hidden from CUDA"] = f"{report.verdict}: {report.reason}"
+    if report.verdict != "unable" or gpu_use.UNUSED not in report.reason:
+        raise Fell(f"with CUDA_VISIBLE_DEVICES empty in the sandbox it is {report.verdict}: {report.reason}")
+    return report.reason
+
+
+def driver_gone(given: Given, figures: Figures) -> str:
+    """Take the device files away: the model stays pending."""
+    none = device_nodes.DeviceNodes(lacking=("/dev/nvidiactl is missing",))
+    with mock.patch.object(device_nodes, "find", return_value=none):
+        report = given.test(given.job(given.small))
+    figures["said"] = f"{report.verdict}: {report.reason}"
+    if report.verdict != "unable" or gpu_use.UNUSED not in report.reason:
+        raise Fell(figures["said"])
+    return report.reason
+
+
+def cpu_on_purpose(given: Given, figures: Figures) -> str:
+    """Serve on the CPU on purpose: gpu_layers = 0 passes there, and no memory of the GPU is taken."""
+    with watched() as seen:
+        report = given.test(given.job(given.small), "[runtime.llama-cpp]\ngpu_layers = 0\n")
+    figures |= {"verdict": report.verdict, "device": report.device, "more": seen.most - seen.before, "rate": report.tokens_per_second}
+    if (report.verdict, report.device) != ("passed", "cpu"):
+        raise Fell(f"{report.verdict} on {report.device}: {report.reason}")
+    return f"passed on the CPU, {report.tokens_per_second:.0f} tokens/s"
+
+
+def known_answer(given: Given, figures: Figures) -> str:
+    """Record an answer on the CPU and hold the GPU to it; one with another token must fall."""
+    recorded = given.test(given.job(given.small, tokens=32, record=True, gpu_memory=0), "[runtime.llama-cpp]\ngpu_layers = 0\n")
+    answer = msgspec.to_builtins(recorded.answer) if recorded.verdict == "passed" else None
+    if not answer:
+        raise Fell(f"nothing was recorded on the CPU: {recorded.reason}")
+    given.passed(given.job(given.small, tokens=32, expect={"answer": answer}))
+    sure = answer.get("sure") or []
+    figures |= {"tokens": len(answer["tokens"]), "compared": len(sure)}
+    if not sure:
+        raise Fell("no token of it is compared: there is no wide lead anywhere")
+    wrong = list(answer["tokens"])
+    wrong[sure[0]] = (wrong[sure[0]] + 1) % 256 + 3
+    report = given.test(given.job(given.small, tokens=32, expect={"answer": answer | {"tokens": wrong}}))
+    if report.verdict != "bad":
+        raise Fell(f"another answer is {report.verdict}: {report.reason}")
+    return f"{len(answer['tokens'])} tokens recorded on the CPU hold on the GPU, {len(sure)} of them compared; another token falls"
+
+
+def memory(given: Given, figures: Figures) -> str:
+    """Compare the GPU's memory at its peak with the estimate from the header."""
+    with watched() as seen:
+        report = given.passed(given.job(given.large, tokens=TOKENS))
+    shape = gguf.check(given.large).shape
+    need = fit.estimate(shape, fit.Job(context=512))
+    peak = seen.most - seen.before
+    own = fit.OVERHEADS[-1].gpu_bytes
+    figures |= {
+        "estimated": need.gpu_bytes,
+        "peak": peak,
+        "told": report.gpu_memory_used,
+        "estimated without overhead": need.gpu_bytes - own,
+    }
+    figures["overhead measured"] = peak - report.gpu_memory_used
+    off = need.gpu_bytes / peak - 1 if peak else 1.0
+    said = f"estimated {_mib(need.gpu_bytes)}, at most {_mib(peak)} ({100 * off:+.1f} %)"
+    said += f"; beside its buffers {_mib(peak - report.gpu_memory_used)}"
+    if abs(off) > _MOST_OFF:
+        raise Fell(said)
+    return said
+
+
+def rate(given: Given, figures: Figures) -> str:
+    """Compare the rate, and the time from the start of loading to the first token, with llama.cpp's own bench of the same file."""
+    reports = [given.passed(given.job(given.large, tokens=TOKENS)) for _ in range(3)]
+    ours = statistics.median(report.tokens_per_second for report in reports)
+    use = gpu_use.of_job(given.gpus, Runtimes(), "llama-cpp", server=False)
+    bench = os.environ.get("GPU_BENCH", "llama-bench")
+    places = [str(Path(engines_folder(), "lib")), use.variables.get("LD_LIBRARY_PATH", "")]
+    command = [bench, "-m", str(given.large), "-n", str(TOKENS), "-p", "0", "-r", "3", "-ngl", "99", "-o", "json"]
+    began = time.monotonic()
+    ran = subprocess.run(
+        command,
+        env=os.environ | use.variables | {"LD_LIBRARY_PATH": ":".join(places)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=90,
+    )
+    figures |= {"ours": ours, "load_seconds": [report.load_seconds for report in reports], "bench seconds": time.monotonic() - began}
+    if ran.returncode:
+        raise Fell(f"llama-bench ended with {ran.returncode}: {ran.stderr.strip()[-300:]}")
+    theirs = float(json.loads(ran.stdout)[0]["avg_ts"])
+    figures["llama-bench"] = theirs
+    said = f"{ours:.0f} tokens/s, llama-bench {theirs:.0f}: {theirs / ours:.2f} x; loaded in {reports[0].load_seconds:.2f} s"
+    if theirs > _MOST_RATIO * ours:
+        raise Fell(said)
+    return said
+
+
+# -- when memory is short ------------------------------------------------------------------------------
+
+
+def one_after_the_other(given: Given, figures: Figures) -> str:
+    """Apply two models whose sum does not fit beside a ballast: both become active."""
+    need = fit.estimate(gguf.check(given.large).shape, fit.Job(context=512)).gpu_bytes
+    with serving() as server, ballast(given, leave=need + need // 2) as left:
+        figures |= {"free": left, "each needs": need}
+        node = Node(given.folder / "node", server)
+        node.configure(f'[smoke]\nsandbox = "{given.modes[0] if given.modes else "auto"}"\n')
+        data = given.large.read_bytes()
+        other = data[:-4096] + bytes(4096)
+        smoke = {"prompt": "Hello", "max_tokens": 4, "timeout": "60s"}
+        node.publish(*(node.item(name, bytes_, gpu_memory=need, smoke=smoke) for name, bytes_ in (("a:v1", data), ("b:v1", other))))
+        ran = node.run("apply")
+        states = node.states()
+        figures["states"] = states
+    if ran.code or states != {"a:v1": "active", "b:v1": "active"}:
+        raise Fell(f"{states}: {ran.out[-300:]}{ran.err[-300:]}")
+    return f"both are active, each needs {_mib(need)} of {_mib(left)} free"
+
+
+def taken_by_others(given: Given, figures: Figures) -> str:
+    """Let another process take the memory: the model is pending, whether it is seen before or the engine runs into it."""
+    with ballast(given, leave=256 * MIB) as left:
+        figures["free"] = left
+        report = given.test(given.job(given.large, gpu_memory=800 * MIB))
+        figures["seen before"] = f"{report.verdict}: {report.reason}"
+        if report.verdict != "unable":
+            raise Fell(f"{report.verdict}: {report.reason}")
+        roomy = tuple(structs.replace(gpu, free_bytes=gpu.total_bytes) for gpu in given.gpus)
+        with mock.patch.object(devices, "gpus", return_value=roomy):
+            report = given.test(given.job(given.large))
+        figures["run into"] = f"{report.verdict}: {report.reason}"
+        if report.verdict != "unable":
+            raise Fell(f"{report.verdict}: {report.reason}")
+    return report.reason
+
+
+def leaks(given: Given, figures: Figures) -> str:
+    """Run twenty test jobs: the GPU's memory returns to where it was."""
+    before = used()
+    for _ in range(_LEAK_JOBS):
+        given.passed(given.job(given.small))
+    time.sleep(0.5)
+    after = used()
+    figures |= {"jobs": _LEAK_JOBS, "before": before, "after": after}
+    if after - before > _SLACK:
+        raise Fell(f"{_mib(after - before)} did not come back after {_LEAK_JOBS} jobs")
+    return f"{_mib(before)} before, {_mib(after)} after {_LEAK_JOBS} jobs"
+
+
+def second_engine(given: Given, figures: Figures) -> str:
+    """Test a model with transformers' server, in the sandbox, on the GPU."""
+    program = Path(sys.executable).with_name("transformers")
+    if not program.exists():
+        raise Fell(f"transformers is not installed beside this Python: {program} is not there")
+    folder = given.folder / "hub"
+    made = subprocess.run([sys.executable, "-m", "tests.children.make_hub_model", folder], capture_output=True, text=True, check=False)
+    if made.returncode:
+        raise Fell(f"no model could be made: {made.stderr.strip()[-300:]}")
+    argv = [str(program), "serve", "{folder}", "--host", "127.0.0.1", "--port", "{port}", "--device", "cuda"]
+    table = f'[runtime.transformers]\nargv = {json.dumps(argv)}\nversion = "5.0"\nready_timeout = "60s"\n'
+    job = structs.replace(jobs.folder_job(folder, engine="transformers", timeout="60s"), gpu_memory=MIB)
+    report = given.test(job, table)
+    figures |= {"verdict": report.verdict, "device": report.device, "reason": report.reason, "rate": report.tokens_per_second}
+    if report.verdict != "passed" or not report.device.startswith("cuda"):
+        raise Fell(f"{report.verdict} on {report.device or 'nothing'}: {report.reason}")
+    return f"passed on {report.device}"
+
+
+CHECKS: tuple[Check, ...] = (
+    sandboxes, instances, nodes, ggml_sees, on_gpu, without_a_sandbox, hidden, driver_gone, cpu_on_purpose, memory, rate, known_answer,
+    taken_by_others, one_after_the_other, leaks, second_engine,
+)  # fmt: skip
+
+
+# -- the machinery -------------------------------------------------------------------------------------
 
 
 def main(arguments: list[str]) -> int:
-    """Build and measure; return the exit code."""
-    found = devices.gpus()
-    if not found:
+    parser = argparse.ArgumentParser(prog="gpu-check", description="Show that test jobs run on the GPU inside the sandbox.")
+    parser.add_argument("--out", type=Path, default=Path("gpu-check-results"), help="the folder for what it says")
+    parser.add_argument("--go-on", action="store_true", help="go on without a GPU, to rehearse: what needs one falls")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="how long it may take in all")
+    parser.add_argument("--only", action="append", default=[], choices=[check.__name__ for check in CHECKS], help="this check alone")
+    chosen = parser.parse_args(arguments)
+    if not devices.gpus() and not chosen.go_on:
         print("gpu-check: no NVIDIA GPU answers on this machine (no driver, or no device): nothing was shown")
         return 1
-    if arguments != ["--measure"]:
-        return subprocess.run([built(), "-m", "benchmarks.gpu_check", "--measure"], cwd=TOP, check=False).returncode
-    try:
-        report(found[0], measure())
-    except Failed as error:
-        print(f"gpu-check: failed: {error}")
-        return 1
-    return 0
-
-
-def built() -> Path:
-    """Return the interpreter of an environment whose llama-cpp-python was built with CUDA."""
-    python = VENV / "bin" / "python"
-    if (VENV / "ready").exists():
-        return python
-    if shutil.which("nvcc") is None:
-        print("gpu-check: nvcc is not in PATH: the CUDA toolkit is needed to build llama-cpp-python")
-        raise SystemExit(1)
-    subprocess.run([sys.executable, "-m", "venv", "--clear", VENV], check=True)
-    version = importlib.metadata.version("llama-cpp-python")
-    cuda = os.environ | {"CMAKE_ARGS": f"-DGGML_CUDA=on {os.environ.get('CMAKE_ARGS', '')}".strip()}
-    binary = ["--no-binary", "llama-cpp-python", f"llama-cpp-python=={version}"]
-    subprocess.run([python, "-m", "pip", "install", "--quiet", *binary, "-e", f"{TOP}[demo]"], env=cuda, check=True)
-    (VENV / "ready").touch()
-    return python
-
-
-def measure() -> list[Measured]:
-    """Run the test job in every sandbox that works, on the GPU and beside it."""
-    modes = [found.mode for found in choose.probe_all() if found.works]
-    if not modes:
-        raise Failed("no sandbox works here, and nothing is tested without one")
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="gpu-check-") as folder:
-        path = Path(folder, "model.gguf")
-        models.write(SHAPE, path)
-        data = path.read_bytes()
-        path.unlink()
-        made = [applied(Path(folder, f"gpu-{mode}"), data, mode, on_gpu=True) for mode in modes]
-        made.append(applied(Path(folder, "cpu"), data, modes[0], on_gpu=False))
-    for one in made[:-1]:
-        refuse(one, len(data))
-    return made
+        Path(folder).chmod(0o755)
+        given = Given(Path(folder), LARGE if devices.gpus() else SMALL)  # a rehearsal on a CPU must end too
+        checks = [check for check in CHECKS if not chosen.only or check.__name__ in chosen.only]
+        results = [ran(check, given, began + chosen.seconds) for check in checks]
+    write(chosen.out, given.gpus, results, time.monotonic() - began)
+    return int(not all(result.passed for result in results))
 
 
-def applied(folder: Path, data: bytes, mode: str, *, on_gpu: bool) -> Measured:
-    """Apply a snapshot with the model on a node of its own; return what its test job did, and what the driver saw meanwhile."""
-    with serving() as server:
-        node = Node(folder, server)
-        layers = -1 if on_gpu else 0
-        node.configure(f'[smoke]\nsandbox = "{mode}"\n[runtime.llama-cpp]\ngpu_layers = {layers}\n')
-        smoke = {"prompt": "Hello", "max_tokens": TOKENS, "timeout": "300s"}
-        node.publish(node.item("large:v1", data, smoke=smoke, gpu_memory=len(data) if on_gpu else 0))
-        with watched() as seen:
-            ran = node.run("apply")
-        after = used()
-        if ran.code != 0 or node.states() != {"large:v1": "active"}:
-            raise Failed(f"the model is not active in {mode}: {ran.out[-1000:]}{ran.err[-1000:]}")
-        test: Document = node.run("status", "large:v1", "--json").json["models"][0]["test"]
-    return Measured(
-        where=test.get("device", ""),
-        sandbox=test.get("sandbox", ""),
-        layers=test.get("gpu_layers", 0),
-        told=test.get("gpu_memory_used", 0),
-        before=seen[0],
-        most=max(seen),
-        after=after,
-        rate=test["tokens_per_second"],
-        load_seconds=test["load_seconds"],
-    )
+def ran(check: Check, given: Given, until: float) -> Result:
+    """Run one check; whatever it raises is how it fell."""
+    name, figures, began = check.__name__.replace("_", " "), Figures(), time.monotonic()
+    if began > until:
+        result = Result(name=name, passed=False, said="left out: the time was over")
+    else:
+        try:
+            result = Result(name=name, passed=True, said=check(given, figures))
+        except Fell as fell:
+            result = Result(name=name, passed=False, said=str(fell))
+        except Exception as error:  # noqa: BLE001  the others must run
+            result = Result(name=name, passed=False, said=f"{type(error).__name__}: {error}"[:500])
+    result = structs.replace(result, figures=figures, seconds=round(time.monotonic() - began, 2))
+    print(line_of(result), flush=True)
+    return result
+
+
+def line_of(result: Result) -> str:
+    return f"{'passed' if result.passed else 'FELL  '}  {result.name} ({result.seconds:.1f} s): {result.said}"
+
+
+def write(out: Path, gpus: tuple[Gpu, ...], results: list[Result], seconds: float) -> None:
+    """Write what was found, for programs and for people."""
+    machine = {"kernel": platform.release(), "python": platform.python_version(), "gpus": [msgspec.to_builtins(gpu) for gpu in gpus]}
+    document = {"machine": machine, "seconds": round(seconds, 1), "checks": [msgspec.to_builtins(result) for result in results]}
+    (out / "gpu-check.json").write_text(json.dumps(document, indent=2, default=str) + "\n")
+    head = f"{', '.join(gpu.device for gpu in gpus) or 'no GPU'}, driver {gpus[0].driver if gpus else '-'}, kernel {platform.release()}"
+    fallen = sum(not result.passed for result in results)
+    lines = [head, *map(line_of, results), f"{len(results) - fallen} passed, {fallen} fell, in {seconds:.0f} s"]
+    (out / "gpu-check.txt").write_text("\n".join(lines) + "\n")
+    print(lines[-1])
 
 
 @contextlib.contextmanager
-def watched() -> Iterator[list[int]]:
-    """Note the GPU's used bytes, before and as long as this is entered."""
-    seen, stop = [used()], threading.Event()
+def watched() -> Iterator[Seen]:
+    """Note what the driver sees, before and as long as this is entered."""
+    seen, stop = Seen(before=used(), most=0, processes=set()), threading.Event()
+    known = processes()
 
     def watch() -> None:
         while not stop.wait(_SAMPLE_SECONDS):
-            seen.append(used())
+            seen.most = max(seen.most, used())
+            seen.processes |= processes() - known
 
     watching = threading.Thread(target=watch)
     watching.start()
@@ -152,6 +477,7 @@ def watched() -> Iterator[list[int]]:
     finally:
         stop.set()
         watching.join()
+        seen.after = used()
 
 
 def used() -> int:
@@ -159,35 +485,81 @@ def used() -> int:
     return sum(gpu.total_bytes - gpu.free_bytes for gpu in devices.gpus())
 
 
-def refuse(one: Measured, size: int) -> None:
-    """
-    Hold a test job to what running on the GPU means.
+def processes() -> set[int]:
+    """Return the ids of the processes that compute on a GPU, as NVML lists them: those of the machine, whatever namespace we are in."""
+    if not devices.gpus():
+        return set()
+    import pynvml
 
-    Raises:
-        Failed: the engine or the driver says otherwise.
-    """
-    if one.layers != SHAPE.layers + 1:
-        raise Failed(f"{one.layers} of {SHAPE.layers + 1} layers ran on the GPU in {one.sandbox}")
-    if one.most - one.before < size // 2:
-        raise Failed(f"the driver saw only {_mib(one.most - one.before)} more in use, for a model of {_mib(size)}")
-    if one.after - one.before > _SLACK_BYTES:
-        raise Failed(f"{_mib(one.after - one.before)} of the GPU's memory did not come back after the test job in {one.sandbox}")
+    found: set[int] = set()
+    with contextlib.suppress(pynvml.NVMLError):
+        pynvml.nvmlInit()
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+            found |= {process.pid for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)}
+        pynvml.nvmlShutdown()
+    return found
 
 
-def report(gpu: Gpu, made: list[Measured]) -> None:
-    """Print what was measured, as a table for the results."""
-    version = importlib.metadata.version("llama-cpp-python")
-    print(f"{gpu.name}, driver {gpu.driver}, llama-cpp-python {version} with CUDA")
-    print(f"a model of {SHAPE.layers} layers of width {SHAPE.width}, {TOKENS} tokens\n")
-    print("| where | sandbox | layers on the GPU | the engine says | before | most during | after | load | tokens/s |")
-    print("|---|---|---:|---:|---:|---:|---:|---:|---:|")
-    for one in made:
-        memory = " | ".join(_mib(size) for size in (one.told, one.before, one.most, one.after))
-        print(f"| {one.where} | {one.sandbox} | {one.layers} | {memory} | {one.load_seconds:.2f} s | {one.rate:.1f} |")
+_BALLAST = """
+import ctypes, sys
+library = ctypes.CDLL(sys.argv[1])
+free, total, place = ctypes.c_size_t(), ctypes.c_size_t(), ctypes.c_void_p()
+if library.cudaMemGetInfo(ctypes.byref(free), ctypes.byref(total)): sys.exit("no device")
+if library.cudaMalloc(ctypes.byref(place), ctypes.c_size_t(max(free.value - int(sys.argv[2]), 0))): sys.exit("no memory")
+print("taken", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def ballast(given: Given, *, leave: int) -> Iterator[int]:
+    """Take the first GPU's memory in another process, all but *leave* bytes; yield what is free then."""
+    places = driver_libraries.folders()
+    runtime = next((found for name in ("libcudart.so.13", "libcudart.so.12") if (found := driver_libraries.find(name, places))), None)
+    use = gpu_use.of_job(given.gpus, Runtimes(), "llama-cpp", server=False)
+    command = [sys.executable, "-c", _BALLAST, str(runtime or "libcudart.so"), str(leave)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=os.environ | use.variables) as taking:
+        assert taking.stdin
+        assert taking.stdout
+        assert taking.stderr
+        if taking.stdout.readline().strip() != "taken":
+            raise Fell(f"no memory could be taken: {taking.stderr.read().strip()[-300:]}")
+        try:
+            yield max((gpu.free_bytes for gpu in devices.gpus()), default=0)
+        finally:
+            taking.stdin.close()
+
+
+def _bare(given: Given, model: Path, variables: dict[str, str]) -> dict[str, Any]:
+    """Run the child that tests a model, without a sandbox, on a model that we made ourselves; return its verdict."""
+    smoke = msgspec.to_builtins(given.job(model, tokens=TOKENS).smoke)
+    document = {
+        "nonce": "n", "model": str(model), "tree": str(given.tree(model)), "entrypoint": "model.gguf", "roles": {}, "record": False,
+        "until": time.monotonic() + 60, "name": "m", "smoke": smoke, "options": {"gpu_layers": -1, "threads": 0}, "gpu": {},
+    }  # fmt: skip
+    command = [sys.executable, "-m", "reconciler.runtime.llama_cpp_worker"]
+    done = subprocess.run(
+        command, input=json.dumps(document), capture_output=True, text=True, check=False, timeout=90, env=os.environ | variables
+    )
+    found = re.findall(r"^\{.*\}$", done.stdout, re.MULTILINE)
+    if not found:
+        raise Fell(f"the child gave no verdict: {done.stderr.strip()[-300:]}")
+    answer: dict[str, Any] = json.loads(found[-1])
+    return answer
+
+
+def engines_folder() -> Path:
+    """Return the folder of the installed engine."""
+    place = next((Path(place, "llama_cpp") for place in sys.path if Path(place, "llama_cpp").is_dir()), None)
+    if place is None or engines.package_version("llama-cpp-python") is None:
+        raise Fell("llama-cpp-python is not installed")
+    return place
 
 
 def _mib(size: int) -> str:
-    return f"{size / (1 << 20):,.0f} MiB"
+    return f"{size / MIB:,.0f} MiB"
 
 
 if __name__ == "__main__":

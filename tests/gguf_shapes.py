@@ -1,8 +1,9 @@
 """
-GGUF models of any shape for measuring memory: real headers, and weights that are all zero in a file with a hole.
+GGUF models of any shape: real headers, and weights that are all zero in a file with a hole, or random ones that follow from a seed.
 
-llama.cpp loads them and makes its buffers; what they would answer means nothing. Nothing of the weights is written or read, so a model of
-a gigabyte takes no space and no time.
+llama.cpp loads them and makes its buffers. Nothing of zero weights is written or read, so a model of a gigabyte takes no space and no time;
+what it would answer means nothing. Random weights give a model that generates, the same on every machine, since numpy keeps the stream of
+a bit generator the same (NEP 19).
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ class Shape(Struct, frozen=True, kw_only=True):
         return self.head_width or self.width // self.heads
 
 
-def write(shape: Shape, path: Path) -> Path:
-    """Write the model of *shape* to *path*, and return it."""
+def write(shape: Shape, path: Path, seed: int | None = None) -> Path:
+    """Write the model of *shape* to *path*, and return it; with a *seed*, its weights (F16 and F32 only) are random, and norms one."""
     import gguf
     import numpy as np
 
@@ -69,7 +70,23 @@ def write(shape: Shape, path: Path) -> Path:
     start = -(-path.stat().st_size // 32) * 32
     with path.open("r+b") as file:
         file.truncate(start + sum(sizes))
+        if seed is not None:
+            file.seek(start)
+            stream = np.random.Generator(np.random.PCG64(seed))
+            for (name, dimensions, kind), size in zip(_tensors(shape), sizes, strict=True):
+                file.write(_weights(stream, name, dimensions, kind).ljust(size, b"\0"))
     return path
+
+
+def _weights(stream: Any, name: str, dimensions: tuple[int, ...], kind: str) -> bytes:
+    """Return the bytes of a tensor: a norm's are one, others small numbers that half precision holds exactly."""
+    import numpy as np
+
+    count = int(np.prod(dimensions))
+    if name.endswith("norm.weight"):
+        return np.ones(count, dtype=np.float32).tobytes()
+    numbers = np.frombuffer(stream.bytes(count), dtype=np.int8).astype(np.float32) / np.float32(512)
+    return bytes(numbers.astype(np.float16 if kind == "F16" else np.float32).tobytes())
 
 
 def _describe(writer: Any, gguf: Any, shape: Shape) -> None:
