@@ -441,7 +441,17 @@ def _legal_hint(message: str) -> str:
     """Return what the key may be that msgspec's *message* names; empty where it names none."""
     found = re.search(r"`\$\.([\w.-]+)", message)
     of = dict(environment.keys(Settings)).get(tuple(found[1].split("."))) if found else None
-    return f"{found[1]} is {environment.legal(of)}" if found and of else ""
+    return f"{found[1]} is {environment.legal(of)}; its default is {_default_of(found[1])}" if found and of else ""
+
+
+def _default_of(key: str) -> str:
+    """Return the default of *key*, such as ``store.grace``, as TOML writes it."""
+    import json
+
+    value: Any = Settings()
+    for name in key.split("."):
+        value = value.get(name) if isinstance(value, dict) else getattr(value, name.replace("-", "_"))
+    return json.dumps(msgspec.to_builtins(value))
 
 
 def keys_from(variables: Mapping[str, str]) -> frozenset[str]:

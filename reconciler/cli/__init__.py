@@ -152,7 +152,7 @@ def run(arguments: list[str]) -> int:
     except click.exceptions.Exit as error:
         return error.exit_code
     except click.ClickException as error:
-        return _report_usage_error(error, json=json)
+        return _report_usage_error(error, arguments, json=json)
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted: the next run finishes what this one began", err=True)
         return 130
@@ -174,14 +174,26 @@ def run(arguments: list[str]) -> int:
 _HELP: type[click.ClickException] | tuple[()] = getattr(click.exceptions, "NoArgsIsHelpError", ())
 
 
-def _report_usage_error(error: click.ClickException, *, json: bool) -> int:
+def _report_usage_error(error: click.ClickException, arguments: list[str], *, json: bool) -> int:
     if isinstance(error, _HELP):
         click.echo(error.format_message(), err=True)
         return UsageError.exit_code
     context = getattr(error, "ctx", None)
-    path = context.command_path if context is not None else "reconcile"
+    path = context.command_path if context is not None else _command_path(arguments)
     print_error(UsageError(error.format_message(), hint=f"see `{path} --help`"), json=json)
     return UsageError.exit_code
+
+
+def _command_path(arguments: list[str]) -> str:
+    """Return the command that *arguments* begin with, for an error of click's parser that does not say of which it is."""
+    command: click.Command | None = cli
+    path = ["reconcile"]
+    for word in arguments:
+        inner = command.get_command(click.Context(command), word) if isinstance(command, click.Group) else None
+        if inner is None:
+            break
+        command, path = inner, [*path, word]
+    return " ".join(path)
 
 
 def _open_streams() -> None:

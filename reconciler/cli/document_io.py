@@ -120,7 +120,7 @@ def write_snapshot(file: Path, made: EditResult) -> None:
     """Write the edited snapshot *made* to *file* and report which signatures it no longer has."""
     write(file, made.data)
     if made.dropped:
-        note(f"{len(made.dropped)} signature(s) are no longer valid and were removed: {', '.join(key[:16] for key in made.dropped)}")
+        note(f"{units.count(len(made.dropped), 'signature')} no longer valid and removed: {', '.join(key[:16] for key in made.dropped)}")
     print_line(f"wrote {file}: snapshot {made.version}, unsigned")
 
 

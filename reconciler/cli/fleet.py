@@ -141,6 +141,8 @@ def fleet_enroll(*, folder: Path, nodes: tuple[str, ...], keys: Path, everybody:
 
     if bool(nodes) == everybody:
         raise UsageError("name the nodes, or give --all", hint="see `reconcile fleet enroll --help`")
+    from reconciler.core import units
+
     register, enrolled = Register(keys), 0
     for name, path in collect.files_of(folder):
         try:
@@ -150,4 +152,4 @@ def fleet_enroll(*, folder: Path, nodes: tuple[str, ...], keys: Path, everybody:
                 document_io.print_line(f"{found.report.node}: key id {found.envelope.signatures[0].keyid}")
         except (TrustError, BadSignature, OSError) as error:
             document_io.print_line(printable(f"{name}: left out: {error}"))
-    document_io.print_line(f"{enrolled} node(s) enrolled in {keys}")
+    document_io.print_line(f"{units.count(enrolled, 'node')} enrolled in {keys}")

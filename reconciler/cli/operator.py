@@ -358,8 +358,8 @@ def _print_other_signatures(found: RootReport) -> None:
 def _completeness(found: RootReport) -> str:
     if found.complete:
         return "complete: nodes will accept it"
-    missing = [f"{found.missing} signature(s) by its own root keys"] if found.missing else []
+    missing = [f"{units.count(found.missing, 'more signature')} by its own root keys"] if found.missing else []
     if found.missing_previous:
-        count = "the" if found.missing_previous < 0 else str(found.missing_previous)
-        missing.append(f"{count} signature(s) by root {found.version - 1} (see --previous)")
+        these = "the signatures" if found.missing_previous < 0 else units.count(found.missing_previous, "more signature")
+        missing.append(f"{these} by root {found.version - 1} (see --previous)")
     return f"incomplete: it needs {' and '.join(missing)}"

@@ -113,7 +113,9 @@ def _signed(file: Path, data: bytes, root_file: Path | None) -> None:
     found = snapshots.inspect(data, root=document_io.load_root(root_file))
     if found.other_fields:
         document_io.note(f"nodes ignore fields that this version does not know: {printable(', '.join(found.other_fields))}")
-    document_io.print_line(f"signed {file}: snapshot {found.version} of {found.network}, {len(found.models)} model(s), {found.digest}")
+    document_io.print_line(
+        f"signed {file}: snapshot {found.version} of {found.network}, {units.count(len(found.models), 'model')}, {found.digest}"
+    )
     for one in found.signatures:
         if one.label:
             document_io.print_line(f"signed by {document_io.named(one.keyid, one.label)}")
@@ -122,8 +124,10 @@ def _signed(file: Path, data: bytes, root_file: Path | None) -> None:
 
 def _completeness(found: SnapshotReport) -> str:
     if found.missing < 0:
-        return f"{len(found.signatures)} signature(s); --root FILE shows whether they are enough"
-    return "complete: nodes will accept it" if found.missing == 0 else f"incomplete: it needs {found.missing} signature(s)"
+        return f"{units.count(len(found.signatures), 'signature')}; --root FILE shows whether they are enough"
+    return (
+        "complete: nodes will accept it" if found.missing == 0 else f"incomplete: it needs {units.count(found.missing, 'more signature')}"
+    )
 
 
 def _pae(file: Path) -> bytes:
@@ -177,7 +181,7 @@ def _print_models(found: SnapshotReport) -> None:
         document_io.print_line(
             f"  {model.id:<40} {model.state:<9} {units.human_size(model.bytes):>10}  {', '.join(model.tasks)}  {model.engine}"
         )
-    document_io.print_line(f"{len(found.models)} model(s), {units.human_size(found.bytes)} in all")
+    document_io.print_line(f"{units.count(len(found.models), 'model')}, {units.human_size(found.bytes)} in all")
 
 
 @click.command("export")

@@ -139,7 +139,7 @@ def snapshot_push(*, file: Path, target: str, folders: tuple[Path, ...], root_fi
         raise PublishError(f"{target} names no tag", hint="nodes look for the newest snapshot under a tag, as in :stable")
     files = _by_digest(snapshots.open_(data), folders)
     push.push(reference, file, files, read_source.registry_login(reference.registry))
-    document_io.print_line(f"pushed snapshot {report.version} and {len(files)} file(s) to {target}")
+    document_io.print_line(f"pushed snapshot {report.version} and {units.count(len(files), 'file')} to {target}")
     if files:
         document_io.print_line(f"nodes find the files with: reconcile snapshot set {file} --fallback '{push.template(reference)}'")
 

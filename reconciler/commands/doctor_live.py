@@ -61,7 +61,9 @@ def published_snapshot(given: CheckInput) -> Iterator[CheckResult]:
 def _fetch(node: NodeContext) -> tuple[bytes, datetime | None]:
     """Return the document at the snapshot's address, and the time that its server told."""
     if not http.is_url(node.snapshot):
-        return documents.fetch(node.snapshot, node.download, cap=node.limits.envelope_bytes).data or b"", None
+        return documents.fetch(
+            node.snapshot, node.download, cap=node.limits.envelope_bytes, hint=documents.NO_SNAPSHOT_HINT
+        ).data or b"", None
     download = node.download
     with http.opened(
         node.snapshot,

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 BAD_ROOT_HINT = "get root.json anew from the network's operator; `reconcile root inspect FILE` shows who signed it"
 NOT_READABLE_HINT = "let the user who runs reconcile read it: it must be a plain file"
 NO_FILE_HINT = "give the signed document's URL or file"
+NO_SNAPSHOT_HINT = "name its URL or file as [network] snapshot in the settings"
 
 
 @contextlib.contextmanager

@@ -62,9 +62,9 @@ class InitResult(Struct, frozen=True, kw_only=True):
         """What was made and what comes next."""
         pinned = f"; pinned the root of {self.network}, fingerprint {self.fingerprint}" if self.network else ""
         missing = [] if self.network else ["put the network's root beside it as root.json"]
-        missing += [] if self.snapshot else ["name the network's snapshot in it, its URL or file"]
+        missing += [] if self.snapshot else ["name the network's snapshot in it, by its URL or file"]
         lock = f"reconcile lock --config {self.config} ({self.warning})" if self.warning else "reconcile lock"
-        return f"wrote {self.config}{pinned}. Next: {', '.join([*missing, lock])}"
+        return f"wrote {self.config}{pinned}. Next: {'; '.join([*missing, lock])}"
 
 
 def init(
@@ -185,7 +185,8 @@ def _read_root(root_file: Path) -> bytes:
     try:
         return documents.read_capped(root_file, Limits().root_bytes)
     except OSError as error:
-        raise SettingsError(f"{root_file} cannot be read: {error.strerror}") from None
+        hint = "get the root from the network's operator, and name the file with --root FILE"
+        raise SettingsError(f"{root_file} cannot be read: {error.strerror}", hint=hint) from None
 
 
 def inspect_root(envelope: bytes, place: str, fingerprint: str = "") -> tuple[TrustRoot, str]:

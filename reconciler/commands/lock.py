@@ -138,7 +138,7 @@ def verify_snapshot(
 def _fetch_envelope(context: NodeContext, source: str, ledger: Ledger) -> tuple[bytes, Etag | None]:
     """Return the envelope at *source* with its ETag; where the server still has the one beside the lock, that one."""
     place = source or context.snapshot
-    hint = documents.NO_FILE_HINT if source else "name its URL or file as [network] snapshot in the settings"
+    hint = documents.NO_FILE_HINT if source else documents.NO_SNAPSHOT_HINT
     known = _known_envelope(context, place, ledger)
     etag = known[1].etag if known else ""
     fetched = documents.fetch(place, context.download, cap=context.limits.envelope_bytes, etag=etag, hint=hint)

@@ -67,7 +67,7 @@ def verify(data: bytes, payload_type: str, keys: Mapping[str, Any], threshold: i
     payload = payload_of(envelope)
     valid = valid_keyids(envelope, payload, keys, limits=limits)
     if len(valid) < threshold:
-        raise BadSignature(f"{len(valid)} valid signature(s) by keys of the role, {threshold} needed")
+        raise BadSignature(f"valid signatures by keys of the role: {len(valid)}, needed: {threshold}")
     return payload
 
 

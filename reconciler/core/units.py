@@ -27,7 +27,7 @@ def size(text: str | int) -> int:
     """
     if isinstance(text, int):
         return text
-    number, unit = _split(text)
+    number, unit = _split(text, "512MiB or 10GiB")
     if unit not in _SIZES:
         raise ValueError(f"not a size: {text!r}; write it like 512MiB or 10GiB")
     return int(number * _SIZES[unit])
@@ -42,16 +42,16 @@ def seconds(text: str | float) -> float:
     """
     if isinstance(text, int | float):
         return float(text)
-    number, unit = _split(text)
+    number, unit = _split(text, "90s, 5m, 24h or 7d")
     if unit not in _TIMES:
         raise ValueError(f"not a duration: {text!r}; write it like 90s, 5m, 24h or 7d")
     return number * _TIMES[unit]
 
 
-def _split(text: str) -> tuple[float, str]:
+def _split(text: str, example: str) -> tuple[float, str]:
     found = _NUMBER.fullmatch(text.strip())
     if not found:
-        raise ValueError(f"not a number with a unit: {text[:40]!r}")
+        raise ValueError(f"not a number with a unit: {text[:40]!r}; write it like {example}")
     return float(found[1]), found[2]
 
 

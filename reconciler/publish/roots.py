@@ -170,7 +170,7 @@ def without_key(root: TrustRoot, keyid: str, roles: Sequence[RoleName]) -> Trust
         left = tuple(one for one in role.keyids if one != found)
         if len(left) < role.threshold:
             raise PublishError(
-                f"role {name!r} asks for {role.threshold} signature(s) and would have {len(left)} key(s) left",
+                f"role {name!r} needs {role.threshold} keys to sign, and {len(left)} would be left",
                 hint=f"add the new key first, or lower the threshold with `reconcile root set FILE --{name}-threshold N`",
             )
         root = _with_role(root, name, replace(role, keyids=left))

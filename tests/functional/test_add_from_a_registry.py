@@ -226,7 +226,7 @@ def test_a_network_needs_nothing_but_a_registry(work: Path, server: Server) -> N
             (work / "list.json").write_bytes(data)
             ran = run("snapshot", "push", "list.json", target, "--files", "models")
             assert ran.code == 0, ran
-            assert f"pushed snapshot {version} and 1 file(s)" in ran.out
+            assert f"pushed snapshot {version} and 1 file" in ran.out
             assert f"--fallback '{template}'" in ran.out
             assert node.run("sync").code == 0
             assert node.run("sync").code == 0

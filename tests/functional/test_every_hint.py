@@ -115,7 +115,6 @@ ELSEWHERE = {
 #: Hints of an error's kind that are never printed, since each place that raises it gives a better one: they stand in the reference.
 GENERAL = (
     "`reconcile doctor` checks this machine for problems",
-    "correct the key or the file that the message names",
     "run `reconcile lock` to make the lock and its envelope",
     "what was accepted before stays in use; ask the network's operator for the current signed document",
     "it is tried again on the next run; `reconcile incidents` shows what each source answered",

@@ -257,7 +257,7 @@ def test_enroll_then_report(node: Node, reports: Path) -> None:
     arguments = [str(reports), "--keys", str(other)]
     assert run("fleet", "report", *arguments).code == 1
     assert run("fleet", "enroll", *arguments, "somebody").code == 0
-    assert "1 node(s)" in run("fleet", "enroll", *arguments, "--all").out
+    assert "1 node enrolled" in run("fleet", "enroll", *arguments, "--all").out
     html = reports.parent / "report.html"
     ran = run("fleet", "report", *arguments, "--html", str(html))
     assert (ran.code, "a:v1: 1 serving" in ran.out) == (0, True)

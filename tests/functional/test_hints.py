@@ -261,7 +261,7 @@ def test_what_is_wrong_with_a_file_of_an_operator_names_it(alone: Path) -> None:
 
 def test_init_says_what_is_still_missing(alone: Path) -> None:
     said = run("init").out
-    assert "put the network's root beside it as root.json, name the network's snapshot in it, its URL or file, reconcile lock" in said
+    assert "put the network's root beside it as root.json; name the network's snapshot in it, by its URL or file; reconcile lock" in said
     (alone / "root.json").write_bytes(Network().root(signers=()))
     ran = run("init", "--force", "--root", "root.json", "--snapshot", "https://h.example.org/snapshot.json")
     assert ran.code == 4
@@ -442,3 +442,11 @@ def test_init_writes_no_address_that_lock_refuses(alone: Path) -> None:
     assert "[network] snapshot" in ran.err
     assert "hidden" not in ran.err
     assert list(alone.iterdir()) == []
+
+
+@pytest.mark.parametrize("line", ["plan --only", "snapshot add", "status --nope", "trust update", "snapshot add --nope x"])
+def test_the_hint_of_wrong_usage_names_the_command_that_was_typed(line: str) -> None:
+    ran = run(*line.split())
+    words = [word for word in line.split() if not word.startswith("-")][: 2 if line.startswith(("snapshot", "trust")) else 1]
+    assert ran.code == 64
+    assert f"hint: see `reconcile {' '.join(words)} --help`" in ran.err

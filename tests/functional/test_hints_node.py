@@ -434,6 +434,11 @@ LOCKED = [
         lambda scene: os.chown(scene.folder / "reconcile.toml", 12345, 12345),
     ),
     told("edit it, or replace it with --force", "init", then="init --force"),
+    told(
+        "get the root from the network's operator, and name the file with --root FILE",
+        "init --force --root gone.json",
+        then="init --force --root root.json",
+    ),
     told("ask the network's operator for it, by another way", "init --force --root https://h.example.org/root.json"),
     Row(hint="`reconcile lock --check --against {}` compares with it", line="lock --against snapshot.json"),
     Row(
@@ -448,6 +453,7 @@ LOCKED = [
     told("there are: {}", "status zzzz", then="status a:v1"),
     told("failed: {}", "retry a:v1"),
     Row(hint="see `{} --help`", line="status --nope"),
+    told("correct the key or the file that the message names", "plan", replaced("[store]", '[store]\ngrace = "24 hours"')),
     told("{} is {}", "plan", settings('\n[download]\nconnections = "many"\n')),
     told("known here: {}", "plan", replaced("[store]", "[store]\nzzzzzzzz = 1")),
     told("did you mean {}?", "plan", replaced("[store]", "[store]\ngrce = 1")),

@@ -236,7 +236,7 @@ def openssl(folder: Path, *arguments: str) -> None:
 
 def test_two_people_sign_a_snapshot_in_turn_and_nodes_take_it_then(ready: Terminal) -> None:
     ready("snapshot sign snapshot.json --key carol.key --root root.1.json")
-    assert "incomplete: it needs 1 signature(s)" in ready.out
+    assert "incomplete: it needs 1 more signature" in ready.out
     with pytest.raises(BadSignature):
         accepted(ready)
     ready("snapshot sign snapshot.json --key dave.key --root root.1.json")
@@ -266,7 +266,7 @@ def test_the_bytes_to_sign_go_through_a_pipe_as_they_are(ready: Terminal) -> Non
 def test_an_edit_of_a_signed_snapshot_says_that_its_signatures_are_gone(ready: Terminal) -> None:
     ready("snapshot sign snapshot.json --key carol.key")
     ready("snapshot set-state snapshot.json tiny:v1 disabled")
-    assert "note: 1 signature(s) are no longer valid and were removed" in ready.err
+    assert "note: 1 signature no longer valid and removed" in ready.err
     assert "snapshot 2, unsigned" in ready.out
 
 

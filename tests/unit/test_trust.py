@@ -58,7 +58,7 @@ def test_a_refusal_says_where() -> None:
 
 def test_a_refusal_for_too_few_signatures_says_how_many_there_are_and_are_needed() -> None:
     network = Network(snapshot_keys=3, snapshot_threshold=3)
-    with pytest.raises(BadSignature, match=r"2 valid signature\(s\) by keys of the role, 3 needed") as found:
+    with pytest.raises(BadSignature, match=r"valid signatures by keys of the role: 2, needed: 3") as found:
         trust.open_snapshot(network.snapshot(signers=network.snapshot_keys[:2]), network.trusted())
     assert "operator" in found.value.hint
 
