@@ -12,6 +12,7 @@ import pytest
 
 from reconciler.core.errors import StoreError
 from reconciler.store import generations, observe
+from reconciler.store.layout import Layout
 from reconciler.store.ledger import Ledger
 from tests.storenode import StoreNode, memory, traces
 from tests.twins.content import Files, changed, name_of
@@ -247,3 +248,14 @@ def test_copies_in_the_making_and_damaged_ones_belong_in_cold_storage(tmp_path: 
     (folder / f".{DIGITS}.damaged").touch()
 
     assert observe.unexpected_paths(tmp_path) == ()
+
+
+def test_a_link_in_staging_counts_for_nothing(tmp_path: Path) -> None:
+    name = "sha256:" + "0" * 64
+    layout = Layout(tmp_path, tmp_path / "archive")
+    attempt = layout.staging / name.replace(":", "-") / "1"
+    attempt.mkdir(parents=True)
+    (tmp_path / "other").write_bytes(b"x" * 9000)
+    (attempt / "data").symlink_to(os.path.relpath(tmp_path / "other", attempt))
+
+    assert observe.partial_bytes(layout, {name: 1 << 20}) == {}

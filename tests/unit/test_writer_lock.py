@@ -125,3 +125,15 @@ def test_a_strange_lock_file_is_refused_clearly(tmp_path: Path, what: str) -> No
         pass
 
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_who_holds_is_told_of_the_file_itself_and_no_strange_file_holds_up_the_answer(tmp_path: Path) -> None:
+    path = tmp_path / ".lock"
+    (tmp_path / "link").symlink_to(path)
+    os.mkfifo(tmp_path / "fifo")
+
+    assert writer_lock.holder(path) == ""
+    with writer_lock.hold(path):
+        assert writer_lock.holder(path) == f"process {os.getpid()}"
+        assert writer_lock.holder(tmp_path / "link") == ""
+    assert [writer_lock.holder(path), writer_lock.holder(tmp_path / "fifo")] == ["", ""]
