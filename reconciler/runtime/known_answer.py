@@ -6,7 +6,8 @@ Rules that hold here:
 1. The recorded tokens are fed one by one (teacher forcing), never the model's own. After one close choice that falls otherwise, all that a
    model generates differs; with the recorded tokens as its input it is asked the same question at every position.
 2. Compared is the model's first choice, only at the positions that are named as sure: there the recorder's first choice led the second by
-   ``MARGIN`` or more. A recording has at least ``LEAST_TOKENS`` tokens and ``LEAST_SURE`` such positions, or there is none.
+   ``MARGIN`` or more. A recording has at least ``LEAST_TOKENS`` tokens and ``LEAST_SURE`` such positions, or there is none; as many
+   tokens as the test job generates, if those are more.
 3. The prompt is compared before, as token ids. Where another tokenizer splits it otherwise, the engine is at fault, not the model: the
    test could not be made, and is reported as that.
 4. What was compared is counted. Where nothing was, nothing is said to agree.
@@ -92,9 +93,9 @@ class Reader:
         return bool(self._llama_cpp.llama_vocab_is_eog(vocabulary, int(token)))
 
 
-def record(llama_cpp: Any, model: Any, prompt: Sequence[int], late: Late) -> Recording:
+def record(llama_cpp: Any, model: Any, prompt: Sequence[int], late: Late, *, tokens: int = LEAST_TOKENS) -> Recording:
     """
-    Return what *model* answers to *prompt*: until enough positions are sure, and at least ``LEAST_TOKENS`` tokens.
+    Return what *model* answers to *prompt*: until enough positions are sure, and at least ``LEAST_TOKENS`` tokens, and *tokens*.
 
     Where it would end the answer, its likeliest other token is recorded and fed, and the position is not compared: what follows an end
     says little, and a model repeats it for ever.
@@ -103,8 +104,9 @@ def record(llama_cpp: Any, model: Any, prompt: Sequence[int], late: Late) -> Rec
         CannotTest: it is not sure often enough, or its context is too small.
     """
     reader, choices, sure = Reader(llama_cpp, model, prompt), list[Choice](), list[int]()
-    room = min(MOST_TOKENS, model.n_ctx() - len(prompt))
-    while len(choices) < LEAST_TOKENS or len(sure) < LEAST_SURE:
+    least = max(LEAST_TOKENS, tokens)
+    room = min(max(MOST_TOKENS, tokens), model.n_ctx() - len(prompt))
+    while len(choices) < least or len(sure) < LEAST_SURE:
         if len(choices) >= room:
             raise CannotTest(_too_little(len(choices), len(sure)))
         choice = reader.choice()
@@ -113,8 +115,8 @@ def record(llama_cpp: Any, model: Any, prompt: Sequence[int], late: Late) -> Rec
         choices.append(choice)
         reader.feed(choice.goes_on)
         late(len(choices))
-    tokens = [choice.goes_on for choice in choices]
-    return Recording({"tokens": tokens, "sure": sure, "prompt": list(prompt), "margin": MARGIN, "version": ANSWER_VERSION}, choices)
+    answer = [choice.goes_on for choice in choices]
+    return Recording({"tokens": answer, "sure": sure, "prompt": list(prompt), "margin": MARGIN, "version": ANSWER_VERSION}, choices)
 
 
 def _too_little(tokens: int, sure: int) -> str:

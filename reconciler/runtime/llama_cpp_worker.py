@@ -121,7 +121,7 @@ def _test(llama_cpp: Any, log: Log, job: dict[str, Any], files: dict[str, ModelF
     _compare_answer(llama_cpp, model, job)
     if job["record"] and smoke["task"] != "embedding":
         late = functools.partial(_refuse_late, job)
-        found["answer"] = known_answer.record(llama_cpp, model, _prompt_tokens(model, smoke), late).answer
+        found["answer"] = known_answer.record(llama_cpp, model, _prompt_tokens(model, smoke), late, tokens=smoke["max_tokens"]).answer
     for path in (path for path, file in files.items() if file.role == "mmproj"):
         exercised += _try_projector(llama_cpp, job, model, path, adapters)
     for file in files.values():

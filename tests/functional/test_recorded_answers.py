@@ -58,6 +58,10 @@ def test_a_recording_has_32_tokens_and_eight_sure_positions_and_says_by_which_ru
     assert list(answer["prompt"]) == [1, *(3 + byte for byte in "▁Hello".encode())]
 
 
+def test_a_test_job_that_generates_more_records_more(tmp_path: Path) -> None:
+    assert len(recorded(tmp_path, sharp("a"), max_tokens=48)["tokens"]) == 48
+
+
 def test_a_model_that_is_never_sure_gives_no_answer_to_record(tmp_path: Path) -> None:
     report = jobs.make_tester(tmp_path).test(msgspec.structs.replace(jobs.job(tmp_path, tiny("a")), record=True))
     assert report.verdict == "unable"
