@@ -77,7 +77,7 @@ class Place:
             "UV_CACHE_DIR": str(self.folder / "uv"), "UV_TOOL_DIR": str(home / "tools"), "UV_TOOL_BIN_DIR": str(home / "bin"),
             "PIPX_HOME": str(home / "pipx"), "PIPX_BIN_DIR": str(home / "bin"),
             "PIP_CACHE_DIR": _pip("cache", "dir"), "PIP_FIND_LINKS": f"{self.wheels} {os.environ.get('PIP_FIND_LINKS', '')}".strip(),
-            "UV_FIND_LINKS": ",".join([str(self.wheels), *os.environ.get("PIP_FIND_LINKS", "").split()]), "UV_NATIVE_TLS": "true",
+            "UV_FIND_LINKS": ",".join([str(self.wheels), *os.environ.get("PIP_FIND_LINKS", "").split()]), "UV_SYSTEM_CERTS": "true",
         } | _index()  # fmt: skip
         subprocess.run(["bash", "-euo", "pipefail", "-c", typed], cwd=self.checkout, env=environment, check=True, stdout=subprocess.DEVNULL)
         program = next(path for path in (home / "bin/reconcile", own / "reconcile") if path.exists())
