@@ -131,6 +131,7 @@ def snapshot_add(
         model = _with_recorded_answer(model, found)
     replaced = _write_update(file, data, model, beside=given["beside"], redirects=reader.redirects)
     _print_notes(model, given, members, refusals)
+    _print_findings(model, headers, members)
     size = units.human_size(sum(one.size for one in measured))
     document_io.print_line(f"added {model.id}: {size}, {', '.join(model.tasks)}, {_memory(model)}")
     if shown := [f"{printable(one.path)} {one.role}" for one in model.artifacts if one.role]:
@@ -231,6 +232,16 @@ def _print_notes(model: Model, given: dict[str, Any], members: tuple[str, ...] |
         document_io.note("a URL has a query, and snapshots are public: make sure that it is not a secret and does not expire")
     for refusal in refusals:
         document_io.note(f"an engine may refuse this file: {printable(refusal)}")
+
+
+def _print_findings(model: Model, headers: list[GgufFacts | None], members: tuple[str, ...] | None) -> None:
+    """Print what its files tell against *model*: they are here now, and are not when it is signed."""
+    from reconciler.publish import lint
+
+    facts = next((facts for one, facts in zip(model.artifacts, headers, strict=True) if one.path == model.entrypoint), None)
+    if members is None and (facts is not None or not model.entrypoint.endswith(".gguf")):  # of the others is said what they are instead
+        for one in lint.of_header(model, facts):
+            document_io.note(f"{one.level}: {printable(one.text)}{f' ({one.hint})' if one.hint else ''}")
 
 
 def _write_update(file: Path, data: bytes, model: Model, *, beside: bool, redirects: dict[str, tuple[str, ...]]) -> tuple[str, ...]:

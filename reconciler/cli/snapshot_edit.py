@@ -114,7 +114,7 @@ def _assignment(text: str) -> tuple[str, Any]:
     metavar="FILE",
     help="Warn of models that fit on no node of these profiles; of a folder, of each *.toml in it (may be repeated).",
 )
-@click.option("--online", is_flag=True, help="Ask each URL for its first byte.")
+@click.option("--online", is_flag=True, help="Ask each URL for its first bytes, and read the header of the model.")
 @click.option("--digests", is_flag=True, help="Read each URL to its end and compare the digest.")
 @click.option("--strict", is_flag=True, help="Exit 1 for warnings too.")
 @click.option("--ca-file", type=FILE, help="Certificate authorities for https, instead of the system's.")
@@ -153,4 +153,4 @@ def _online(found: Snapshot, *, digests: bool, ca_file: str) -> list[Any]:
     from reconciler.publish import lint
 
     reader = read_source.SourceReader(ca_file=ca_file)
-    return list(lint.online(found, reader.refusal, reader.digest if digests else None))
+    return list(lint.online(found, reader.refusal, reader.digest if digests else None, reader.gguf_header))

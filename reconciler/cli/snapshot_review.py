@@ -39,11 +39,12 @@ _ROOT = click.option("--root", "root_file", type=FILE, help="The network's root,
 @click.option(
     "--reviewed", default="", show_default=False, metavar="DIGEST", help="Sign only the snapshot with this digest: the one you read."
 )
+@click.option("--no-lint", is_flag=True, help="Sign although `snapshot lint` finds errors.")
 @click.option("--against", type=FILE, help="The snapshot that was signed last: on a terminal, show what changed since, and ask.")
 @YES
 @PASSPHRASE
 def snapshot_sign(
-    *, file: Path, key_file: Path, signer: str, root_file: Path | None, reviewed: str, against: Path | None, yes: bool,
+    *, file: Path, key_file: Path, signer: str, root_file: Path | None, reviewed: str, no_lint: bool, against: Path | None, yes: bool,
     passphrase_file: Path | None,
 ) -> None:  # fmt: skip
     """
@@ -55,13 +56,17 @@ def snapshot_sign(
       reconcile snapshot sign snapshot.json --key ci.pub --signer 'pkcs11:token=release;object=ci?module-path=…'
 
     --reviewed refuses any other snapshot than the one that `inspect` and `diff` showed. Without it, and on a terminal, what is signed is
-    shown before you are asked. A --signer is a command that reads the bytes to be signed and writes the signature; --key is then the
+    shown before you are asked. What `snapshot lint` calls an error is not signed, and its warnings are shown.
+
+    A --signer is a command that reads the bytes to be signed and writes the signature, or the URI of a key in a token; --key is then the
     public key.
     """
     from reconciler.publish import snapshots
 
     trusted = document_io.load_root(root_file)
     data, now = document_io.read_snapshot(file), document_io.now()
+    if not no_lint:
+        _lint(data)
     if not (reviewed or yes) and sys.stdin.isatty():
         _show_and_ask(data, against)
     if signer:
@@ -70,6 +75,14 @@ def snapshot_sign(
     else:
         made = snapshots.sign(data, document_io.private_key(key_file, passphrase_file), now=now, root=trusted, reviewed=reviewed)
     _signed(file, made, root_file)
+
+
+def _lint(data: bytes) -> None:
+    """Refuse to sign what no node would serve; show what a person should look at."""
+    from reconciler.publish import lint, snapshots
+
+    for one in lint.before_signing(snapshots.open_(data)):
+        document_io.note(printable(f"{one.id}: {one.text}" if one.id else one.text))
 
 
 def _show_and_ask(data: bytes, against: Path | None) -> None:

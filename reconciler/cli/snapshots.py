@@ -12,10 +12,14 @@ import click
 from reconciler.cli import document_io, snapshot_edit, snapshot_review, snapshot_test
 from reconciler.cli.options import FILE, MODEL_STATE, Part
 from reconciler.cli.snapshot_add import snapshot_add
+from reconciler.core import units
+from reconciler.core.errors import UsageError
 
 if TYPE_CHECKING:
     from reconciler.core.snapshot import Snapshot
     from reconciler.core.vocabulary import KnownState
+
+_LIFETIME = timedelta(days=30)
 
 
 @click.group()
@@ -25,31 +29,59 @@ def snapshot() -> None:
 
 @snapshot.command("new")
 @click.argument("file", type=FILE)
-@click.option("--network", required=True, metavar="NAME", help="The network's name, as in its root.")
+@click.option("--network", default="", show_default=False, metavar="NAME", help="Its network, as in the root [default: that of OLD].")
+@click.option("--from", "old", type=FILE, metavar="OLD", help="Begin with all that this snapshot has, signed or not; it stays as it is.")
 @click.option(
     "--expires",
     type=document_io.FutureTime(),
-    default="30d",
     metavar="TIME",
-    help="When it expires. Each later change renews it for the same time.",
+    help="When it expires. Each later change renews it for the same time [default: 30d, or as long as OLD].",
 )
-@click.option("--version", type=click.IntRange(1), default=1, help="Its first version: higher than any that nodes have seen.")
+@click.option(
+    "--version", type=click.IntRange(1), help="Its version: higher than any that nodes have seen [default: 1, or the one after OLD's]."
+)
 @click.option("--fallback", multiple=True, metavar="URL", help="A mirror of all blobs: https://…/{algorithm}/{hex} (may be repeated).")
 @click.option("--retest-after", default="", show_default=False, metavar="TIME", help="Test models again after this time, e.g. 7d.")
-def snapshot_new(*, file: Path, network: str, expires: datetime, version: int, fallback: tuple[str, ...], retest_after: str) -> None:
+def snapshot_new(
+    *, file: Path, network: str, old: Path | None, expires: datetime | None, version: int | None, fallback: tuple[str, ...],
+    retest_after: str,
+) -> None:  # fmt: skip
     """
-    Make an empty snapshot, unsigned.
+    Make a snapshot, unsigned: empty, or with all that another has.
 
     \b
       reconcile snapshot new snapshot.json --network testnet --expires 30d
+      reconcile snapshot new snapshot.json --from published.json
+      reconcile snapshot new staging.json --from published.json --network staging
     """
     from reconciler.publish import snapshots
 
     now = document_io.now()
-    lifetime = timedelta(seconds=round((expires - now).total_seconds()))
-    data = snapshots.new(network, now=now, lifetime=lifetime, version=version, fallback=fallback, retest_after=retest_after)
+    lifetime = timedelta(seconds=round((expires - now).total_seconds())) if expires else None
+    if old is not None:
+        made = snapshots.new_from(document_io.read_snapshot(old), now=now, network=network, version=version or 0, lifetime=lifetime)
+        if fallback or retest_after:
+            made = snapshots.edit(made.data, lambda found: _with_common(found, fallback, retest_after), now=now)
+        document_io.write(file, made.data, new=True)
+        found = snapshots.open_(made.data)
+        models = units.count(len(found.models), "model")
+        document_io.print_line(f"wrote {file}, unsigned: snapshot {found.version} of {found.network}, {models} from {old}")
+        return
+    if not network:
+        raise UsageError("the network is not named", hint="give --network NAME, or --from OLD")
+    data = snapshots.new(
+        network, now=now, lifetime=lifetime or _LIFETIME, version=version or 1, fallback=fallback, retest_after=retest_after
+    )
     document_io.write(file, data, new=True)
     document_io.print_line(f"wrote {file}, unsigned and empty; next: reconcile snapshot add {file} NAME:VERSION SOURCE")
+
+
+def _with_common(found: Snapshot, fallback: tuple[str, ...], retest_after: str) -> Snapshot:
+    """Return *found* with what applies to all models, where it is given."""
+    from msgspec.structs import replace
+
+    found = replace(found, sources=replace(found.sources, fallback=fallback)) if fallback else found
+    return replace(found, retest_after=retest_after) if retest_after else found
 
 
 snapshot.add_command(snapshot_add)
@@ -118,17 +150,13 @@ def snapshot_set(*, file: Path, expires: datetime | None, fallback: tuple[str, .
     \b
       reconcile snapshot set snapshot.json --expires 30d
     """
-    from msgspec.structs import replace
-
     from reconciler.publish import snapshots
-
-    def change(found: Snapshot) -> Snapshot:
-        found = replace(found, sources=replace(found.sources, fallback=fallback)) if fallback else found
-        return replace(found, retest_after=retest_after) if retest_after else found
 
     now = document_io.now()
     lifetime = timedelta(seconds=round((expires - now).total_seconds())) if expires else None
-    document_io.write_snapshot(file, snapshots.edit(document_io.read_snapshot(file), change, now=now, lifetime=lifetime))
+    data = document_io.read_snapshot(file)
+    made = snapshots.edit(data, lambda found: _with_common(found, fallback, retest_after), now=now, lifetime=lifetime)
+    document_io.write_snapshot(file, made)
 
 
 @snapshot.command("rollout")

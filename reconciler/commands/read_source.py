@@ -25,8 +25,9 @@ from pathlib import Path
 
 from msgspec import structs
 
-from reconciler.core import urls
+from reconciler.core import gguf, urls
 from reconciler.core.errors import FetchError, PublishError, SettingsError
+from reconciler.core.gguf import GgufFacts
 from reconciler.core.snapshot import Artifact
 from reconciler.fetch import bucket, credentials, http, sources
 from reconciler.fetch.credentials import Credential, Credentials
@@ -133,13 +134,8 @@ class SourceReader:
         """Return what the source says of *file*, with its first bytes where a header may be in them."""
         if answer.length is not None and answer.length != file.size:
             raise PublishError(f"{sources.redact(file.place)} has {answer.length:,} bytes, and its source says {file.size:,}")
-        head = b""
-        if file.path.endswith(".gguf"):
-            for chunk in http.chunks(answer, file.place, max_bytes=self._max_bytes):
-                head += chunk
-                if len(head) >= _HEAD_BYTES:
-                    break
-        return Measured(digest=file.digest, size=file.size, head=head[:_HEAD_BYTES])
+        head = self._head(answer, file.place) if file.path.endswith(".gguf") else b""
+        return Measured(digest=file.digest, size=file.size, head=head)
 
     def refusal(self, url: str, size: int) -> str:
         """Return why *url* does not give a file of *size* bytes; empty where it begins to."""
@@ -150,6 +146,28 @@ class SourceReader:
         except (FetchError, PublishError) as error:
             return error.message
         return ""
+
+    def gguf_header(self, url: str, artifact: Artifact) -> GgufFacts | None:
+        """
+        Return the facts of the GGUF header at *url*; None where what is there has none.
+
+        Raises:
+            FetchError: its server does not give it.
+        """
+        with self._opened(url) as answer:
+            head = self._head(answer, url)
+        try:
+            return artifacts.gguf_facts(Measured(digest=artifact.digest, size=artifact.size, head=head))
+        except gguf.Malformed:
+            return None
+
+    def _head(self, answer: HTTPResponse, place: str) -> bytes:
+        head = b""
+        for chunk in http.chunks(answer, place, max_bytes=self._max_bytes):
+            head += chunk
+            if len(head) >= _HEAD_BYTES:
+                break
+        return head[:_HEAD_BYTES]
 
     def digest(self, url: str, artifact: Artifact) -> str:
         """Return the digest of what *url* gives, by the algorithm of *artifact*'s."""

@@ -6,18 +6,22 @@ Rules that hold here:
 1. An error is what keeps a model from serving on every node, or lets a secret into a public document; a warning is what a person should
    look at. Nothing is changed.
 2. The network is asked through functions that the caller gives.
+3. What a file is, its name alone does not prove: an error that follows from a name is one that no file of such a name escapes.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import PurePosixPath
 from typing import Literal
 from urllib.parse import parse_qsl, urlsplit
 
 from msgspec import Struct
 
 from reconciler.core import units
+from reconciler.core.errors import PublishError, ReconcileError
+from reconciler.core.gguf import GgufFacts
 from reconciler.core.node import NodeFacts
 from reconciler.core.snapshot import LEAST_SURE, LEAST_TOKENS, Artifact, Model, Snapshot
 from reconciler.publish import signable
@@ -27,9 +31,13 @@ Level = Literal["error", "warning"]
 Probe = Callable[[str, int], str]
 #: Reads a URL to its end; returns its digest by the algorithm given.
 Hash = Callable[[str, Artifact], str]
+#: Reads the GGUF header at a URL; None where there is none.
+Header = Callable[[str, Artifact], GgufFacts | None]
 
 #: Engines that nodes have without a binding of their own.
 _ENGINES = frozenset({"llama-cpp", "openai"})
+#: Suffixes under which GGUF files are found too.
+_MAYBE_GGUF = frozenset({"", ".bin", ".ggml", ".part"})
 #: Parts of query parameters' names that carry a signature or a secret (AWS, Google, Azure, CloudFront, plain tokens).
 _SECRETS = re.compile(r"signature|credential|token|secret|password|^sig$|^key$|api[-_]?key|policy|key-pair-id|expires", re.IGNORECASE)
 
@@ -55,9 +63,26 @@ def lint(found: Snapshot, *, nodes: Iterable[NodeFacts] = ()) -> tuple[Finding, 
     return tuple(
         finding
         for model in found.models
-        for check in (_engine, _format, _licence, _job, _answer, _urls)
+        for check in (_engine, _format, _template, _licence, _job, _answer, _urls)
         for finding in (*check(model), *(_fits(model, profiles) if check is _engine else ()))
     ) + tuple(_relations(found))
+
+
+def before_signing(found: Snapshot) -> tuple[Finding, ...]:
+    """
+    Return the warnings about *found*, which whoever signs it is shown.
+
+    Raises:
+        PublishError: there are errors; it names the first.
+    """
+    findings = lint(found)
+    errors = [one for one in findings if one.level == "error"]
+    if errors:
+        first, more = errors[0], f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+        text = f"{first.id}: {first.text}" if first.id else first.text
+        hint = f"{first.hint}; " if first.hint else ""
+        raise PublishError(f"{text}{more}", hint=f"{hint}`reconcile snapshot lint` shows all; --no-lint signs it all the same")
+    return findings
 
 
 def secret_in(url: str) -> str:
@@ -66,9 +91,11 @@ def secret_in(url: str) -> str:
     return next((name for name in names if _SECRETS.search(name)), "")
 
 
-def online(found: Snapshot, probe: Probe, hash_: Hash | None = None) -> Iterator[Finding]:
-    """Yield which URLs of *found* do not give their blob; with *hash_*, each is read to its end."""
+def online(found: Snapshot, probe: Probe, hash_: Hash | None = None, header: Header | None = None) -> Iterator[Finding]:
+    """Yield which URLs of *found* do not give their blob, and what headers tell; with *hash_*, each is read to its end."""
     for model in found.models:
+        if header and (read := _entrypoint_header(model, header)) is not None:
+            yield from of_header(model, *read)
         for artifact in model.artifacts:
             for url in artifact.urls:
                 if refusal := probe(url, artifact.size):
@@ -83,6 +110,49 @@ def online(found: Snapshot, probe: Probe, hash_: Hash | None = None) -> Iterator
                         f"{_shown(url)} gives {digest}, and {artifact.digest} is listed",
                         _OTHER_BYTES,
                     )
+
+
+def _entrypoint_header(model: Model, header: Header) -> tuple[GgufFacts | None] | None:
+    """Return what the first address of the entrypoint of *model* that answers has as its header; None where that is not known."""
+    for artifact in model.artifacts:
+        for url in artifact.urls if artifact.path == model.entrypoint and not artifact.unpack else ():
+            try:
+                return (header(url, artifact),)
+            except ReconcileError:  # the probe names it
+                continue
+    return None
+
+
+def of_header(model: Model, facts: GgufFacts | None) -> Iterator[Finding]:
+    """Yield what is wrong with *model* by the GGUF header of its entrypoint; *facts* are None where it has none."""
+    if model.runtime.engine != "llama-cpp":
+        return
+    if facts is None:
+        yield _error(model, f"{model.entrypoint} is no GGUF file, and the engine llama-cpp loads nothing else")
+    elif not facts.chat_template and _chats(model) and not _has_template(model):
+        yield _no_template(model)
+
+
+def _chats(model: Model) -> bool:
+    return "chat" in model.tasks or model.smoke.task == "chat"
+
+
+def _has_template(model: Model) -> bool:
+    names = {artifact.path.rpartition("/")[2].lower() for artifact in model.artifacts}
+    listed = any(artifact.role == "template" for artifact in model.artifacts)
+    return listed or bool(names & {"tokenizer_config.json", "chat_template.jinja", "chat_template.json"})
+
+
+def _no_template(model: Model) -> Finding:
+    hint = "engines then guess one: add it as an artifact with the role template, or take the task chat out"
+    return _warning(model, "its task is chat, and it has no chat template", hint)
+
+
+def _template(model: Model) -> Iterator[Finding]:
+    """Look at names alone: a GGUF file has its template in its header, and an archive may have one."""
+    unpacked = any(artifact.unpack for artifact in model.artifacts)
+    if _chats(model) and model.runtime.engine != "llama-cpp" and not unpacked and not model.entrypoint.endswith(".gguf"):
+        yield from () if _has_template(model) else (_no_template(model),)
 
 
 def _engine(model: Model) -> Iterator[Finding]:
@@ -104,14 +174,16 @@ def _fits(model: Model, nodes: tuple[NodeFacts, ...]) -> Iterator[Finding]:
             _NEEDS,
         )
     size = sum(artifact.size for artifact in model.artifacts)
-    if nodes and all(size > node.disk_total_bytes for node in nodes):
+    if nodes and all(0 < node.disk_total_bytes < size for node in nodes):
         yield _warning(model, f"no listed node has a disk of its size, {units.human_size(size)}")
 
 
 def _format(model: Model) -> Iterator[Finding]:
     unpacked = any(artifact.unpack for artifact in model.artifacts)
     if model.runtime.engine == "llama-cpp" and not model.entrypoint.endswith(".gguf") and not unpacked:
-        yield _error(model, f"{model.entrypoint} is no GGUF file by its name, and the engine llama-cpp loads nothing else")
+        level: Level = "warning" if PurePosixPath(model.entrypoint).suffix.lower() in _MAYBE_GGUF else "error"
+        text = f"{model.entrypoint} is no GGUF file by its name, and the engine llama-cpp loads nothing else"
+        yield Finding(level=level, id=model.id, text=text)
 
 
 def _licence(model: Model) -> Iterator[Finding]:

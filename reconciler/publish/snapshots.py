@@ -121,9 +121,26 @@ def _unsigned(payload: bytes) -> bytes:
     return envelopes.write(Document(kind=trust.SNAPSHOT_TYPE, payload=payload))
 
 
-def edit(data: bytes, change: Callable[[Snapshot], Snapshot], *, now: datetime, lifetime: timedelta | None = None) -> EditResult:
+def new_from(data: bytes, *, now: datetime, network: str = "", version: int = 0, lifetime: timedelta | None = None) -> EditResult:
+    """
+    Return a snapshot that begins with all that is in *data*, unsigned: the next version of it, or the first of another *network*.
+
+    Raises:
+        PublishError: it would not be a snapshot.
+    """
+    before = open_(data)
+    other = bool(network) and network != before.network
+    version = version or (1 if other else before.version + 1)
+    return edit(data, lambda found: replace(found, network=network or found.network), now=now, lifetime=lifetime, version=version)
+
+
+def edit(
+    data: bytes, change: Callable[[Snapshot], Snapshot], *, now: datetime, lifetime: timedelta | None = None, version: int = 0
+) -> EditResult:
     """
     Return the snapshot in *data* with *change* applied, issued at *now* and unsigned; its lifetime stays if none is given.
+
+    Its *version* is the next one if anybody signed it, unless one is given.
 
     Raises:
         PublishError: it would not be a snapshot.
@@ -133,7 +150,7 @@ def edit(data: bytes, change: Callable[[Snapshot], Snapshot], *, now: datetime, 
     lifetime = lifetime or before.expires_at - before.issued_at
     after = replace(
         change(before),
-        version=before.version + 1 if document.signatures else before.version,
+        version=version or (before.version + 1 if document.signatures else before.version),
         issued_at=snapshot.utc(now),
         expires_at=snapshot.utc(now + lifetime),
     )
