@@ -86,8 +86,8 @@ class Unpacker(Protocol):
         """
         Unpack *archive*, of the kind that the snapshot names, *into* an empty folder; return the members' relative paths, sorted.
 
-        MUST write regular files and folders only, under names that passed ``archive.check``; MUST refuse the whole archive at the
-        first member that is anything else.
+        MUST write regular files and folders only, under names that passed ``archive_rules``, and a copy for a link to a file of the same
+        archive; MUST refuse the whole archive at the first member that is anything else.
 
         Raises:
             UnpackRefused: the archive breaks a rule; what was written so far is the caller's to delete.

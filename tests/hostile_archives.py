@@ -104,6 +104,10 @@ def bombs() -> Iterator[Attack]:
     yield Attack("ratio-zip-spread-over-members", "zip", zip_of(*many))
     lie = Zipped(b"zeros", bytes(17 << 20), method=8, local={"size": 1}, central={"size": 1})
     yield Attack("more-than-announced-zip", "zip", zip_of(lie))
+    links = [member(b"l%d" % index, kind=b"1", link=b"zeros") for index in range(17)]
+    yield Attack("links-to-one-file", "tar.gz", packed(tar(member(b"zeros", bytes(1 << 20)), *links), "tar.gz"))
+    linked = [Zipped(b"l%d" % index, b"zeros", attributes=(stat.S_IFLNK | 0o777) << 16) for index in range(17)]
+    yield Attack("links-to-one-file-zip", "zip", zip_of(Zipped(b"zeros", bytes(1 << 20), method=8), *linked))
     yield Attack("endless-zeros-after-the-end", "tar.gz", packed(tar(member(b"a", b"x"), end=bytes(32 << 20)), "tar.gz"))
     yield Attack("gzip-in-one-name", "tar.gz", b"\x1f\x8b\x08\x08" + bytes(6) + b"n" * (1 << 20))
 
@@ -188,12 +192,28 @@ def _tar_names() -> Iterator[Attack]:
 
 
 def _tar_links() -> Iterator[Attack]:
-    targets = {"absolute": b"/etc/passwd", "parent": b"../victim", "inside": b"good", "itself": b"l", "dangling": b"none"}
+    targets = {"absolute": b"/etc/passwd", "parent": b"../victim", "itself": b"l", "dangling": b"none", "folder": b"d"}
     for label, target in targets.items():
         for word, kind in {"symbolic": b"2", "hard": b"1"}.items():
-            linked = tar(member(b"good", b"1"), member(b"l", kind=kind, link=target))
+            linked = tar(member(b"good", b"1"), member(b"d/", kind=b"5"), member(b"l", kind=kind, link=target))
             yield Attack(f"{word}-link-{label}", "tar", linked)
             yield Attack(f"{word}-link-{label}-then-a-file-over-it", "tar", tar(linked[:-1024], member(b"l", b"x")))
+    for word, kind in {"symbolic": b"2", "hard": b"1"}.items():
+        over_it = tar(member(b"good", b"1"), member(b"l", kind=kind, link=b"good"), member(b"l", b"x"))
+        yield Attack(f"{word}-link-inside-then-a-file-over-it", "tar", over_it)
+    good = member(b"a/good", b"1")
+    for label, target in {
+        "out-and-in-again": b"../into/a/good", "parent-inside": b"b/../good", "dot-inside": b"./././good", "empty": b"",
+        "nothing-but-parents": b"..", "slash-at-the-end": b"good/", "backslash": b"..\\good", "not-utf-8": b"go\xffd", "nul": b"good\0x",
+        "another-case": b"GOOD",
+    }.items():  # fmt: skip
+        yield Attack(f"symbolic-link-{label}", "tar", tar(good, member(b"a/l", kind=b"2", link=target)))
+    circle = (member(b"x", kind=b"2", link=b"y"), member(b"y", kind=b"2", link=b"x"))
+    yield Attack("links-in-a-circle", "tar", tar(good, *circle))
+    through = tar(good, member(b"b", kind=b"2", link=b"a"), member(b"l", kind=b"2", link=b"b/good"))
+    yield Attack("link-through-a-link-to-a-folder", "tar", through)
+    yield Attack("hard-link-from-its-own-folder", "tar", tar(good, member(b"a/l", kind=b"1", link=b"good")))
+    yield Attack("link-to-a-name-with-a-folder-of-it", "tar", tar(good, member(b"l", kind=b"2", link=b"a/good"), member(b"l/x", b"x")))
     through = tar(member(b"d", kind=b"2", link=b".."), member(b"d/victim", b"x"))
     yield Attack("file-through-a-symbolic-link", "tar", through)
     over = tar(member(b"d", kind=b"2", link=b".."), member(b"d/", kind=b"5"), member(b"d/victim", b"x"))
@@ -235,6 +255,28 @@ def _tar_headers() -> Iterator[Attack]:
     yield Attack("gnu-sparse-with-a-map", "tar", tar(member(b"a", b"x", magic=GNU, kind=b"S", prefix=bytes(41) + sparse)))
     yield Attack("gnu-long-name", "tar", tar(member(b"././@LongLink", b"../up\0", magic=GNU, kind=b"L"), good))
     yield Attack("gnu-long-name-of-a-safe-path", "tar", tar(member(b"././@LongLink", b"b" * 120 + b"\0", magic=GNU, kind=b"L"), good))
+    long = b"b" * 120
+    cut = member(long[:100], b"x", magic=GNU)
+
+    def named(data: bytes, kind: bytes = b"L", magic: bytes = GNU) -> bytes:
+        return member(b"././@LongLink", data, magic=magic, kind=kind)
+
+    up = b"../" * 40 + b"up"
+    yield Attack("gnu-long-name-that-leads-out", "tar", tar(named(up + b"\0"), member(up[:100], b"x", magic=GNU)))
+    yield Attack("gnu-long-name-without-nul", "tar", tar(named(long), cut))
+    yield Attack("gnu-long-name-with-a-nul-inside", "tar", tar(named(long + b"\0c\0"), cut))
+    yield Attack("gnu-long-name-of-a-short-one", "tar", tar(named(b"a\0"), member(b"a", b"x", magic=GNU)))
+    yield Attack("gnu-long-name-twice", "tar", tar(named(long + b"\0"), named(long + b"\0"), cut))
+    yield Attack("gnu-long-name-and-pax", "tar", tar(named(long + b"\0"), pax({"path": "c" * 120}), cut))
+    yield Attack("pax-and-gnu-long-name", "tar", tar(pax({"path": "c" * 120}), named(long + b"\0"), cut))
+    yield Attack("gnu-long-name-in-a-posix-header", "tar", tar(named(long + b"\0", magic=b"ustar\x0000"), cut))
+    yield Attack("gnu-long-name-of-nothing", "tar", tar(good, named(long + b"\0")))
+    yield Attack("gnu-long-name-of-4097-bytes", "tar", tar(named(b"b" * 4096 + b"\0"), cut))
+    yield Attack("gnu-long-name-with-bytes-in-its-last-block", "tar", tar(named(long + b"\0")[:-1] + b"x", cut))
+    yield Attack("gnu-long-link-of-a-file", "tar", tar(named(long + b"\0", b"K"), good))
+    linked = member(b"l", kind=b"2", link=long[:100], magic=GNU)
+    yield Attack("gnu-long-link-that-leads-out", "tar", tar(named(up + b"\0", b"K"), member(b"l", kind=b"2", link=up[:100], magic=GNU)))
+    yield Attack("gnu-long-link-of-another-link", "tar", tar(cut, named(b"c" * 120 + b"\0", b"K"), linked))
     yield Attack("gnu-second-volume", "tar", tar(member(b"a", b"x", magic=GNU, kind=b"M")))
     yield Attack("gnu-volume-label", "tar", tar(member(b"a", magic=GNU, kind=b"V")))
     yield Attack("folder-with-bytes", "tar", tar(member(b"a/", b"x" * 512, kind=b"5")))
@@ -251,6 +293,17 @@ def _tar_pax() -> Iterator[Attack]:
         key = label.split("-")[0]
         yield Attack(f"pax-{label}", "tar", tar(pax({key: value}), good))
         yield Attack(f"pax-global-{label}", "tar", tar(pax({key: value}, b"g"), good))
+    long = "b" * 120
+    yield Attack("pax-path-that-leads-out", "tar", tar(pax({"path": "../" * 40 + "up"}), good))
+    yield Attack("pax-path-for-all", "tar", tar(pax({"path": long}, b"g"), good))
+    yield Attack("pax-path-twice", "tar", tar(pax(pax_record("path", long) + pax_record("path", "c" * 120)), good))
+    yield Attack("pax-path-not-utf-8", "tar", tar(pax(b"12 path=a\xff\n"), good))
+    yield Attack("pax-linkpath-of-a-file", "tar", tar(pax({"linkpath": long}), good))
+    yield Attack("pax-linkpath-that-leads-out", "tar", tar(pax({"linkpath": "../" * 40 + "victim"}), member(b"l", kind=b"2")))
+    yield Attack("pax-size-of-eight-gibibytes", "tar", tar(pax({"size": str(8 << 30)}), good))
+    yield Attack("pax-size-that-the-member-has-otherwise", "tar", tar(pax({"size": "2"}), good))
+    yield Attack("pax-size-of-a-link", "tar", tar(good, pax({"size": str(8 << 30)}), member(b"l", kind=b"2", link=b"a")))
+    yield Attack("pax-size-with-a-sign", "tar", tar(pax({"size": "+1"}), good))
     malformed = {
         "no-length": b"mtime=1\n",
         "length-short": b"6 mtime=1\n",

@@ -275,7 +275,7 @@ def _check_not_listed(data: bytes, model_id: str) -> None:
         raise PublishError(f"the snapshot lists {model_id} already", hint="new content needs a new version, e.g. NAME:v2")
 
 
-#: Not GNU tar's default format, whose long names nodes refuse.
+#: Packs nothing that nodes refuse: links become files, and a path or a file that is too long is refused by tar itself.
 _PACK = "tar --format=ustar --dereference --hard-dereference"
 
 

@@ -65,34 +65,35 @@ def snapshot_sign(
 
     trusted = document_io.load_root(root_file)
     data, now = document_io.read_snapshot(file), document_io.now()
-    if not no_lint:
-        _lint(data)
+    warnings = [] if no_lint else _lint(data)
     if not (reviewed or yes) and sys.stdin.isatty():
-        _show_and_ask(data, against)
+        _show_and_ask(data, against, warnings)
     if signer:
         command, public = document_io.external_signer(signer, passphrase_file), document_io.public_key(key_file)
         made = snapshots.sign_with(data, public, command, now=now, root=trusted, reviewed=reviewed)
     else:
         made = snapshots.sign(data, document_io.private_key(key_file, passphrase_file), now=now, root=trusted, reviewed=reviewed)
     _signed(file, made, root_file)
+    for warning in warnings:
+        document_io.note(warning)
 
 
-def _lint(data: bytes) -> None:
-    """Refuse to sign what no node would serve; show what a person should look at."""
+def _lint(data: bytes) -> list[str]:
+    """Refuse to sign what no node would serve; return what a person should look at."""
     from reconciler.publish import lint, snapshots
 
-    for one in lint.before_signing(snapshots.open_(data)):
-        document_io.note(printable(f"{one.id}: {one.text}" if one.id else one.text))
+    findings = lint.before_signing(snapshots.open_(data))
+    return [printable(f"{one.id}: {one.text}" if one.id else one.text) for one in findings]
 
 
-def _show_and_ask(data: bytes, against: Path | None) -> None:
+def _show_and_ask(data: bytes, against: Path | None, warnings: list[str]) -> None:
     from reconciler.publish import contents, differences, snapshots
 
     if against:
         shown = _difference(differences.diff(document_io.read_snapshot(against), data))
     else:
         shown = contents.lines(snapshots.everything(data))
-    for line in shown:
+    for line in (*shown, *(f"warning: {one}" for one in warnings)):
         click.echo(line, err=True)
     digest = snapshots.inspect(data).digest
     if not click.confirm(f"Sign snapshot {digest}?", err=True):

@@ -3,7 +3,8 @@ What an archive's members must be before anything of them is written.
 
 Rules that hold here:
 
-1. A member is a regular file or a folder. Links, devices and the rest are refused, wherever they would lead.
+1. A member is a regular file, a folder, or a link to a regular file of the same archive, which becomes a copy of it: no link is ever made.
+   Links that lead anywhere else, through other links, or to folders, devices and the rest are refused.
 2. Its name is a path as the snapshot's own are: relative, in NFC, and meaning the same everywhere. One leading ``./``, which
    ``tar -C folder .`` writes, is dropped; nothing else is mended, since a mended name is one that two readers read differently.
 3. No two members share a name, not even on a disk that folds case or normalises, and no file is also a folder.
@@ -14,7 +15,8 @@ Rules that hold here:
 from __future__ import annotations
 
 import unicodedata
-from typing import Literal
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
 
 from reconciler.core import snapshot, units
 from reconciler.core.errors import UnpackRefused
@@ -24,6 +26,13 @@ from reconciler.core.node import Limits
 FLOOR_BYTES = 16 << 20
 
 _Holder = Literal["file", "folder", "parent"]
+
+
+class Link(NamedTuple):
+    """A link: the path of the copy, and the path of the file that is copied, both in the archive."""
+
+    path: str
+    target: str
 
 
 class Members:
@@ -36,6 +45,9 @@ class Members:
         self.entries = 0
         self.files: list[str] = []
         self.claimed: dict[str, tuple[str, _Holder]] = {}
+        #: The sizes of the files so far, and the links to them.
+        self.sizes: dict[str, int] = {}
+        self.links: list[Link] = []
 
 
 def check(members: Members, name: bytes | str, kind: str, size: int) -> str:
@@ -54,7 +66,56 @@ def check(members: Members, name: bytes | str, kind: str, size: int) -> str:
     path = _path(members, name, kind)
     if path:
         _claim(members, path, "file" if kind == "file" else "folder")
+    if kind == "file":
+        members.sizes[path] = size
     return path
+
+
+def check_link(members: Members, name: bytes | str, target: bytes | str, *, hard: bool) -> None:
+    """
+    Take the link *name* among *members*; ``links`` says what becomes of it. A *hard* one names its target from the archive's top.
+
+    Raises:
+        UnpackRefused: it breaks a rule, or leads out of the archive.
+    """
+    count(members)
+    path = _path(members, name, "file")
+    found = _path(members, target, "file") if hard else _path(members, _beside(path, target), "file")
+    _claim(members, path, "file")
+    members.links.append(Link(path, found))
+
+
+def _beside(path: str, target: bytes | str) -> str:
+    """Return what the symbolic link at *path* leads to; ``..`` stands at the beginning of *target* alone, where no link can be meant."""
+    try:
+        parts = (target if isinstance(target, str) else target.decode()).removeprefix("./").split("/")
+    except UnicodeDecodeError:
+        raise UnpackRefused(f"the target of link {shown(path)} is not UTF-8: {shown(target)}") from None
+    above = path.split("/")[:-1]
+    while parts[0] == ".." and len(parts) > 1:
+        if not above:
+            raise UnpackRefused(f"link {shown(path)} leads out of the archive: {shown(target)}")
+        above.pop()
+        del parts[0]
+    return "/".join((*above, *parts))
+
+
+def links(members: Members) -> Iterator[Link]:
+    """
+    Yield the links, each once its target is there, after all other members; each copy is accounted for as bytes that came out.
+
+    Raises:
+        UnpackRefused: one leads to no file of the archive, or they are more bytes than it may hold.
+    """
+    waiting = members.links
+    while ready := [link for link in waiting if link.target in members.sizes]:
+        for link in ready:
+            spend(members, members.sizes[link.target])
+            members.sizes[link.path] = members.sizes[link.target]
+            yield link
+        waiting = [link for link in waiting if link.path not in members.sizes]
+    if waiting:
+        raise UnpackRefused(f"link {shown(waiting[0].path)} leads to {shown(waiting[0].target)}, which is no file of the archive")
 
 
 def count(members: Members) -> None:

@@ -8,7 +8,8 @@ document is the answer, and the exit code has no meaning. Why ``tarfile`` and ``
 Rules that hold here:
 
 1. The readers (``tar_reader``, ``zip_reader``) list members, ``core.archive_rules`` checks them, and only this module writes.
-2. Every file is created exclusively, relative to descriptors of folders that were made here; no link is ever followed or made.
+2. Every file is created exclusively, relative to descriptors of folders that were made here; no link is ever followed or made. What an
+   archive has as a link is a copy.
 3. Modes are fixed: 0444 for files and 0755 for folders. Owners, times and attributes in an archive are ignored.
 4. Nothing is synced here: extracted files are unfinished work until they are hashed and become blobs.
 """
@@ -35,6 +36,7 @@ from reconciler.unpack import decompress, tar_reader, zip_reader
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _JOB_BYTES = 64 << 10
+_COPY_BYTES = 1 << 20
 _DEEPEST = 64  # more than any settings allow; every level holds a descriptor
 
 
@@ -61,6 +63,8 @@ class PlainUnpacker:
                         folder.write(path, body)
                     elif path:
                         folder.make(path)
+                for link in rules.links(members):
+                    folder.copy(link.target, link.path)
             except MemoryError:
                 raise StoreError(f"not enough memory to unpack {archive}") from None
             return tuple(sorted(members.files))
@@ -80,6 +84,8 @@ def list_files(archive: Path, kind: str) -> tuple[str, ...]:
         for _, body in _entries(file, kind, length, members):
             for _ in body or ():
                 pass
+        for _ in rules.links(members):
+            pass
         return tuple(sorted(members.files))
 
 
@@ -137,6 +143,16 @@ class _Folder:
             os.fchmod(fd, 0o444)
         finally:
             os.close(fd)
+
+    def copy(self, source: str, path: str) -> None:
+        """Make the file *path* with the bytes of *source*, a file that was written here."""
+        above, _, name = source.rpartition("/")
+        with self._open_folder(above) as folder:
+            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+        with os.fdopen(fd, "rb", buffering=0) as file:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise UnpackRefused(f"{rules.shown(source)} is no plain file any more")
+            self.write(path, iter(lambda: file.read(_COPY_BYTES), b""))
 
     @contextlib.contextmanager
     def _open_folder(self, path: str) -> Iterator[int]:

@@ -6,10 +6,11 @@ a negative size makes it loop (CVE-2025-8194), and what it calls a file another 
 
 Rules that hold here:
 
-1. A header is POSIX ustar, or what GNU tar writes for the same: files (``0`` or NUL) and folders (``5``).
-2. No header changes what another one says: GNU long names, PAX paths, sizes and sparse maps are refused. A PAX header may carry
-   times and owners, which are ignored.
-3. Numbers are octal digits. Base-256, which holds negative ones, is refused, so a file in a tar is under 8 GiB; a zip has no such bound.
+1. A header is POSIX ustar, or what GNU tar writes for the same: files (``0`` or NUL), folders (``5``) and links (``1``, ``2``).
+2. A header before it may say of the next member only what its own cannot hold: a name or a target that is too long or not ASCII (GNU
+   ``L`` and ``K``, PAX ``path`` and ``linkpath``), and a size of 8 GiB or more (PAX ``size``). What the member can say itself, both say
+   alike, and what a long name was cut to is what tar programs cut it to. Sparse maps are refused; times and owners are ignored.
+3. Numbers are octal digits. Base-256 is a size of 8 GiB or more, and nothing else: no negative number.
 4. Every byte has one meaning: fields are padded with NUL, files with zeros, and after the two zero blocks at the end come zeros alone.
 """
 
@@ -31,6 +32,16 @@ _ZEROS = bytes(_BLOCK)
 _PADDING = 1 << 20
 _PAX_BYTES = 64 << 10
 _OCTAL = re.compile(rb" *([0-7]{1,11})[ \0]*")
+_MOST_OCTAL = 8**11 - 1
+_DECIMAL = re.compile(rb"[1-9][0-9]{0,18}")
+_NAME_BYTES = 100
+_LONG_BYTES = 4096
+#: What 7-Zip puts in the place of a name that does not fit.
+_CUT_BY_7ZIP = b"@PathCut/"
+#: What bsdtar puts in the place of a target that does not fit.
+_CUT_BY_BSDTAR = b"././@LongSymLink"
+#: What another header may say of the next member.
+_SAID = {b"L": "path", b"K": "linkpath"}
 _KINDS = {
     b"0": "file", b"\0": "file", b"5": "folder", b"1": "hard link", b"2": "symbolic link", b"3": "character device", b"4": "block device",
     b"6": "FIFO", b"7": "contiguous file", b"S": "sparse file", b"M": "part of another volume", b"V": "volume label",
@@ -41,7 +52,7 @@ _PAX_HARMLESS = re.compile(
     r"(?:atime|ctime|mtime|uid|gid|uname|gname|comment|SCHILY\.(?:dev|ino|nlink|fflags|xattr\..+|acl\..+)"
     r"|LIBARCHIVE\.(?:creationtime|xattr\..+)|RHT\.security\.selinux)",
 )
-_HINT = "the model's publisher packs it again with `tar --format=ustar`, or as zip where a path or a file is too long for that"
+_HINT = "the model's publisher packs it again with GNU tar, or with `bsdtar --no-read-sparse`"
 
 
 def entries(pieces: Iterator[bytes], members: Members) -> Iterator[Entry]:
@@ -52,29 +63,87 @@ def entries(pieces: Iterator[bytes], members: Members) -> Iterator[Entry]:
         UnpackRefused: it is no strict tar, or a member breaks a rule.
     """
     stream = _Stream(pieces, members)
-    described = False  # by a PAX header that belongs to the next member
+    said = _Said()
     while (header := stream.read_exactly(_BLOCK)) != _ZEROS:
         _check_header(header)
-        size = _number(header[124:136], "size")
         flag = header[156:157]
-        if flag in {b"x", b"g"}:
-            if described:
-                raise UnpackRefused("a PAX header is followed by no member")
+        if flag in {b"x", b"g", b"L", b"K"}:
             archive_rules.count(members)
-            _check_pax(stream, size)
-            described = flag == b"x"
+            said.read(stream, header)
             continue
-        described = False
-        path = archive_rules.check(
-            members, _name(header), _KINDS.get(flag, f"member of the unknown type {archive_rules.shown(flag)}"), size
-        )
-        if flag == b"5":
-            yield path, None
-        else:
-            yield path, stream.body(size)
-    if described:
-        raise UnpackRefused("a PAX header is followed by no member")
+        name, target, size = said.name(header), said.target(header), said.size(header)
+        said = _Said()
+        if flag in {b"1", b"2"}:
+            if size:
+                raise UnpackRefused(f"link {archive_rules.shown(name)} has {size} bytes")
+            archive_rules.check_link(members, name, target, hard=flag == b"1")
+            continue
+        kind = _KINDS.get(flag, f"member of the unknown type {archive_rules.shown(flag)}")
+        path = archive_rules.check(members, name, kind, size)
+        yield path, None if flag == b"5" else stream.body(size)
+    said.check_used()
     _check_end(stream)
+
+
+class _Said:
+    """What headers said of the member that follows them."""
+
+    def __init__(self) -> None:
+        self._by: list[bytes] = []
+        self._values: dict[str, bytes] = {}
+
+    def read(self, stream: _Stream, header: bytes) -> None:
+        """Read what follows *header*, of one of the types ``x``, ``g``, ``L`` and ``K``."""
+        flag, size = header[156:157], _number(header[124:136], "size")
+        if b"x" in self._by or flag in self._by or (flag in {b"x", b"g"} and self._by):
+            raise UnpackRefused("headers for one member are followed by others, and by no member")
+        if flag in _SAID:
+            self._values[_SAID[flag]] = _long(stream, header, size)
+        else:
+            found = _pax(stream, size)
+            if flag == b"g" and found:
+                raise UnpackRefused(f"a PAX header for all members carries {archive_rules.shown(min(found))}", hint=_HINT)
+            self._values |= found
+        if flag != b"g":
+            self._by.append(flag)
+
+    def check_used(self) -> None:
+        """Refuse what was said of no member."""
+        if self._by:
+            raise UnpackRefused("a PAX header, or a GNU long name, is followed by no member")
+
+    def name(self, header: bytes) -> bytes:
+        """Return the name of the member with *header*."""
+        return self._longer("path", _name(header), (_CUT_BY_7ZIP,))
+
+    def target(self, header: bytes) -> bytes:
+        """Return the target of the member with *header*, which is empty for what is no link."""
+        own = _text(header[157:257], "link's target")
+        if header[156:157] in {b"1", b"2"}:
+            return self._longer("linkpath", own, (_CUT_BY_BSDTAR,))
+        if own or "linkpath" in self._values:
+            raise UnpackRefused(f"member {archive_rules.shown(_name(header))} is no link and names a target")
+        return b""
+
+    def _longer(self, what: str, own: bytes, cuts: tuple[bytes, ...]) -> bytes:
+        said = self._values.get(what)
+        if said is None or said == own:
+            return own
+        if b"x" in self._by and (len(said) > _NAME_BYTES or not said.isascii()):
+            return said
+        if b"x" not in self._by and len(said) >= _NAME_BYTES and (own == said[:_NAME_BYTES] or own.startswith(cuts)):
+            return said
+        shown = archive_rules.shown(own), archive_rules.shown(said)
+        raise UnpackRefused(f"member {shown[0]} is called {shown[1]} by the header before it", hint=_HINT)
+
+    def size(self, header: bytes) -> int:
+        """Return the size of the member with *header*."""
+        said = self._values.get("size")
+        if said is None:
+            return _size(header[124:136])
+        if not _DECIMAL.fullmatch(said) or (int(said) <= _MOST_OCTAL and int(said) != _number(header[124:136], "size")):
+            raise UnpackRefused(f"a PAX header says another size than its member: {archive_rules.shown(said)}", hint=_HINT)
+        return int(said)
 
 
 class _Stream:
@@ -137,13 +206,8 @@ def _check_header(header: bytes) -> None:
 
 def _name(header: bytes) -> bytes:
     """Return the member's name, of a header that was checked."""
-    kind = header[156:157]
-    if kind in {b"L", b"K"}:
-        raise UnpackRefused(f"the archive holds a {_KINDS[kind]}, which changes the next member's", hint=_HINT)
     name = _text(header[:100], "name")
     prefix = _text(header[345:500], "prefix")
-    if kind in {b"0", b"\0", b"5"} and header[157:257].strip(b"\0"):
-        raise UnpackRefused(f"member {archive_rules.shown(name)} is no link and names a target")
     if prefix and not name:
         raise UnpackRefused(f"a tar header has the prefix {archive_rules.shown(prefix)} and no name")
     return prefix + b"/" + name if prefix else name
@@ -163,8 +227,35 @@ def _number(field: bytes, what: str) -> int:
     return int(found[1], 8)
 
 
-def _check_pax(stream: _Stream, size: int) -> None:
-    """Read a PAX header (POSIX.1-2017, pax, extended header) and refuse any record that would change what a member is."""
+def _size(field: bytes) -> int:
+    """Return a member's size: octal digits, or GNU's base-256 for one that they cannot hold."""
+    if field[:1] != b"\x80":
+        return _number(field, "size")
+    found = int.from_bytes(field[1:], "big")
+    if not _MOST_OCTAL < found < 1 << 63:
+        raise UnpackRefused(f"the size in a tar header is in base-256, and is {found}", hint=_HINT)
+    return found
+
+
+def _long(stream: _Stream, header: bytes, size: int) -> bytes:
+    """Read the long name, or target, that follows a GNU *header*: it ends with a NUL, and has no other."""
+    if header[257:265] != b"ustar  \0" or not _NAME_BYTES < size <= _LONG_BYTES:
+        raise UnpackRefused(f"a {_KINDS[header[156:157]]} has {size} bytes, or is in a header that is not GNU's", hint=_HINT)
+    data = stream.read_exactly(size)
+    _check_zeros(stream.read_exactly(-size % _BLOCK), "a long name's last block")
+    if data.find(b"\0") != size - 1:
+        raise UnpackRefused(f"a {_KINDS[header[156:157]]} does not end with its only NUL", hint=_HINT)
+    return data[:-1]
+
+
+def _pax(stream: _Stream, size: int) -> dict[str, bytes]:
+    """
+    Read a PAX header (POSIX.1-2017, pax, extended header) and return its path, linkpath and size, those that it has.
+
+    Raises:
+        UnpackRefused: it is malformed, or has another record that would change what a member is.
+    """
+    found: dict[str, bytes] = {}
     if not 0 < size <= _PAX_BYTES:
         raise UnpackRefused(f"a PAX header has {size} bytes")
     data = stream.read_exactly(size)
@@ -176,9 +267,12 @@ def _check_pax(stream: _Stream, size: int) -> None:
         if not record or end > size or data[end - 1 : end] != b"\n":
             raise UnpackRefused("a PAX header is malformed")
         key = record[2].decode("utf-8", "backslashreplace")
-        if not _PAX_HARMLESS.fullmatch(key):
+        if key in {"path", "linkpath", "size"} and key not in found:
+            found[key] = data[record.end() : end - 1]
+        elif not _PAX_HARMLESS.fullmatch(key):
             raise UnpackRefused(f"a PAX header carries {archive_rules.shown(key)}, which may change what a member is", hint=_HINT)
         at = end
+    return found
 
 
 def _check_end(stream: _Stream) -> None:

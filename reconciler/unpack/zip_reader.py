@@ -9,6 +9,7 @@ Rules that hold here:
 1. The file is local members one after another, the central directory, and its end: no gap, no overlap, nothing before or after, no comment.
 2. Local header and central directory agree on name, method, flags, sizes and checksum.
 3. Stored or deflated, not encrypted, not split. Extra fields are times, owners and zip64's sizes; others may rename a member or link it.
+   The bytes of a link, which is one by its attributes, are its target.
 4. Zip64 appears where a field is full and nowhere else, and holds exactly those fields.
 """
 
@@ -61,6 +62,7 @@ class _Member(NamedTuple):
     packed: int
     size: int
     offset: int
+    is_link: bool
 
     @property
     def is_folder(self) -> bool:
@@ -82,10 +84,13 @@ def entries(file: BinaryIO, length: int, members: Members) -> Iterator[Entry]:
     for member in listed:
         if member.offset != at:
             raise UnpackRefused(f"member {archive_rules.shown(member.name)} does not begin where the one before it ends")
-        path = archive_rules.check(members, _name(member), "folder" if member.is_folder else "file", member.size)
+        if not member.is_link:
+            path = archive_rules.check(members, _name(member), "folder" if member.is_folder else "file", member.size)
         described, wide, at = _check_local(file, member)
         body = _body(file, member, members)
-        if member.is_folder:
+        if member.is_link:
+            archive_rules.check_link(members, _name(member), _target(member, body), hard=False)
+        elif member.is_folder:
             for _ in body:
                 raise UnpackRefused(f"the folder {archive_rules.shown(member.name)} has bytes")
             yield path, None
@@ -150,7 +155,8 @@ def _central(file: BinaryIO, count: int, start: int, size: int) -> list[_Member]
         _take(file, comment)
         if disk or needed & 0xFF > _MAX_VERSION_NEEDED:
             raise UnpackRefused(f"member {archive_rules.shown(name)} needs a zip reader that knows more")
-        member = _Member(name, flags, method, crc, packed, whole, offset)
+        is_link = stat.S_ISLNK(attributes >> 16) and not name.endswith(b"/")
+        member = _Member(name, flags, method, crc, packed, whole, offset, is_link)
         _check_member(member, attributes)
         found.append(member)
     if left:
@@ -166,7 +172,8 @@ def _check_member(member: _Member, attributes: int) -> None:
     if member.method not in {_STORED, _DEFLATED}:
         raise UnpackRefused(f"member {name} is packed by method {member.method}; only stored and deflated are read", hint=_HINT)
     odd = attributes & _DOS_NOT_PLAIN or (attributes & _DOS_FOLDER and not member.is_folder)
-    if odd or stat.S_IFMT(attributes >> 16) not in {0, stat.S_IFDIR if member.is_folder else stat.S_IFREG}:
+    plain = stat.S_IFDIR if member.is_folder else stat.S_IFLNK if member.is_link else stat.S_IFREG
+    if odd or stat.S_IFMT(attributes >> 16) not in {0, plain}:
         raise UnpackRefused(f"member {name} is not the plain file or folder that its name says: its attributes are {attributes:#x}")
 
 
@@ -175,6 +182,13 @@ def _name(member: _Member) -> bytes:
     if not member.flags & _UTF8 and not member.name.isascii():
         raise UnpackRefused(f"the name of member {archive_rules.shown(member.name)} does not say that it is UTF-8", hint=_HINT)
     return member.name
+
+
+def _target(member: _Member, body: Iterator[bytes]) -> bytes:
+    """Return what the link *member* leads to, which is its *body*."""
+    if member.size > snapshot.MAX_PATH_BYTES:
+        raise UnpackRefused(f"the target of link {archive_rules.shown(member.name)} has {member.size} bytes")
+    return b"".join(body)
 
 
 def _check_local(file: BinaryIO, member: _Member) -> tuple[bool, bool, int]:

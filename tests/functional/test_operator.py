@@ -416,9 +416,9 @@ def test_an_archive_that_nodes_take_is_added_and_its_model_is_found_in_it(ready:
 @pytest.mark.parametrize(
     ("name", "packed", "why"),
     [
-        ("a.tar", archives.tar(archives.pax({"path": "m" * 300}), archives.member(b"m", b"x")), "PAX header carries 'path'"),
+        ("a.tar", archives.tar(archives.pax({"GNU.sparse.major": "1"}), archives.member(b"m", b"x")), "carries 'GNU.sparse.major'"),
         ("a.tar", archives.tar(archives.member(b"././@LongLink", b"m" * 300, kind=b"L"), archives.member(b"m", b"x")), "GNU long name"),
-        ("a.tar", archives.tar(archives.member(b"l", kind=b"2", link=b"m"), archives.member(b"m", b"x")), "symbolic link"),
+        ("a.tar", archives.tar(archives.member(b"l", kind=b"2", link=b"../m"), archives.member(b"m", b"x")), "leads out of the archive"),
         ("a.tar", archives.tar(archives.member(b"../m", b"x")), "'../m'"),
         ("a.tar", archives.tar(archives.member(b"m", b"x"))[:700], "cut short"),
         ("a.tar.gz", archives.tar(archives.member(b"m", b"x")), "stream cannot be read"),
@@ -434,7 +434,7 @@ def test_an_archive_that_nodes_would_refuse_is_not_added(ready: Terminal, name: 
     assert f"error[unpack-refused]: every node would refuse {name}: " in ready.err
     assert why in ready.err
     assert "hint: " in ready.err
-    assert "--format=ustar" in ready.err
+    assert "pack" in ready.err.partition("hint: ")[2]
     assert ready.bytes("snapshot.json") == before
 
 
