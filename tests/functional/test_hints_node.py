@@ -780,7 +780,7 @@ SERVING = [
     ),
     told(
         "install the NVIDIA driver; these models are skipped until then",
-        patched("doctor --offline", (devices, "gpus", lambda: ())),
+        patched("doctor --offline", (devices, "gpus", lambda *_, **__: ())),
         of_an_engine("llama-cpp", gpu_memory=1 << 30),
     ),
     Row(hint="look at `mount` and `dmesg`", line=patched("doctor --offline", (os, "statvfs", space(f_flag=os.ST_RDONLY)))),
