@@ -41,7 +41,7 @@ def lines() -> list[tuple[str, str]]:
     assert "install `requirements.lock` first, with `--require-hashes`" in " ".join(worded.split())
     page = "docs/how-to/install.md"
     found.append((page, "pip wheel --no-deps . && pip install ./reconcile_models-*.whl"))
-    found.append((page, "pip install 'reconcile-models @ git+https://git.example.org/reconcile.git'"))
+    found.append((page, "pip install 'git+https://git.example.org/reconcile.git'"))
     return found
 
 
