@@ -28,15 +28,83 @@ def models(draw: st.DrawFn, name: str) -> Document:
     made = NETWORK.model(name, path=draw(st.sampled_from(["m.gguf", "a b/ü.gguf", 'q"[x].gguf', "x.gguf"])))
     made |= draw(st.dictionaries(TEXTS.map(lambda text: f"x_{text}"), ANY, max_size=2))
     made["artifacts"][0] |= draw(st.dictionaries(st.sampled_from(["x_note", "x_from"]), ANY, max_size=2))
+    made["artifacts"] += draw(st.lists(FURTHER, max_size=2, unique_by=lambda one: one["path"]))
     made["smoke"] = {"task": "completion", "prompt": draw(TEXTS), "expect": {"min_tokens": draw(st.integers(0, 9)), "text": None}}
-    return made
+    made["smoke"] |= draw(st.fixed_dictionaries({}, optional={"seed": st.integers(0, 2**32 - 1), "timeout": st.sampled_from(["5s", "2h"])}))
+    made["smoke"]["expect"] |= draw(EXPECTED)
+    return made | draw(OF_A_MODEL)
+
+
+COUNTS = st.integers(0, 2**40)
+HOSTS = st.sampled_from(["a.example", "*.b.example", "c.example"])
+#: Each known field of an artifact, a test job's answer, a model and a snapshot that may be there or not.
+FURTHER = st.builds(
+    lambda fixed, content, more: fixed | {"digest": f"sha256:{content[0] * 64}", "size": content[1]} | more,
+    st.fixed_dictionaries(
+        {
+            "path": st.sampled_from(["extra/a.bin", "extra/b.bin", "LICENSE"]),
+            "urls": st.lists(st.sampled_from(["https://a.example/1", "s3://bucket/2"]), min_size=1, max_size=2, unique=True),
+        }
+    ),
+    st.sampled_from([("1", 0), ("2", 7), ("3", 2**40)]),  # one content has one size wherever it is listed
+    st.fixed_dictionaries({}, optional={"unpack": st.none(), "role": st.sampled_from(["licence", "config", "other"])}),
+)
+EXPECTED = st.fixed_dictionaries(
+    {},
+    optional={
+        "regex": TEXTS.filter(str.isalnum),
+        "tokens": st.none() | st.lists(COUNTS, min_size=1, max_size=3),
+        "min_rate": COUNTS,
+        "dimension": st.integers(1, 99),
+        "answer": st.none() | st.fixed_dictionaries({"tokens": st.lists(COUNTS, min_size=3, max_size=4), "sure": st.just([0, 2])}),
+    },
+)
+OF_A_MODEL = st.fixed_dictionaries(
+    {},
+    optional={
+        "state": st.sampled_from(["enabled", "disabled", "archived", "retired"]),
+        "requires": st.lists(st.sampled_from(["replaces", "later"]), max_size=2, unique=True),
+        "tasks": st.sampled_from([["completion"], ["chat", "completion"], ["completion", "embedding"]]),
+        "runtime": st.fixed_dictionaries({"engine": st.sampled_from(["llama-cpp", "vllm"])}, optional={"version": st.just(">=1,<2")}),
+        "gpu_memory": COUNTS,
+        "memory": COUNTS,
+        "publisher": ANY,
+    },
+)
+OF_A_SNAPSHOT = st.fixed_dictionaries(
+    {},
+    optional={
+        "sources": st.fixed_dictionaries(
+            {},
+            optional={
+                "fallback": st.lists(st.just("https://f.example/{algorithm}/{hex}"), max_size=1),
+                "allow_node_fallback": st.booleans(),
+                "redirects": st.dictionaries(st.sampled_from(["a.example", "d.example"]), st.lists(HOSTS, max_size=2, unique=True)),
+            },
+        ),
+        "names": st.dictionaries(st.sampled_from(["a", "b"]), st.sampled_from(["v1", "v2"]), max_size=2),
+        "rollouts": st.dictionaries(
+            st.sampled_from(["one", "two"]),
+            st.fixed_dictionaries(
+                {},
+                optional={
+                    "models": st.lists(st.sampled_from(["a:v1", "b:v2"]), max_size=2, unique=True),
+                    "per_10000": st.integers(0, 10_000),
+                    "cohorts": st.lists(st.sampled_from(["canary", "eu"]), max_size=2, unique=True),
+                },
+            ),
+            max_size=2,
+        ),
+        "retest_after": st.sampled_from(["7d", "12h"]),
+    },
+)
 
 
 @st.composite
 def documents(draw: st.DrawFn) -> Document:
     names = draw(st.lists(st.sampled_from(["a:v1", "b:v1", "b:v2", "c.d-e:v1.0"]), max_size=3, unique=True))
     made = NETWORK.snapshot_document(*[draw(models(name)) for name in names], version=1)
-    return made | draw(st.dictionaries(TEXTS.map(lambda text: f"x_{text}"), ANY, max_size=2))
+    return made | draw(OF_A_SNAPSHOT) | draw(st.dictionaries(TEXTS.map(lambda text: f"x_{text}"), ANY, max_size=2))
 
 
 def leaves(value: Any) -> list[Any]:
