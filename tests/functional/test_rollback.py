@@ -159,7 +159,7 @@ def test_rollback_serves_no_bytes_that_are_not_known_to_be_good(used: Node) -> N
     ran = used.run("rollback")
 
     assert ran.code == 1, ran
-    assert "not known to be good: a:v1" in ran.err
+    assert "not verified: a:v1" in ran.err
     assert used.index() == serving
 
 
