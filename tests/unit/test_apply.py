@@ -858,6 +858,17 @@ def test_an_archived_version_comes_back_when_its_successor_is_not_healthy(node: 
     assert node.active() == {"a:v1": A}
 
 
+def test_what_failed_its_test_in_this_run_does_not_come_back_with_the_set_before(node: MemoryNode) -> None:
+    node.run(node.lock(node.item("a:v1", A), node.item("c:v1", C)))
+    node.hooks.verdict = lambda made: "no" if "b:v1" in made.entries else ""
+    node.tester.verdicts["a:v1"] = ("bad", "no")
+    asked = node.item("a:v1", A, smoke={"prompt": "another test"})
+
+    node.run(node.lock(asked, node.item("b:v1", B), node.item("c:v1", C)))
+
+    assert node.active() == {"c:v1": C}
+
+
 def test_nobody_is_asked_about_a_swap_that_only_takes_away(node: MemoryNode) -> None:
     node.run(node.lock(node.item("a:v1", A), node.item("c:v1", C)))
     node.hooks.verdict = lambda _: "never"
