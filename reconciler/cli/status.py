@@ -91,7 +91,7 @@ def _show_servers(to: Console, found: Status) -> None:
 
     for server in found.serve:
         if server.error or server.generation != found.generation:
-            why = printable(server.error) or "not told yet"
+            why = printable(server.error) or "not reloaded yet"
             to.print(f"server {server.name} has generation {server.generation or 'none'}: {why}", style="yellow", markup=False)
 
 

@@ -81,7 +81,7 @@ def before_signing(found: Snapshot) -> tuple[Finding, ...]:
         first, more = errors[0], f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
         text = f"{first.id}: {first.text}" if first.id else first.text
         hint = f"{first.hint}; " if first.hint else ""
-        raise PublishError(f"{text}{more}", hint=f"{hint}`reconcile snapshot lint` shows all; --no-lint signs it all the same")
+        raise PublishError(f"{text}{more}", hint=f"{hint}`reconcile snapshot lint FILE` shows all; --no-lint signs it all the same")
     return findings
 
 

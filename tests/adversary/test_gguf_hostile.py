@@ -151,7 +151,7 @@ def test_an_expected_expression_that_backtracks_for_ever_ends(tester: SandboxedT
             "a git LFS pointer to sha256:4646",
         ),
         (b"<!doctype html><title>Sign in</title>", 'a web page ("Sign in")'),
-        (b"PK\x03\x04" + bytes(40), "a zip archive; if the model is inside, publish it with `unpack`"),
+        (b"PK\x03\x04" + bytes(40), "a zip archive; if the model is inside, its publisher adds it with --unpack zip"),
         (b"GGUF\x00\x00\x00\x03" + bytes(64), "a big-endian GGUF file (version 3)"),
     ],
 )

@@ -1,7 +1,7 @@
 """
 Archives as people make them: with GNU tar, bsdtar, 7-Zip, and Python's ``tarfile`` and ``zipfile``, long names, links and large members.
 
-What bsdtar 3.6 and 7-Zip 26.02 made is kept in ``tests/corpus/archives``, so that it is read where they are not installed.
+What bsdtar 3.6 and 7-Zip 26.02 made is kept in ``tests/archives_as_made``, so that it is read where they are not installed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from reconciler.unpack import tar_reader
 from reconciler.unpack.extract import PlainUnpacker
 from tests import archives
 
-KEPT = Path(__file__).parents[1] / "corpus" / "archives"
+KEPT = Path(__file__).parents[1] / "archives_as_made"
 LONG, DEEP = "n" * 130, f"{'d' * 60}/{'d' * 60}"
 FILES = {"a.txt": "hi\n", f"sub/{LONG}": "deep\n", "ü.txt": "u\n", f"{DEEP}/split.txt": "p\n"}
 #: What a link is when it is unpacked: a copy of what it leads to.

@@ -97,7 +97,7 @@ def test_a_header_that_says_nothing_of_its_shape_costs_nothing_but_its_weights()
 def test_a_test_job_for_which_the_gpu_has_no_room_now_ends_before_anything_is_loaded(tmp_path: Path) -> None:
     facts = facts_of(tmp_path, Shape())
     smoke = {"prompt": "Hello", "max_tokens": 4, "task": "completion", "expect": {}}
-    job = {"smoke": smoke, "options": {"gpu_layers": -1}, "gpu": {"free": 100 * MIB, "total": 8192 * MIB}}
+    job = {"smoke": smoke, "options": {"gpu_layers": -1}, "record": False, "gpu": {"free": 100 * MIB, "total": 8192 * MIB}}
     with pytest.raises(CannotTest, match=r"the GPU is busy: it needs about 52\d\.\d MiB of 8\.0 GiB, and 100\.0 MiB are free"):
         llama_cpp_worker._check_fit(job, facts, "0.3.36")
     llama_cpp_worker._check_fit(job | {"gpu": {"free": 4096 * MIB, "total": 8192 * MIB}}, facts, "0.3.36")

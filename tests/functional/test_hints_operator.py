@@ -123,10 +123,10 @@ def rsa(scene: Scene) -> None:
     assert scene.type("openssl genrsa -out rsa.key 2048").code == 0
 
 
-def hard_linked_tar(scene: Scene) -> None:
+def tar_with_a_link_that_leads_out(scene: Scene) -> None:
     (scene.folder / "d").mkdir()
     shutil.copy(scene.folder / "a.gguf", scene.folder / "d/a.gguf")
-    os.link(scene.folder / "d/a.gguf", scene.folder / "d/b.gguf")
+    (scene.folder / "d/b.gguf").symlink_to("../a.gguf")
     assert scene.type("tar -cf linked.tar d").code == 0
 
 
@@ -216,10 +216,10 @@ ROWS = [
         names={"COMMAND": "snapshot edit"},
     ),
     Row(
-        hint="the model's publisher packs it again with `tar --format=ustar`",
+        hint="the model's publisher packs it again with GNU tar, or with `bsdtar --no-read-sparse`",
         before=(write("x.tar", GNU_LONG),),
         line=f"snapshot add s.json x:v1 x.tar --unpack tar --entrypoint a.gguf {URL}",
-        names={"ustar": "ustar -cf x.tar a.gguf"},
+        names={"bsdtar --no-read-sparse": "tar -cf x.tar a.gguf"},
         again=0,
     ),
     Row(
@@ -314,7 +314,7 @@ ROWS = [
     Row(
         hint="the model's publisher packs it again: plain files and folders alone",
         line=f"snapshot add s.json x:v1 linked.tar --unpack tar --entrypoint d/a.gguf {URL}",
-        before=(hard_linked_tar,),
+        before=(tar_with_a_link_that_leads_out,),
         names={"--hard-dereference": "--hard-dereference -cf linked.tar d"},
         again=0,
     ),
@@ -454,17 +454,33 @@ ROWS = [
     told("did you mean {}?", REVIEW, write("s.json", unsigned(memroy=1))),
     told(
         "enable it, remove it, or add its replacement with --replaces",
-        REVIEW,
+        "snapshot lint s.json",
         "snapshot set-state s.json a:v1 retired",
         then=f"snapshot add s.json a:v2 b.gguf --replaces a:v1 {URL}",
     ),
     Row(
         hint="`reconcile snapshot rollout FILE {} --end` ends it",
-        line=REVIEW,
+        line="snapshot lint s.json",
         names=S,
         again=0,
         before=(write("s.json", unsigned(top={"rollouts": {"r": {"models": ["gone:v1"], "per_10000": 1}}})),),
     ),
+    Row(
+        hint="{}`reconcile snapshot lint FILE` shows all; --no-lint signs it all the same",
+        line=REVIEW,
+        names=S,
+        codes=(0, 1, 2, 3),
+        before=(write("s.json", unsigned(top={"rollouts": {"r": {"models": ["gone:v1"], "per_10000": 1}}})),),
+        then=f"{REVIEW} --no-lint",
+    ),
+    told(
+        "engines then guess one: add it as an artifact with the role template, or take the task chat out",
+        "snapshot lint s.json",
+        write("w.bin", b"weights"),
+        f"snapshot add s.json x:v1 w.bin --engine other --task chat {URL}",
+        then="snapshot edit s.json x:v1 --task completion --smoke-task completion",
+    ),
+    told("give --network NAME, or --from OLD", "snapshot new n.json", then="snapshot new n.json --network testnet"),
     Row(
         hint="the file was changed since: read it again with `reconcile snapshot inspect --full FILE`",
         names=S,

@@ -185,7 +185,7 @@ def test_a_job_that_runs_out_of_time_says_what_it_had_said(tmp_path: Path) -> No
     made = jobs.job(tmp_path, tiny("a"))
     document = {
         "model": str(made.tree / "model.gguf"), "tree": str(made.tree), "entrypoint": "model.gguf", "roles": {}, "until": 0.0,
-        "smoke": msgspec.to_builtins(made.smoke), "options": {"gpu_layers": 0, "threads": 0},
+        "smoke": msgspec.to_builtins(made.smoke), "options": {"gpu_layers": 0, "threads": 0}, "record": False,
     }  # fmt: skip
     job = SandboxJob(module="reconciler.runtime.llama_cpp_worker", job=document, seconds=60, read=(made.tree,))
     report = smoke_test._report_of(choose.make_sandbox(working("bubblewrap")).run(job), made, roomy=False)

@@ -82,5 +82,5 @@ def test_doctor_names_a_server_that_was_never_told(node: Node) -> None:
     assert node.run("apply").code == 0
     node.configure('[[serve]]\nkind = "llama-swap"\nname = "swap"\npath = "serve/swap.yaml"\n')
 
-    assert "server swap: has generation 0, active is 1: not told yet" in node.run("doctor", "--offline").out
-    assert "server swap has generation none: not told yet" in node.run("status").out
+    assert "server swap: has generation 0, active is 1: not reloaded yet" in node.run("doctor", "--offline").out
+    assert "server swap has generation none: not reloaded yet" in node.run("status").out
