@@ -775,7 +775,7 @@ def recorded() -> dict[str, str]:
 
 def write(found: dict[str, str], at: str) -> None:
     """Renew the pages with what was *found* on the day *at*; what was not tried keeps its line."""
-    known = recorded() | found
+    known = dict.fromkeys((mutation.what for mutation in mutations()), "not tried yet") | recorded() | found
     for page, title in RECORDS.items():
         inside = page == next(iter(RECORDS))
         rows = [mutation.what for mutation in mutations() if mutation.file.startswith(_INSIDE) == inside]
