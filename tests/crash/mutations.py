@@ -187,7 +187,12 @@ TESTS = {
     QUARANTINE: ("unit/test_store_housekeeping",),
     LAYOUT: ("unit/test_layout", "adversary/test_store_attacks"),
     FLOOR: ("unit/test_trust_state", "functional/test_trust_on_a_node", "crash/test_damage"),
-    UNPACK: ("contract/test_unpacker_contract", "adversary/test_archive_leftovers", "adversary/test_archive_attacks"),
+    UNPACK: (
+        "contract/test_unpacker_contract",
+        "adversary/test_archive_leftovers",
+        "adversary/test_archive_attacks",
+        "functional/test_archives_as_made",
+    ),
     TRUST: ("unit/test_trust", "unit/test_trust_state", "adversary/test_trust_attacks"),
     DSSE: ("unit/test_trust", "adversary/test_trust_attacks"),
     STRICT: ("unit/test_trust", "adversary/test_trust_attacks"),

@@ -7,6 +7,7 @@ What bsdtar 3.6 and 7-Zip 26.02 made is kept in ``tests/archives_as_made``, so t
 from __future__ import annotations
 
 import gzip
+import os
 import shutil
 import subprocess
 import tarfile
@@ -18,8 +19,9 @@ from typing import Literal
 import pytest
 
 from reconciler.core.archive_rules import Members
+from reconciler.core.errors import UnpackRefused
 from reconciler.core.node import Limits
-from reconciler.unpack import tar_reader
+from reconciler.unpack import extract, tar_reader
 from reconciler.unpack.extract import PlainUnpacker
 from tests import archives
 
@@ -167,3 +169,21 @@ def test_a_member_of_nine_gibibytes_is_read_to_its_end(name: str, tmp_path: Path
         assert body is not None
         found[path] = sum(map(len, body))
     assert found == {"big": LARGE, "after": 1}
+
+
+@pytest.mark.parametrize("strange", ["link", "fifo"])
+def test_a_copy_of_what_another_put_in_the_place_of_a_file_is_refused(tmp_path: Path, strange: str) -> None:
+    (tmp_path / "secret").write_bytes(b"not of the archive")
+    target = tmp_path / "made"
+    target.mkdir()
+    with extract._open_empty(target) as folder:
+        folder.write("a", iter([b"bytes"]))
+        (target / "a").unlink()
+        if strange == "link":
+            (target / "a").symlink_to(tmp_path / "secret")
+        else:
+            os.mkfifo(target / "a")
+
+        with pytest.raises((UnpackRefused, OSError)):
+            folder.copy("a", "b")
+    assert not (target / "b").exists()
