@@ -15,11 +15,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from reconciler.core import gguf, snapshot
 from reconciler.ports import TestJob
+from reconciler.runtime.smoke_test import job_document
 from reconciler.sandbox import choose, process
 from tests import gguf_files as files
 from tests.jobs import make_tester
@@ -39,12 +39,13 @@ def tree(tmp_path: Path) -> Path:
     return tmp_path / "tree"
 
 
+def _job(tree: Path) -> TestJob:
+    return TestJob(model="m:v1", tree=tree, entrypoint="model.gguf", runtime=snapshot.Runtime(engine="llama-cpp"), smoke=snapshot.Smoke())
+
+
 def _bare(tree: Path) -> None:
     """Run the child as it is, without a sandbox, on a model that we made ourselves."""
-    job = {
-        "nonce": "n", "model": str(tree / "model.gguf"), "smoke": msgspec.to_builtins(snapshot.Smoke()),
-        "options": {"gpu_layers": 0, "threads": 0},
-    }  # fmt: skip
+    job = {"nonce": "n"} | job_document(_job(tree), {"gpu_layers": 0, "threads": 0}, seconds=60)
     argv = [sys.executable, "-I", "-B", "-c", BARE, str(TOP)]
     done = subprocess.run(argv, input=json.dumps(job).encode(), capture_output=True, check=True, env=process._fixed_variables("/"))  # noqa: SLF001
     assert json.loads(done.stdout)["verdict"] == "passed"
@@ -56,7 +57,7 @@ def _sandboxed(tree: Path, mode: str) -> Callable[[], None]:
         pytest.skip(f"{mode} cannot work on this machine: {probed.detail}")
     text = f'[smoke]\nsandbox = "{mode}"\n[runtime.llama-cpp]\ngpu_layers = 0\n'
     tester = make_tester(tree.parent, text)
-    job = TestJob(model="m:v1", tree=tree, entrypoint="model.gguf", runtime=snapshot.Runtime(engine="llama-cpp"), smoke=snapshot.Smoke())
+    job = _job(tree)
 
     def run() -> None:
         report = tester.test(job)

@@ -6,7 +6,7 @@ Rules that hold here:
 1. A line is typed as it stands. What is filled in for it: the prompt of root, ``/opt/reconcile`` for a new virtual environment, and the
    address of an example for a git repository on this machine that holds the last commit.
 2. Each ends with ``reconcile --version`` of this version, run from the folder that the line installed it into.
-3. pipx and uv come from the index that pip uses. Where uv has none, it is told pip's; wheels that pip has built or finds are offered to
+3. pipx and uv are installed with pip, and each then uses the index that it is set up for. Wheels that pip has built or finds are offered to
    both, so that llama-cpp-python is compiled once at most. ``--without-engine`` leaves it out of every line.
 4. Nothing is written outside a temporary folder.
 """
@@ -78,7 +78,7 @@ class Place:
             "PIPX_HOME": str(home / "pipx"), "PIPX_BIN_DIR": str(home / "bin"),
             "PIP_CACHE_DIR": _pip("cache", "dir"), "PIP_FIND_LINKS": f"{self.wheels} {os.environ.get('PIP_FIND_LINKS', '')}".strip(),
             "UV_FIND_LINKS": ",".join([str(self.wheels), *os.environ.get("PIP_FIND_LINKS", "").split()]), "UV_SYSTEM_CERTS": "true",
-        } | _index()  # fmt: skip
+        }  # fmt: skip
         subprocess.run(["bash", "-euo", "pipefail", "-c", typed], cwd=self.checkout, env=environment, check=True, stdout=subprocess.DEVNULL)
         program = next(path for path in (home / "bin/reconcile", own / "reconcile") if path.exists())
         ran = subprocess.run([program, "--version"], cwd=home, env=environment, capture_output=True, text=True, check=True)
@@ -92,14 +92,6 @@ def _bare(target: Path) -> list[str]:
 def _pip(*words: str) -> str:
     ran = subprocess.run([sys.executable, "-m", "pip", *words], capture_output=True, text=True, check=False)
     return ran.stdout.strip()
-
-
-def _index() -> dict[str, str]:
-    """Return pip's index and constraints for uv, where it has none of its own."""
-    if "UV_DEFAULT_INDEX" in os.environ or "UV_INDEX_URL" in os.environ:
-        return {}
-    found = {"UV_DEFAULT_INDEX": _pip("config", "get", "global.index-url"), "UV_CONSTRAINT": _pip("config", "get", "global.constraint")}
-    return {name: value for name, value in found.items() if value}
 
 
 def main() -> int:

@@ -77,6 +77,27 @@ class _Answer(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 _OURS = {"nonce", "on_gpu", "offload", "server"}
 
 
+def job_document(job: TestJob, options: dict[str, Any], *, seconds: float, free_bytes: int = 0, total_bytes: int = 0) -> dict[str, Any]:
+    """
+    Return what the worker of an engine is told of *job*, as JSON.
+
+    It has *seconds* from now on, and GPU memory of *total_bytes*, of which *free_bytes* are free.
+    """
+    tree = job.tree.resolve()
+    return {
+        "model": str(tree / job.entrypoint),
+        "tree": str(tree),
+        "entrypoint": job.entrypoint,
+        "roles": dict(job.roles),
+        "record": job.record,
+        "until": time.monotonic() + seconds - min(_LAST_SECONDS, seconds / 10),
+        "name": job.model.partition(":")[0],
+        "smoke": msgspec.to_builtins(job.smoke),
+        "options": options,
+        "gpu": {"free": free_bytes, "total": total_bytes},
+    }
+
+
 class SandboxedTester:
     """
     Runs test jobs with every known engine.
@@ -171,22 +192,10 @@ class SandboxedTester:
 
     def _sandbox_job(self, job: TestJob, engine: Engine, use: GpuUse) -> SandboxJob:
         tree, limit = job.tree.resolve(), min(units.seconds(job.smoke.timeout), self._timeout_seconds)
-        options = engine.options(self._runtimes)
-        document: dict[str, Any] = {
-            "model": str(tree / job.entrypoint),
-            "tree": str(tree),
-            "entrypoint": job.entrypoint,
-            "roles": dict(job.roles),
-            "record": job.record,
-            "until": time.monotonic() + limit - min(_LAST_SECONDS, limit / 10),
-            "name": job.model.partition(":")[0],
-            "smoke": msgspec.to_builtins(job.smoke),
-            "options": options,
-            "gpu": {"free": use.free_bytes, "total": sum(gpu.total_bytes for gpu in use.gpus)},
-        }
+        total = sum(gpu.total_bytes for gpu in use.gpus)
         made = SandboxJob(
             module=engine.module(),
-            job=document,
+            job=job_document(job, engine.options(self._runtimes), seconds=limit, free_bytes=use.free_bytes, total_bytes=total),
             seconds=limit,
             read=(tree, *engine.folders(self._runtimes), *use.read),
             devices=use.devices,

@@ -183,10 +183,7 @@ def test_the_record_of_a_failed_test_says_what_happened(tmp_path: Path) -> None:
 
 def test_a_job_that_runs_out_of_time_says_what_it_had_said(tmp_path: Path) -> None:
     made = jobs.job(tmp_path, tiny("a"))
-    document = {
-        "model": str(made.tree / "model.gguf"), "tree": str(made.tree), "entrypoint": "model.gguf", "roles": {}, "until": 0.0,
-        "smoke": msgspec.to_builtins(made.smoke), "options": {"gpu_layers": 0, "threads": 0}, "record": False,
-    }  # fmt: skip
+    document = smoke_test.job_document(made, {"gpu_layers": 0, "threads": 0}, seconds=0)
     job = SandboxJob(module="reconciler.runtime.llama_cpp_worker", job=document, seconds=60, read=(made.tree,))
     report = smoke_test._report_of(choose.make_sandbox(working("bubblewrap")).run(job), made, roomy=False)
     assert (report.verdict, report.reason) == ("bad", "its test job did not end in time, after 1 token")
