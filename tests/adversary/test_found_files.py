@@ -289,7 +289,9 @@ def test_root_in_a_users_folder_does_not_do_what_the_user_says(shared: Path, mon
 # -- what the settings name ------------------------------------------------------------------------
 
 
-NAMED = ["root.json", "published.json", "models.lock", "snapshot.json", "store", "cold", "ca.pem", "netrc", "hook", "script", "server"]
+FILES = ("ca.pem", "netrc", "hook", "script", "server", "page.html", "report.key", "token", "models.ini")
+FOLDERS = ("store", "cold", "bound", "libraries", "more-libraries", "compiled")
+NAMED = ["root.json", "published.json", "models.lock", "snapshot.json", *FILES, *FOLDERS]
 MORE = """
 [store]
 path = "store"
@@ -304,16 +306,36 @@ activated = ["./hook"]
 healthy = ["sh", "script"]
 
 [runtime.openai]
-argv = ["%s/server", "{model}", "{port}"]
+argv = ["{node}/server", "{{model}}", "{{port}}"]
+bind = ["bound"]
+library_path = ["libraries"]
+
+[runtime.llama-cpp]
+library_path = ["more-libraries"]
+cuda_cache = "compiled"
+
+[download.credentials."models.example.org"]
+token_file = "token"
+
+[agent]
+page = "page.html"
+
+[report]
+key = "report.key"
+
+[[serve]]
+kind = "llama-server"
+name = "main"
+path = "models.ini"
 """
 
 
 def with_more(site: Site) -> None:
-    site.write(MORE % site.node)
-    for name in ("ca.pem", "netrc", "hook", "script", "server"):
+    site.write(MORE.format(node=site.node))
+    for name in FILES:
         (site.node / name).touch(0o700)
         site.give(site.node / name, site.caller)
-    for name in ("store", "cold"):
+    for name in FOLDERS:
         (site.node / name).mkdir(exist_ok=True)
         site.give(site.node / name, site.caller)
 
