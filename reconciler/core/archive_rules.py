@@ -4,7 +4,7 @@ What an archive's members must be before anything of them is written.
 Rules that hold here:
 
 1. A member is a regular file, a folder, or a link to a regular file of the same archive, which becomes a copy of it: no link is ever made.
-   Links that lead anywhere else, through other links, or to folders, devices and the rest are refused.
+   Links that lead anywhere else, through a link as a folder, or to folders, devices and the rest are refused.
 2. Its name is a path as the snapshot's own are: relative, in NFC, and meaning the same everywhere. One leading ``./``, which
    ``tar -C folder .`` writes, is dropped; nothing else is mended, since a mended name is one that two readers read differently.
 3. No two members share a name, not even on a disk that folds case or normalises, and no file is also a folder.
@@ -15,6 +15,7 @@ Rules that hold here:
 from __future__ import annotations
 
 import unicodedata
+from collections import deque
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
@@ -104,18 +105,25 @@ def links(members: Members) -> Iterator[Link]:
     """
     Yield the links, each once its target is there, after all other members; each copy is accounted for as bytes that came out.
 
+    The work grows with the number of links, and not with its square: a hostile archive has one long chain of them.
+
     Raises:
         UnpackRefused: one leads to no file of the archive, or they are more bytes than it may hold.
     """
-    waiting = members.links
-    while ready := [link for link in waiting if link.target in members.sizes]:
-        for link in ready:
-            spend(members, members.sizes[link.target])
-            members.sizes[link.path] = members.sizes[link.target]
+    waiting: dict[str, list[Link]] = {}
+    for link in members.links:
+        waiting.setdefault(link.target, []).append(link)
+    there = deque(target for target in waiting if target in members.sizes)
+    while there:
+        target = there.popleft()
+        for link in waiting.pop(target):
+            spend(members, members.sizes[target])
+            members.sizes[link.path] = members.sizes[target]
             yield link
-        waiting = [link for link in waiting if link.path not in members.sizes]
-    if waiting:
-        raise UnpackRefused(f"link {shown(waiting[0].path)} leads to {shown(waiting[0].target)}, which is no file of the archive")
+            if link.path in waiting:
+                there.append(link.path)
+    for target, (first, *_) in waiting.items():
+        raise UnpackRefused(f"link {shown(first.path)} leads to {shown(target)}, which is no file of the archive")
 
 
 def count(members: Members) -> None:

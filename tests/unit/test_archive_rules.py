@@ -120,3 +120,22 @@ def test_a_quoted_name_is_short_and_harmless_to_a_terminal(name: bytes | str) ->
     assert said.isascii()
     assert said.isprintable()
     assert len(said) < 1400
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_a_chain_of_links_is_followed_in_linear_time(backwards: bool) -> None:
+    seen = members(1 << 20, archive_bytes=1 << 40)
+    archive_rules.check(seen, "link-0", "file", 1)
+    links = [archive_rules.Link(f"link-{number}", f"link-{number - 1}") for number in range(1, 100_000)]
+    seen.links.extend(reversed(links) if backwards else links)
+
+    assert list(archive_rules.links(seen)) == links
+
+
+def test_links_in_a_circle_lead_to_no_file() -> None:
+    seen = members(1 << 20)
+    archive_rules.check(seen, "file", "file", 1)
+    seen.links += [archive_rules.Link("copy", "file"), archive_rules.Link("a", "b"), archive_rules.Link("b", "a")]
+
+    with pytest.raises(UnpackRefused, match="no file of the archive"):
+        list(archive_rules.links(seen))
