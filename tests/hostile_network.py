@@ -13,7 +13,10 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
+import pytest
+
 from reconciler.core import lock, trust
+from reconciler.core.errors import ReconcileError
 from tests.network import Document, Key, Network, compact, keys, payload_of, signatures_of
 
 
@@ -117,3 +120,23 @@ class Node:
         for data in self.network.roots:
             if trust.root_version(data) > self.root.version:
                 self.root = trust.advance(self.root, data)
+
+
+FLOOR = trust.TrustState()
+
+
+def two_of_three() -> HostileNetwork:
+    return HostileNetwork(root_keys=3, root_threshold=2, snapshot_keys=3, snapshot_threshold=2)
+
+
+def refused(node: Node, error: type[ReconcileError]) -> ReconcileError:
+    """Sync, expect *error*, and that nothing of what the node holds or remembers moved."""
+    before = (node.root, node.trust_state, node.held)
+    with pytest.raises(error) as found:
+        node.sync()
+    assert (node.root, node.trust_state, node.held) == before
+    return found.value
+
+
+def verify(network: Network, data: bytes, trust_state: trust.TrustState = FLOOR) -> trust.Verified:
+    return trust.verify(data, network.trusted(), now=network.now, trust_state=trust_state)
