@@ -17,7 +17,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Literal
@@ -84,6 +84,22 @@ def running(folder: Path, auth: Literal["none", "htpasswd", "token"] = "none", s
             process.kill()
 
 
+@contextlib.contextmanager
+def behind_tokens(
+    folder: Path, pair: tuple[str, str] | None, fill: Callable[[Registry], object]
+) -> Iterator[tuple[Registry, TokenService]]:
+    """Give a registry in *folder* that asks for tokens, and its service, which wants *pair*. *fill* pushes before, while it is open."""
+    service = TokenService(pair)
+    try:
+        with running(folder / "open") as unlocked:
+            fill(unlocked)
+        with running(folder / "registry", "token", service) as served:
+            shutil.copytree(folder / "open" / "data", folder / "registry" / "data", dirs_exist_ok=True)
+            yield served, service
+    finally:
+        service.close()
+
+
 def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
     for _ in range(200):
         assert process.poll() is None, "the registry did not start"
@@ -122,8 +138,12 @@ class TokenService(ThreadingHTTPServer):
         self._thread.start()
 
     @property
+    def host(self) -> str:
+        return f"127.0.0.1:{self.server_address[1]}"
+
+    @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/token"
+        return f"http://{self.host}/token"
 
     def token(self, query: dict[str, list[str]]) -> str:
         now = int(time.time())

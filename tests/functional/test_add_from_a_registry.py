@@ -18,7 +18,7 @@ from reconciler.publish import snapshots
 from tests import registry
 from tests.functional.test_add_from_a_hub import CPU, publish
 from tests.node import Node, run, tiny
-from tests.registry import PAIR, Registry, TokenService
+from tests.registry import PAIR, Registry
 
 pytest.importorskip("oras.provider", reason="oras is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore")  # the pusher's own
@@ -102,26 +102,18 @@ def test_a_registry_with_passwords(work: Path, server: Server) -> None:
 
 @pytest.mark.parametrize("pair", [None, PAIR], ids=["anybody", "password"])
 def test_a_registry_with_a_token_service(work: Path, server: Server, pair: tuple[str, str] | None) -> None:
-    service = TokenService(pair)
-    try:
-        with registry.running(work / "open") as unlocked:
-            push(unlocked, "models/tiny:v1", MODEL, work / "files")
-        with registry.running(work / "registry", "token", service) as served:
-            (work / "registry" / "data").mkdir(exist_ok=True)
-            subprocess.run(["cp", "-r", str(work / "open" / "data" / "docker"), str(work / "registry" / "data")], check=True)
-            if pair:
-                login(work, f"127.0.0.1:{service.server_address[1]}")
-            ran = run("snapshot", "add", "list.json", "tiny:v1", f"oci://{served.address}/models/tiny:v1", *CPU)
-            assert ran.code == 0, ran
-            node = Node(work / "node", server, basic(work, f"127.0.0.1:{service.server_address[1]}") if pair else "")
-            publish(node, work)
-            assert node.run("apply").code == 0
-            assert node.active() == ["tiny:v1"]
-            assert service.given
-            everything = [path.read_bytes() for path in (work / "node").rglob("*") if path.is_file()]
-            assert not [token for token in service.given if any(token.encode() in data for data in everything)]
-    finally:
-        service.close()
+    with registry.behind_tokens(work, pair, lambda unlocked: push(unlocked, "models/tiny:v1", MODEL, work / "files")) as (served, service):
+        if pair:
+            login(work, service.host)
+        ran = run("snapshot", "add", "list.json", "tiny:v1", f"oci://{served.address}/models/tiny:v1", *CPU)
+        assert ran.code == 0, ran
+        node = Node(work / "node", server, basic(work, service.host) if pair else "")
+        publish(node, work)
+        assert node.run("apply").code == 0
+        assert node.active() == ["tiny:v1"]
+        assert service.given
+        everything = [path.read_bytes() for path in (work / "node").rglob("*") if path.is_file()]
+        assert not [token for token in service.given if any(token.encode() in data for data in everything)]
 
 
 def test_what_changes_in_the_registry_is_refused_by_its_digest(work: Path, server: Server) -> None:

@@ -14,7 +14,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +23,7 @@ from reconciler.demo.server import Server
 from tests.hostile_server import HostileServer, honest
 from tests.llama_server import free_port
 from tests.node import Node, tiny
+from tests.processes import until
 
 pytestmark = pytest.mark.slow
 
@@ -91,14 +92,6 @@ def source() -> Iterator[HostileServer]:
     with HostileServer() as running:
         running.on("/slow", honest(SLOW, rate=len(SLOW) / 60))
         yield running
-
-
-def until(holds: Callable[[], bool], running: subprocess.Popen[str]) -> None:
-    end = time.monotonic() + PATIENCE
-    while not holds():
-        assert running.poll() is None, running.communicate()
-        assert time.monotonic() < end, "it does not come"
-        time.sleep(0.05)
 
 
 def answers(address: str) -> int:

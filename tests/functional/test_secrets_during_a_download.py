@@ -27,7 +27,7 @@ from tests.functional.test_add_from_a_bucket import KEY, SECRET, s3
 from tests.functional.test_add_from_a_hub import CPU, publish
 from tests.functional.test_add_from_a_registry import basic, login, push, work
 from tests.node import Node, run, tiny
-from tests.registry import PAIR, TokenService
+from tests.registry import PAIR
 
 __all__ = ["s3", "work"]
 
@@ -110,22 +110,13 @@ def test_a_password_of_a_registry(work: Path, server: Server) -> None:
 
 
 def test_a_token_of_a_registrys_service(work: Path, server: Server) -> None:
-    service = TokenService(PAIR)
-    try:
-        with registry.running(work / "open") as unlocked:
-            push(unlocked, "models/tiny:v1", FILES, work / "files")
-        with registry.running(work / "registry", "token", service) as served:
-            (work / "registry" / "data").mkdir(exist_ok=True)
-            subprocess.run(["cp", "-r", str(work / "open" / "data" / "docker"), str(work / "registry" / "data")], check=True)
-            host = f"127.0.0.1:{service.server_address[1]}"
-            login(work, host)
-            assert run("snapshot", "add", "list.json", "tiny:v1", f"oci://{served.address}/models/tiny:v1", *CPU).code == 0
-            node = Node(work / "node", server, basic(work, host))
-            publish(node, work)
-            killed_and_resumed(node, lambda: [BASIC, *(token.encode() for token in service.given)])
-            assert service.given
-    finally:
-        service.close()
+    with registry.behind_tokens(work, PAIR, lambda unlocked: push(unlocked, "models/tiny:v1", FILES, work / "files")) as (served, service):
+        login(work, service.host)
+        assert run("snapshot", "add", "list.json", "tiny:v1", f"oci://{served.address}/models/tiny:v1", *CPU).code == 0
+        node = Node(work / "node", server, basic(work, service.host))
+        publish(node, work)
+        killed_and_resumed(node, lambda: [BASIC, *(token.encode() for token in service.given)])
+        assert service.given
 
 
 @pytest.mark.usefixtures("s3")

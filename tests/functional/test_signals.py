@@ -10,8 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -22,6 +21,7 @@ from tests.crash.syscalls import Point, Traced, missing
 from tests.crash.whole import Life, adopting
 from tests.hostile_server import HostileServer, honest
 from tests.node import Node, tiny
+from tests.processes import until
 from tests.storenode import memory
 
 PATIENCE = 30.0
@@ -56,15 +56,6 @@ def ended(running: subprocess.Popen[str]) -> tuple[int, str]:
     out, err = running.communicate(timeout=PATIENCE)
     assert "Traceback" not in f"{out}{err}", f"{out}{err}"
     return running.returncode, f"{out}{err}"
-
-
-def until(holds: Callable[[], bool], running: subprocess.Popen[str]) -> None:
-    """Wait until something holds; a run that ends before is a failure."""
-    end = time.monotonic() + PATIENCE
-    while not holds():
-        assert running.poll() is None, running.communicate()
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 @pytest.fixture(scope="module")
