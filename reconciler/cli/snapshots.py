@@ -12,6 +12,7 @@ import click
 from reconciler.cli import document_io, snapshot_edit, snapshot_review, snapshot_test
 from reconciler.cli.options import FILE, MODEL_STATE, Part
 from reconciler.cli.snapshot_add import snapshot_add
+from reconciler.cli.snapshot_swarm import snapshot_swarm
 from reconciler.core import units
 from reconciler.core.errors import UsageError
 
@@ -196,6 +197,6 @@ def snapshot_rollout(
 for _command in (
     snapshot_test.snapshot_test, snapshot_test.snapshot_push, snapshot_edit.snapshot_edit, snapshot_edit.snapshot_lint,
     snapshot_review.snapshot_sign, snapshot_review.snapshot_attach, snapshot_review.snapshot_pae, snapshot_review.snapshot_inspect,
-    snapshot_review.snapshot_diff, snapshot_review.snapshot_export,
+    snapshot_review.snapshot_diff, snapshot_review.snapshot_export, snapshot_swarm,
 ):  # fmt: skip
     snapshot.add_command(_command)

@@ -20,8 +20,10 @@ from typing import Annotated, Any, Literal
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from reconciler.core import strict_json, units, urls
+from reconciler.core import swarm as peers
 from reconciler.core.digest import AnyDigest
 from reconciler.core.errors import BadEnvelope
+from reconciler.core.swarm import Swarm
 from reconciler.core.text import printable
 from reconciler.core.vocabulary import Feature, Role, State, Task, Unpack
 
@@ -191,6 +193,8 @@ class Snapshot(Struct, frozen=True, kw_only=True):
     rollouts: Annotated[dict[Short, Rollout], Meta(max_length=1000)] | UnsetType = UNSET
     #: A test job's result is good for so long; absent: until the runtime or the device changes.
     retest_after: Annotated[str, Meta(max_length=16)] | UnsetType = UNSET
+    #: Trackers and torrents, by which nodes may fetch blobs from each other; it is not in the lock.
+    swarm: Swarm | UnsetType = UNSET
     models: Annotated[tuple[Model, ...], Meta(max_length=MAX_MODELS)]  #: Every model that a node may hold.
 
 
@@ -252,6 +256,8 @@ def _check_tables(snapshot: Snapshot) -> None:
             _within("sources.redirects", urls.check_pattern, pattern)
     for name in snapshot.rollouts or {}:
         _within("rollouts", _check_label, name)
+    if snapshot.swarm:
+        peers.check(snapshot.swarm)
 
 
 def _check_replacements(models: tuple[Model, ...]) -> None:

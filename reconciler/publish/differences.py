@@ -20,6 +20,7 @@ from msgspec import Struct
 from reconciler.core import snapshot, trust, units
 from reconciler.core.errors import WrongNetwork
 from reconciler.core.snapshot import Model, Rollout, Snapshot
+from reconciler.core.swarm import Swarm
 from reconciler.publish import contents, envelopes
 from reconciler.publish.contents import Value
 
@@ -137,6 +138,7 @@ def _summary(old: Snapshot, new: Snapshot) -> Iterator[str]:
         if before is not None and before.smoke != model.smoke:
             yield f"{name} is tested again on every node: its test job changes"
     yield from _rollout_steps(old, new)
+    yield from _swarm_steps(old, new)
     yield from (f"{name} stops serving at once on every node" for name in stopped_at_once(old, new))
     if fresh := _blobs(new).keys() - _blobs(old).keys():
         yield f"nodes download at most {units.human_size(sum(_blobs(new)[name] for name in fresh))} that no model had before"
@@ -161,6 +163,15 @@ def _rollout_steps(old: Snapshot, new: Snapshot) -> Iterator[str]:
         yield f"{models} goes to {after.per_10000 / 100:g} % of nodes{cohorts} in rollout {name}{earlier}; the others keep what it replaces"
 
 
+def _swarm_steps(old: Snapshot, new: Snapshot) -> Iterator[str]:
+    was, now_is = old.swarm or Swarm(), new.swarm or Swarm()
+    if was.torrents and not now_is.torrents:
+        yield "nodes no longer fetch from each other"
+    elif was.torrents != now_is.torrents or was.trackers != now_is.trackers:
+        trackers = ", ".join(now_is.trackers) or "no tracker"
+        yield f"nodes that permit it fetch {units.count(len(now_is.torrents), 'file')} from each other, through {trackers}"
+
+
 def _in_place_of(model: Model) -> str:
     return f" in place of {', '.join(model.replaces)}" if model.replaces else ""
 
@@ -183,4 +194,6 @@ def _blobs(found: Snapshot) -> dict[str, int]:
 
 def _hosts(found: Snapshot) -> set[str]:
     urls = [url for model in found.models for one in model.artifacts for url in one.urls]
+    if found.swarm:
+        urls += [*found.swarm.trackers, *(url for entry in found.swarm.torrents.values() for url in entry.urls)]
     return {(urlsplit(url).hostname or "").rstrip(".") for url in (*urls, *found.sources.fallback)}

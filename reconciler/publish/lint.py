@@ -45,6 +45,7 @@ _NOT_READ = "correct the URL; nodes try the other sources, and install nothing w
 _OTHER_BYTES = "every node refuses these bytes: correct the URL, or add the new content as another version"
 _NEEDS = "measure what it needs, and correct it with `reconcile snapshot edit FILE ID --gpu-memory SIZE --memory SIZE`"
 _EXPECT = "`reconcile snapshot edit FILE ID --expect-regex REGEX` says what must come out"
+_TRACKER = "`reconcile snapshot swarm add FILE --files DIR --tracker URL` names one"
 _COMMIT = "name a commit in place of the branch: `reconcile snapshot add`, given an hf:// address, writes the commit"
 
 
@@ -60,12 +61,13 @@ class Finding(Struct, frozen=True, kw_only=True):
 def lint(found: Snapshot, *, nodes: Iterable[NodeFacts] = ()) -> tuple[Finding, ...]:
     """Return what is probably wrong with *found*, on *nodes* like these, without asking the network."""
     profiles = tuple(nodes)
-    return tuple(
+    of_models = (
         finding
         for model in found.models
         for check in (_engine, _format, _template, _licence, _job, _answer, _urls)
         for finding in (*check(model), *(_fits(model, profiles) if check is _engine else ()))
-    ) + tuple(_relations(found))
+    )
+    return (*of_models, *_relations(found), *_swarm(found))
 
 
 def before_signing(found: Snapshot) -> tuple[Finding, ...]:
@@ -244,6 +246,22 @@ def _relations(found: Snapshot) -> Iterator[Finding]:
     for check in (signable.refuse_never_replaced, signable.refuse_empty_rollout):
         if refusal := signable.refusal(check, found):
             yield Finding(level="error", id="", text=refusal.message, hint=refusal.hint)
+
+
+def _swarm(found: Snapshot) -> Iterator[Finding]:
+    if not found.swarm:
+        return
+    if not found.swarm.trackers:
+        yield Finding(level="warning", id="", text="it has torrents and no tracker: no node would find another", hint=_TRACKER)
+    listed = {artifact.digest for model in found.models for artifact in model.artifacts}
+    if stale := sorted(found.swarm.torrents.keys() - listed):
+        text = f"{units.count(len(stale), 'torrent')} of files that no model lists, the first of {stale[0]}"
+        yield Finding(level="warning", id="", text=text, hint="`reconcile snapshot swarm add FILE --files DIR` takes them out")
+    for name, entry in found.swarm.torrents.items():
+        for url in entry.urls:
+            if secret := secret_in(url):
+                text = f"the torrent of {name}: {_shown(url)} carries {secret!r}, a signature or a secret"
+                yield Finding(level="error", id="", text=text, hint="publish the torrents at plain addresses")
 
 
 def _in_rollout(found: Snapshot, model: str) -> bool:

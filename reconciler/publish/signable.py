@@ -12,12 +12,12 @@ from collections.abc import Callable
 from reconciler.core import lock as locks
 from reconciler.core.errors import PublishError
 from reconciler.core.snapshot import Artifact, Expect, Model, Rollout, Runtime, Smoke, Snapshot, Sources
+from reconciler.core.swarm import Swarm, Torrent
 from reconciler.publish import envelopes
 
 #: The names of all fields of a snapshot.
-_FIELDS = sorted(
-    {name for kind in (Snapshot, Sources, Rollout, Model, Runtime, Smoke, Expect, Artifact) for name in kind.__struct_fields__}
-)
+_KINDS = (Snapshot, Sources, Rollout, Swarm, Torrent, Model, Runtime, Smoke, Expect, Artifact)
+_FIELDS = sorted({name for kind in _KINDS for name in kind.__struct_fields__})
 
 
 def refuse_unknown(found: Snapshot, payload: bytes) -> None:

@@ -36,7 +36,7 @@ import yaml
 
 from reconciler.cli import cli
 from reconciler.commands import status
-from reconciler.core import lock, snapshot, trust
+from reconciler.core import lock, snapshot, swarm, trust
 from reconciler.core.dsse import Envelope
 from reconciler.demo.server import serving
 from reconciler.settings import decode
@@ -221,7 +221,8 @@ def test_every_settings_file_in_the_documents_is_one() -> None:
 
 def test_every_document_in_the_formats_is_one_and_the_lock_is_what_the_snapshot_compiles_to() -> None:
     text = read("formats.md")
-    envelope, root, listed = blocks(text, "json")
+    envelope, root, listed, peers = blocks(text, "json")
+    swarm.check(msgspec.json.decode(peers, type=dict[str, swarm.Swarm])["swarm"])
     assert msgspec.json.decode(envelope, type=Envelope).payload_type == trust.SNAPSHOT_TYPE
     trust.check_root(msgspec.json.decode(root, type=trust.TrustRoot))
     payload = listed.strip().encode()

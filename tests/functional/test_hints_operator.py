@@ -12,9 +12,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from reconciler.commands.context import wall_clock
+from reconciler.core.snapshot import Snapshot
 from reconciler.demo.server import serving
+from reconciler.publish import snapshots
 from tests import archives, model_files
 from tests.hints import Row, Scene, check, quiet_environment, told
 from tests.hostile_server import HostileServer, honest
@@ -181,7 +185,76 @@ INDEX = {
 }  # fmt: skip
 SPLITS = [write(name, data) for name, data in model_files.split("b").items() if "00002" not in name]
 
+SWARM = "snapshot swarm add s.json --files . --least 1KiB"
+TRACKER = "--tracker udp://tracker.example.org:6969/announce"
+TORRENTS = f"{SWARM} {TRACKER} --url https://models.example.org/{{hex}}.torrent"
+
+
+def swarm_without(**changes: object) -> Callable[[Scene], object]:
+    """Change the swarm that the snapshot has."""
+
+    def make(scene: Scene) -> None:
+        def change(found: Snapshot) -> Snapshot:
+            assert found.swarm
+            swarm = msgspec.convert(msgspec.to_builtins(found.swarm) | changes, type(found.swarm))
+            return msgspec.structs.replace(found, swarm=swarm)
+
+        data = snapshots.edit((scene.folder / "s.json").read_bytes(), change, now=wall_clock()).data
+        (scene.folder / "s.json").write_bytes(data)
+
+    return make
+
+
+def closed(scene: Scene) -> None:
+    """Forbid nodes their own sources; the network has none for all files."""
+
+    def change(found: Snapshot) -> Snapshot:
+        return msgspec.structs.replace(found, sources=msgspec.structs.replace(found.sources, allow_node_fallback=False))
+
+    data = snapshots.edit((scene.folder / "s.json").read_bytes(), change, now=wall_clock()).data
+    (scene.folder / "s.json").write_bytes(data)
+
+
+ENTRY = {"digest": f"sha256:{'0' * 64}", "size": 9, "info_hash": "0" * 40}
+PEERS = [
+    told("{algorithm} and {hex} stand for the blob's digest", f"{SWARM} {TRACKER} --url https://models.example.org/x", then=TORRENTS),
+    told(
+        "--files names a folder with the models' files, as downloaded;",
+        TORRENTS.replace("--files .", "--files d"),
+        folder("d"),
+        then=TORRENTS,
+    ),
+    told("as in udp://tracker.example.org:6969/announce", f"{SWARM} --tracker udp://tracker.example.org/announce", then=TORRENTS),
+    told("give --tracker URL; nodes ask no other than those that the snapshot names", SWARM, then=TORRENTS),
+    told("give --url, with {hex} in it, where they are published", f"{SWARM} {TRACKER}", closed, then=TORRENTS),
+    Row(
+        hint="`reconcile snapshot swarm add FILE --files DIR --tracker URL` makes them",
+        line="snapshot swarm whitelist s.json",
+        names={"FILE": "s.json", "DIR": ".", "URL": "udp://tracker.example.org:6969/announce --least 1KiB"},
+        again=0,
+    ),
+    Row(
+        hint="`reconcile snapshot swarm add FILE --files DIR --tracker URL` names one",
+        line="snapshot lint s.json",
+        before=(TORRENTS, swarm_without(trackers=())),
+        names={"FILE": "s.json", "DIR": ".", "URL": "udp://tracker.example.org:6969/announce"},
+    ),
+    Row(
+        hint="`reconcile snapshot swarm add FILE --files DIR` takes them out",
+        line="snapshot lint s.json",
+        before=(TORRENTS, swarm_without(torrents={f"sha256:{'0' * 64}": ENTRY})),
+        names={"FILE": "s.json", "DIR": "."},
+    ),
+    told(
+        "publish the torrents at plain addresses",
+        "snapshot lint s.json",
+        TORRENTS,
+        swarm_without(torrents={f"sha256:{'0' * 64}": ENTRY | {"urls": ["https://models.example.org/t?X-Amz-Signature=1"]}}),
+    ),
+]
+
 ROWS = [
+    *PEERS,
     told("name one by its digest: oci://…@sha256:…", a_registry("/v2/x/manifests/t", INDEX, "snapshot add s.json x:v1 oci://HOST/x:t")),
     told("name the model with --entrypoint", f"snapshot add s.json x:v1 b.gguf --role b.gguf=draft {URL}"),
     told(
