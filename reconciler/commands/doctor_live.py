@@ -22,6 +22,7 @@ from reconciler.commands.doctor import Check, CheckInput, CheckResult
 from reconciler.core import trust, units
 from reconciler.core.errors import FetchError, ReconcileError, SettingsError
 from reconciler.fetch import credentials, error_pages, http, sources
+from reconciler.fetch.connection import endpoint_of
 from reconciler.fetch.resolver import InlineBody, ProbeRequest, ProbeResult, Resolved, Resolver
 from reconciler.fetch.settings import FetchSettings
 from reconciler.ports import Want
@@ -132,7 +133,7 @@ def source_bytes(given: CheckInput) -> Iterator[CheckResult]:
     for want in wants:
         for url in (*sources.expanded(want, download.mirrors), *sources.order(want, download.fallback)):
             if url.startswith(("http://", "https://")) and len(chosen) < _MOST_SOURCES:
-                chosen.setdefault(str(http.endpoint_of(url)), (url, want))
+                chosen.setdefault(str(endpoint_of(url)), (url, want))
     answers = _first_bytes(chosen, wants, download)
     for name in chosen:
         answer = answers.get(name)

@@ -22,7 +22,7 @@ from datetime import datetime, timedelta
 
 from msgspec import Struct
 
-from reconciler.fetch import http
+from reconciler.fetch.connection import endpoint_of
 from reconciler.fetch.resolver import ProbeRequest, ProbeResult, Resolver
 from reconciler.fetch.sources import Failure
 
@@ -104,7 +104,7 @@ class HostHealth:
 
 
 def _host_of(url: str) -> str:
-    return str(http.endpoint_of(url) or "")
+    return str(endpoint_of(url) or "")
 
 
 class GuardedResolver(Resolver):

@@ -1,10 +1,9 @@
 """
-HTTP: connections to checked addresses, and small signed documents over them.
+HTTP: small signed documents.
 
 Rules that hold here:
 
-1. A name is looked up once, every address that it leads to is checked, and the connection goes to one of those: a name that leads
-   elsewhere at a second look-up gains nothing. With a proxy, the proxy looks names up.
+1. Each goes over a connection to a checked address (``connection``).
 2. A document's redirects are followed here, at most five, each to an address that would be allowed by itself: https, or http to this very
    machine. From a public address, none leads to a private one.
 3. Time is bounded as a whole: one deadline from the connection to the last header, and one for the body, however slowly bytes come in.
@@ -23,148 +22,25 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import ipaddress
 import math
 import re
-import socket
-import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from urllib.parse import urlsplit
 
 from msgspec import Struct, structs
 
 from reconciler.core.errors import FetchError, TooLarge, UsageError
 from reconciler.fetch import content_coding, error_pages, proxies, sources, token_service
+from reconciler.fetch.connection import Connection, TlsContext, checked_addresses, endpoint_of
 from reconciler.fetch.sources import Refused, Rules
 from reconciler.fetch.token_service import Challenge
 
 #: Returns the Authorization header that a URL's host is sent, if any.
 Authorize = Callable[[str], str | None]
-_PORTS = {"https": 443, "http": 80}
 _REDIRECTS = 5
 #: Of a refusal's page, so much time is given to a quote.
 _PAGE_SECONDS = 5.0
-
-
-# -- connections -----------------------------------------------------------------------------------
-
-
-class Endpoint(Struct, frozen=True, kw_only=True):
-    """Where a connection leads."""
-
-    host: str
-    port: int
-    tls: bool
-
-    def __str__(self) -> str:
-        """Return host:port, as people write it."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-
-def endpoint_of(url: str) -> Endpoint | None:
-    """Return where *url* leads, or None where it is no http URL."""
-    try:
-        parts = urlsplit(url)
-        port, host = parts.port, sources.host_of(url)
-    except ValueError:
-        return None
-    if parts.scheme not in _PORTS or not host:
-        return None
-    return Endpoint(host=host, port=port or _PORTS[parts.scheme], tls=parts.scheme == "https")
-
-
-class TlsContext:
-    """The TLS rules, made when the first https URL needs them: reading the system's authorities costs 20 ms."""
-
-    def __init__(self, ca_file: Path | str | None) -> None:
-        self._ca_file = ca_file or None
-        self._lock = threading.Lock()
-        self._context: ssl.SSLContext | None = None
-
-    def get(self) -> ssl.SSLContext:
-        """Return the one context."""
-        with self._lock:
-            if self._context is None:
-                self._context = ssl.create_default_context(cafile=self._ca_file)
-                self._context.minimum_version = ssl.TLSVersion.TLSv1_2
-        return self._context
-
-
-class Connection(http.client.HTTPConnection):
-    """A connection to *endpoint*: to one of its checked *addresses*, or through *proxy* (``http://[user:password@]host:port``)."""
-
-    def __init__(self, endpoint: Endpoint, *, tls: TlsContext, timeout: float, addresses: tuple[str, ...] = (), proxy: str = "") -> None:
-        parts = urlsplit(proxy)
-        super().__init__(parts.hostname or endpoint.host, (parts.port or 8080) if proxy else endpoint.port, timeout=timeout)
-        self.default_port = _PORTS["https" if endpoint.tls else "http"]
-        self.endpoint, self.proxied = endpoint, bool(proxy)
-        self._addresses, self._tls = addresses, tls
-        self._proxy_headers = proxies.headers(proxy)
-        self.aborted = False
-        if proxy and endpoint.tls:
-            self.set_tunnel(endpoint.host, endpoint.port, headers=self._proxy_headers)
-
-    def connect(self) -> None:
-        """Connect, and greet with TLS where the endpoint asks for it."""
-        if self._addresses:
-            self.sock = _connect_to_any(self._addresses, self.port, self.timeout or 60.0)
-            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        else:
-            super().connect()  # to the proxy, and through it where a tunnel was set
-        if self.aborted:
-            raise TimeoutError
-        if self.endpoint.tls:
-            self.sock = self._tls.get().wrap_socket(self.sock, server_hostname=self.endpoint.host)
-
-    def ask(self, url: str, headers: dict[str, str], body: bytes | None = None) -> http.client.HTTPResponse:
-        """Get *url*, which leads to this endpoint, or post *body*; return the answer once its headers are in. What fails is closed."""
-        parts = urlsplit(url)
-        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        if self.proxied and not self.endpoint.tls:
-            target, headers = url, headers | self._proxy_headers
-        try:
-            self.request("GET" if body is None else "POST", target, body, headers)
-            return self.getresponse()
-        except BaseException:
-            self.close()
-            raise
-
-    def abort(self) -> None:
-        """End the connection from another thread: reads and writes that have begun fail there."""
-        self.aborted = True
-        if sock := self.sock:
-            with contextlib.suppress(OSError):
-                socket.socket.shutdown(sock, socket.SHUT_RDWR)  # a TLS socket's own would take its state from under the thread that reads
-
-
-def _connect_to_any(addresses: tuple[str, ...], port: int, timeout: float) -> socket.socket:
-    """Connect to the first of *addresses* that answers; one that never does costs seconds and not the whole time."""
-    failure: OSError | None = None
-    for index, address in enumerate(addresses):
-        left = len(addresses) - index - 1
-        try:
-            return socket.create_connection((address, port), timeout=min(timeout, 10.0) if left else timeout)
-        except OSError as error:
-            failure = error
-    assert failure
-    raise failure
-
-
-def look_up(endpoint: Endpoint) -> tuple[str, ...]:
-    """Return the addresses that *endpoint* leads to; raises ``OSError`` where there is none."""
-    found = socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM)
-    return tuple(dict.fromkeys(str(entry[4][0]).partition("%")[0] for entry in found))
-
-
-def checked_addresses(rules: Rules, endpoint: Endpoint) -> tuple[str, ...]:
-    """Look *endpoint* up and check every address: one bad among good ones is what an attack on the look-up looks like."""
-    found = look_up(endpoint)
-    for address in found:
-        rules.check_address(endpoint.host, ipaddress.ip_address(address))
-    return found
 
 
 # -- documents -------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from reconciler.fetch.http import Connection, Endpoint, TlsContext, endpoint_of
+from reconciler.fetch.connection import Connection, Endpoint, TlsContext, endpoint_of
 
 __all__ = ["Endpoint", "Reachability", "check_reachable", "endpoints"]
 

@@ -35,9 +35,9 @@ from msgspec import Struct
 
 from reconciler.core import digest as digests
 from reconciler.fetch import bucket, error_pages, hashing, http, sources, token_service
+from reconciler.fetch.connection import Connection, Endpoint, TlsContext, checked_addresses, endpoint_of
 from reconciler.fetch.credentials import Credentials
 from reconciler.fetch.hash_process import Hashed
-from reconciler.fetch.http import Connection, Endpoint, TlsContext
 from reconciler.fetch.settings import FetchSettings
 from reconciler.fetch.sources import Failure, Refused, Rules
 from reconciler.fetch.token_service import Challenge, Tokens
@@ -300,7 +300,7 @@ class _Worker:
     def _exchange(
         self, request: ProbeRequest, rules: Rules, url: str, authorization: str, *, ranged: bool = True
     ) -> tuple[Connection, HTTPResponse]:
-        endpoint = http.endpoint_of(url)
+        endpoint = endpoint_of(url)
         assert endpoint
         headers = self._headers(request, authorization, ranged=ranged and not request.plain)
         kept = self._kept.pop(endpoint, None)
@@ -332,7 +332,7 @@ class _Worker:
 
     def _connection(self, rules: Rules, endpoint: Endpoint) -> Connection:
         proxy = "" if sources.is_loopback_name(endpoint.host) else self._settings.proxy
-        addresses = () if proxy else http.checked_addresses(rules, endpoint)
+        addresses = () if proxy else checked_addresses(rules, endpoint)
         return Connection(endpoint, tls=self._tls, timeout=self._settings.timeout_seconds, addresses=addresses, proxy=proxy)
 
     def _keep_alive(self, connection: Connection, response: HTTPResponse) -> None:

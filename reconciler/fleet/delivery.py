@@ -26,7 +26,8 @@ from msgspec import Struct
 from reconciler.core.errors import ReconcileError
 from reconciler.core.text import printable
 from reconciler.fetch import proxies, sources
-from reconciler.fetch.http import Connection, TlsContext, checked_addresses, endpoint_of, header_lists
+from reconciler.fetch.connection import Connection, TlsContext, checked_addresses, endpoint_of
+from reconciler.fetch.http import header_lists
 from reconciler.fetch.settings import FetchSettings
 from reconciler.fetch.sources import Refused, Rules
 from reconciler.fleet.outbox import Outbox

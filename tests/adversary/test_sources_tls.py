@@ -23,8 +23,8 @@ from cryptography.x509.oid import NameOID
 from reconciler.core.errors import SettingsError
 from reconciler.fetch import credentials
 from reconciler.fetch import resolver as fetch_resolver
+from reconciler.fetch.connection import Connection, Endpoint, TlsContext
 from reconciler.fetch.downloader import Aria2Fetcher
-from reconciler.fetch.http import Connection, Endpoint, TlsContext
 from reconciler.fetch.settings import FetchSettings
 from reconciler.fetch.sources import Failure, Rules
 from reconciler.ports import Fetched, FetchFailed, Want

@@ -217,6 +217,7 @@ TESTS = {
     ARIA2: ("adversary/test_store_attacks",),
     SELECTION: ("unit/test_source_selection", "adversary/test_fetch_ranges"),
     DOCUMENT: ("adversary/test_fetch_documents", "functional/test_trust_on_a_node", "functional/test_operator"),
+    "reconciler/fetch/connection.py": ("adversary/test_fetch_documents", "adversary/test_sources_tls"),
     CONFIRM: _ENGINE,
     BALLAST: ("unit/test_reserve", "crash/test_full_disk"),
     NETWORK: _ENGINE,
@@ -333,7 +334,7 @@ def _bytes() -> Iterator[Mutation]:
     yield never("signer that failed", SIGNER, "process.returncode and len(written) <= _MOST_BYTES")
     yield never("snapshot that was reviewed", PUBLISH, "reviewed and digest.of(document.payload) != reviewed")
     yield never("redirect of a document into a private network", DOCUMENT, "is_private and not may_be_private")
-    yield never("address of a document", DOCUMENT, "self._addresses")
+    yield never("address of a document", "reconciler/fetch/connection.py", "self._addresses")
     yield without("deadline of a document's headers", DOCUMENT, "timer.start()")
     yield once("one name of what is left", STAGING, " or seen.st_nlink != 1", "")
     yield once("size of what is left", STAGING, " or seen.st_size > size", "")

@@ -19,7 +19,8 @@ from reconciler.commands.doctor import CheckInput, CheckResult
 from reconciler.commands.status import Health, health_path
 from reconciler.core.errors import SettingsError
 from reconciler.core.trust import TrustState
-from reconciler.fetch import http, reachability
+from reconciler.fetch import reachability
+from reconciler.fetch.connection import Endpoint, endpoint_of
 from reconciler.settings import Settings, decode
 from reconciler.store import trust_state
 from reconciler.store.ledger import Ledger
@@ -314,7 +315,7 @@ def test_behind_a_proxy_only_the_proxy_is_connected_to(case: CheckInput, listene
 
 
 def test_a_host_that_speaks_no_tls_does_not_answer(case: CheckInput, listener: socket.socket) -> None:
-    host = http.Endpoint(host="127.0.0.1", port=listener.getsockname()[1], tls=True)
+    host = Endpoint(host="127.0.0.1", port=listener.getsockname()[1], tls=True)
     (answer,) = reachability.check_reachable([host], None, 0.3)
 
     assert answer.error
@@ -322,15 +323,15 @@ def test_a_host_that_speaks_no_tls_does_not_answer(case: CheckInput, listener: s
 
 @pytest.mark.parametrize("url", ["", "file:///etc/passwd", "https://", "ftp://x/", "https://x:99999/", "models/{hex}", "http://[::1"])
 def test_what_is_no_http_url_has_no_host(url: str) -> None:
-    assert http.endpoint_of(url) is None
+    assert endpoint_of(url) is None
 
 
 def test_ports_follow_the_scheme() -> None:
-    assert str(http.endpoint_of("https://models.example.org/x")) == "models.example.org:443"
-    assert str(http.endpoint_of("http://[::1]/x")) == "[::1]:80"
+    assert str(endpoint_of("https://models.example.org/x")) == "models.example.org:443"
+    assert str(endpoint_of("http://[::1]/x")) == "[::1]:80"
 
 
 def test_a_name_that_is_none_is_an_answer_too(case: CheckInput) -> None:
-    (answer,) = reachability.check_reachable([http.Endpoint(host="x" * 64 + ".invalid", port=80, tls=False)], None, 1.0)
+    (answer,) = reachability.check_reachable([Endpoint(host="x" * 64 + ".invalid", port=80, tls=False)], None, 1.0)
 
     assert answer.error
