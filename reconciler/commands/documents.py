@@ -12,14 +12,19 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from reconciler.core import text
 from reconciler.core.errors import BadEnvelope, BadSignature, FetchError, PublishError, SettingsError, TooLarge, WrongNetwork
 from reconciler.fetch.settings import FetchSettings
 
 if TYPE_CHECKING:
+    from reconciler.fetch.connection import Connection
     from reconciler.fetch.http import Document
+    from reconciler.fetch.kept_connections import KeptConnections
+
+#: Connections that the documents of one run share; None: each has its own.
+Kept: TypeAlias = "KeptConnections[Connection] | None"
 
 BAD_ROOT_HINT = "get root.json anew from the network's operator; `reconcile root inspect FILE` shows who signed it"
 NOT_READABLE_HINT = "let the user who runs reconcile read it: it must be a plain file"
@@ -70,9 +75,20 @@ def _authorize(download: FetchSettings) -> Callable[[str], str | None] | None:
     return credentials.read(download.netrc, download.credentials).header
 
 
-def fetch(source: str, download: FetchSettings, *, cap: int, etag: str = "", hint: str = NO_FILE_HINT) -> Document:
+@contextlib.contextmanager
+def kept_connections() -> Iterator[KeptConnections[Connection]]:
+    """Give what keeps connections open between the documents of one run."""
+    from reconciler.fetch.kept_connections import KeptConnections
+
+    found: KeptConnections[Connection] = KeptConnections()
+    with contextlib.closing(found) as kept:
+        yield kept
+
+
+def fetch(source: str, download: FetchSettings, *, cap: int, etag: str = "", hint: str = NO_FILE_HINT, kept: Kept = None) -> Document:
     """
-    Return the document at *source*, a URL or path; for a URL, nothing where the server still has what *etag* names.
+    Return the document at *source*, a URL or path; for a URL, nothing where the server still has what *etag* names. Over one of the
+    connections that are *kept*, if there is one.
 
     Raises:
         FetchError: nothing answers, or not with a document.
@@ -82,17 +98,17 @@ def fetch(source: str, download: FetchSettings, *, cap: int, etag: str = "", hin
     from reconciler.fetch import http  # TLS comes with it, and a plan needs none
 
     if source.startswith("oci://"):
-        return _from_registry(source, download, cap, etag)
+        return _from_registry(source, download, cap, etag, kept)
     if not http.is_url(source):
         try:
             with Path(source).open("rb") as file:
                 return http.Document(data=file.read(cap + 1))
         except OSError as error:
             raise SettingsError(f"{source} cannot be read: {error.strerror}", hint=hint) from None
-    return _get(source, download, cap, etag=etag)
+    return _get(source, download, cap, kept, etag=etag)
 
 
-def _get(url: str, download: FetchSettings, cap: int, *, etag: str = "", accept: str = "") -> Document:
+def _get(url: str, download: FetchSettings, cap: int, kept: Kept, *, etag: str = "", accept: str = "") -> Document:
     from reconciler.fetch import http
 
     try:
@@ -105,20 +121,21 @@ def _get(url: str, download: FetchSettings, cap: int, *, etag: str = "", accept:
             ca_file=str(download.ca_file or ""),
             allow_http=download.allow_http,
             authorize=_authorize(download),
+            kept=kept,
             **({"accept": accept} if accept else {}),
         )
     except FetchError as error:
         raise FetchError(error.message, hint="look at the address and at the network; what was accepted before stays") from None
 
 
-def _from_registry(source: str, download: FetchSettings, cap: int, etag: str) -> Document:
+def _from_registry(source: str, download: FetchSettings, cap: int, etag: str, kept: Kept) -> Document:
     """Return the layer ``snapshot.json`` of the artifact *source*; its digest is its ETag. Only its signatures say whether it is good."""
     from reconciler.core import digest
     from reconciler.fetch import http
     from reconciler.publish.sources import registry
 
     def read(url: str, headers: dict[str, str]) -> bytes:
-        return _get(url, download, registry.MOST_BYTES, accept=headers["Accept"]).data or b""
+        return _get(url, download, registry.MOST_BYTES, kept, accept=headers["Accept"]).data or b""
 
     try:
         (file,) = registry.list_files(source, read, include=("snapshot.json",)).files
@@ -126,7 +143,7 @@ def _from_registry(source: str, download: FetchSettings, cap: int, etag: str) ->
         raise FetchError(error.message, hint="`reconcile snapshot push FILE` and this address put a signed snapshot there") from None
     if file.digest == etag:
         return http.Document(data=None, etag=etag)
-    data = _get(file.place, download, cap).data or b""
+    data = _get(file.place, download, cap, kept).data or b""
     if file.digest.startswith("sha256:") and digest.of(data) != file.digest:
         raise FetchError(f"{redacted(source)}: the registry gives another snapshot than its manifest names")
     return http.Document(data=data, etag=file.digest)

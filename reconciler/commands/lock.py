@@ -20,6 +20,7 @@ from msgspec import Struct
 
 from reconciler.commands import documents, fetch_record, load_lock, node_trust
 from reconciler.commands.context import NodeContext, hold_store
+from reconciler.commands.documents import Kept
 from reconciler.commands.load_lock import LockFiles, VerifiedLock
 from reconciler.core import digest, trust
 from reconciler.core import lock as locks
@@ -66,16 +67,16 @@ def update_lock(
     now = context.clock()
     with hold_store(context, timeout_seconds=lock_timeout_seconds) as ledger:
         node_trust.trusted_root(context)  # a fault in the node's own root is none of the network's
-        with fetch_record.recorded(context, source, ledger, now):
-            root = node_trust.fetch_newer_roots(context, ledger, every_seconds=roots_every_seconds)
+        with fetch_record.recorded(context, source, ledger, now), documents.kept_connections() as kept:
+            root = node_trust.fetch_newer_roots(context, ledger, every_seconds=roots_every_seconds, kept=kept)
             with node_trust.refusals_logged(ledger, now, documents.redacted(source or context.snapshot)):
                 try:
-                    fetched = fetch_snapshot(context, source, root, ledger, now)
+                    fetched = fetch_snapshot(context, source, root, ledger, now, kept=kept)
                 except (BadSignature, RootExpired):
-                    newer = node_trust.fetch_newer_roots(context, ledger) if roots_every_seconds else root
+                    newer = node_trust.fetch_newer_roots(context, ledger, kept=kept) if roots_every_seconds else root
                     if newer.version == root.version:
                         raise
-                    fetched = fetch_snapshot(context, source, newer, ledger, now)
+                    fetched = fetch_snapshot(context, source, newer, ledger, now, kept=kept)
         accept_snapshot(context, fetched, ledger, now)
     return fetched
 
@@ -110,9 +111,11 @@ def lock_difference(context: NodeContext, source: str = "") -> str:
     return f"it is not of the snapshot at {documents.redacted(source or context.snapshot)}, which has version {version}"
 
 
-def fetch_snapshot(context: NodeContext, source: str, root: TrustRoot, ledger: Ledger, now: datetime) -> FetchedSnapshot:
+def fetch_snapshot(
+    context: NodeContext, source: str, root: TrustRoot, ledger: Ledger, now: datetime, *, kept: Kept = None
+) -> FetchedSnapshot:
     """Return the verified snapshot at *source*, else at the settings' place, with its lock. Changes nothing; raises as ``update_lock``."""
-    envelope, etag = _fetch_envelope(context, source, ledger)
+    envelope, etag = _fetch_envelope(context, source, ledger, kept)
     return verify_snapshot(context, source or context.snapshot, envelope, root, ledger, now, etag=etag)
 
 
@@ -135,13 +138,13 @@ def verify_snapshot(
     )
 
 
-def _fetch_envelope(context: NodeContext, source: str, ledger: Ledger) -> tuple[bytes, Etag | None]:
+def _fetch_envelope(context: NodeContext, source: str, ledger: Ledger, kept: Kept) -> tuple[bytes, Etag | None]:
     """Return the envelope at *source* with its ETag; where the server still has the one beside the lock, that one."""
     place = source or context.snapshot
     hint = documents.NO_FILE_HINT if source else documents.NO_SNAPSHOT_HINT
     known = _known_envelope(context, place, ledger)
     etag = known[1].etag if known else ""
-    fetched = documents.fetch(place, context.download, cap=context.limits.envelope_bytes, etag=etag, hint=hint)
+    fetched = documents.fetch(place, context.download, cap=context.limits.envelope_bytes, etag=etag, hint=hint, kept=kept)
     if fetched.data is not None:
         return fetched.data, Etag(url=place, etag=fetched.etag, envelope=digest.of(fetched.data)) if fetched.etag else None
     if known is None:

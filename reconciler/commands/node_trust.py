@@ -19,6 +19,7 @@ from msgspec import Struct
 
 from reconciler.commands import documents
 from reconciler.commands.context import NodeContext
+from reconciler.commands.documents import Kept
 from reconciler.core import trust
 from reconciler.core.errors import FetchError, SettingsError, TrustError
 from reconciler.core.events import Incident
@@ -79,7 +80,7 @@ class _Asked(Struct, frozen=True, kw_only=True):
     address: str
 
 
-def fetch_newer_roots(context: NodeContext, ledger: Ledger, *, every_seconds: float = 0.0) -> TrustRoot:
+def fetch_newer_roots(context: NodeContext, ledger: Ledger, *, every_seconds: float = 0.0, kept: Kept = None) -> TrustRoot:
     """
     Fetch newer roots from where the settings say, one version at a time, until there is none; return the root that is trusted then.
 
@@ -93,7 +94,7 @@ def fetch_newer_roots(context: NodeContext, ledger: Ledger, *, every_seconds: fl
         ledger.set_fact(_ASKED, _Asked(at=now, address=context.root_updates))
     for _ in range(context.limits.root_rotations if context.root_updates else 0):
         try:
-            newer = _apply(context, root, (context.root_updates.replace("{version}", str(root.version + 1)),))
+            newer = _apply(context, root, (context.root_updates.replace("{version}", str(root.version + 1)),), kept)
         except (FetchError, SettingsError):
             break
         if newer.version == root.version:  # the same document under each number
@@ -113,8 +114,9 @@ def apply_roots(context: NodeContext, sources: tuple[str, ...], ledger: Ledger) 
     return _apply(context, trusted_root(context), sources)
 
 
-def _apply(context: NodeContext, trusted: TrustRoot, sources: tuple[str, ...]) -> TrustRoot:
-    fetched = [(source, documents.fetch(source, context.download, cap=context.limits.root_bytes).data or b"") for source in sources]
+def _apply(context: NodeContext, trusted: TrustRoot, sources: tuple[str, ...], kept: Kept = None) -> TrustRoot:
+    cap = context.limits.root_bytes
+    fetched = [(source, documents.fetch(source, context.download, cap=cap, kept=kept).data or b"") for source in sources]
     return apply_root_envelopes(context, trusted, fetched)
 
 

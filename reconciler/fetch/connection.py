@@ -75,10 +75,10 @@ class Connection(http.client.HTTPConnection):
         parts = urlsplit(proxy)
         super().__init__(parts.hostname or endpoint.host, (parts.port or 8080) if proxy else endpoint.port, timeout=timeout)
         self.default_port = _PORTS["https" if endpoint.tls else "http"]
-        self.endpoint, self.proxied = endpoint, bool(proxy)
+        self.endpoint, self.proxy, self.proxied = endpoint, proxy, bool(proxy)
         self._addresses, self._tls = addresses, tls
         self._proxy_headers = proxies.headers(proxy)
-        self.aborted = False
+        self.aborted = self.is_private = False
         if proxy and endpoint.tls:
             self.set_tunnel(endpoint.host, endpoint.port, headers=self._proxy_headers)
 

@@ -33,6 +33,7 @@ from msgspec import Struct, structs
 from reconciler.core.errors import FetchError, TooLarge, UsageError
 from reconciler.fetch import content_coding, error_pages, proxies, sources, token_service
 from reconciler.fetch.connection import Connection, TlsContext, checked_addresses, endpoint_of
+from reconciler.fetch.kept_connections import KeptConnections
 from reconciler.fetch.sources import Refused, Rules
 from reconciler.fetch.token_service import Challenge
 
@@ -70,10 +71,10 @@ def is_url(text: str) -> bool:
 
 def get(
     url: str, *, max_bytes: int, timeout_seconds: float, etag: str = "", proxy: str = "", ca_file: str = "", allow_http: bool = False,
-    authorize: Authorize | None = None, accept: str = "application/json, */*;q=0.1",
+    authorize: Authorize | None = None, accept: str = "application/json, */*;q=0.1", kept: KeptConnections[Connection] | None = None,
 ) -> Document:  # fmt: skip
     """
-    Return the signed document at *url*, or that it is still what *etag* names.
+    Return the signed document at *url*, or that it is still what *etag* names. One of the *kept* connections is used, if it leads there.
 
     Raises:
         FetchError: the address is not allowed, nobody answers, or a page stands where the document should.
@@ -83,6 +84,7 @@ def get(
     try:
         with opened(
             url, timeout_seconds=timeout_seconds, headers=headers, proxy=proxy, ca_file=ca_file, allow_http=allow_http, authorize=authorize,
+            kept=kept,
         ) as answer:  # fmt: skip
             sent = b"".join(chunks(answer, url, max_bytes=max_bytes, within_seconds=timeout_seconds, coded=True))
             coding = answer.headers.get("Content-Encoding", "").strip().lower()
@@ -102,6 +104,7 @@ class _Unchanged(Exception):
 def opened(
     url: str, *, timeout_seconds: float, headers: dict[str, str] | None = None, proxy: str = "", ca_file: str = "",
     allow_http: bool = False, authorize: Authorize | None = None, visited: list[str] | None = None,
+    kept: KeptConnections[Connection] | None = None,
 ) -> Iterator[http.client.HTTPResponse]:  # fmt: skip
     """
     Give the answer of *url*; its body is read with ``chunks`` inside. Without *proxy*, the environment's is used.
@@ -112,16 +115,20 @@ def opened(
         FetchError: the address is not allowed, nobody answers, or the answer is a refusal.
     """
     deadline = time.monotonic() + timeout_seconds
-    client = _Client(tls=TlsContext(ca_file), proxy=proxy, allow_http=allow_http, deadline=deadline, authorize=authorize, visited=visited)
+    client = _Client(
+        tls=TlsContext(ca_file), proxy=proxy, allow_http=allow_http, deadline=deadline, authorize=authorize, visited=visited, kept=kept
+    )
     sent = {"User-Agent": "reconcile", "Accept-Encoding": "identity"} | (headers or {})
     try:
         connection, answer = client.follow(url, sent)
-        with contextlib.closing(connection), contextlib.closing(answer):
+        try:
             if answer.status == 304:
                 raise _Unchanged
             if answer.status != 200:
                 raise _refusal(url, answer)
             yield answer
+        finally:
+            client.release(connection, answer)
     except Refused as error:
         raise FetchError(f"cannot fetch {sources.redact(url)}: {error}") from None
     except (OSError, http.client.HTTPException, ValueError) as error:
@@ -138,27 +145,30 @@ class _Client(Struct, frozen=True, kw_only=True):
     deadline: float
     authorize: Authorize | None = None
     visited: list[str] | None = None
+    kept: KeptConnections[Connection] | None = None
 
     def follow(self, url: str, headers: dict[str, str], *, may_be_private: bool = True) -> tuple[Connection, http.client.HTTPResponse]:
         """Return the connection and the answer to which *url* and its redirects lead. A private address is a person's, not a server's."""
         token, redirects = "", 0
         while redirects <= _REDIRECTS:
-            connection, is_private = self._connection(url)
-            if is_private and not may_be_private:
-                raise Refused(f"it redirects from a public address to {connection.endpoint}, a private one")
-            may_be_private = is_private
-            answer = self._ask(connection, url, headers | self._authorization(url, token))
+            connection, answer = self._exchange(url, headers | self._authorization(url, token), may_be_private=may_be_private)
+            may_be_private = connection.is_private
             challenge = _challenge(url, answer) if not token else None
             if challenge is None and answer.status not in sources.REDIRECTS:
                 return connection, answer
-            answer.close()
-            connection.close()
+            self.release(connection, answer)
             if challenge:
-                token = self._token(challenge, may_be_private=is_private)
+                token = self._token(challenge, may_be_private=may_be_private)
                 continue
             url, token, redirects = sources.redirect_target(url, header_lists(answer)), "", redirects + 1
             self._note(url)
         raise Refused(f"it redirects more than {_REDIRECTS} times")
+
+    def release(self, connection: Connection, answer: http.client.HTTPResponse) -> None:
+        """Keep *connection* for the next document, or close it."""
+        if self.kept is None or connection.aborted or not self.kept.keep((connection.endpoint, connection.proxy), connection, answer):
+            answer.close()
+            connection.close()
 
     def _authorization(self, url: str, token: str) -> dict[str, str]:
         header = f"Bearer {token}" if token else self.authorize(url) if self.authorize else None
@@ -170,26 +180,46 @@ class _Client(Struct, frozen=True, kw_only=True):
         without = structs.replace(self, visited=None)
         sent = {"User-Agent": "reconcile", "Accept-Encoding": "identity"}
         connection, answer = without.follow(challenge.url, sent, may_be_private=may_be_private)
-        with contextlib.closing(connection), contextlib.closing(answer):
+        try:
             if answer.status != 200:
                 raise Refused(f"its token service {sources.host_of(challenge.url)} answers {sources.status_text(answer.status)}")
             return token_service.token_in(answer.read(token_service.MOST_BYTES + 1))[0]
+        finally:
+            self.release(connection, answer)
 
     def _note(self, url: str) -> None:
         if self.visited is not None:
             self.visited.append(url)
 
-    def _connection(self, url: str) -> tuple[Connection, bool]:
-        """Return a connection for *url*, not made yet, and whether it leads to a private address."""
+    def _exchange(self, url: str, headers: dict[str, str], *, may_be_private: bool) -> tuple[Connection, http.client.HTTPResponse]:
+        connection = self._connection(url)
+        if connection.is_private and not may_be_private:
+            connection.close()
+            raise Refused(f"it redirects from a public address to {connection.endpoint}, a private one")
+        was_open = connection.sock is not None
+        try:
+            return connection, self._ask(connection, url, headers)
+        except (OSError, http.client.HTTPException):
+            if not was_open or time.monotonic() >= self.deadline:
+                raise
+        connection = self._connection(url)  # the server closed the other one meanwhile
+        return connection, self._ask(connection, url, headers)
+
+    def _connection(self, url: str) -> Connection:
+        """Return a connection for *url*: one that is kept, or one that is not made yet."""
         rules = Rules(hosts=None, trusted=frozenset({sources.host_of(url)}), allow_http=self.allow_http)
         rules.check(url)
         endpoint = endpoint_of(url)
         assert endpoint
         proxy = proxies.proxy_for(endpoint.host, self.proxy, tls=endpoint.tls)
-        addresses = () if proxy else checked_addresses(rules, endpoint)
         timeout = max(self.deadline - time.monotonic(), 0.001)
-        is_private = any(not sources.is_public(address) for address in addresses or (endpoint.host,))
-        return Connection(endpoint, tls=self.tls, timeout=timeout, addresses=addresses, proxy=proxy), is_private
+        if self.kept is not None and (found := self.kept.take((endpoint, proxy))) is not None:
+            found.sock.settimeout(timeout)
+            return found
+        addresses = () if proxy else checked_addresses(rules, endpoint)
+        made = Connection(endpoint, tls=self.tls, timeout=timeout, addresses=addresses, proxy=proxy)
+        made.is_private = any(not sources.is_public(address) for address in addresses or (endpoint.host,))
+        return made
 
     def _ask(self, connection: Connection, url: str, headers: dict[str, str]) -> http.client.HTTPResponse:
         timer = threading.Timer(max(self.deadline - time.monotonic(), 0.0), connection.abort)

@@ -333,7 +333,7 @@ def _bytes() -> Iterator[Mutation]:
     yield never("signature of a key where a certificate is asked for", SIGNATURE, "by_certificate != bool(bundle.certificates)")
     yield never("signer that failed", SIGNER, "process.returncode and len(written) <= _MOST_BYTES")
     yield never("snapshot that was reviewed", PUBLISH, "reviewed and digest.of(document.payload) != reviewed")
-    yield never("redirect of a document into a private network", DOCUMENT, "is_private and not may_be_private")
+    yield never("redirect of a document into a private network", DOCUMENT, "connection.is_private and not may_be_private")
     yield never("address of a document", "reconciler/fetch/connection.py", "self._addresses")
     yield without("deadline of a document's headers", DOCUMENT, "timer.start()")
     yield once("one name of what is left", STAGING, " or seen.st_nlink != 1", "")

@@ -31,6 +31,9 @@ class Origin:
     def __init__(self) -> None:
         self.answers: dict[str, tuple[int, dict[str, str], bytes]] = {}
         self.asked: list[tuple[str, dict[str, str]]] = []
+        #: The client's port of each request: one a connection.
+        self.clients: list[int] = []
+        self.closes_silently = False
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -38,7 +41,9 @@ class Origin:
 
             def do_GET(self) -> None:
                 outer.asked.append((self.path, {name.lower(): value for name, value in self.headers.items()}))
+                outer.clients.append(self.client_address[1])
                 status, headers, body = outer.answers.get(self.path, (404, {}, b""))
+                self.close_connection = outer.closes_silently
                 self.send_response(status)
                 for name, value in ({"Content-Length": str(len(body))} | headers).items():
                     self.send_header(name, value)
@@ -182,6 +187,42 @@ def test_a_snapshot_that_nobody_signed_is_refused_as_before(polled: Node, origin
     origin.answers["/s"] = (200, {}, polled.network.snapshot(signers=keys("thief", 1)))
     assert polled.run("sync").code == 4
     assert polled.active() == ["a:v1"]
+
+
+# -- one connection ------------------------------------------------------------------------------------------------
+
+
+def test_a_sync_that_finds_nothing_new_is_one_request_that_names_what_is_here(polled: Node, origin: Origin) -> None:
+    assert polled.run("sync").code == 0
+    _, headers, body = origin.answers["/s"]
+    origin.answers["/s"] = (304, headers, b"")
+    assert hashlib.sha256(body).hexdigest() in headers["ETag"]
+    before = len(origin.asked)
+    assert polled.run("sync").code == 0
+    ((path, sent),) = origin.asked[before:]
+    assert (path, sent["if-none-match"]) == ("/s", headers["ETag"])
+
+
+def test_roots_and_the_snapshot_come_over_one_connection(polled: Node, origin: Origin) -> None:
+    origin.answers["/2.root"] = (200, {}, polled.network.rotate(snapshot_keys=keys("new", 1)))
+    origin.answers["/3.root"] = (404, {}, b"<html>there is no such page</html>")
+    publish(polled, origin)
+    assert polled.run("sync").code == 0
+    assert (origin.paths(), len(set(origin.clients))) == (["/2.root", "/3.root", "/s"], 1)
+
+
+def test_a_connection_that_the_server_closed_is_made_again(polled: Node, origin: Origin) -> None:
+    origin.closes_silently = True
+    assert polled.run("sync").code == 0
+    assert (origin.paths(), len(set(origin.clients))) == (["/2.root", "/s"], 2)
+
+
+def test_a_connection_with_a_body_that_never_came_is_not_used_again(polled: Node, origin: Origin) -> None:
+    elsewhere = f"{origin.url}/t"
+    origin.answers["/t"] = origin.answers["/s"]
+    origin.answers["/s"] = (302, {"Location": elsewhere, "Content-Length": "1000"}, b"")
+    assert polled.run("lock").code == 0
+    assert origin.clients[-1] != origin.clients[-2], "the answer to the next request would be taken for its body"
 
 
 # -- hosts that do not answer ----------------------------------------------------------------------------------------
