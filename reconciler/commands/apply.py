@@ -190,7 +190,10 @@ def _fetch_or_warn(context: NodeContext, report: Reporter, options: RunOptions) 
     """Fetch the latest snapshot; where that fails and there is a lock to apply, warn, and return the error with which the sync ends."""
     try:
         lock_command.update_lock(
-            context, lock_timeout_seconds=options.lock_timeout_seconds, roots_every_seconds=node_trust.ROOTS_EVERY_SECONDS
+            context,
+            lock_timeout_seconds=options.lock_timeout_seconds,
+            roots_every_seconds=node_trust.ROOTS_EVERY_SECONDS,
+            patient=True,
         )
     except FetchError as error:
         missed = fetch_record.failure(context, error, context.clock())

@@ -125,7 +125,9 @@ def _get(url: str, download: FetchSettings, cap: int, kept: Kept, *, etag: str =
             **({"accept": accept} if accept else {}),
         )
     except FetchError as error:
-        raise FetchError(error.message, hint="look at the address and at the network; what was accepted before stays") from None
+        told = FetchError(error.message, hint="look at the address and at the network; what was accepted before stays")
+        told.asked_seconds = error.asked_seconds
+        raise told from None
 
 
 def _from_registry(source: str, download: FetchSettings, cap: int, etag: str, kept: Kept) -> Document:

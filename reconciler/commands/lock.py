@@ -18,7 +18,7 @@ from datetime import datetime
 
 from msgspec import Struct
 
-from reconciler.commands import documents, fetch_record, load_lock, node_trust
+from reconciler.commands import documents, fetch_record, left_alone, load_lock, node_trust
 from reconciler.commands.context import NodeContext, hold_store
 from reconciler.commands.documents import Kept
 from reconciler.commands.load_lock import LockFiles, VerifiedLock
@@ -53,23 +53,30 @@ class FetchedSnapshot(Struct, frozen=True, kw_only=True):
 
 
 def update_lock(
-    context: NodeContext, source: str = "", *, lock_timeout_seconds: float = 0.0, roots_every_seconds: float = 0.0
+    context: NodeContext, source: str = "", *, lock_timeout_seconds: float = 0.0, roots_every_seconds: float = 0.0, patient: bool = False
 ) -> FetchedSnapshot:
     """
     Fetch the snapshot at *source*, a URL or path, else at the settings' place, and write it as the node's lock.
 
-    Newer roots are asked for where they were not in the last *roots_every_seconds*, and where the snapshot's signatures need one.
+    Newer roots are asked for where they were not in the last *roots_every_seconds*, and where the snapshot's signatures need one. Where
+    *patient*, a server that asked to be left alone (Retry-After) is not asked.
 
     Raises:
         FetchError: nothing answers; what was accepted before stays.
         TrustError: the document is not a snapshot that the network signed, or may not be used now.
     """
-    now = context.clock()
+    now, address = context.clock(), source or context.snapshot
     with hold_store(context, timeout_seconds=lock_timeout_seconds) as ledger:
         node_trust.trusted_root(context)  # a fault in the node's own root is none of the network's
-        with fetch_record.recorded(context, source, ledger, now), documents.kept_connections() as kept:
+        with (
+            fetch_record.recorded(context, source, ledger, now),
+            left_alone.remembered(address, ledger, now),
+            documents.kept_connections() as kept,
+        ):
+            if patient:
+                left_alone.check(address, ledger, now)
             root = node_trust.fetch_newer_roots(context, ledger, every_seconds=roots_every_seconds, kept=kept)
-            with node_trust.refusals_logged(ledger, now, documents.redacted(source or context.snapshot)):
+            with node_trust.refusals_logged(ledger, now, documents.redacted(address)):
                 try:
                     fetched = fetch_snapshot(context, source, root, ledger, now, kept=kept)
                 except (BadSignature, RootExpired):

@@ -190,6 +190,8 @@ class FetchError(ReconcileError):
 
     name = "source-failed"
     hint = "it is tried again on the next run; `reconcile incidents` shows what each source answered"
+    #: For how many seconds the server asked to be left alone (Retry-After); 0: it did not.
+    asked_seconds: float = 0.0
 
 
 class NetworkSilent(FetchError):

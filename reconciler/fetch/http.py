@@ -250,7 +250,9 @@ def _refusal(url: str, answer: http.client.HTTPResponse) -> FetchError:
         for chunk in chunks(answer, url, max_bytes=error_pages.MOST_BYTES, within_seconds=_PAGE_SECONDS):
             page += chunk
     said = error_pages.describe(answer.headers.get("Content-Type", ""), page) if page.strip() else ""
-    return FetchError(f"{sources.redact(url)} answered {answer.status} {sources.clean(answer.reason, 60)}{said and f', with {said}'}")
+    error = FetchError(f"{sources.redact(url)} answered {answer.status} {sources.clean(answer.reason, 60)}{said and f', with {said}'}")
+    error.asked_seconds = sources.failure_of_status(answer.status, header_lists(answer), time.time()).retry_after
+    return error
 
 
 def header_lists(answer: http.client.HTTPResponse) -> dict[str, list[str]]:

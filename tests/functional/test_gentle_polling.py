@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import email.utils
 import functools
 import gzip
 import hashlib
@@ -9,7 +11,7 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -223,6 +225,74 @@ def test_a_connection_with_a_body_that_never_came_is_not_used_again(polled: Node
     origin.answers["/s"] = (302, {"Location": elsewhere, "Content-Length": "1000"}, b"")
     assert polled.run("lock").code == 0
     assert origin.clients[-1] != origin.clients[-2], "the answer to the next request would be taken for its body"
+
+
+# -- a snapshot whose server asks to be left alone --------------------------------------------------------------------
+
+
+def refuse(origin: Origin, status: int, retry_after: str) -> None:
+    origin.answers["/s"] = (status, {"Retry-After": retry_after}, b"")
+
+
+def asks(node: Node, origin: Origin, **later_by: float) -> bool:
+    """Return whether a sync, at that time, asks *origin* for anything."""
+    before = len(origin.asked)
+    with later(**later_by) as clock, contextlib.suppress(FetchError):
+        lock.update_lock(node.context(clock), roots_every_seconds=node_trust.ROOTS_EVERY_SECONDS, patient=True)
+    return len(origin.asked) > before
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_server_that_asks_to_be_left_alone_is_left_alone_by_new_processes_too(polled: Node, origin: Origin, status: int) -> None:
+    assert polled.run("sync").code == 0
+    refuse(origin, status, "600")
+    assert "answered" in polled.run("sync").out
+    before = len(origin.asked)
+    ran = polled.run("sync")
+    assert (ran.code, len(origin.asked)) == (0, before)
+    assert "asked to be left alone (Retry-After), for another" in ran.out
+    assert polled.active() == ["a:v1"]
+    assert not asks(polled, origin, minutes=9)
+    assert asks(polled, origin, minutes=11)
+
+
+def test_a_date_in_retry_after_counts_as_seconds_do(polled: Node, origin: Origin) -> None:
+    refuse(origin, 503, email.utils.format_datetime(datetime.now(UTC) + timedelta(minutes=20), usegmt=True))
+    assert polled.run("sync").code == 1
+    assert not asks(polled, origin, minutes=15)
+    assert asks(polled, origin, minutes=21)
+
+
+def test_a_server_that_asks_for_a_day_is_left_alone_for_an_hour(polled: Node, origin: Origin) -> None:
+    refuse(origin, 503, "86400")
+    assert polled.run("sync").code == 1
+    assert not asks(polled, origin, minutes=58)
+    assert asks(polled, origin, minutes=61)
+
+
+def test_a_clock_that_was_wrong_keeps_no_node_away(polled: Node, origin: Origin) -> None:
+    refuse(origin, 503, "3000")
+    with later(days=400) as clock, contextlib.suppress(FetchError):
+        lock.update_lock(polled.context(clock), patient=True)
+    assert asks(polled, origin)
+
+
+def test_a_person_asks_at_once_and_a_snapshot_ends_it(polled: Node, origin: Origin) -> None:
+    answer = origin.answers["/s"]
+    refuse(origin, 503, "600")
+    assert polled.run("sync").code == 1
+    origin.answers["/s"] = answer
+    assert polled.run("lock").code == 0
+    assert asks(polled, origin)
+
+
+def test_another_address_is_asked(polled: Node, origin: Origin) -> None:
+    origin.answers["/t"] = origin.answers["/s"]
+    refuse(origin, 503, "600")
+    assert polled.run("sync").code == 1
+    settings = polled.folder / "reconcile.toml"
+    settings.write_text(settings.read_text().replace(f"{origin.url}/s", f"{origin.url}/t"))
+    assert polled.run("sync").code == 0
 
 
 # -- hosts that do not answer ----------------------------------------------------------------------------------------
