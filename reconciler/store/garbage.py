@@ -53,6 +53,8 @@ class GarbageCollector:
         self._lock = lock
         self._policy = policy
         self._now = now
+        #: A generation of a higher number was swapped in by the run that this collector is made for.
+        self._newest_before = max(generations.numbers(layout), default=0)
 
     def collect(self) -> None:
         """Delete what nothing needs, and forget what is missing, so that it is reported as drift only once."""
@@ -119,11 +121,13 @@ class GarbageCollector:
         """
         Return the last sets that runs ended with, as many as are kept, of the generations *found*.
 
-        What a run swapped in on its way is kept as long as the run is the last one: readers may still be inside.
+        What was swapped in since the last set but one is kept too, because readers may still be inside: all by this run, and as many of
+        earlier runs, which may each have gone back to the same set.
         """
-        steps = generations.steps(found, self._ledger)
+        bound, steps = self._policy.generations, generations.steps(found, self._ledger)
         last = steps[-2] if steps[1:] else 0
-        return {*steps[-self._policy.generations :], *(number for number in found if number > last)}
+        passed = [number for number in found if last < number <= self._newest_before]
+        return {*steps[-bound:], *passed[-bound:], *(number for number in found if number > self._newest_before)}
 
     def _is_expired(self, number: int, found: list[int]) -> bool:
         try:

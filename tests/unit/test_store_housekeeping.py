@@ -89,6 +89,21 @@ def test_as_many_generations_are_kept_as_the_policy_says(node: StoreNode) -> Non
     assert generations.current(node.layout).number == generations.numbers(node.layout)[-1]
 
 
+def test_a_node_that_is_never_healthy_with_a_new_model_does_not_gather_generations(node: StoreNode) -> None:
+    node.policy = changed(POLICY, generations=3)
+    node.run(node.lock(node.item("a:v1", A)))
+    wanted = node.lock(node.item("a:v1", A), node.item("b:v1", B))
+    node.hooks.verdict = lambda _: "sick"
+
+    for _ in range(12):
+        node.clock.forward(hours=25)
+        node.run(wanted)
+
+    assert set(node.active()) == {"a:v1"}
+    assert max(generations.numbers(node.layout)) > 12, "each run tries again"
+    assert len(generations.numbers(node.layout)) <= 3 + 3 + 1
+
+
 def test_what_a_kept_generation_serves_stays(node: StoreNode) -> None:
     node.policy = changed(POLICY, grace_seconds=1e9)
     node.run(node.lock(node.item("a:v1", A)))
