@@ -481,6 +481,7 @@ def _check(settings: Settings) -> None:
     _check_addresses(settings)
     _check_homes(settings)
     _check_places(settings)
+    _check_report(settings)
     for text in (settings.node.id, *settings.node.cohorts):
         if len(text) > 256 or not text.isprintable():
             raise ValueError(f"[node] {text[:40]!r}: it is longer than 256 characters, or has one that is not printable")

@@ -77,6 +77,10 @@ def test_an_unknown_key_names_the_nearest_known_one(text: str, said: str, hint: 
         ("[network]\nroot_updates = 'HTTPS://h.example.org/{version}'\n", "[network] root_updates"),
         ("[network]\nroot_updates = 'https://h.example.org/root.json'\n", "{version}"),
         ("[download]\nallowed_hosts = ['https://h.example.org']\n", "[download] allowed_hosts"),
+        ("[report]\nto = 'ftp://h.example.org/s'\nkey = 'k'\n[node]\nid = 'n'\n", "[report] to"),
+        ("[report]\nto = 'statuses'\nkey = 'k'\n", "[report] to: statuses name this node by [node] id"),
+        ("[report]\nto = 'statuses'\nkey = 'k'\n[node]\nid = 'a/b'\n", "[report] to: statuses name this node by [node] id"),
+        ("[report]\nto = 'statuses'\n[node]\nid = 'n'\n", "[report] key is empty"),
     ],
 )  # fmt: skip
 def test_what_means_nothing_is_refused_by_its_key(text: str, said: str) -> None:
