@@ -29,8 +29,6 @@ from tests.network import Key, Network, b64, compact, envelope
 FOLDER = Path(__file__).parent
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 KEYS = {name: Key(f"vectors/{name}") for name in ("alice", "bob", "carol")}
-#: The neutral point of the curve: with it as a key, anybody signs anything.
-SMALL_ORDER = bytes([1] + [0] * 31)
 
 Document = dict[str, Any]
 

@@ -23,8 +23,6 @@ from collections.abc import Callable, Iterator
 from http.client import HTTPResponse
 from pathlib import Path
 
-from msgspec import structs
-
 from reconciler.core import gguf, urls
 from reconciler.core.errors import FetchError, PublishError, SettingsError
 from reconciler.core.gguf import GgufFacts
@@ -254,14 +252,6 @@ def _server(entry: str) -> str:
     """Return the host that a login is for; Docker Hub's is kept under an address of its own."""
     host = entry.removeprefix("https://").removeprefix("http://").partition("/")[0]
     return "auth.docker.io" if host == "index.docker.io" else urls.normal_host(host)
-
-
-def without_shared_start(found: tuple[SourceFile, ...]) -> tuple[SourceFile, ...]:
-    """Return *found* without a folder that all its paths begin with, as a repository's subfolder of one quantisation."""
-    tops = {file.path.partition("/")[0] if "/" in file.path else "" for file in found}
-    if len(tops) != 1 or "" in tops:
-        return found
-    return tuple(structs.replace(file, path=file.path.partition("/")[2]) for file in found)
 
 
 def refuse_doubles(found: tuple[SourceFile, ...]) -> None:

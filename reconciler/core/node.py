@@ -92,4 +92,3 @@ class Limits(Struct, frozen=True, kw_only=True):
     #: ... and in all.
     archive_bytes: int = 2 << 40
     archive_depth: int = 16
-    child_output_bytes: int = 65536

@@ -33,7 +33,6 @@ KNOWN: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 _WORD = r"^[a-z0-9][a-z0-9._-]{0,63}(?!\n)$"
-Word = Annotated[str, Meta(pattern=_WORD)]
 State = Annotated[str, Meta(pattern=_WORD, examples=[*STATES])]
 Task = Annotated[str, Meta(pattern=_WORD, examples=[*TASKS])]
 Unpack = Annotated[str, Meta(pattern=_WORD, examples=[*UNPACK])]

@@ -165,13 +165,6 @@ def encode_changed(payload: bytes, before: Struct, after: Struct) -> bytes:
     return msgspec.json.encode(fields | unknown_fields(payload, type(before)))
 
 
-def with_ignored_fields(payload: bytes, found: Struct) -> dict[str, Any]:
-    """Return the fields of *found*, and those of *payload* that were not read into it."""
-    known = msgspec.to_builtins(found)
-    made: dict[str, Any] = _with_unknown(msgspec.json.decode(payload), known, known)
-    return made
-
-
 def ignored_fields(payload: bytes, found: Struct) -> tuple[str, ...]:
     """Return the places of fields of *payload* that were not read into *found*."""
     return tuple(vocabulary.unknown_fields(msgspec.json.decode(payload), msgspec.to_builtins(found)))

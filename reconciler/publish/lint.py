@@ -101,17 +101,9 @@ def online(found: Snapshot, probe: Probe, hash_: Hash | None = None, header: Hea
         for artifact in model.artifacts:
             for url in artifact.urls:
                 if refusal := probe(url, artifact.size):
-                    yield _error(
-                        model,
-                        f"{_shown(url)}: {refusal}",
-                        "correct the URL; nodes try the other sources, and install nothing where none answers",
-                    )
+                    yield _error(model, f"{_shown(url)}: {refusal}", _NOT_READ)
                 elif hash_ and (digest := hash_(url, artifact)) != artifact.digest:
-                    yield _error(
-                        model,
-                        f"{_shown(url)} gives {digest}, and {artifact.digest} is listed",
-                        _OTHER_BYTES,
-                    )
+                    yield _error(model, f"{_shown(url)} gives {digest}, and {artifact.digest} is listed", _OTHER_BYTES)
 
 
 def _entrypoint_header(model: Model, header: Header) -> tuple[GgufFacts | None] | None:
@@ -170,11 +162,7 @@ def _engine(model: Model) -> Iterator[Finding]:
 def _fits(model: Model, nodes: tuple[NodeFacts, ...]) -> Iterator[Finding]:
     if nodes and not any(model.gpu_memory <= node.gpu_bytes and model.memory <= node.memory_bytes for node in nodes):
         needs = f"{units.human_size(model.gpu_memory)} of GPU memory and {units.human_size(model.memory)} of memory"
-        yield _warning(
-            model,
-            f"no listed node has what it needs: {needs}",
-            _NEEDS,
-        )
+        yield _warning(model, f"no listed node has what it needs: {needs}", _NEEDS)
     size = sum(artifact.size for artifact in model.artifacts)
     if nodes and all(0 < node.disk_total_bytes < size for node in nodes):
         yield _warning(model, f"no listed node has a disk of its size, {units.human_size(size)}")
@@ -199,11 +187,7 @@ def _job(model: Model) -> Iterator[Finding]:
     expect = model.smoke.expect
     asks_nothing = not (expect.text or expect.regex or expect.tokens or expect.dimension or getattr(expect, "answer", None))
     if asks_nothing and expect.min_tokens <= 1:
-        yield _warning(
-            model,
-            "its test job accepts nearly any answer",
-            _EXPECT,
-        )
+        yield _warning(model, "its test job accepts nearly any answer", _EXPECT)
 
 
 def _answer(model: Model) -> Iterator[Finding]:
@@ -226,11 +210,7 @@ def _urls(model: Model) -> Iterator[Finding]:
                 hint = "snapshots are public and outlive a signature: publish a plain address, an s3:// one, or give nodes credentials"
                 yield _error(model, f"{_shown(url)} carries {name!r}, a signature or a secret", hint)
             elif re.search(r"/(resolve|raw|blob)/(main|master)/", url):
-                yield _warning(
-                    model,
-                    f"{_shown(url)} names a branch, whose content changes",
-                    _COMMIT,
-                )
+                yield _warning(model, f"{_shown(url)} names a branch, whose content changes", _COMMIT)
 
 
 def _relations(found: Snapshot) -> Iterator[Finding]:

@@ -22,7 +22,6 @@ from tests.registry import PAIR, Registry
 
 pytest.importorskip("oras.provider", reason="oras is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore")  # the pusher's own
-PASSWORD = PAIR[1]
 
 
 def push(served: Registry, target: str, files: dict[str, bytes], folder: Path, pair: tuple[str, str] | None = None) -> None:

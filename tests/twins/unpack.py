@@ -7,7 +7,7 @@ them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
@@ -54,11 +54,6 @@ class MemoryUnpacker:
 def pack(members: Iterable[Packed]) -> bytes:
     """Return the archive of *members*."""
     return msgspec.json.encode(tuple(members))
-
-
-def pack_files(files: Mapping[str, str]) -> bytes:
-    """Return the archive of plain *files*, their texts by their paths."""
-    return pack((path, "file", text) for path, text in files.items())
 
 
 def _decoded(data: bytes) -> list[Packed]:
