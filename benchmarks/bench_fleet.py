@@ -40,7 +40,7 @@ def test_a_report_of_ten_thousand_nodes(benchmark: BenchmarkFixture, fleet: Path
 
     def report() -> assess.FleetReport:
         register = Register(fleet / "keys")
-        found = collect.collect(fleet / "statuses", register, now=NOW, stale_seconds=10_800.0)
+        found = collect.collect(collect.in_folder(fleet / "statuses"), register, now=NOW, stale_seconds=10_800.0)
         register.remember(found.seen)
         return assess.assess(found, now=NOW, rule=rule)
 

@@ -28,7 +28,7 @@ def fleet() -> None:
 
 
 @fleet.command("report")
-@click.argument("folder", metavar="DIR", type=_FOLDER)
+@click.argument("place", metavar="DIR")
 @_KEYS
 @click.option(
     "--network",
@@ -54,7 +54,7 @@ def fleet() -> None:
 @JSON
 def fleet_report(
     *,
-    folder: Path,
+    place: str,
     keys: Path,
     network: str,
     stale: float,
@@ -68,14 +68,17 @@ def fleet_report(
     """
     Show what a fleet serves: DIR holds the statuses that nodes sent.
 
-    A status counts if the key of its node, in the folder of --keys, signed it, and it is of this network, fresh and its node's newest.
+    DIR is a folder, s3://BUCKET/PREFIX, or oci://REGISTRY/REPOSITORY, whose artifacts, or the one of a :TAG, hold statuses as files. A
+    status counts if the key of its node, in the folder of --keys, signed it, and it is of this network, fresh and its node's newest.
     Any of --max-failed, --min-nodes, --after and --model asks whether a model is safe to widen: exit code 0 if it is, 2 if it is not, or
     not yet.
 
     \b
       reconcile fleet report statuses --html report.html
       reconcile fleet report statuses --model llm:v2 --max-failed 1% --min-nodes 50 --after 2h
+      reconcile fleet report s3://my-bucket/statuses/ --json
     """
+    from reconciler.commands import read_statuses
     from reconciler.fleet import assess, collect, page
     from reconciler.fleet.register import Register
     from reconciler.store import atomic
@@ -83,7 +86,7 @@ def fleet_report(
     now, register = document_io.now(), Register(keys)
     asked = max_failed is not None or min_nodes is not None or after is not None or bool(models)
     rule = assess.Rule(max_failed=0.01 if max_failed is None else max_failed, min_nodes=min_nodes or 1, after_seconds=after or 0.0)
-    found = collect.collect(folder, register, now=now, stale_seconds=stale, network=network)
+    found = collect.collect(read_statuses.statuses(place), register, now=now, stale_seconds=stale, network=network)
     report = assess.assess(found, now=now, rule=rule if asked else None, judged=models)
     register.remember(found.seen)
     if html is not None:
@@ -120,11 +123,11 @@ def _lines(report: FleetReport) -> Iterator[str]:
 
 
 @fleet.command("enroll")
-@click.argument("folder", metavar="DIR", type=_FOLDER)
+@click.argument("place", metavar="DIR")
 @click.argument("nodes", metavar="[NODE]...", nargs=-1)
 @_KEYS
 @click.option("--all", "everybody", is_flag=True, help="Take the key of every node that is not known yet.")
-def fleet_enroll(*, folder: Path, nodes: tuple[str, ...], keys: Path, everybody: bool) -> None:
+def fleet_enroll(*, place: str, nodes: tuple[str, ...], keys: Path, everybody: bool) -> None:
     """
     Trust the keys that statuses in DIR carry: of these nodes, or of all that are not known yet.
 
@@ -135,8 +138,9 @@ def fleet_enroll(*, folder: Path, nodes: tuple[str, ...], keys: Path, everybody:
       reconcile fleet enroll statuses 7f1b0c9e-5a0e-4f43-9f0c-2d7f6f1f8a11
       reconcile fleet enroll statuses --all
     """
+    from reconciler.commands import read_statuses
     from reconciler.core.errors import BadSignature, TrustError, UsageError
-    from reconciler.fleet import collect, statement
+    from reconciler.fleet import statement
     from reconciler.fleet.register import Register
 
     if bool(nodes) == everybody:
@@ -144,9 +148,9 @@ def fleet_enroll(*, folder: Path, nodes: tuple[str, ...], keys: Path, everybody:
     from reconciler.core import units
 
     register, enrolled = Register(keys), 0
-    for name, path in collect.files_of(folder):
+    for name, read in read_statuses.statuses(place):
         try:
-            found = statement.read(collect.read_file(path))
+            found = statement.read(read())
             if (everybody or found.report.node in nodes) and register.enroll(found):
                 enrolled += 1
                 document_io.print_line(f"{found.report.node}: key id {found.envelope.signatures[0].keyid}")

@@ -28,7 +28,9 @@ from reconciler.core.errors import FetchError, PublishError, SettingsError
 from reconciler.core.gguf import GgufFacts
 from reconciler.core.snapshot import Artifact
 from reconciler.fetch import bucket, credentials, http, sources
+from reconciler.fetch.connection import Connection
 from reconciler.fetch.credentials import Credential, Credentials
+from reconciler.fetch.kept_connections import KeptConnections
 from reconciler.publish import artifacts
 from reconciler.publish.artifacts import Measured
 from reconciler.publish.sources import bucket as bucket_source
@@ -86,7 +88,7 @@ class SourceReader:
         if source.startswith("hf://"):
             return hub.list_files(source, include=include, exclude=exclude)
         if source.startswith("oci://"):
-            return registry.list_files(source, self._document, include=include, exclude=exclude)
+            return registry.list_files(source, self.document, include=include, exclude=exclude)
         if bucket.is_object(source):
             name, key = bucket.split(source)
             with _as_publish_error():
@@ -97,8 +99,15 @@ class SourceReader:
         name = sources.file_name(source)
         return Listing(files=(SourceFile(path=name, place=source, urls=(source,) if http.is_url(source) else ()),))
 
-    def _document(self, url: str, headers: dict[str, str]) -> bytes:
-        with self._opened(url, headers) as answer:
+    def document(self, url: str, headers: dict[str, str], *, kept: KeptConnections[Connection] | None = None) -> bytes:
+        """
+        Return the document of a registry at *url*, over one of the *kept* connections, if one leads there.
+
+        Raises:
+            FetchError: its server does not give it.
+            TooLarge: it is larger than a registry's manifest may be.
+        """
+        with self._opened(url, headers, kept) as answer:
             return b"".join(http.chunks(answer, url, max_bytes=registry.MOST_BYTES, within_seconds=_SECONDS))
 
     # -- its bytes ---------------------------------------------------------------------------------
@@ -176,13 +185,15 @@ class SourceReader:
     # -- the network -------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _opened(self, place: str, headers: dict[str, str] | None = None) -> Iterator[HTTPResponse]:
+    def _opened(
+        self, place: str, headers: dict[str, str] | None = None, kept: KeptConnections[Connection] | None = None
+    ) -> Iterator[HTTPResponse]:
         visited: list[str] = []
         with _as_publish_error():
             url = bucket.locate(place)
         try:
             with http.opened(
-                url, timeout_seconds=_SECONDS, headers=headers, ca_file=self._ca_file, authorize=self._header, visited=visited
+                url, timeout_seconds=_SECONDS, headers=headers, ca_file=self._ca_file, authorize=self._header, visited=visited, kept=kept
             ) as answer:
                 yield answer
         except FetchError as error:

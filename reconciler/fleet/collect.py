@@ -1,5 +1,5 @@
 """
-Reads the statuses in a folder: which of them count, and why the others do not.
+Reads statuses: which of them count, and why the others do not.
 
 Rules that hold here:
 
@@ -12,8 +12,9 @@ Rules that hold here:
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Literal
@@ -34,13 +35,13 @@ SKEW_SECONDS = 300.0
 class RefusedFile(Struct, frozen=True, kw_only=True):
     """A file that counts for nothing."""
 
-    file: str  #: Its path, relative to the folder.
+    file: str  #: Its path, relative to the place that was read.
     reason: Refusal  #: Why.
     node: str = ""  #: The node that it names, which is not proved; empty where it names none.
 
 
 class Collected(Struct, frozen=True, kw_only=True):
-    """What a folder of statuses says."""
+    """What statuses say."""
 
     network: str  #: The network that the statuses are of.
     files: int  #: Files that were read.
@@ -51,19 +52,23 @@ class Collected(Struct, frozen=True, kw_only=True):
     seen: dict[str, Seen]  #: What the register is to remember.
 
 
-def collect(folder: Path, register: Register, *, now: datetime, stale_seconds: float, network: str = "") -> Collected:
+#: A status: its name, and what returns its bytes, at most one more than it may have; that raises OSError.
+Status = tuple[str, Callable[[], bytes]]
+
+
+def collect(statuses: Iterable[Status], register: Register, *, now: datetime, stale_seconds: float, network: str = "") -> Collected:
     """
-    Return what the statuses in *folder* and the folders below it say. Changes nothing.
+    Return what *statuses* say. Changes nothing.
 
     *network*: its name; empty: the one of which all verified statuses are.
 
     Raises:
-        SettingsError: there is no such folder, or none with nodes' keys.
+        SettingsError: there is no folder with nodes' keys.
         UsageError: the statuses are of several networks, and *network* is empty.
     """
     register.require()
     refused: list[RefusedFile] = []
-    verified = list(_verified(folder, register, now, refused))
+    verified = list(_verified(statuses, register, now, refused))
     network = network or _only_network([found.report for _, found in verified])
     newest, seen = _newest(verified, network, register.seen(), refused)
     fresh_from = now - timedelta(seconds=stale_seconds)
@@ -79,9 +84,14 @@ def collect(folder: Path, register: Register, *, now: datetime, stale_seconds: f
     )
 
 
-def files_of(folder: Path) -> Iterator[tuple[str, Path]]:
+def is_status(name: str) -> bool:
+    """Return whether a file called *name*, which may be a path, is meant as a status."""
+    return name.endswith(".json") and not name.rpartition("/")[2].startswith(".")
+
+
+def in_folder(folder: Path) -> Iterator[Status]:
     """
-    Yield every ``*.json`` file in *folder* and below it, with its relative path, in order; links are not followed.
+    Yield every ``*.json`` file in *folder* and below it, by its relative path, in order; links are not followed.
 
     Raises:
         SettingsError: there is no such folder.
@@ -91,23 +101,25 @@ def files_of(folder: Path) -> Iterator[tuple[str, Path]]:
     for parent, folders, names in os.walk(folder):
         folders.sort()
         for name in sorted(names):
-            if name.endswith(".json") and not name.startswith("."):
-                yield os.path.relpath(os.path.join(parent, name), folder), Path(parent, name)  # noqa: PTH118  ten thousand times
+            if is_status(name):
+                path = os.path.join(parent, name)  # noqa: PTH118  ten thousand times
+                yield os.path.relpath(path, folder), functools.partial(_read_file, path)
 
 
-def read_file(path: Path) -> bytes:
-    """Return the bytes of *path*, at most one more than a status may have; raises OSError."""
+def _read_file(path: str) -> bytes:
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     with os.fdopen(fd, "rb") as file:
         return file.read(statement.MAX_BYTES + 1)
 
 
-def _verified(folder: Path, register: Register, now: datetime, refused: list[RefusedFile]) -> Iterator[tuple[str, Unverified]]:
+def _verified(
+    statuses: Iterable[Status], register: Register, now: datetime, refused: list[RefusedFile]
+) -> Iterator[tuple[str, Unverified]]:
     """Yield the statuses that the key of their node signed; the others go to *refused*."""
     latest = now + timedelta(seconds=SKEW_SECONDS)
-    for name, path in files_of(folder):
+    for name, read in statuses:
         try:
-            found = statement.read(read_file(path))
+            found = statement.read(read())
         except (OSError, TrustError) as error:
             reason: Refusal = "too-large" if isinstance(error, TooLarge) else "unreadable" if isinstance(error, OSError) else "malformed"
             refused.append(RefusedFile(file=name, reason="forged" if isinstance(error, BadSignature) else reason))

@@ -36,7 +36,7 @@ class Fleet:
 
     def read(self, **given: object) -> Collected:
         register = Register(self.keys)
-        found = collect.collect(self.statuses, register, now=NOW, stale_seconds=10_800.0, **given)  # type: ignore[arg-type]
+        found = collect.collect(collect.in_folder(self.statuses), register, now=NOW, stale_seconds=10_800.0, **given)  # type: ignore[arg-type]
         register.remember(found.seen)
         return found
 
