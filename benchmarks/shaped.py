@@ -20,6 +20,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 HERE, THERE, PORT = "10.213.0.1", "10.213.0.2", 8080
+#: What the name of the device on this side begins with; the number of this process follows.
+NEAR = "bnear"
 
 
 @contextlib.contextmanager
@@ -28,7 +30,7 @@ def link(latency_ms: float, mbit: float, loss_ppm: int, congestion: str) -> Iter
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         binary = Path(folder, "shaper")
         subprocess.run(["cc", "-O2", "-o", str(binary), str(Path(__file__).with_name("shaper.c"))], check=True)
-        near, far = f"bnear{os.getpid() % 10000}", f"bfar{os.getpid() % 10000}"
+        near, far = f"{NEAR}{os.getpid() % 10000}", f"bfar{os.getpid() % 10000}"
         delay = str(int(latency_ms * 1000 / 2))
         command = [str(binary), near, far, delay, str(mbit * 1e6), str(loss_ppm)]
         shaper = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -64,15 +66,16 @@ def _until(true: object) -> None:
 
 
 @contextlib.contextmanager
-def server(folder: Path, peer: int) -> Iterator[None]:
-    """Serve *folder* at the other end."""
+def server(folder: Path, peer: int, log: Path | None = None) -> Iterator[None]:
+    """Serve *folder* at the other end; of each request a line goes to *log*: its path, its status, and the bytes of its answer's body."""
     with tempfile.TemporaryDirectory() as home:
         config = Path(home, "nginx.conf")
         temporary = " ".join(f"{kind}_temp_path {home}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
         config.write_text(
             f"user root; worker_processes 1; daemon off; pid {home}/pid; error_log {home}/error.log;"
             f"events {{ worker_connections 512; }}"
-            f"http {{ access_log off; sendfile on; keepalive_requests 100000; {temporary}"
+            f"http {{ log_format line '$request_uri $status $body_bytes_sent'; access_log {f'{log} line' if log else 'off'};"
+            f"sendfile on; keepalive_requests 100000; {temporary}"
             f"server {{ listen {THERE}:{PORT} backlog=512; root {folder}; }} }}"
         )
         inside = ["nsenter", f"--net=/proc/{peer}/ns/net"]
