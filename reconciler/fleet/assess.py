@@ -8,7 +8,9 @@ Rules that hold here:
    a model that ends the machine must not look better than one that fails its test.
 3. Of a model, *tried* are the nodes that serve it, on which it failed, and that fell silent with it. A node that is held back by a
    rollback failed. A node that cannot run it, or still waits for it, says nothing about it.
-4. The verdict is *unsafe* as soon as too many failed, *not-yet* while too few served for long enough, and *safe* otherwise.
+4. How long a node has served a model is counted up to its newest status, not up to now: of the time since, nobody knows. A node that has
+   not been heard since its time was over does not speak for the model: too many of them are as too few that serve it.
+5. The verdict is *unsafe* as soon as too many failed, *not-yet* while too few served for long enough, and *safe* otherwise.
 """
 
 from __future__ import annotations
@@ -53,6 +55,7 @@ class ModelReport(Struct, frozen=True, kw_only=True):
     id: str  #: Model id.
     serving: int = 0  #: Nodes that serve it.
     settled: int = 0  #: Nodes of these that have served it for as long as the rule asks.
+    unheard: int = 0  #: Nodes of these that would have by now, and whose newest status is from before.
     failed: int = 0  #: Nodes on which it failed, or is held back by a rollback.
     silent: int = 0  #: Nodes that fell silent with it.
     waiting: int = 0  #: Nodes that do not have it yet: absent, or not tested.
@@ -108,11 +111,11 @@ def assess(found: Collected, *, now: datetime, rule: Rule | None = None, judged:
     """Return the report of *found* at *now*; *judged* are the models that *rule* is about, none: all that any node tried."""
     fresh, silent = found.fresh, found.silent
     newest = max((report.snapshot.version for report in fresh), default=0)
-    settled_by = now - timedelta(seconds=rule.after_seconds if rule else 0.0)
+    after = timedelta(seconds=rule.after_seconds if rule else 0.0)
     ids = sorted({model.id for report in (*fresh, *silent) for model in report.models} | set(judged))
     by_model = _by_model(fresh)
     fell_silent = Counter(model.id for report in silent for model in report.models if _was_tried(model))
-    models = tuple(_model(one, by_model.get(one, []), fell_silent[one], settled_by) for one in ids)
+    models = tuple(_model(one, by_model.get(one, []), fell_silent[one], now, after) for one in ids)
     return FleetReport(
         network=found.network,
         at=now,
@@ -133,11 +136,11 @@ def assess(found: Collected, *, now: datetime, rule: Rule | None = None, judged:
     )
 
 
-def _by_model(reports: tuple[NodeReport, ...]) -> dict[str, list[tuple[str, ReportedModel]]]:
-    found: dict[str, list[tuple[str, ReportedModel]]] = {}
+def _by_model(reports: tuple[NodeReport, ...]) -> dict[str, list[tuple[NodeReport, ReportedModel]]]:
+    found: dict[str, list[tuple[NodeReport, ReportedModel]]] = {}
     for report in reports:
         for model in report.models:
-            found.setdefault(model.id, []).append((report.node, model))
+            found.setdefault(model.id, []).append((report, model))
     return found
 
 
@@ -163,20 +166,22 @@ def _was_tried(model: ReportedModel) -> bool:
     return _kind(model) in {"serving", "failed", "waiting"}
 
 
-def _model(name: str, nodes: list[tuple[str, ReportedModel]], silent: int, settled_by: datetime) -> ModelReport:
+def _model(name: str, nodes: list[tuple[NodeReport, ReportedModel]], silent: int, now: datetime, after: timedelta) -> ModelReport:
     kinds = Counter(_kind(model) for _, model in nodes)
-    serving = [model for _, model in nodes if model.state == "active"]
+    serving = [(report, model) for report, model in nodes if model.state == "active"]
+    settled_at = [(report.at, model.since + after) for report, model in serving if model.since is not None]
     return ModelReport(
         id=name,
         serving=kinds["serving"],
-        settled=sum(model.since is not None and model.since <= settled_by for model in serving),
+        settled=sum(settled <= heard for heard, settled in settled_at),
+        unheard=sum(heard < settled <= now for heard, settled in settled_at),
         failed=kinds["failed"],
         silent=silent,
         waiting=kinds["waiting"],
         incompatible=kinds["incompatible"],
         other=kinds["other"],
-        trees=len({model.tree for model in serving}),
-        causes=_causes((node, model) for node, model in nodes if _kind(model) == "failed"),
+        trees=len({model.tree for _, model in serving}),
+        causes=_causes((report.node, model) for report, model in nodes if _kind(model) == "failed"),
     )
 
 
@@ -211,15 +216,17 @@ def _why_unsafe(model: ModelReport, rule: Rule) -> str:
     if against <= rule.max_failed * model.tried:
         return ""
     parts = [f"failed on {model.failed}" if model.failed else "", f"silent since: {model.silent}" if model.silent else ""]
-    return f"{' and '.join(filter(None, parts))} of {model.tried} nodes ({_share(model)}), more than {rule.max_failed:.3g} of them"
+    return f"{' and '.join(filter(None, parts))} of {model.tried} nodes ({_share(model)}), more than {100 * rule.max_failed:.3g} % of them"
 
 
 def _why_early(model: ModelReport, rule: Rule) -> str:
-    if model.settled >= rule.min_nodes:
-        return ""
-    time = f" for {units.human_time(rule.after_seconds)}" if rule.after_seconds else ""
-    return f"{model.settled} of {rule.min_nodes} nodes have served it{time}"
+    if model.settled < rule.min_nodes:
+        time = f" for {units.human_time(rule.after_seconds)}" if rule.after_seconds else ""
+        return f"{model.settled} of {rule.min_nodes} nodes have served it{time}"
+    if model.failed + model.silent + model.unheard > rule.max_failed * model.tried:
+        return f"{units.count(model.unheard, 'node')} began to serve it long enough ago, and did not say since whether they still do"
+    return ""
 
 
 def _share(model: ModelReport) -> str:
-    return f"{100 * (model.failed + model.silent) / max(model.tried, 1):.2g} %"
+    return f"{100 * (model.failed + model.silent) / max(model.tried, 1):.3g} %"

@@ -247,6 +247,29 @@ def test_nodes_that_serve_it_only_now_are_not_yet_enough(fleet: Fleet) -> None:
     assert judged(fleet, (fleet.one, MODEL), rule=assess.Rule(after_seconds=7200)) == "safe"
 
 
+def test_a_node_that_died_with_it_has_not_served_it_for_the_time_since(fleet: Fleet) -> None:
+    """Found by the simulation: with a rule of two hours, and nodes stale after three, a model that ends the machine was safe."""
+    last_words = msgspec.structs.replace(MODEL, since=NOW - timedelta(minutes=150))
+    fleet.put("one.json", fleet.one.status(last_words, at=NOW - timedelta(minutes=149)))
+    report = assess.assess(fleet.read(), now=NOW, rule=assess.Rule(after_seconds=7200), judged=("a:v1",))
+    assert (report.models[0].serving, report.models[0].settled, report.models[0].unheard) == (1, 0, 1)
+    assert report.verdict
+    assert report.verdict.word == "not-yet"
+
+
+def test_a_part_of_the_nodes_that_died_with_it_is_not_outvoted_by_the_rest(fleet: Fleet) -> None:
+    last_words = msgspec.structs.replace(MODEL, since=NOW - timedelta(minutes=150))
+    fleet.put("one.json", fleet.one.status(last_words, at=NOW - timedelta(minutes=149)))
+    assert judged(fleet, (fleet.other, MODEL), rule=assess.Rule(after_seconds=7200)) == "not-yet"
+    fleet.put("one.json", fleet.one.status(last_words))
+    assert judged(fleet, rule=assess.Rule(after_seconds=7200)) == "safe"
+
+
+def test_a_node_whose_time_is_not_over_is_no_reason_to_wait(fleet: Fleet) -> None:
+    young = msgspec.structs.replace(MODEL, since=NOW - timedelta(minutes=60))
+    assert judged(fleet, (fleet.one, young), (fleet.other, MODEL), rule=assess.Rule(after_seconds=7200)) == "safe"
+
+
 def test_one_failure_in_two_is_more_than_one_in_a_hundred(fleet: Fleet) -> None:
     assert judged(fleet, (fleet.one, MODEL), (fleet.other, FAILED), rule=assess.Rule()) == "unsafe"
 

@@ -638,6 +638,10 @@ def _fleet() -> Iterator[Mutation]:
     yield once("how long a server is left alone", LEFT_ALONE, "min(error.asked_seconds, LONGEST_SECONDS)", "error.asked_seconds")
     yield once("a time of a clock that was wrong", LEFT_ALONE, "0 < left <= LONGEST_SECONDS", "0 < left")
     yield once("fleet: silence counts against", ASSESS, "against = model.failed + model.silent", "against = model.failed")
+    yield once("fleet: served up to the newest status", ASSESS, "sum(settled <= heard for", "sum(settled <= now for")
+    yield never(
+        "fleet: nodes that were not heard since", ASSESS, "model.failed + model.silent + model.unheard > rule.max_failed * model.tried"
+    )
     yield never("fleet: two contents under one id", ASSESS, "model.trees > 1")
     yield once("fleet: a rollback counts against", ASSESS, 'model.state == "failed" or model.reason == "held"', 'model.state == "failed"')
     yield from every("fleet: text on the page", FLEET_PAGE, r"escape\(model\.id\)", "model.id")
