@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import sys
+import tempfile
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,9 +18,11 @@ from typing import Any
 
 import msgspec
 
-from reconciler.core import digest, dsse, lock, rollout, snapshot, trust
+from reconciler.core import bundle, digest, dsse, lock, rollout, snapshot, trust
+from reconciler.core.bundle import Contents
 from reconciler.core.errors import ReconcileError
 from reconciler.core.state import ActiveModel, Generation
+from reconciler.fetch.bundle import Bundle
 from reconciler.fleet import statement
 from reconciler.fleet.statement import NodeReport, ReportedModel, ReportedSnapshot
 from reconciler.store import trees
@@ -50,6 +53,7 @@ def vectors() -> dict[str, bytes]:
         "digests.json": _json([*_digests()]),
         "trees.json": _json([*_trees()]),
         "active.json": _json([*_active()]),
+        "bundles.json": _json([*_bundles()]),
         "places.json": _json([*_places()]),
         "root.json": Network("vectors", now=NOW).root() + b"\n",
         "status.json": _status(),
@@ -151,6 +155,60 @@ def _active() -> Iterable[Document]:
 def _entry(name: str, tree: str) -> ActiveModel:
     runtime = snapshot.Runtime(engine="llama-cpp")
     return ActiveModel(id=name, tasks=("chat",), runtime=runtime, path="", entrypoint="", bytes=0, tree=tree)
+
+
+def _bundles() -> Iterable[Document]:
+    """Yield bundles, good and bad: their files, and the digest of the snapshot's envelope where everything that they name is in them."""
+    envelope_text = json.dumps({"payloadType": "x", "payload": "", "signatures": []})
+    texts = {"snapshot": envelope_text, "root 2": "a root", "weights": "weights", "é": "é"}
+    digests = {name: digest.of(text.encode()) for name, text in texts.items()}
+    blobs = {digests[name]: len(texts[name].encode()) for name in ("weights", "é")}
+    least = Contents(network="vectors", version=7, envelope=digests["snapshot"])
+    whole = msgspec.structs.replace(least, roots=(digests["root 2"],), models=("a:v1", "b:v1"), blobs=blobs)
+    second = msgspec.structs.replace(whole, blobs={digests["é"]: 2}, assumes={digests["weights"]: 7})
+    made = {name: _bundle_files(contents, texts) for name, contents in (("least", least), ("whole", whole), ("second", second))}
+    config = bundle.blob_path(bundle.config_of(made["whole"][bundle.blob_path(_manifest(made["whole"]))].encode()))
+    index = json.loads(made["whole"]["index.json"])
+    cases = {
+        "a snapshot without files": made["least"],
+        "a root, and files of two models": made["whole"],
+        "without what an earlier bundle holds": made["second"],
+        "a file with other bytes": made["whole"] | {bundle.blob_path(digests["weights"]): "Weights"},
+        "a file that is missing": {path: text for path, text in made["whole"].items() if path != bundle.blob_path(digests["weights"])},
+        "a root with other bytes": made["whole"] | {bundle.blob_path(digests["root 2"]): "another"},
+        "a manifest with other bytes": made["whole"] | {bundle.blob_path(_manifest(made["whole"])): "{}"},
+        "a config with other bytes": made["whole"] | {config: made["whole"][config].replace('"version":7', '"version":8')},
+        "two manifests": made["whole"] | {"index.json": json.dumps(index | {"manifests": index["manifests"] * 2})},
+        "no index": {path: text for path, text in made["whole"].items() if path != "index.json"},
+        "a later version of the form": _bundle_files(msgspec.structs.replace(least, schema=2), texts),
+    }
+    for name, files in cases.items():
+        yield {"name": name, "files": files, "accepted": _accepted(files)}
+
+
+def _manifest(files: dict[str, str]) -> str:
+    return bundle.manifest_of(files["index.json"].encode())
+
+
+def _bundle_files(contents: Contents, texts: dict[str, str]) -> dict[str, str]:
+    held = {digest.of(text.encode()): text for text in texts.values()}
+    named = [contents.envelope, *contents.roots, *contents.blobs]
+    documents = bundle.documents(contents, {name: len(text.encode()) for name, text in held.items()})
+    return {bundle.blob_path(name): held[name] for name in named} | {path: data.decode() for path, data in documents.items()}
+
+
+def _accepted(files: dict[str, str]) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        for path, text in files.items():
+            Path(folder, path).parent.mkdir(parents=True, exist_ok=True)
+            Path(folder, path).write_bytes(text.encode())
+        try:
+            with Bundle(Path(folder)) as found:
+                for name in (found.contents.envelope, *found.contents.roots, *found.contents.blobs):
+                    found.read(name, 1 << 20)
+                return found.contents.envelope
+        except ReconcileError:
+            return ""
 
 
 def _places() -> Iterable[Document]:

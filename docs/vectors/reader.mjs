@@ -6,31 +6,26 @@
 //   node reader.mjs tree FOLDER                                   the tree digest of a folder whose files are all named by SHA-256
 //   node reader.mjs node STORE                                    the active digest of a store, computed from the bytes that serve
 //   node reader.mjs equal STORE STORE                             "equal" or "different", exit code 0 or 2
+//   node reader.mjs bundle FOLDER                                 the digest of a bundle's envelope, if all that the bundle names is in it
 //   node reader.mjs place NETWORK ROLLOUT NODE                    a node's place in a rollout
 import {createHash, createPublicKey, verify as verifySignature} from "node:crypto";
 import {lstatSync, readFileSync, readdirSync, realpathSync} from "node:fs";
 import {join} from "node:path";
 
-const sha256 = (data) => createHash("sha256").update(data).digest("hex");
-const bytes = (text) => Buffer.from(text, "utf8");
+const sha256 = (data) => createHash("sha256").update(data).digest("hex"), bytes = (text) => Buffer.from(text, "utf8");
 const byCodePoint = (a, b) => Buffer.compare(bytes(a), bytes(b));
-const sorted = (list) => [...list].sort(byCodePoint);
-const unique = (list) => [...new Set(list)];
-const fail = (why) => { throw new Error(why); };
-const input = () => readFileSync(0);
+const [sorted, unique] = [(list) => [...list].sort(byCodePoint), (list) => [...new Set(list)]];
+const fail = (why) => { throw new Error(why); }, input = () => readFileSync(0);
 // -- JSON: the last of two equal keys would win silently, so they are refused --------------------------------------
 function parse(data) {
-  const text = new TextDecoder("utf-8", {fatal: true, ignoreBOM: true}).decode(data);
-  const value = JSON.parse(text);
-  const open = [];
-  let last = null;
+  const text = new TextDecoder("utf-8", {fatal: true, ignoreBOM: true}).decode(data), value = JSON.parse(text);
+  let [open, last] = [[], null];
   for (const [token] of text.matchAll(/"(?:[^"\\]|\\.)*"|[{}[\]:]/g)) {
     if (token === "{" || token === "[") open.push(token === "{" ? new Set() : null);
     else if (token === "}" || token === "]") open.pop();
     else if (token === ":") {
-      const key = JSON.parse(last);
-      if (open.at(-1).has(key)) fail(`duplicate key ${last}`);
-      open.at(-1).add(key);
+      if (open.at(-1).has(JSON.parse(last))) fail(`duplicate key ${last}`);
+      open.at(-1).add(JSON.parse(last));
     } else last = token;
     if (open.length > 32) fail("nested deeper than 32");
   }
@@ -43,7 +38,6 @@ function base64(text) {
   if (text !== plain && text !== plain.replaceAll("+", "-").replaceAll("/", "_")) fail("base64 that is not canonical");
   return data;
 }
-
 const P = 2n ** 255n - 19n;
 const SMALL_ORDER = [0n, 1n, P - 1n, 0x7a03ac9277fdc74ec6cc392cfa53202a0f67100d760b3cba4fd84d3d706a17c7n,
   0x05fc536d880238b13933c6d305acdfd5f098eff289f4c345b027b2c28f95e826n];
@@ -62,8 +56,7 @@ function verify(data, type, threshold, pems) {
   for (const name of Object.keys(envelope)) if (!["payloadType", "payload", "signatures"].includes(name)) fail(`unknown field ${name}`);
   if (envelope.payloadType !== type) fail(`payload type ${envelope.payloadType}`);
   const payload = base64(envelope.payload);
-  const keys = new Map(pems.map(readKey));
-  const signed = envelope.signatures.slice(0, 64).filter(({keyid, sig}) => {
+  const keys = new Map(pems.map(readKey)), signed = envelope.signatures.slice(0, 64).filter(({keyid, sig}) => {
     try { return keys.has(keyid) && verifySignature(null, pae(type, payload), keys.get(keyid), base64(sig)); } catch { return false; }
   });
   const count = new Set(signed.map(({keyid}) => keyid)).size;
@@ -179,12 +172,24 @@ function activeDigest(store) {
   const lines = sorted(models.map(({id, path}) => `${id} ${tree(realpathSync(join(active, path)))}\n`));
   return `sha256:${sha256(bytes(lines.join("")))}`;
 }
+function bundle(folder) {
+  const read = (digest) => {
+    const data = readFileSync(join(folder, "blobs", ...digest.split(":")));
+    return digest === `sha256:${sha256(data)}` ? data : fail(`${digest} has other bytes`);
+  };
+  const {manifests} = parse(readFileSync(join(folder, "index.json")));
+  const {config: {mediaType, digest}} = parse(read(manifests.length === 1 ? manifests[0].digest : fail("not one manifest")));
+  const {schema, envelope, roots = [], blobs = {}} = parse(read(digest));
+  if (schema !== 1 || mediaType !== "application/vnd.reconciler.bundle.config.v1+json") fail("no bundle of version 1");
+  [envelope, ...roots, ...Object.keys(blobs)].forEach(read);
+  return envelope;
+}
 const place = (...parts) => Number(BigInt("0x" + sha256(bytes(parts.join("\0"))).slice(0, 16)) % 10000n);
 const [command, ...rest] = process.argv.slice(2);
 const COMMANDS = {
   verify: (type, threshold, ...pems) => sha256(verify(input(), type, Number(threshold), pems.map((path) => readFileSync(path)))) + "\n",
   lock: () => compile(input()), payload: () => base64(parse(input()).payload), tree: (folder) => tree(folder) + "\n",
-  node: (store) => activeDigest(store) + "\n", place: (...parts) => `${place(...parts)}\n`,
+  node: (store) => activeDigest(store) + "\n", bundle: (folder) => bundle(folder) + "\n", place: (...parts) => `${place(...parts)}\n`,
   equal: (a, b) => { if (activeDigest(a) === activeDigest(b)) return "equal\n"; process.exitCode = 2; return "different\n"; },
 };
 try {

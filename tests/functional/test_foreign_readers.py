@@ -101,6 +101,18 @@ def test_the_reader_verifies_a_status(tmp_path: Path) -> None:
     assert answer("verify", json.loads(data)["payloadType"], 1, tmp_path / "key", given=data) == hashlib.sha256(payload).hexdigest()
 
 
+@needs_node
+@pytest.mark.parametrize("case", load("bundles.json"), ids=lambda case: case["name"])
+def test_the_reader_accepts_and_refuses_the_same_bundles(tmp_path: Path, case: dict[str, object]) -> None:
+    files = case["files"]
+    assert isinstance(files, dict)
+    for path, text in files.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(text.encode())
+    ran = reader("bundle", tmp_path)
+    assert (ran.stdout.decode().strip() if ran.returncode == 0 else "") == case["accepted"], ran.stderr
+
+
 def test_the_texts_that_are_hashed_have_the_digests_that_are_named() -> None:
     for name in ("trees.json", "active.json"):
         for case in load(name):
@@ -136,6 +148,19 @@ def test_the_reader_tells_whether_two_nodes_are_equal_before_and_after_an_update
     assert (ran.returncode, ran.stdout) == (2, b"different\n")
     payload = reader("payload", given=(node.folder / "snapshot.json").read_bytes()).stdout
     assert reader("lock", given=payload).stdout == (node.folder / "models.lock").read_bytes()
+
+
+@needs_node
+def test_the_reader_takes_a_bundle_of_a_node_before_and_after_an_update_and_sees_a_changed_byte(node: Node, tmp_path: Path) -> None:
+    for number, models in enumerate(([node.item("a:v1", tiny("a"))], [node.item("a:v1", tiny("a")), node.item("b:v1", tiny("b"))])):
+        node.publish(*models)
+        assert node.run("apply").code == 0
+        folder = tmp_path / f"bundle-{number}"
+        assert node.run("bundle export", f"{folder}/").code == 0
+        envelope = hashlib.sha256((node.folder / "snapshot.json").read_bytes()).hexdigest()
+        assert answer("bundle", folder) == f"sha256:{envelope}"
+    flip(folder / "blobs/sha256" / hashlib.sha256(tiny("b")).hexdigest())
+    assert b"has other bytes" in reader("bundle", folder).stderr
 
 
 @needs_jq
