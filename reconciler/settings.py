@@ -126,6 +126,33 @@ class Download(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     credentials: dict[str, HostCredential] = {}
 
 
+class SwarmTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """
+    Large files from other nodes, where the snapshot has torrents of them; HTTP stands behind it.
+
+    ``reconcile swarm run`` is the process that talks to peers, as a user of its own (``reconcile-swarm.service``); it reads this table too.
+    """
+
+    #: Whether this node fetches from peers, and gives them what it has.
+    enabled: bool = False
+    #: The folder of that process, which its user owns.
+    folder: str = "/var/lib/reconcile-swarm"
+    #: The ports at which peers are answered, such as ``6881-6889``.
+    ports: str = "6881-6889"
+    #: Most bytes per second that peers are given, in all; 0: no limit.
+    upload_limit: str = "0"
+    #: How long a file is given to peers.
+    seed_time: str = "24h"
+    #: A file is no longer given once peers had so many times its size; 0: no limit.
+    seed_ratio: Annotated[float, Meta(ge=0, le=1000)] = 2.0
+    #: Free space below which nothing is fetched from peers. A file takes its size twice until it is in the store.
+    reserve: str = "10GiB"
+    #: Peers that stay slower than this, in bytes per second ...
+    min_rate: str = "64KiB"
+    #: ... for so long are left, and HTTP takes over.
+    slow_after: str = "60s"
+
+
 class SmokeSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How test jobs are confined."""
 
@@ -265,6 +292,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     store: StoreSettings = StoreSettings()
     node: Node = Node()
     download: Download = Download()
+    swarm: SwarmTable = SwarmTable()
     smoke: SmokeSettings = SmokeSettings()
     runtime: Runtimes = Runtimes()
     serve: tuple[Serve, ...] = ()
@@ -405,10 +433,13 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         )
 
 
-_SIZES = (("store", "reserve"), ("store", "quarantine"), ("download", "limit"), ("download", "min_rate"))
+_SIZES = (
+    ("store", "reserve"), ("store", "quarantine"), ("download", "limit"), ("download", "min_rate"), ("swarm", "upload_limit"),
+    ("swarm", "reserve"), ("swarm", "min_rate"),
+)  # fmt: skip
 _TIMES = (
     ("network", "quiet_after"), ("store", "grace"), ("download", "timeout"), ("smoke", "timeout"), ("agent", "interval"),
-    ("agent", "jitter"), ("agent", "scrub_after"), ("hooks", "healthy_timeout"),
+    ("agent", "jitter"), ("agent", "scrub_after"), ("hooks", "healthy_timeout"), ("swarm", "seed_time"), ("swarm", "slow_after"),
 )  # fmt: skip
 
 
@@ -470,7 +501,7 @@ def read_tree(data: bytes, name: str) -> dict[str, Any]:
 
 
 #: Times that must be more than zero; the others may be zero.
-_SPANS = {"timeout", "ready_timeout", "healthy_timeout", "interval"}
+_SPANS = {"slow_after", "timeout", "ready_timeout", "healthy_timeout", "interval"}
 
 
 def _check(settings: Settings) -> None:
@@ -480,6 +511,7 @@ def _check(settings: Settings) -> None:
         _check_amount(f"[{table}] {key}", units.seconds, getattr(getattr(settings, table), key), least=0.001 if key in _SPANS else 0)
     _check_addresses(settings)
     _check_homes(settings)
+    _check_swarm(settings)
     _check_places(settings)
     _check_report(settings)
     for text in (settings.node.id, *settings.node.cohorts):
@@ -504,6 +536,16 @@ def _check_amount(name: str, read: Callable[[str], float], text: str, *, least: 
         raise ValueError(f"{name}: {text!r} has no unit; write it like {example}")
     if amount < least:
         raise ValueError(f"{name}: {text!r} is too little; it must be more than zero")
+
+
+def _check_swarm(settings: Settings) -> None:
+    chosen = settings.swarm
+    first, _, last = chosen.ports.partition("-")
+    if not re.fullmatch(r"\d{1,5}(-\d{1,5})?", chosen.ports, re.ASCII) or not 1024 <= int(first) <= int(last or first) <= 65535:
+        raise ValueError(f"[swarm] ports: {chosen.ports[:40]!r} is no range of ports from 1024 to 65535, such as 6881-6889")
+    _check_home("[swarm] folder", settings, chosen.folder)
+    if Path(os.path.normpath(settings.path(chosen.folder))).is_relative_to(os.path.normpath(settings.store_path)):
+        raise ValueError("[swarm] folder: it is in the store, to which the swarm's process must not write")
 
 
 def _check_addresses(settings: Settings) -> None:

@@ -216,6 +216,7 @@ _SECTIONS = {
     ),
     "bundle": ("Commands for nodes without a network", ("bundle",)),
     "serve": ("Commands for servers", ("serve",)),
+    "swarm": ("Commands of a swarm", ("swarm",)),
     "operator": ("Commands of the network's operator", ("key", "root", "fleet")),
     "snapshot": ("Commands for snapshots", ("snapshot",)),
     "review": (_REVIEW_TITLE, ("snapshot",)),

@@ -34,7 +34,7 @@ _SECTIONS = {
     "Without a network": {"bundle": "bundle"},
     "Servers": {"serve": "serve"},
     "Trust and publishing": {"trust": "maintenance", "key": "operator", "root": "operator", "snapshot": "operator"},
-    "Many nodes": {"fleet": "fleet"},
+    "Many nodes": {"fleet": "fleet", "swarm": "swarm"},
     "Demonstration and shells": {"demo": "maintenance", "completion": "configuration"},
 }  # fmt: skip
 _MODULES = {name: module for names in _SECTIONS.values() for name, module in names.items()}

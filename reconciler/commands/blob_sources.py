@@ -17,12 +17,15 @@ from typing import TYPE_CHECKING, cast
 import msgspec
 
 from reconciler.commands.context import NodeContext, RunOptions
+from reconciler.commands.load_lock import VerifiedLock
 from reconciler.core.errors import FetchError, StoreError
-from reconciler.core.lock import Lock
+from reconciler.core.swarm import Swarm
 from reconciler.fetch import sources
 from reconciler.fetch.bundle import Bundle, BundleFetcher
 from reconciler.fetch.downloader import Aria2Fetcher, OfflineFetcher
 from reconciler.fetch.host_health import HostHealth, HostRecord
+from reconciler.fetch.seeding import Seeding
+from reconciler.fetch.settings import FetchSettings
 from reconciler.ports import Fetched, Fetcher, FetchFailed, Reporter, Want
 from reconciler.store.ledger import Ledger
 
@@ -33,8 +36,13 @@ if TYPE_CHECKING:
 MEMORY_SECONDS = 30 * 86400.0
 
 
-def fetcher(context: NodeContext, options: RunOptions, lock: Lock, ledger: Ledger) -> Fetcher:
-    """Return what fetches blobs, from the node's own mirrors too where the snapshot allows it; offline, what refuses to. Close it."""
+def fetcher(context: NodeContext, options: RunOptions, found: VerifiedLock, ledger: Ledger) -> Fetcher:
+    """
+    Return what fetches blobs, from the node's own mirrors too where the snapshot allows it; offline, what refuses to. Close it.
+
+    Where the settings permit peers and the snapshot has torrents, peers are asked before all that.
+    """
+    lock = found.lock
     if options.bundle is not None:
         return BundleFetcher(Bundle(options.bundle), context.layout.staging)
     if options.offline:
@@ -45,11 +53,54 @@ def fetcher(context: NodeContext, options: RunOptions, lock: Lock, ledger: Ledge
     lied = ledger.lying_sources(context.clock() - timedelta(seconds=MEMORY_SECONDS))
     hosts = HostHealth(ledger.fact(_HOSTS, dict[str, HostRecord]) or {}, context.clock(), patient=options.patient)
     made = _RememberingFetcher(Aria2Fetcher(context.layout.staging, download, hosts), hosts, ledger)
-    return FetcherWithHistory(made, lied) if lied else made
+    behind = FetcherWithHistory(made, lied) if lied else made
+    peers = found.verified.snapshot.swarm
+    return _with_peers(behind, context, download, peers, found, ledger, lied) if peers and context.swarm.enabled else behind
+
+
+def _with_peers(
+    behind: Fetcher, context: NodeContext, download: FetchSettings, swarm: Swarm, found: VerifiedLock, ledger: Ledger,
+    lied: frozenset[tuple[str, str]],
+) -> Fetcher:  # fmt: skip
+    from reconciler.fetch.swarm import SwarmContext, SwarmFetcher
+    from reconciler.fetch.swarm_folder import PEERS
+
+    return SwarmFetcher(
+        behind,
+        SwarmContext(
+            settings=context.swarm,
+            swarm=swarm,
+            staging=context.layout.staging,
+            torrents=context.layout.root / "cache" / "torrents",
+            templates=(*found.verified.snapshot.sources.fallback, *download.fallback),
+            blob_path=context.layout.blob,
+            memory=_SeedingMemory(ledger),
+            now=context.clock,
+            refused=frozenset(blob for blob, source in lied if source == PEERS),
+        ),
+    )
+
+
+class _SeedingMemory:
+    """What the node seeds, as a fact of the *ledger*: to lose it costs some further hours of seeding."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    def read(self) -> dict[str, Seeding]:
+        """Return what is remembered."""
+        return self._ledger.fact(_SEEDING, dict[str, Seeding]) or {}
+
+    def write(self, found: dict[str, Seeding]) -> None:
+        """Remember *found*."""
+        with contextlib.suppress(StoreError):
+            self._ledger.set_fact(_SEEDING, found or None)
 
 
 #: A fact of the ledger: hosts that gave nothing in the last runs.
 _HOSTS = "hosts"
+#: A fact of the ledger: blobs that are given to peers.
+_SEEDING = "seeding"
 
 
 class _RememberingFetcher:

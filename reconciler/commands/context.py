@@ -26,7 +26,7 @@ from reconciler.core import units
 from reconciler.core.errors import InternalError, ReconcileError, SettingsError
 from reconciler.core.node import Limits, NodeFacts, Policy
 from reconciler.core.text import printable
-from reconciler.fetch.settings import CredentialSource, FetchSettings
+from reconciler.fetch.settings import CredentialSource, FetchSettings, SwarmSettings
 from reconciler.serve.content import Server
 from reconciler.settings import HostCredential, Runtimes, Settings
 from reconciler.store.layout import Layout
@@ -69,6 +69,7 @@ class NodeContext(Struct, frozen=True, kw_only=True):
     policy: Policy
     limits: Limits
     download: FetchSettings
+    swarm: SwarmSettings
     sandbox: Literal["auto", "bubblewrap", "landlock"]
     #: The longest time that a test job may take.
     test_seconds: float
@@ -121,6 +122,7 @@ def from_settings(settings: Settings, *, clock: Clock = wall_clock) -> NodeConte
         policy=settings.policy,
         limits=Limits(),
         download=_download(settings),
+        swarm=_swarm(settings),
         sandbox=settings.smoke.sandbox,
         test_seconds=units.seconds(settings.smoke.timeout),
         runtimes=settings.engines,
@@ -197,6 +199,23 @@ def _download(settings: Settings) -> FetchSettings:
         proxy=chosen.proxy,
         ca_file=settings.path(chosen.ca_file) if chosen.ca_file else None,
         netrc=settings.path(chosen.netrc) if chosen.netrc else None,
+    )
+
+
+def _swarm(settings: Settings) -> SwarmSettings:
+    chosen = settings.swarm
+    return SwarmSettings(
+        enabled=chosen.enabled,
+        folder=settings.path(chosen.folder),
+        ports=chosen.ports,
+        concurrent=settings.download.concurrent,
+        upload_limit_bytes=units.size(chosen.upload_limit),
+        seed_seconds=units.seconds(chosen.seed_time),
+        seed_ratio=chosen.seed_ratio,
+        reserve_bytes=units.size(chosen.reserve),
+        slow_seconds=units.seconds(chosen.slow_after),
+        min_rate_bytes=units.size(chosen.min_rate),
+        ca_file=settings.path(settings.download.ca_file) if settings.download.ca_file else None,
     )
 
 

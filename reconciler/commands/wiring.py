@@ -26,7 +26,7 @@ def ports(context: NodeContext, options: RunOptions, found: VerifiedLock, ledger
     """Give the ports of a run; the caller holds the store."""
     layout, now = context.layout, context.clock
     report = with_history(report, ledger, found.lock_digest, actor, now)
-    with hashing() as hash_file, contextlib.closing(blob_sources.fetcher(context, options, found.lock, ledger)) as fetching:
+    with hashing() as hash_file, contextlib.closing(blob_sources.fetcher(context, options, found, ledger)) as fetching:
         blobs = Blobs(layout, ledger, hash_file, now)
         yield Ports(
             blobs=blobs,

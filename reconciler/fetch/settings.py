@@ -64,3 +64,30 @@ class FetchSettings(Struct, frozen=True, kw_only=True):
     restarts: int = 4
     #: Another aria2c than the packaged one.
     aria2c: Path | None = None
+
+
+class SwarmSettings(Struct, frozen=True, kw_only=True):
+    """How this node fetches blobs from peers, and gives them to peers."""
+
+    #: Whether it does at all.
+    enabled: bool = False
+    #: The folder of the swarm's aria2c, where bytes from peers arrive.
+    folder: Path
+    #: The ports at which peers are answered, as aria2 writes them: ``6881-6889``.
+    ports: str = "6881-6889"
+    #: Peers at once, for each torrent.
+    peers: int = 55
+    #: Torrents that are fetched at once.
+    concurrent: int = 4
+    #: Most bytes a second that peers are given; 0: no limit.
+    upload_limit_bytes: int = 0
+    #: A blob is seeded for so long, and until peers were given so many times its size (0: no limit), whichever ends first.
+    seed_seconds: float = 86400.0
+    seed_ratio: float = 2.0
+    #: Nothing is fetched from peers that would leave less than this free where it arrives.
+    reserve_bytes: int = 10 << 30
+    #: Peers that give less than ``min_rate_bytes`` a second for so long are left for HTTP.
+    slow_seconds: float = 60.0
+    min_rate_bytes: int = 64 << 10
+    #: Certificate authorities for trackers over https, in place of the system's.
+    ca_file: Path | None = None

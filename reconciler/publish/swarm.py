@@ -3,7 +3,7 @@ Torrents of a snapshot's blobs, for the network's operator.
 
 Rules that hold here:
 
-1. A torrent is made from bytes whose digest is the one that the snapshot lists: both are computed in one pass over a local file.
+1. A torrent is made from a local file whose digest is one that the snapshot lists; what it is called does not matter.
 2. Its digest, size and info hash are signed with the snapshot (``core.swarm``); the torrents themselves are published like any file.
 3. A torrent of a blob that is no longer listed leaves the snapshot with the next ``add``, and so the tracker's whitelist.
 """
@@ -76,13 +76,26 @@ def make(blobs: dict[str, int], folders: Iterable[Path], template: str) -> Itera
             urls.check_template(template)
         except ValueError as error:
             raise PublishError(f"--url: {error}", hint="{algorithm} and {hex} stand for the blob's digest") from None
-    left, sizes = dict(blobs), set(blobs.values())
+    for name, path in find(blobs, folders):
+        yield _made(path, name, template)
+
+
+def find(blobs: dict[str, int], folders: Iterable[Path]) -> Iterator[tuple[str, Path]]:
+    """
+    Yield each of *blobs*, sizes by digest, with a file in *folders* or below that has its bytes: each file is read to its end.
+
+    Raises:
+        PublishError: there is no file of a blob, or one cannot be read.
+    """
+    left = dict(blobs)
     for path, size in sorted(_files(folders)):
-        algorithms = {name.partition(":")[0] for name, one in left.items() if one == size} if size in sizes else set()
-        for algorithm in sorted(algorithms):
-            made = _made(path, size, algorithm, template)
-            if left.pop(made.blob, None):
-                yield made
+        for algorithm in sorted({name.partition(":")[0] for name, one in left.items() if one == size}):
+            hasher = digest.hasher(algorithm)
+            for chunk in _chunks(path):
+                hasher.update(chunk)
+            name = f"{algorithm}:{hasher.hexdigest()}"
+            if left.pop(name, None) is not None:
+                yield name, path
     if left:
         name = min(left)
         raise PublishError(
@@ -100,21 +113,20 @@ def _files(folders: Iterable[Path]) -> Iterator[tuple[Path, int]]:
                     yield path, path.stat().st_size
 
 
-def _made(path: Path, size: int, algorithm: str, template: str) -> Made:
-    """Read the file once, for its digest and for the pieces of its torrent."""
-    hasher = digest.hasher(algorithm)
+def _chunks(path: Path) -> Iterator[bytes]:
+    try:
+        with path.open("rb") as file:
+            while data := file.read(_STEP):
+                yield data
+    except OSError as error:
+        raise PublishError(f"{path} cannot be read: {error.strerror}") from None
 
-    def chunks() -> Iterator[bytes]:
-        try:
-            with path.open("rb") as file:
-                while data := file.read(_STEP):
-                    hasher.update(data)
-                    yield data
-        except OSError as error:
-            raise PublishError(f"{path} cannot be read: {error.strerror}") from None
 
-    hashes = swarm.pieces(chunks(), swarm.piece_length(size))
-    digits = hasher.hexdigest()
+def _made(path: Path, name: str, template: str) -> Made:
+    """Return the torrent of the file at *path*, which is the blob *name*."""
+    algorithm, digits = digest.parse(name)
+    size = path.stat().st_size
+    hashes = swarm.pieces(_chunks(path), swarm.piece_length(size))
     data = swarm.torrent(digits, size, hashes)
     entry = Torrent(
         digest=digest.of(data),
@@ -122,7 +134,7 @@ def _made(path: Path, size: int, algorithm: str, template: str) -> Made:
         info_hash=swarm.info_hash(digits, size, hashes),
         urls=(urls.expand(template, algorithm, digits),) if template else (),
     )
-    return Made(blob=f"{algorithm}:{digits}", path=path, entry=entry, data=data)
+    return Made(blob=name, path=path, entry=entry, data=data)
 
 
 def with_torrents(found: Snapshot, made: Iterable[Made], trackers: tuple[str, ...]) -> Snapshot:

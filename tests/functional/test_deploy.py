@@ -25,6 +25,7 @@ from reconciler import settings
 from reconciler.cli import cli
 from reconciler.commands import status
 from reconciler.core import errors
+from reconciler.fetch.swarm_daemon import CALLER
 from reconciler.report import metrics
 from tests.unit.test_metrics import FULL
 
@@ -32,6 +33,9 @@ TOP = Path(__file__).parents[2]
 DEPLOY = TOP / "deploy"
 UNITS = sorted((DEPLOY / "systemd").glob("reconcile*.[st][ei][rm]*"))
 SERVICES = [unit for unit in UNITS if unit.suffix == ".service"]
+#: Those that talk to peers, and run no test job.
+PEERS = [unit for unit in SERVICES if unit.stem in {"reconcile-swarm", "reconcile-seeder"}]
+NODES = [unit for unit in SERVICES if unit not in PEERS]
 MANUAL = (TOP / "docs" / "how-to" / "monitor.md").read_text()
 
 
@@ -68,7 +72,8 @@ def command_of(unit: Unit) -> list[str]:
 
 
 def test_there_are_the_units_that_the_manual_names() -> None:
-    assert [unit.name for unit in UNITS] == ["reconcile-agent.service", "reconcile.service", "reconcile.timer"]
+    names = ["reconcile-agent.service", "reconcile-seeder.service", "reconcile-swarm.service", "reconcile.service", "reconcile.timer"]
+    assert [unit.name for unit in UNITS] == names
 
 
 @pytest.fixture
@@ -98,7 +103,7 @@ def test_systemd_calls_the_services_well_confined(installed: list[Path], name: s
     assert ran.returncode == 0, ran.stdout.splitlines()[-1]
 
 
-@pytest.mark.parametrize("path", SERVICES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", NODES, ids=lambda path: path.name)
 def test_the_sandbox_keeps_what_it_needs(path: Path) -> None:
     service = Unit(path)["Service"]
     taken_away = {
@@ -115,11 +120,35 @@ def test_the_sandbox_keeps_what_it_needs(path: Path) -> None:
     assert service["OOMPolicy"] == "continue"
 
 
+@pytest.mark.parametrize("path", PEERS, ids=lambda path: path.name)
+def test_what_talks_to_peers_is_another_user_that_writes_to_its_own_folder_alone(path: Path) -> None:
+    service = Unit(path)["Service"]
+
+    assert service["User"] == path.stem != "reconcile"
+    assert service["StateDirectory"] == path.stem
+    assert service["ProtectSystem"] == "strict"
+    assert service["BindPaths"] == f"/var/lib/{path.stem}"
+    assert "/var" in service["TemporaryFileSystem"]
+    assert service["CapabilityBoundingSet"] == ""
+    assert service["RestrictNamespaces"] == service["PrivateDevices"] == service["NoNewPrivileges"] == "yes"
+
+
+@pytest.mark.parametrize("path", PEERS, ids=lambda path: path.name)
+def test_what_talks_to_peers_reaches_neither_this_machine_nor_private_networks(path: Path) -> None:
+    text = path.read_text()
+    words = {key: re.findall(rf"^{key}=(.*)$", text, re.MULTILINE) for key in ("IPAddressDeny", "IPAddressAllow")}
+    denied = {word for line in words["IPAddressDeny"] for word in line.split()}
+    allowed = {word for line in words["IPAddressAllow"] for word in line.split()}
+
+    assert {"localhost", "link-local", "multicast", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7"} <= denied
+    assert allowed == ({CALLER} if path.stem == "reconcile-swarm" else set()) | {"127.0.0.53"}
+
+
 def test_both_services_are_confined_alike() -> None:
     def confinement(path: Path) -> str:
         return path.read_text().partition("# Who it is")[2].partition("\n[Install]")[0].strip()
 
-    first, second = (confinement(path) for path in SERVICES)
+    first, second = (confinement(path) for path in NODES)
     assert first == second != ""
 
 
@@ -142,7 +171,7 @@ def syscalls(groups: list[str]) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("path", SERVICES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", NODES, ids=lambda path: path.name)
 def test_the_system_calls_of_the_sandbox_are_let_through(path: Path) -> None:
     if shutil.which("systemd-analyze") is None:
         pytest.skip("systemd is not installed: systemd-analyze is missing, its groups of system calls are not known")
@@ -179,7 +208,7 @@ def sandboxed(before: str) -> int:
     return ran.returncode
 
 
-@pytest.mark.parametrize("path", SERVICES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", NODES, ids=lambda path: path.name)
 def test_the_services_run_a_command_that_exists(path: Path) -> None:
     context = parsed(command_of(Unit(path)))
 

@@ -50,7 +50,13 @@ PAGES = sorted(DOCS.rglob("*.md"))
 #: Pages that begin in an empty folder, with those that continue them.
 FROM_NOTHING = (
     ("tutorial.md",),
-    ("how-to/operate-a-network.md", "how-to/rotate-keys.md", "how-to/replace-a-version.md", "how-to/roll-out-in-steps.md"),
+    (
+        "how-to/operate-a-network.md",
+        "how-to/rotate-keys.md",
+        "how-to/replace-a-version.md",
+        "how-to/roll-out-in-steps.md",
+        "how-to/peers.md",
+    ),
 )
 #: Pages that are about a node that runs.
 ON_A_NODE = (

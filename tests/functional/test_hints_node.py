@@ -413,6 +413,12 @@ SANDBOX = patched("doctor --offline", (sandboxes, "probe_all", no_sandbox))
 LOCKED = [
     # -- the command line and the settings
     told("name another file", "plan --json-into reconcile.toml", then="plan --json-into plan.json"),
+    told("set [swarm] enabled = true in reconcile.toml", "swarm run"),
+    told(
+        "run it as the user whom the folder belongs to, as deploy/systemd/reconcile-swarm.service does",
+        "swarm run",
+        settings('\n[swarm]\nenabled = true\nfolder = "gone/swarm"\n'),
+    ),
     told("confirm with --yes", "trust init", then="trust init --yes"),
     Row(hint="`reconcile init` writes one", line="plan --config gone.toml", before=(empty_folder,)),
     Row(

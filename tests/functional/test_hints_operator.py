@@ -245,6 +245,13 @@ PEERS = [
         before=(TORRENTS, swarm_without(torrents={f"sha256:{'0' * 64}": ENTRY})),
         names={"FILE": "s.json", "DIR": "."},
     ),
+    told("--folder names a folder of this user", "swarm seed s.json --files . --folder gone", TORRENTS),
+    Row(
+        hint="`reconcile snapshot swarm add FILE --files DIR` writes it again",
+        line="swarm seed s.json --files . --folder d",
+        before=(TORRENTS, folder("d"), lambda scene: shutil.rmtree(scene.folder / "torrents")),
+        names={"FILE": "s.json", "DIR": ". --least 1KiB"},
+    ),
     told(
         "publish the torrents at plain addresses",
         "snapshot lint s.json",
