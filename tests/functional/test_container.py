@@ -2,7 +2,8 @@
 The image of ``deploy/Containerfile``, run as its head says: another user, a read-only root, no capability.
 
 ``make container`` builds it and names it as ``$RECONCILE_IMAGE``. What stands before the image in ``podman run`` can be added to with
-``$RECONCILE_CONTAINER_OPTIONS``. Containers share the network of this machine, whose loopback has the network and its sources.
+``$RECONCILE_CONTAINER_OPTIONS``. Containers share the network of this machine, whose loopback has the network and its sources. It runs as
+an ordinary user, too (rootless): what the image's user owns is then looked at in podman's user namespace.
 """
 
 from __future__ import annotations
@@ -32,6 +33,16 @@ USER = 65532
 SLOW = tiny("slow", width=512)
 
 
+def podman(*arguments: str) -> list[str]:
+    """Return the command line of podman with *arguments*."""
+    return ["podman", *shlex.split(os.environ.get("RECONCILE_CONTAINER_OPTIONS", "")), *arguments]
+
+
+def as_containers_see(*command: str) -> subprocess.CompletedProcess[str]:
+    """Run *command* where users have the numbers that they have in a container."""
+    return subprocess.run([*([] if os.geteuid() == 0 else podman("unshare")), *command], capture_output=True, text=True, check=False)
+
+
 class Contained(Node):
     """A node whose program runs in the image: its settings come in read-only, its state is a folder of the image's user."""
 
@@ -44,7 +55,7 @@ class Contained(Node):
         self.etc = self.folder / "etc"
         self.etc.mkdir()
         self.state.mkdir()
-        os.chown(self.state, USER, USER)
+        assert as_containers_see("chown", f"{USER}:{USER}", str(self.state)).returncode == 0
         self.published = self.etc / "snapshot.json"
         (self.etc / "root.json").write_bytes(self.network.root())
         (self.etc / "reconcile.toml").write_text(
@@ -59,10 +70,9 @@ class Contained(Node):
 
     def command(self, *arguments: str, name: str = "") -> list[str]:
         """Return the command that runs *arguments* in the image."""
-        given = shlex.split(os.environ.get("RECONCILE_CONTAINER_OPTIONS", ""))
         named = ["--name", name] if name else []
         return [
-            *("podman", *given, "run", "--rm", "--network", "host", "--read-only", "--tmpfs", "/tmp:mode=1777", "--cap-drop", "all"),
+            *podman("run", "--rm", "--network", "host", "--read-only", "--tmpfs", "/tmp:mode=1777", "--cap-drop", "all"),
             *("--security-opt", "no-new-privileges", "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=4096:4096", *named),
             *("-v", f"{self.etc}:/etc/reconcile:ro", "-v", f"{self.state}:/var/lib/reconcile", os.environ["RECONCILE_IMAGE"]),
             *arguments,
@@ -74,16 +84,25 @@ class Contained(Node):
 
     def active_models(self) -> list[str]:
         """Return the names that serve."""
-        return sorted(path.name for path in (self.state / "store/active/models").glob("*"))
+        return sorted(as_containers_see("ls", str(self.state / "store/active/models")).stdout.split())
+
+    def owners(self) -> set[str]:
+        """Return the numbers of the users who own what is in the store."""
+        return set(as_containers_see("find", str(self.state / "store"), "!", "-type", "l", "-printf", "%U\n").stdout.split())
+
+    def give_back(self) -> None:
+        """Give the state to who runs the tests, who deletes it."""
+        as_containers_see("chown", "-R", "0:0", str(self.state))
 
 
 @pytest.fixture
-def contained(tmp_path: Path, server: Server) -> Contained:
+def contained(tmp_path: Path, server: Server) -> Iterator[Contained]:
     if "RECONCILE_IMAGE" not in os.environ or shutil.which("podman") is None:
         pytest.skip("no image is named: `make container` builds it with podman, and runs this")
     node = Contained(tmp_path / "node", server)
     node.prepare()
-    return node
+    yield node
+    node.give_back()
 
 
 @pytest.fixture
@@ -108,10 +127,7 @@ def answers(address: str) -> int:
 def stopped(running: subprocess.Popen[str], name: str) -> tuple[float, int, str]:
     """Send SIGTERM to the container *name*; return the seconds until its end, its exit code and what it said."""
     began = time.monotonic()
-    subprocess.run(
-        ["podman", *shlex.split(os.environ.get("RECONCILE_CONTAINER_OPTIONS", "")), "kill", "--signal", "TERM", name],
-        check=True, capture_output=True, timeout=PATIENCE,
-    )  # fmt: skip
+    subprocess.run(podman("kill", "--signal", "TERM", name), check=True, capture_output=True, timeout=PATIENCE)
     out, err = running.communicate(timeout=PATIENCE)
     return time.monotonic() - began, running.returncode, out + err
 
@@ -123,7 +139,7 @@ def test_the_image_syncs_to_active_as_a_user_with_a_number(contained: Contained)
 
     assert first.returncode == 0, first
     assert contained.active_models() == ["tiny"]
-    assert {path.stat().st_uid for path in (contained.state / "store").rglob("*") if not path.is_symlink()} == {USER}
+    assert contained.owners() == {str(USER)}
     assert '"state":"active"' in contained.ran("status", "--json").stdout.replace(" ", "")
     assert contained.ran("verify").returncode == 0
     again = contained.ran("sync")
@@ -194,5 +210,4 @@ def test_a_stop_in_the_middle_of_a_test_job_leaves_a_whole_store(contained: Cont
 
 def a_test_job_runs() -> bool:
     """Whether a process of the image's user runs a test job."""
-    found = subprocess.run(["pgrep", "-u", str(USER), "-f", "llama_cpp_worker"], capture_output=True, check=False)
-    return found.returncode == 0
+    return as_containers_see("pgrep", "-u", str(USER), "-f", "llama_cpp_worker").returncode == 0
