@@ -7,7 +7,7 @@ Rules that hold here:
 2. To a folder goes the newest status alone, as ``<node id>.json``, which replaces the one before. The folder is not made: where it is
    missing, a file system is not mounted.
 3. To an address each waiting status goes by itself, the oldest first: ``POST``, ``Content-Type: application/json``, answered with any 2xx.
-   A redirect is a failure: the operator named one address.
+   A redirect is a failure: the operator named one address. All of them go over one connection, if the receiver keeps it.
 4. A status that the receiver will never take (400, 409, 413, 422) is dropped; after any other failure it waits.
 """
 
@@ -28,6 +28,7 @@ from reconciler.core.text import printable
 from reconciler.fetch import proxies, sources
 from reconciler.fetch.connection import Connection, TlsContext, checked_addresses, endpoint_of
 from reconciler.fetch.http import header_lists
+from reconciler.fetch.kept_connections import KeptConnections
 from reconciler.fetch.settings import FetchSettings
 from reconciler.fetch.sources import Refused, Rules
 from reconciler.fleet.outbox import Outbox
@@ -81,32 +82,48 @@ def _to_folder(outbox: Outbox, waiting: list[Path], folder: Path, node: str, now
 
 def _to_address(outbox: Outbox, waiting: list[Path], url: str, settings: FetchSettings, now: datetime, deadline: float) -> Delivery:
     sent = dropped = 0
-    for path in waiting:
-        try:
-            _post(url, path.read_bytes(), settings, deadline)
-            sent += 1
-        except _NotTaken as error:
-            if not error.never:
-                outbox.failed(now, asked_seconds=error.asked_seconds)
-                return Delivery(sent=sent, dropped=dropped, waiting=len(waiting) - sent - dropped, error=str(error))
-            dropped += 1
-        outbox.sent([path])
+    kept: KeptConnections[Connection] = KeptConnections()
+    with contextlib.closing(kept):
+        for path in waiting:
+            try:
+                _post(url, path.read_bytes(), settings, deadline, kept)
+                sent += 1
+            except _NotTaken as error:
+                if not error.never:
+                    outbox.failed(now, asked_seconds=error.asked_seconds)
+                    return Delivery(sent=sent, dropped=dropped, waiting=len(waiting) - sent - dropped, error=str(error))
+                dropped += 1
+            outbox.sent([path])
     return Delivery(sent=sent, dropped=dropped)
 
 
-def _post(url: str, data: bytes, settings: FetchSettings, deadline: float) -> None:
+def _post(url: str, data: bytes, settings: FetchSettings, deadline: float, kept: KeptConnections[Connection]) -> None:
     try:
-        connection = _connection(url, settings, deadline)
-        with contextlib.closing(connection), _ended_at(connection, deadline):
-            answer = connection.ask(url, {"User-Agent": "reconcile", "Content-Type": "application/json"}, data)
-            _check(answer, url)
-            if connection.aborted:
-                raise TimeoutError("it did not answer in time")
+        if (open_one := kept.take(url)) is not None:
+            with contextlib.suppress(OSError, http.client.HTTPException):  # the receiver closed it meanwhile: once more, on a new one
+                open_one.sock.settimeout(max(deadline - time.monotonic(), 0.001))
+                _post_over(open_one, url, data, deadline, kept)
+                return
+        _post_over(_connection(url, settings, deadline), url, data, deadline, kept)
     except Refused as error:
         raise _NotTaken(f"{sources.redact(url)}: {error}") from None
     except (OSError, http.client.HTTPException, ValueError) as error:
         cause = getattr(error, "verify_message", "") or getattr(error, "strerror", "") or str(error) or type(error).__name__
         raise _NotTaken(f"{sources.redact(url)}: {printable(str(cause), 200)}") from None
+
+
+def _post_over(connection: Connection, url: str, data: bytes, deadline: float, kept: KeptConnections[Connection]) -> None:
+    is_kept = False
+    try:
+        with _ended_at(connection, deadline):
+            answer = connection.ask(url, {"User-Agent": "reconcile", "Content-Type": "application/json"}, data)
+            if connection.aborted:
+                raise TimeoutError("it did not answer in time")
+            is_kept = kept.keep(url, connection, answer)
+            _check(answer, url)
+    finally:
+        if not is_kept:
+            connection.close()
 
 
 def _connection(url: str, settings: FetchSettings, deadline: float) -> Connection:

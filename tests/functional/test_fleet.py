@@ -61,11 +61,18 @@ class Collector:
         self.status, self.headers, self.delay = 204, {}, 0.0  # type: tuple[int, dict[str, str], float]
         self.bodies: list[bytes] = []
         self.asked = 0
+        #: The client's port of each request: one a connection.
+        self.clients: list[int] = []
+        self.closes_silently = False
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
             def do_POST(self) -> None:
                 outer.asked += 1
+                outer.clients.append(self.client_address[1])
+                self.close_connection = outer.closes_silently
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 time.sleep(outer.delay)
                 if outer.status < 300:
@@ -185,6 +192,24 @@ def test_statuses_are_posted_in_order(tmp_path: Path, server: Server, collector:
     found = [statement.verify(body, {"n1": key}) for body in collector.bodies]
     assert [len(one.models) for one in found] == [1, 2]
     assert found[0].sequence < found[1].sequence
+
+
+@pytest.mark.parametrize("closes", [False, True])
+def test_waiting_statuses_go_over_one_connection_if_the_receiver_keeps_it(
+    tmp_path: Path, server: Server, collector: Collector, closes: bool
+) -> None:
+    node = reporting(tmp_path / "node", server, collector.url)
+    collector.status = 503
+    for name in "abc":
+        node.publish(node.item(f"{name}:v1", tiny(name)))
+        node.run("sync")
+    (node.store / "outbox" / "state.json").unlink()  # the wait after a failure
+    collector.status, collector.closes_silently = 204, closes
+    collector.clients.clear()
+    node.run("sync")
+    assert [payload_of(body)["snapshot"]["version"] for body in collector.bodies][:3] == [1, 2, 3]
+    assert len(collector.bodies) == len(collector.clients)
+    assert len(set(collector.clients)) == (len(collector.clients) if closes else 1)
 
 
 def test_a_collector_that_never_answers_costs_a_sync_seconds_and_the_next_nothing(
