@@ -100,10 +100,10 @@ def in_folder(folder: Path) -> Iterator[Status]:
         raise SettingsError(f"there is no folder {folder}", hint="name the folder that the nodes' statuses are collected in")
     for parent, folders, names in os.walk(folder):
         folders.sort()
+        below = "" if parent == str(folder) else f"{os.path.relpath(parent, folder)}/"
         for name in sorted(names):
             if is_status(name):
-                path = os.path.join(parent, name)  # noqa: PTH118  ten thousand times
-                yield os.path.relpath(path, folder), functools.partial(_read_file, path)
+                yield f"{below}{name}", functools.partial(_read_file, f"{parent}/{name}")
 
 
 def _read_file(path: str) -> bytes:
