@@ -61,6 +61,6 @@ def check(address: str, ledger: Ledger, now: datetime) -> None:
     left = (found.until - now).total_seconds()
     if 0 < left <= LONGEST_SECONDS:
         raise FetchError(
-            f"the server of {documents.redacted(address)} asked to be left alone (Retry-After), for another {units.human_time(left)}",
-            hint="`reconcile lock` asks it now, all the same",
+            f"the server of {documents.redacted(address)} asked to be left alone (Retry-After), for another {units.human_time(left)}; "
+            "`reconcile lock` asks it all the same"
         )

@@ -251,6 +251,7 @@ def test_a_server_that_asks_to_be_left_alone_is_left_alone_by_new_processes_too(
     ran = polled.run("sync")
     assert (ran.code, len(origin.asked)) == (0, before)
     assert "asked to be left alone (Retry-After), for another" in ran.out
+    assert "`reconcile lock` asks it all the same" in ran.out
     assert polled.active() == ["a:v1"]
     assert not asks(polled, origin, minutes=9)
     assert asks(polled, origin, minutes=11)
