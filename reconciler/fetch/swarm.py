@@ -30,7 +30,7 @@ from reconciler.core import digest as digests
 from reconciler.core import urls
 from reconciler.core.errors import FetchError
 from reconciler.core.events import FetchProgress, Incident, Notice
-from reconciler.core.swarm import MOST_TORRENT_BYTES, Swarm, matches
+from reconciler.core.swarm import MOST_TORRENT_BYTES, Swarm, matches, piece_length
 from reconciler.fetch import aria2_protocol, seeding, swarm_folder
 from reconciler.fetch.progress import Progress
 from reconciler.fetch.seeding import Seeding
@@ -72,7 +72,7 @@ class SwarmContext(Struct, frozen=True, kw_only=True):
     refused: frozenset[str] = frozenset()
 
 
-class _Download:
+class Download:
     """One blob that peers are asked for."""
 
     def __init__(self, want: Want, torrent: bytes, now: float) -> None:
@@ -85,10 +85,8 @@ class _Download:
 
     @property
     def whole_pieces(self) -> list[aria2_protocol.Run]:
-        """The ranges of bytes whose pieces aria2 has checked."""
-        if not self.status or not self.status.piece:
-            return []
-        piece, size, bits = self.status.piece, self.want.size, self.status.download.bitfield
+        """The ranges of bytes whose pieces aria2 says that it has checked. How long a piece is follows from the torrent."""
+        piece, size, bits = piece_length(self.want.size), self.want.size, self.status.download.bitfield if self.status else ""
         marked = [index for index in range(-(-size // piece)) if aria2_protocol.is_set(bits, index)]
         return [(index * piece, min((index + 1) * piece, size)) for index in marked]
 
@@ -165,10 +163,10 @@ class SwarmFetcher:
 
     # -- beginning -----------------------------------------------------------------------------------------
 
-    def _begin(self, wants: Sequence[Want], report: Reporter) -> list[_Download]:
+    def _begin(self, wants: Sequence[Want], report: Reporter) -> list[Download]:
         """Ask peers for those of *wants* that have a torrent; return them."""
         named = [want for want in wants if want.digest in self._context.swarm.torrents and want.digest not in self._context.refused]
-        found: list[_Download] = []
+        found: list[Download] = []
         try:
             with self._guard:
                 _ = self._client.known() if named else ()
@@ -177,14 +175,14 @@ class SwarmFetcher:
             return []
         torrents = self._torrents(named, report)
         for want in sorted(named, key=lambda one: one.size):
-            download = _Download(want, torrents[want.digest], time.monotonic()) if want.digest in torrents else None
+            download = Download(want, torrents[want.digest], time.monotonic()) if want.digest in torrents else None
             if download and self._has_room(want.size * 2 + sum(2 * one.want.size for one in found)):
                 found.append(download)
         for one in found:
             self._ask(one)
         return found
 
-    def _ask(self, one: _Download) -> None:
+    def _ask(self, one: Download) -> None:
         """Ask peers for *one*. Where aria2 is lost, nothing is gained, and HTTP takes over in time."""
         folder = self._context.settings.folder / INCOMING / one.digits
         options = {
@@ -244,7 +242,7 @@ class SwarmFetcher:
 
     # -- while they come -----------------------------------------------------------------------------------
 
-    def _poll(self, downloads: list[_Download], report: Reporter) -> None:
+    def _poll(self, downloads: list[Download], report: Reporter) -> None:
         try:
             with self._guard:
                 found = self._client.poll([one.gid for one in downloads])
@@ -265,10 +263,10 @@ class SwarmFetcher:
                 )
             )
 
-    def _is_whole(self, one: _Download) -> bool:
+    def _is_whole(self, one: Download) -> bool:
         return one.status is not None and one.progress.done == one.want.size
 
-    def _given_up(self, one: _Download) -> str:
+    def _given_up(self, one: Download) -> str:
         """Return why HTTP takes over, or nothing."""
         if one.status and one.status.download.state in {"error", "removed"}:
             return f"aria2 ended with error {one.status.download.error}"
@@ -286,7 +284,7 @@ class SwarmFetcher:
 
     # -- taking what came ----------------------------------------------------------------------------------
 
-    def _taken(self, one: _Download, report: Reporter) -> Fetched | None:
+    def _taken(self, one: Download, report: Reporter) -> Fetched | None:
         """Return the verified copy of what peers gave; None where its bytes are not the blob, or cannot be read."""
         attempt = self._staging.start_attempt(one.want.digest)
         try:
@@ -305,7 +303,7 @@ class SwarmFetcher:
             self._arrivals.delete(one.digits)
         return fetched
 
-    def _end(self, one: _Download, name: str) -> None:
+    def _end(self, one: Download, name: str) -> None:
         """Seed *one* from the store, where it is there by now, and give its place in the swarm's folder free."""
         self._staging.remove_if_empty(name)
         self._fetched.add(name)
@@ -315,7 +313,7 @@ class SwarmFetcher:
                 seeding.begin(self._client, self._seeds(), name, Seeding(since=self._context.now()), self._context.now())
         self._arrivals.delete(one.digits)
 
-    def _hand_over(self, one: _Download) -> None:
+    def _hand_over(self, one: Download) -> None:
         """Let HTTP go on from the pieces that are whole; where that fails, from byte 0."""
         self._forget(one)
         with contextlib.suppress(OSError), self._arrivals.open(one.digits) as source:
@@ -324,7 +322,7 @@ class SwarmFetcher:
                 swarm_folder.copy_ranges(source, attempt.data, one.whole_pieces)
         self._arrivals.delete(one.digits)
 
-    def _forget(self, one: _Download) -> None:
+    def _forget(self, one: Download) -> None:
         with self._guard, contextlib.suppress(SwarmLost):
             self._client.remove(one.gid)
 

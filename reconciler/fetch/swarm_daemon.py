@@ -15,18 +15,20 @@ Rules that hold here:
 from __future__ import annotations
 
 import base64
+import contextlib
 import http.client
 import json
 import os
 import secrets
 import socket
 import ssl
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from reconciler.core.errors import SettingsError
 from reconciler.fetch import aria2_daemon, aria2_protocol
@@ -36,9 +38,9 @@ from reconciler.fetch.settings import SwarmSettings
 #: Where the node's calls come from; ``deploy/systemd/reconcile-swarm.service`` names it too.
 CALLER = "127.6.8.1"
 CONTACT, INCOMING = "rpc.json", "incoming"
-_CALL_SECONDS = 5.0
+#: The bound of a call as a whole, however slowly an answer comes.
+CALL_SECONDS = 5.0
 _MOST_ANSWER_BYTES = 4 << 20
-_STATUS_KEYS = ["gid", "status", "totalLength", "completedLength", "downloadSpeed", "uploadLength", "bitfield", "pieceLength", "errorCode"]
 
 
 class SwarmLost(Exception):
@@ -48,7 +50,7 @@ class SwarmLost(Exception):
 class Contact(Struct, frozen=True, kw_only=True):
     """Where the swarm's aria2c is asked: a port of loopback, and the secret of this start."""
 
-    port: int
+    port: Annotated[int, Meta(ge=1, le=65535)]
     secret: str
 
     def __repr__(self) -> str:
@@ -60,8 +62,23 @@ class PeerStatus(Struct, frozen=True, kw_only=True):
     """The status of a torrent: *uploaded* bytes since it was added, and what aria2 says of the download."""
 
     download: Status
-    piece: int
     uploaded: int
+
+
+_Number = Annotated[str, Meta(pattern=r"^[0-9]{1,18}(?!\n)$")]
+
+
+class _Answer(Struct, frozen=True):
+    """The form of an answer to tellStatus, as far as it is read."""
+
+    gid: str
+    status: Literal["active", "waiting", "paused", "error", "complete", "removed"]
+    totalLength: _Number  # noqa: N815  aria2's names
+    completedLength: _Number  # noqa: N815
+    downloadSpeed: _Number = "0"  # noqa: N815
+    uploadLength: _Number = "0"  # noqa: N815
+    errorCode: _Number = "0"  # noqa: N815
+    bitfield: Annotated[str, Meta(pattern=r"^[0-9a-f]*(?!\n)$")] = ""
 
 
 # -- the process -----------------------------------------------------------------------------------
@@ -212,16 +229,12 @@ class Client:
         found = {}
         for gid in gids:
             try:
-                (answer,) = self._call([("aria2.tellStatus", [gid, _STATUS_KEYS])])
-                found[gid] = PeerStatus(
-                    download=aria2_protocol.status(answer),
-                    piece=int(answer.get("pieceLength", "0")),
-                    uploaded=int(answer.get("uploadLength", "0")),
-                )
+                answer = msgspec.convert(self._call([("aria2.tellStatus", [gid, list(_Answer.__struct_fields__)])])[0], _Answer)
             except _Refused:
                 continue
-            except (LookupError, TypeError, ValueError, AttributeError):
+            except msgspec.ValidationError:
                 raise SwarmLost("its answer is malformed") from None
+            found[gid] = PeerStatus(download=aria2_protocol.status(msgspec.structs.asdict(answer)), uploaded=int(answer.uploadLength))
         return found
 
     def known(self) -> frozenset[str]:
@@ -250,10 +263,12 @@ class Client:
             {"jsonrpc": "2.0", "id": index, "method": method, "params": [f"token:{contact.secret}", *params]}
             for index, (method, params) in enumerate(calls)
         ]
-        connection = http.client.HTTPConnection("127.0.0.1", contact.port, timeout=_CALL_SECONDS, source_address=(CALLER, 0))
+        connection = http.client.HTTPConnection("127.0.0.1", contact.port, timeout=CALL_SECONDS, source_address=(CALLER, 0))
         try:
-            connection.request("POST", "/jsonrpc", json.dumps(request), {"Content-Type": "application/json"})
-            data = connection.getresponse().read(_MOST_ANSWER_BYTES + 1)
+            connection.connect()
+            with _bounded(connection.sock):
+                connection.request("POST", "/jsonrpc", json.dumps(request), {"Content-Type": "application/json"})
+                data = connection.getresponse().read(_MOST_ANSWER_BYTES + 1)
             answers = json.loads(data)
         except (OSError, http.client.HTTPException, ValueError, RecursionError) as error:
             raise SwarmLost(f"it does not answer ({type(error).__name__})") from None
@@ -268,6 +283,22 @@ class Client:
                 return msgspec.json.decode(file.read(4096), type=Contact)
         except (OSError, msgspec.DecodeError) as error:
             raise SwarmLost(f"{self._folder / CONTACT} cannot be read ({type(error).__name__})") from None
+
+
+@contextlib.contextmanager
+def _bounded(connection: socket.socket) -> Iterator[None]:
+    """End *connection* after the bound of a call: its own time limit is for each byte anew."""
+
+    def end() -> None:
+        with contextlib.suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(CALL_SECONDS, end)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 class _Refused(Exception):

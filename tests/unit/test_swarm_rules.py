@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import threading
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,7 +18,7 @@ import pytest
 from reconciler import settings
 from reconciler.commands.context import from_settings
 from reconciler.core.errors import SettingsError
-from reconciler.fetch import seeding, swarm_daemon, swarm_folder
+from reconciler.fetch import seeding, swarm, swarm_daemon, swarm_folder
 from reconciler.fetch.aria2_protocol import Status
 from reconciler.fetch.seeding import Seeding
 from reconciler.fetch.settings import SwarmSettings
@@ -119,7 +120,10 @@ class Answer:
     """What a swarm's process answers, right or wrong."""
 
     body = b"[]"
+    #: Seconds between two bytes; all at once where it is 0.
+    pause = 0.0
     seen: str = ""
+    written = 0
 
 
 @pytest.fixture
@@ -132,7 +136,10 @@ def answering(tmp_path: Path) -> Iterator[Answer]:
             self.send_response(200)
             self.end_headers()
             with contextlib.suppress(OSError):  # it is not read to its end
-                self.wfile.write(answer.body)
+                for part in [answer.body] if not answer.pause else [bytes([one]) for one in answer.body]:
+                    self.wfile.write(part)
+                    answer.written += len(part)
+                    time.sleep(answer.pause)  # the server's own slowness
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002  the base class names it so
             del format, args
@@ -157,6 +164,54 @@ def test_whatever_the_swarms_process_answers_it_is_lost_and_nothing_else_happens
     answering.body = body
     with pytest.raises(SwarmLost):
         Client(tmp_path).poll(["0" * 16])
+
+
+def status_answer(**said: object) -> bytes:
+    """Return an answer to tellStatus with the fields *said* in place of right ones."""
+    right = {"gid": "0" * 16, "status": "active", "totalLength": "1500", "completedLength": "9", "bitfield": "8", "pieceLength": "262144"}
+    return msgspec.json.encode([{"result": right | said}])
+
+
+def test_a_right_answer_is_taken(answering: Answer, tmp_path: Path) -> None:
+    answering.body = status_answer()
+    assert Client(tmp_path).poll(["0" * 16])["0" * 16].download.bitfield == "8"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"bitfield": "0z"}, {"bitfield": "8" * 4000 + "-"}, {"bitfield": ["8"]}, {"status": []}, {"status": "elsewhere"}, {"gid": {}},
+        {"totalLength": "-1"}, {"downloadSpeed": []}, {"errorCode": {}}, {"uploadLength": "1e9"}, {"uploadLength": "-1"},
+    ],
+)  # fmt: skip
+def test_an_answer_of_another_form_is_lost(answering: Answer, tmp_path: Path, said: dict[str, object]) -> None:
+    answering.body = status_answer(**said)
+    with pytest.raises(SwarmLost):
+        Client(tmp_path).poll(["0" * 16])
+
+
+def test_a_process_that_says_that_pieces_are_of_one_byte_costs_no_time(answering: Answer, tmp_path: Path) -> None:
+    answering.body = status_answer(pieceLength="1", bitfield="f")
+    download = swarm.Download(msgspec.structs.replace(WANT, size=4 << 40), b"", 0.0)
+    download.status = Client(tmp_path).poll(["0" * 16])["0" * 16]
+    assert download.whole_pieces == [(index * (16 << 20), (index + 1) * (16 << 20)) for index in range(4)]
+
+
+def test_a_process_that_answers_byte_by_byte_does_not_hold_the_node_up(
+    answering: Answer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(swarm_daemon, "CALL_SECONDS", 0.5)
+    answering.body, answering.pause = b" " * 200, 0.1
+    with pytest.raises(SwarmLost):
+        Client(tmp_path).known()
+    assert answering.written < 100, "it was cut off long before its end"
+
+
+@pytest.mark.parametrize("port", [-1, 0, 70_000, 1 << 70])
+def test_a_port_that_is_none_is_no_contact(tmp_path: Path, port: int) -> None:
+    (tmp_path / "rpc.json").write_bytes(b'{"port": %d, "secret": "s"}' % port)
+    with pytest.raises(SwarmLost):
+        Client(tmp_path).known()
 
 
 def test_calls_come_from_the_address_that_the_unit_allows(answering: Answer, tmp_path: Path) -> None:
@@ -217,7 +272,7 @@ def test_without_a_ratio_time_alone_counts() -> None:
 
 def test_a_new_start_of_aria2_counts_on() -> None:
     def said(uploaded: int, state: str = "active") -> PeerStatus:
-        return PeerStatus(download=Status(gid="x", state=state, total=9, done=9, speed=0, prefix=9), piece=1, uploaded=uploaded)
+        return PeerStatus(download=Status(gid="x", state=state, total=9, done=9, speed=0, prefix=9), uploaded=uploaded)
 
     state = seeding.counted(Seeding(since=NOW), said(700))
     assert (state.uploaded, state.session) == (0, 700)
