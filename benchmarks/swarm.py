@@ -157,8 +157,8 @@ def publish(folder: Path, size: int) -> None:
 
 
 @contextlib.contextmanager
-def origin(line: Line, folder: Path) -> Iterator[None]:
-    """Run nginx, opentracker and the seeder, an aria2c as ``reconcile swarm seed`` starts it."""
+def origin(line: Line, folder: Path, seeders: int) -> Iterator[None]:
+    """Run nginx, opentracker and *seeders* aria2c as ``reconcile swarm seed`` starts them."""
     want, swarm = msgspec.json.decode((folder / "want.json").read_bytes(), type=tuple[Want, Swarm])
     home = folder / "nginx"
     home.mkdir()
@@ -167,24 +167,29 @@ def origin(line: Line, folder: Path) -> Iterator[None]:
         f"user root; worker_processes 1; daemon off; pid {home}/pid; error_log {home}/error.log; events {{ }}"
         f"http {{ access_log off; sendfile on; {temporary} server {{ listen {ORIGIN}:8080; root {folder}/files; }} }}"
     )
-    seed = "\n".join((
+    log = folder / "origin.log"
+    tracker = ["opentracker", "-i", ORIGIN, "-p", "6969", "-P", "6969", "-w", "white", "-u", "nobody", "-d", str(folder)]
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(line.origin.running("nginx", "-c", f"{home}/nginx.conf", "-e", f"{home}/error.log", log=log))
+        stack.enter_context(line.origin.running(*tracker, log=log, cwd=folder))
+        stack.enter_context(line.origin.running(*_seeder(folder, want, swarm, seeders), log=log, cwd=TOP))
+        for port in (8080, 6969, *range(6881, 6881 + seeders)):
+            until(lambda port=port: f":{port}" in line.origin.run("ss", "-ltn").stdout, f"port {port}: {log.read_text()}")  # type: ignore[misc]
+        yield
+
+
+def _seeder(folder: Path, want: Want, swarm: Swarm, seeders: int) -> list[str]:
+    """Return the command line of the seeder, which has *seeders* ports."""
+    home = folder / "seeder"
+    home.mkdir()
+    program = (
         "from pathlib import Path",
         "from reconciler.fetch import swarm_daemon as it",
         "from reconciler.fetch.settings import SwarmSettings",
         f"one = it.Seed(torrent=Path('{folder}/files/file.torrent'), file=Path('{folder}/files/sha256/{want.digest[7:]}'))",
-        f"it.seed(SwarmSettings(folder=Path('{folder}/seeder'), ports='6881'), [one], {list(swarm.trackers)!r})",
-    ))  # fmt: skip
-    (folder / "seeder").mkdir()
-    log = folder / "origin.log"
-    tracker = ["opentracker", "-i", ORIGIN, "-p", "6969", "-P", "6969", "-w", "white", "-u", "nobody", "-d", str(folder)]
-    with (
-        line.origin.running("nginx", "-c", f"{home}/nginx.conf", "-e", f"{home}/error.log", log=log),
-        line.origin.running(*tracker, log=log, cwd=folder),
-        line.origin.running(sys.executable, "-c", seed, log=log, cwd=TOP),
-    ):
-        for port in ("8080", "6969", "6881"):
-            until(lambda port=port: f":{port}" in line.origin.run("ss", "-ltn").stdout, f"port {port}: {log.read_text()}")  # type: ignore[misc]
-        yield
+        f"it.seed(SwarmSettings(folder=Path('{home}'), ports='6881-{6880 + seeders}'), [one], {list(swarm.trackers)!r})",
+    )
+    return [sys.executable, "-c", "\n".join(program)]
 
 
 def measure(line: Line, folder: Path, kind: str, nodes: list[Namespace]) -> tuple[float, int, str]:
@@ -222,16 +227,17 @@ def main() -> None:
     parser.add_argument("--mbit", type=float, default=40.0)
     parser.add_argument("--latency-ms", type=float, default=1.0, help="there and back, between the origin and the nodes")
     parser.add_argument("--nodes", default="1,4,16")
+    parser.add_argument("--seeders", type=int, default=2, help="aria2c that seed at the origin, each with a port")
     parser.add_argument("--kinds", default="http,peers")
     asked = parser.parse_args()
     size = asked.mib << 20
-    floor = size * 8 / (asked.mbit * 1e6)
+    floor = size * 8 / (asked.mbit * 1e6) * 1500 / 1448  # TCP/IP's headers travel too
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         folder = Path(name)
         folder.chmod(0o755)
         publish(folder, size)
         line = Line(stack, folder, asked.mbit, asked.latency_ms)
-        stack.enter_context(origin(line, folder))
+        stack.enter_context(origin(line, folder, asked.seeders))
         counts = [int(one) for one in asked.nodes.split(",")]
         nodes = [line.node(number) for number in range(max(counts))]
         sys.stdout.write(f"{asked.mib} MiB, {asked.mbit:g} Mbit/s, {asked.latency_ms:g} ms: floor {floor:.1f} s\n")

@@ -1,7 +1,7 @@
 """
 The two processes of a swarm: a node's, which talks to peers for it, and the origin's, which gives them the first copy.
 
-Both become aria2c, as whoever starts them; they return only where they cannot begin.
+Both run until they are ended, as whoever starts them; they return only where they cannot begin, or go on.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def run(context: NodeContext) -> NoReturn:
 
 def seed(data: bytes, torrents: Path, folders: Sequence[Path], settings: SwarmSettings) -> NoReturn:
     """
-    Become an aria2c that seeds every file of the snapshot in *data* that has a torrent in the folder *torrents*; files are in *folders*.
+    Seed every file of the snapshot in *data* that has a torrent in the folder *torrents*, until this is ended; files are in *folders*.
 
     Raises:
         PublishError: a file or a torrent is missing, or is another than the snapshot names.

@@ -102,6 +102,9 @@ _FETCH = ("contract/test_fetcher_contract", "adversary/test_fetch_leftovers", "a
 _ENGINE = ("adversary/test_store_attacks", "functional/test_trust_on_a_node")
 #: The tests that are about a file, those that go red soonest first.
 SETTINGS, SHELL = "reconciler/settings.py", "reconciler/cli/command_context.py"
+PEERS_FOLDER, PEERS_DAEMON, PEERS_SEEDING, TORRENTS = (
+    f"reconciler/{name}.py" for name in ("fetch/swarm_folder", "fetch/swarm_daemon", "fetch/seeding", "core/swarm")
+)
 COLLECT, REGISTER, ASSESS, FLEET_PAGE, OUTBOX, PUBLIC = (
     f"reconciler/fleet/{name}.py" for name in ("collect", "register", "assess", "page", "outbox", "public_text")
 )
@@ -162,6 +165,10 @@ TESTS = {
     GARBAGE: ("unit/test_store_housekeeping",),
     FOLLOW: ("unit/test_serve_follow", "functional/test_serve"),
     CONTENT: ("unit/test_serve_content",),
+    PEERS_FOLDER: ("unit/test_swarm_rules",),
+    PEERS_DAEMON: ("unit/test_swarm_rules",),
+    PEERS_SEEDING: ("unit/test_swarm_rules",),
+    TORRENTS: ("functional/test_snapshot_swarm",),
     DRAIN: ("unit/test_serve_follow", "unit/test_serve_kinds"),
     RELOAD: ("unit/test_serve_follow",),
     PRESETS: ("unit/test_serve_kinds",),
@@ -250,6 +257,7 @@ def mutations() -> Iterator[Mutation]:
     yield from _syncs()
     yield from _links()
     yield from _fleet()
+    yield from _peers()
     yield from _bytes()
     yield from _store()
     yield from _serving()
@@ -615,6 +623,22 @@ def _found_files() -> Iterator[Mutation]:
     yield from _servers()
     yield from _gpus()
     yield once("found files: programs beside the settings", SETTINGS, 'if argv and "/" in argv[0] else argv', "if False else argv")
+
+
+def _peers() -> Iterator[Mutation]:
+    """What keeps a swarm's process, and its peers, from anything but giving bytes."""
+    yield once("peers: a link for a folder", PEERS_FOLDER, "os.O_DIRECTORY | os.O_NOFOLLOW", "os.O_DIRECTORY")
+    yield once("peers: a link for a file", PEERS_FOLDER, "os.open(digits, os.O_RDONLY | os.O_NOFOLLOW", "os.open(digits, os.O_RDONLY")
+    yield never("peers: plain files alone", PEERS_FOLDER, "not stat.S_ISREG(os.fstat(fd).st_mode)")
+    yield once("peers: the signed digest", PEERS_FOLDER, 'if left or f"{algorithm}:{hasher.hexdigest()}" != want.digest:', "if left:")
+    yield once("peers: a bounded answer", PEERS_DAEMON, "read(_MOST_ANSWER_BYTES + 1)", "read()")
+    yield once("peers: calls from the address that the unit allows", PEERS_DAEMON, "source_address=(CALLER, 0)", "source_address=None")
+    yield once("peers: a link for the contact", PEERS_DAEMON, "CONTACT, os.O_RDONLY | os.O_NOFOLLOW", "CONTACT, os.O_RDONLY")
+    for option in ("enable-dht", "enable-peer-exchange", "bt-enable-lpd", "rpc-listen-all"):
+        yield once(f"peers: no {option}", PEERS_DAEMON, f'"{option}": "false"', f'"{option}": "true"')
+    yield once("peers: seeding ends by its ratio", PEERS_SEEDING, "(state.over or too_long or too_much)", "(state.over or too_long)")
+    yield once("peers: seeding ends by its time", PEERS_SEEDING, "(state.over or too_long or too_much)", "(state.over or too_much)")
+    yield once("peers: one shape of a torrent", TORRENTS, "return found is not None and data ==", "return found is not None or data ==")
 
 
 def _fleet() -> Iterator[Mutation]:

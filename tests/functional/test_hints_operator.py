@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -215,6 +216,12 @@ def closed(scene: Scene) -> None:
     (scene.folder / "s.json").write_bytes(data)
 
 
+def seeding_on_a_taken_port(scene: Scene) -> Ran:
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        return scene.type(f"reconcile swarm seed s.json --files . --folder d --ports {port}")
+
+
 ENTRY = {"digest": f"sha256:{'0' * 64}", "size": 9, "info_hash": "0" * 40}
 PEERS = [
     told("{algorithm} and {hex} stand for the blob's digest", f"{SWARM} {TRACKER} --url https://models.example.org/x", then=TORRENTS),
@@ -244,6 +251,12 @@ PEERS = [
         line="snapshot lint s.json",
         before=(TORRENTS, swarm_without(torrents={f"sha256:{'0' * 64}": ENTRY})),
         names={"FILE": "s.json", "DIR": "."},
+    ),
+    told(
+        "its port is in use, or it was killed: start it again, with other --ports",
+        seeding_on_a_taken_port,
+        TORRENTS,
+        folder("d"),
     ),
     told("--folder names a folder of this user", "swarm seed s.json --files . --folder gone", TORRENTS),
     Row(

@@ -157,7 +157,8 @@ def answering(tmp_path: Path) -> Iterator[Answer]:
     "body",
     [
         b"", b"nonsense", b"{}", b"[]", b"[1]", b'[{"result": {"gid": "x"}}]', b'[{"result": 3}]', b'[{"result": null}]', b"[" * 100_000,
-        b'[{"result": {"gid": "x", "status": "active", "totalLength": "9", "completedLength": "many"}}]', b" " * (5 << 20) + b"[]",
+        b'[{"result": {"gid": "x", "status": "active", "totalLength": "9", "completedLength": "many"}}]',
+        b" " * (5 << 20) + b'[{"error": {"message": "no such download"}}]',
     ],
 )  # fmt: skip
 def test_whatever_the_swarms_process_answers_it_is_lost_and_nothing_else_happens(answering: Answer, tmp_path: Path, body: bytes) -> None:
@@ -221,14 +222,15 @@ def test_calls_come_from_the_address_that_the_unit_allows(answering: Answer, tmp
 
 
 def test_a_contact_that_is_a_link_or_no_contact_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "other.json").write_bytes(msgspec.json.encode(Contact(port=1, secret="s")))
     for make in (
-        lambda path: path.symlink_to("/etc/hostname"),
+        lambda path: path.symlink_to("other.json"),
         lambda path: path.write_bytes(b'{"port": "x"}'),
         lambda path: None,
     ):
         (tmp_path / "rpc.json").unlink(missing_ok=True)
         make(tmp_path / "rpc.json")
-        with pytest.raises(SwarmLost):
+        with pytest.raises(SwarmLost, match="cannot be read"):
             Client(tmp_path).known()
 
 
