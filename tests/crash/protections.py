@@ -102,8 +102,8 @@ _FETCH = ("contract/test_fetcher_contract", "adversary/test_fetch_leftovers", "a
 _ENGINE = ("adversary/test_store_attacks", "functional/test_trust_on_a_node")
 #: The tests that are about a file, those that go red soonest first.
 SETTINGS, SHELL = "reconciler/settings.py", "reconciler/cli/command_context.py"
-PEERS_FOLDER, PEERS_DAEMON, PEERS_SEEDING, TORRENTS = (
-    f"reconciler/{name}.py" for name in ("fetch/swarm_folder", "fetch/swarm_daemon", "fetch/seeding", "core/swarm")
+PEERS, PEERS_FOLDER, PEERS_DAEMON, PEERS_SEEDING, TORRENTS = (
+    f"reconciler/{name}.py" for name in ("fetch/swarm", "fetch/swarm_folder", "fetch/swarm_daemon", "fetch/seeding", "core/swarm")
 )
 COLLECT, REGISTER, ASSESS, FLEET_PAGE, OUTBOX, PUBLIC = (
     f"reconciler/fleet/{name}.py" for name in ("collect", "register", "assess", "page", "outbox", "public_text")
@@ -165,6 +165,7 @@ TESTS = {
     GARBAGE: ("unit/test_store_housekeeping",),
     FOLLOW: ("unit/test_serve_follow", "functional/test_serve"),
     CONTENT: ("unit/test_serve_content",),
+    PEERS: ("unit/test_swarm_rules", "adversary/test_swarm"),
     PEERS_FOLDER: ("unit/test_swarm_rules",),
     PEERS_DAEMON: ("unit/test_swarm_rules",),
     PEERS_SEEDING: ("unit/test_swarm_rules",),
@@ -638,6 +639,13 @@ def _peers() -> Iterator[Mutation]:
         yield once(f"peers: no {option}", PEERS_DAEMON, f'"{option}": "false"', f'"{option}": "true"')
     yield once("peers: seeding ends by its ratio", PEERS_SEEDING, "(state.over or too_long or too_much)", "(state.over or too_long)")
     yield once("peers: seeding ends by its time", PEERS_SEEDING, "(state.over or too_long or too_much)", "(state.over or too_much)")
+    yield once("peers: the form of an answer", PEERS_DAEMON, 'Annotated[str, Meta(pattern=r"^[0-9a-f]*(?!\\n)$")]', "str")
+    yield once("peers: a port is one", PEERS_DAEMON, "Annotated[int, Meta(ge=1, le=65535)]", "int")
+    yield without("peers: the time of a call", PEERS_DAEMON, "timer.start()")
+    yield once("peers: how long a piece is", PEERS, "piece_length(self.want.size), self.want.size", "1, self.want.size")
+    yield never("peers: the reserve of the disk", PEERS, "not self._has_room(one.want.size - one.progress.done + one.want.size)")
+    yield never("peers: HTTP behind slow ones", PEERS, "one.progress.is_slow(time.monotonic(), self._least)")
+    yield once("peers: not asked again for what they lied about", PEERS, " and want.digest not in self._context.refused", "")
     yield once("peers: one shape of a torrent", TORRENTS, "return found is not None and data ==", "return found is not None or data ==")
 
 

@@ -191,6 +191,12 @@ def test_an_answer_of_another_form_is_lost(answering: Answer, tmp_path: Path, sa
         Client(tmp_path).poll(["0" * 16])
 
 
+def test_an_answer_beyond_the_bound_is_lost_although_its_end_would_be_right(answering: Answer, tmp_path: Path) -> None:
+    answering.body = b" " * (5 << 20) + status_answer()
+    with pytest.raises(SwarmLost):
+        Client(tmp_path).poll(["0" * 16])
+
+
 def test_a_process_that_says_that_pieces_are_of_one_byte_costs_no_time(answering: Answer, tmp_path: Path) -> None:
     answering.body = status_answer(pieceLength="1", bitfield="f")
     download = swarm.Download(msgspec.structs.replace(WANT, size=4 << 40), b"", 0.0)
