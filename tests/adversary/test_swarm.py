@@ -71,6 +71,17 @@ def test_nodes_get_a_model_from_the_seeder_and_then_from_each_other(site: Site) 
         assert not any((first.swarm_folder / "incoming").iterdir())  # its place there is free again
 
 
+def test_after_a_new_start_of_its_process_a_node_seeds_again_with_its_next_run(site: Site) -> None:
+    first, second = site.node(1), site.node(2)
+    with site.tracker(), site.http():
+        with site.seeder(), first.daemon():
+            assert is_good(first)
+        with first.daemon(), second.daemon():
+            assert is_good(first)  # nothing to do
+            assert is_good(second)
+        assert site.sent() == 0
+
+
 def test_nodes_with_and_without_peers_hold_the_same_set(site: Site) -> None:
     with_peers, without = site.node(1), site.node(2)
     without.change("enabled = true", "enabled = false")
@@ -200,6 +211,10 @@ def test_a_run_that_is_killed_in_the_middle_is_finished_by_the_next_from_its_pie
     with site.tracker(), site.http(), site.seeder(limit="1MiB"), node.daemon():
         with node.syncing() as syncing:
             swarm.until(lambda: node.arrived() > 1 << 20, "some pieces")
+            folder = (node.swarm_folder / "incoming" / site.digits).stat()
+            # The node's user, of the swarm's group, must be able to delete in it.
+            assert (folder.st_gid, folder.st_mode & 0o2070) == (swarm.USER, 0o2070)
+            assert (node.swarm_folder / "incoming" / site.digits / site.digits).stat().st_mode & 0o047 == 0o040
             syncing.send_signal(signal.SIGKILL)
             syncing.wait(timeout=swarm.PATIENCE)
         assert is_good(node)

@@ -144,6 +144,13 @@ def test_what_talks_to_peers_reaches_neither_this_machine_nor_private_networks(p
     assert allowed == ({CALLER} if path.stem == "reconcile-swarm" else set()) | {"127.0.0.53"}
 
 
+@pytest.mark.parametrize("path", NODES, ids=lambda path: path.name)
+def test_a_node_may_delete_what_it_took_from_the_swarms_folder(path: Path) -> None:
+    """All else is read-only for it, and what arrives would fill the disk."""
+    assert Unit(path)["Service"]["ReadWritePaths"] == "-/var/lib/reconcile-swarm"
+    assert "m reconcile reconcile-swarm" in (DEPLOY / "systemd" / "reconcile-swarm.sysusers").read_text()
+
+
 def test_both_services_are_confined_alike() -> None:
     def confinement(path: Path) -> str:
         return path.read_text().partition("# Who it is")[2].partition("\n[Install]")[0].strip()
