@@ -16,7 +16,7 @@ from reconciler.commands import lock as lock_command
 from reconciler.commands.context import NodeContext, from_settings, measure_node
 from reconciler.core import lifecycle
 from reconciler.core import lock as locks
-from reconciler.core.state import ActiveModel, Passed, Record
+from reconciler.core.state import ActiveModel, Passed, Record, with_current
 from reconciler.store import generations
 from reconciler.store.layout import Layout
 from reconciler.store.ledger import Ledger, Listing
@@ -87,7 +87,7 @@ def _fill(context: NodeContext, lock: locks.Lock, now: datetime) -> None:
         seen = layout.blob(name).stat()
         rows[2].append((name, seen.st_size, seen.st_ino, seen.st_mtime_ns, now.strftime("%Y-%m-%dT%H:%M:%SZ")))
     _write_rows(layout, rows)
-    generations.Generations(layout).swap(entries)
+    generations.Generations(layout).swap(with_current(entries, lock.names, {}))
 
 
 def _link(layout: Layout, tree: str, listing: tuple[Listing, ...]) -> None:

@@ -27,7 +27,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from reconciler.core.disk import INODES_HINT
 from reconciler.core.errors import DiskFull, StoreError, UntrustedFile
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -76,6 +75,8 @@ def store_error(what: str, error: OSError, on: Path | None = None) -> StoreError
     """Return *error*, with which the system refused *what*, as an error of the store; see ``translate_errors``."""
     number = error.errno or 0
     if number == errno.ENOSPC and _lacks_inodes(on or error.filename):
+        from reconciler.core.disk import INODES_HINT  # `--help` needs neither it nor the lock and the snapshot that it imports
+
         return DiskFull(f"cannot {what}: no inodes are left: the file system takes no more files, whatever space it has", hint=INODES_HINT)
     kind = DiskFull if number in {errno.ENOSPC, errno.EDQUOT} else StoreError
     return kind(f"cannot {what}: {error.strerror or error}", hint=_HINTS.get(number, ""))

@@ -13,18 +13,19 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
-import tempfile
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from msgspec import Struct
 
 from reconciler.core.events import Incident, Notice
 from reconciler.core.state import Generation
 from reconciler.ports import Reporter
+
+if TYPE_CHECKING:
+    import subprocess
 
 _ACTIVATED_SECONDS = 60.0
 #: How many characters of a failing command's standard error are reported.
@@ -115,6 +116,9 @@ class CommandHooks:
 
 def run(argv: tuple[str, ...], given: IO[bytes], folder: Path, seconds: float) -> str:
     """Run *argv* in *folder* with the file *given* on standard input; return how it failed, or an empty text."""
+    import subprocess  # with all that starts processes: a status, and a run without hooks, start none
+    import tempfile
+
     # Standard error goes to a file and not through a pipe: a process that the command leaves running may hold a pipe open for ever.
     with tempfile.TemporaryFile() as errors:
         try:

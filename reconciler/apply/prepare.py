@@ -13,7 +13,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
@@ -25,6 +25,9 @@ from reconciler.core.events import BlobReady, Incident, ModelPhase
 from reconciler.core.lock import LockedModel
 from reconciler.core.state import TreeSeen
 from reconciler.ports import Fetched, FetchFailed, Ports, TestJob, TestReport, Want
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 
 class Prepared(Struct, frozen=True, kw_only=True):
@@ -75,6 +78,8 @@ class Preparation:
         waiting = {model.id: self._needed(model) for model in work}
         for name, model_id in sorted((name, model_id) for model_id, names in waiting.items() for name in names):
             self._ports.report(ModelPhase(model=model_id, phase="fetching", detail=name))
+        from concurrent.futures import ThreadPoolExecutor  # most runs prepare nothing
+
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="test") as tests:
             blobs = threading.Thread(target=self._move_blobs, name="blobs", daemon=True)
             blobs.start()
@@ -104,6 +109,8 @@ class Preparation:
         try:
             missing = [change.digest for change in self._run.plan.blobs if change.op == "fetch"]
             local = [change for change in self._run.plan.blobs if change.op != "fetch"]
+            from concurrent.futures import ThreadPoolExecutor
+
             with ThreadPoolExecutor(max_workers=1, thread_name_prefix="hash") as hashing:
                 checked = [(change.digest, hashing.submit(self._check_local, change.digest, change.op)) for change in local]
                 self._fetch(missing)

@@ -121,6 +121,23 @@ def verify_files(context: NodeContext, files: LockFiles) -> VerifiedLock:
     return _cached(_cache_path(context, files)) or _verified(context, files)
 
 
+class KnownLock(Struct, frozen=True, kw_only=True):
+    """What lies on disk, where these very bytes were verified before."""
+
+    verified_lock: VerifiedLock
+    files: LockFiles
+
+
+def verified_before(context: NodeContext) -> KnownLock | None:
+    """Return the lock and the root on disk where they were verified before, else None; time and trust state are for ``check_fresh``."""
+    try:
+        files = read_files(context)
+    except ReconcileError:
+        return None
+    found = _cached(_cache_path(context, files))
+    return KnownLock(verified_lock=found, files=files) if found else None
+
+
 def _verified(context: NodeContext, files: LockFiles) -> VerifiedLock:
     root = node_trust.trusted_root(context, files.roots)
     with documents.named(str(context.envelope_path), context.envelope_hint, files.envelope):

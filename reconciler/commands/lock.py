@@ -21,7 +21,7 @@ from msgspec import Struct
 from reconciler.commands import documents, fetch_record, left_alone, load_lock, node_trust
 from reconciler.commands.context import NodeContext, hold_store
 from reconciler.commands.documents import Kept
-from reconciler.commands.load_lock import LockFiles, VerifiedLock
+from reconciler.commands.load_lock import KnownLock, LockFiles, VerifiedLock
 from reconciler.core import digest, trust
 from reconciler.core import lock as locks
 from reconciler.core.errors import BadSignature, FetchError, LockMismatch, NothingToCheck, RootExpired
@@ -58,8 +58,9 @@ def update_lock(
     """
     Fetch the snapshot at *source*, a URL or path, else at the settings' place, and write it as the node's lock.
 
-    Newer roots are asked for where they were not in the last *roots_every_seconds*, and where the snapshot's signatures need one. Where
-    *patient*, a server that asked to be left alone (Retry-After) is not asked.
+    Newer roots are asked for where they were not in the last *roots_every_seconds*, and where the snapshot's signatures need one. A node
+    that asks by itself does not verify the very bytes again that it verified before. Where *patient*, a server that asked to be left alone
+    (Retry-After) is not asked.
 
     Raises:
         FetchError: nothing answers; what was accepted before stays.
@@ -67,7 +68,9 @@ def update_lock(
     """
     now, address = context.clock(), source or context.snapshot
     with hold_store(context, timeout_seconds=lock_timeout_seconds) as ledger:
-        node_trust.trusted_root(context)  # a fault in the node's own root is none of the network's
+        known = load_lock.verified_before(context) if roots_every_seconds else None
+        # A fault in the node's own root is none of the network's.
+        trusted = known.verified_lock.root if known else node_trust.trusted_root(context)
         with (
             fetch_record.recorded(context, source, ledger, now),
             left_alone.remembered(address, ledger, now),
@@ -75,12 +78,12 @@ def update_lock(
         ):
             if patient:
                 left_alone.check(address, ledger, now)
-            root = node_trust.fetch_newer_roots(context, ledger, every_seconds=roots_every_seconds, kept=kept)
+            root = node_trust.fetch_newer_roots(context, ledger, trusted, every_seconds=roots_every_seconds, kept=kept)
             with node_trust.refusals_logged(ledger, now, documents.redacted(address)):
                 try:
-                    fetched = fetch_snapshot(context, source, root, ledger, now, kept=kept)
+                    fetched = fetch_snapshot(context, source, root, ledger, now, kept=kept, known=known)
                 except (BadSignature, RootExpired):
-                    newer = node_trust.fetch_newer_roots(context, ledger, kept=kept) if roots_every_seconds else root
+                    newer = node_trust.fetch_newer_roots(context, ledger, root, kept=kept) if roots_every_seconds else root
                     if newer.version == root.version:
                         raise
                     fetched = fetch_snapshot(context, source, newer, ledger, now, kept=kept)
@@ -119,20 +122,42 @@ def lock_difference(context: NodeContext, source: str = "") -> str:
 
 
 def fetch_snapshot(
-    context: NodeContext, source: str, root: TrustRoot, ledger: Ledger, now: datetime, *, kept: Kept = None
+    context: NodeContext,
+    source: str,
+    root: TrustRoot,
+    ledger: Ledger,
+    now: datetime,
+    *,
+    kept: Kept = None,
+    known: KnownLock | None = None,
 ) -> FetchedSnapshot:
     """Return the verified snapshot at *source*, else at the settings' place, with its lock. Changes nothing; raises as ``update_lock``."""
     envelope, etag = _fetch_envelope(context, source, ledger, kept)
-    return verify_snapshot(context, source or context.snapshot, envelope, root, ledger, now, etag=etag)
+    return verify_snapshot(context, source or context.snapshot, envelope, root, ledger, now, etag=etag, known=known)
 
 
 def verify_snapshot(
-    context: NodeContext, place: str, envelope: bytes, root: TrustRoot, ledger: Ledger, now: datetime, *, etag: Etag | None = None
+    context: NodeContext,
+    place: str,
+    envelope: bytes,
+    root: TrustRoot,
+    ledger: Ledger,
+    now: datetime,
+    *,
+    etag: Etag | None = None,
+    known: KnownLock | None = None,
 ) -> FetchedSnapshot:
-    """Return the snapshot of *envelope*, which came from *place*, verified, with its lock; raises what ``update_lock`` does."""
+    """
+    Return the snapshot of *envelope*, which came from *place*, verified, with its lock; raises what ``update_lock`` does.
+
+    Where it is the *known* one under the same root, it is not verified again; the time and the trust state are checked all the same.
+    """
     hint = context.envelope_hint if place == str(context.envelope_path) else ""
     with documents.named(documents.redacted(place), hint, envelope):
         accepted = trust_state.read(context.layout, ledger)
+        if known is not None and (known.files.envelope, known.verified_lock.root) == (envelope, root):
+            known.verified_lock.check_fresh(accepted, now=now, limits=context.limits)
+            return FetchedSnapshot(verified_lock=known.verified_lock, envelope=envelope, data=known.files.lock, changes=False, etag=etag)
         verified = trust.verify(envelope, root, now=now, trust_state=accepted, limits=context.limits)
     lock = locks.compile(verified)
     data = locks.encode(lock)

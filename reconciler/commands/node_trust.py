@@ -80,14 +80,16 @@ class _Asked(Struct, frozen=True, kw_only=True):
     address: str
 
 
-def fetch_newer_roots(context: NodeContext, ledger: Ledger, *, every_seconds: float = 0.0, kept: Kept = None) -> TrustRoot:
+def fetch_newer_roots(
+    context: NodeContext, ledger: Ledger, root: TrustRoot, *, every_seconds: float = 0.0, kept: Kept = None
+) -> TrustRoot:
     """
-    Fetch newer roots from where the settings say, one version at a time, until there is none; return the root that is trusted then.
+    Fetch roots newer than *root* from where the settings say, one version at a time, until there is none; return the one trusted then.
 
     Where they were asked for in the last *every_seconds*, they are not asked for again: ten thousand nodes would ask each few minutes for
     what changes once a year.
     """
-    root, now, asked = trusted_root(context), context.clock(), ledger.fact(_ASKED, _Asked)
+    now, asked = context.clock(), ledger.fact(_ASKED, _Asked)
     if asked and asked.address == context.root_updates and 0 <= (now - asked.at).total_seconds() < every_seconds:
         return root
     if context.root_updates:

@@ -39,13 +39,14 @@ from reconciler.core.errors import (
     UnpackRefused,
     UsageError,
 )
+from reconciler.core.lock import LockedModel
 from reconciler.core.node import NodeFacts
 from reconciler.core.plan import ModelChange
 from reconciler.core.state import ModelState, NodeState, ServerState
 from reconciler.hooks import TOLD, Told
 from reconciler.ports import TestReport
 from reconciler.report.metrics import ModelMetrics, NetworkMetrics, NodeMetrics, StoreMetrics
-from reconciler.store import observe, quarantine, test_facts
+from reconciler.store import observe, test_facts
 from reconciler.store.generations import path_of
 from reconciler.store.layout import Layout
 from reconciler.store.ledger import Change, Ledger, LoggedIncident
@@ -130,7 +131,8 @@ def status(context: NodeContext, model: str = "") -> Status:
         if model and not shown:
             raise UsageError(f"there is no model {model!r}", hint=_known_models(made, model))
         partly = observe.partial_bytes(layout, {name: blob.size for name, blob in found.lock.blob.items()})
-        models = tuple(_model(change, found, state, partly) for change in shown)
+        listed = {model.id: model for model in found.lock.model}
+        models = tuple(_model(change, listed.get(change.id), found, state, partly) for change in shown)
         models = tuple(_with_details(one, layout, ledger, named=bool(model)) for one in models)
     told = hook_told(context)
     refusal = _refusal(context, found, now)
@@ -180,8 +182,11 @@ def _next_sync(layout: Layout, now: datetime) -> datetime | None:
 
 def _with_details(one: ModelStatus, layout: Layout, ledger: Ledger, *, named: bool) -> ModelStatus:
     """Return *one* with where its failure was recorded, and, if it was asked for by name, with its last test job."""
-    if one.state == "failed" and (folder := quarantine.newest(layout, one.id)):
-        one = structs.replace(one, quarantine=str(folder.relative_to(layout.root)))
+    if one.state == "failed":
+        from reconciler.store import quarantine  # it imports all that deletes and makes trees
+
+        folder = quarantine.newest(layout, one.id)
+        one = structs.replace(one, quarantine=str(folder.relative_to(layout.root))) if folder else one
     if not named:
         return one
     made, tried = ledger.report(one.id), test_facts.untested(ledger, one.id)
@@ -189,10 +194,11 @@ def _with_details(one: ModelStatus, layout: Layout, ledger: Ledger, *, named: bo
     return structs.replace(one, test=report, tested_at=at)
 
 
-def _model(change: ModelChange, found: load_lock.VerifiedLock, state: NodeState, partly: dict[str, int]) -> ModelStatus:
+def _model(
+    change: ModelChange, listed: LockedModel | None, found: load_lock.VerifiedLock, state: NodeState, partly: dict[str, int]
+) -> ModelStatus:
     record = state.records.get(change.id)
     entry = state.active.entries.get(change.id)
-    listed = next((model for model in found.lock.model if model.id == change.id), None)
     tree = state.trees.get(listed.recipe if listed else record.recipe if record else "")
     passed = state.passed.get(change.id)
     sizes = {name: found.lock.blob[name].size for name in listed.blobs} if listed else {}

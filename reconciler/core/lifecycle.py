@@ -157,6 +157,8 @@ class PlanInput(Struct, frozen=True, kw_only=True):
     replacements: dict[str, frozenset[str]] = {}
     #: Active models that the lock permits to serve on.
     serving: frozenset[str] = frozenset()
+    #: Models that the lock enables.
+    enabled: frozenset[str] = frozenset()
     #: Models with which the node was not healthy and that are not tried now, with why.
     paused: dict[str, str] = {}
 

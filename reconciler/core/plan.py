@@ -101,6 +101,7 @@ def diff(lock: Lock, lock_digest: str, state: NodeState, node: NodeFacts, policy
         passes=lifecycle.newest_passes(state),
         replacements=lifecycle.replacements(lock, state),
         serving=frozenset(model.id for model in lock.model if model.serves and model.id in state.active.entries),
+        enabled=frozenset(model.id for model in lock.model if model.state == "enabled"),
         paused=lifecycle.paused(lock, state, now),
     )
     listed = [_listed(model, given, blobs) for model in lock.model]
@@ -283,7 +284,7 @@ _BY_SNAPSHOT: dict[str, str] = {"disable": "disabled-by-snapshot", "archive": "a
 
 def _awaited(model: LockedModel, given: lifecycle.PlanInput) -> str:
     """Return until when a retired or archived model serves, for people; empty where nothing replaces it."""
-    coming = sorted(one.id for one in given.lock.model if one.state == "enabled" and one.id in given.replacements.get(model.id, ()))
+    coming = sorted(given.enabled & given.replacements.get(model.id, frozenset()))
     return f"it serves until {' or '.join(coming)} is active here" if coming else ""
 
 

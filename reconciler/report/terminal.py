@@ -8,7 +8,6 @@ the important events, one about the downloads at times, and no terminal codes. P
 from __future__ import annotations
 
 import re
-import sys
 import threading
 import time
 from collections.abc import Iterable
@@ -35,6 +34,7 @@ from reconciler.core.events import (
 from reconciler.core.plan import ModelChange, Plan
 from reconciler.core.text import printable
 from reconciler.ports import TestReport
+from reconciler.report import plain
 from reconciler.report.events import sentence, short
 from reconciler.report.totals import LineTimer, Totals
 
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 #: A mark for each state, because colour must not be the only sign.
 _MARKS = {"active": "●", "inactive": "○", "pending": "◌", "failed": "✗", "archived": "▪", "absent": "·"}
 _STYLES = {"active": "green", "inactive": "dim", "pending": "yellow", "failed": "bold red", "archived": "blue", "absent": "dim"}
-_PIPE_WIDTH = 400
 #: Of a test job's report, people get so many files of a kind, and so many of the engine's last lines; the JSON has them all.
 _FILES, _ENGINE_LINES = 20, 12
 #: A digest's digits. People get the first twelve; `-v` and the JSON have them all.
@@ -81,32 +80,10 @@ class ModelLine(Protocol):
     def attempts(self) -> int: ...  # noqa: D102
 
 
-class PlainLines:
-    """A console without colours. Text is written as it is; rich, which is slow to import, is used for tables only."""
-
-    is_terminal = False
-
-    def __init__(self, *, stderr: bool) -> None:
-        self._stderr = stderr
-
-    def print(self, *what: object, markup: bool = False, style: str = "") -> None:
-        """Print *what* as one line; *style* is ignored for text."""
-        del markup
-        stream = sys.stderr if self._stderr else sys.stdout
-        if all(isinstance(one, str) for one in what):
-            stream.write(f"{' '.join(map(str, what))}\n")
-            return
-        from rich.console import Console
-
-        # A pipe has no width: lines are not wrapped, so that grep finds what it searches for.
-        to = Console(file=stream, no_color=True, highlight=False, soft_wrap=True, force_terminal=False, width=_PIPE_WIDTH)
-        to.print(*what, style=style or None)
-
-
 def console(*, stderr: bool, color: bool) -> Console:
     """Return the console for people; without *color*, it writes no terminal codes."""
     if not color:
-        return cast("Console", PlainLines(stderr=stderr))  # it has the methods that are used here
+        return cast("Console", plain.PlainLines(stderr=stderr))  # it has the methods that are used here
     from rich.console import Console
 
     return Console(stderr=stderr, highlight=False)
@@ -163,17 +140,24 @@ def _rejected(made: Plan) -> str:
 
 def models(to: Console, shown: Iterable[ModelLine]) -> None:
     """Print models with their states."""
+    rows = [_row(model) for model in shown]
+    if isinstance(cast("object", to), plain.PlainLines):
+        plain.print_columns(to, [(f"{_MARKS[state]} {state}", *rest) for state, *rest in rows])
+        return
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
-    for model in shown:
-        size = f"{units.human_size(model.here_bytes)} of {units.human_size(model.total_bytes)}" if _is_partial(model) else ""
-        size = size or (units.human_size(model.bytes) if model.bytes else "")
-        tries = f" (attempt {model.attempts})" if model.attempts else ""
-        state = Text(f"{_MARKS[model.state]} {model.state}", _STYLES[model.state])
-        table.add_row(state, Text(model.id, "bold"), size, Text(_DIGITS.sub(r"\1…", printable(model.reason)) + tries))
+    for state, model, size, reason in rows:
+        table.add_row(Text(f"{_MARKS[state]} {state}", _STYLES[state]), Text(model, "bold"), size, Text(reason))
     to.print(table)
+
+
+def _row(model: ModelLine) -> tuple[str, str, str, str]:
+    size = f"{units.human_size(model.here_bytes)} of {units.human_size(model.total_bytes)}" if _is_partial(model) else ""
+    size = size or (units.human_size(model.bytes) if model.bytes else "")
+    tries = f" (attempt {model.attempts})" if model.attempts else ""
+    return model.state, model.id, size, _DIGITS.sub(r"\1…", printable(model.reason)) + tries
 
 
 def _is_partial(model: ModelLine) -> bool:

@@ -24,9 +24,7 @@ from reconciler.core.events import Incident, Notice
 from reconciler.core.state import Generation, ServerState
 from reconciler.ports import Reporter
 from reconciler.serve import content as contents
-from reconciler.serve import drain, reload, served_model
 from reconciler.serve.content import Content, Server
-from reconciler.serve.kinds import KINDS
 from reconciler.store import index as indexes
 from reconciler.store import serving
 from reconciler.store.index import Index
@@ -135,6 +133,8 @@ class ServerFollower:
 
     def _tell(self, server: Server, content: Content, told: Told) -> None:
         """Write, wait and reload, in this order: nothing but the reload stands between the last look at a server and its unload."""
+        from reconciler.serve import drain, reload  # a server that has what it should is not asked
+
         ask = drain.question(server, content, is_known=bool(told.digest) and not told.is_written)
         if server.path is not None and not contents.is_written(content, server.path):
             self._remember(server, structs.replace(told, is_written=True))
@@ -158,6 +158,9 @@ class ServerFollower:
 
 def content_of(server: Server, index: Index, layout: Layout) -> Content:
     """Return what *server* is to read of *index*."""
+    from reconciler.serve import served_model  # most nodes have no server
+    from reconciler.serve.kinds import KINDS
+
     kind = KINDS[server.kind]
     models = served_model.models_of(index, layout, server.models)
     made = kind.content(server, models)
@@ -169,6 +172,8 @@ def content_of(server: Server, index: Index, layout: Layout) -> Content:
 
 def _mark(server: Server, content: Content) -> str:
     """Return the digest of what *server* is told, and of how: a server at another address was not told yet."""
+    from reconciler.serve.kinds import KINDS
+
     told = content if KINDS[server.kind].gets_index else structs.replace(content, given=b"")
     return digest.of(msgspec.json.encode((server.kind, server.reload, told)))
 

@@ -26,7 +26,7 @@ from reconciler.core.node import Policy
 from reconciler.core.state import Generation, Record
 from reconciler.store import atomic, generations, observe, serving
 from reconciler.store.layout import Layout
-from reconciler.store.ledger import Ledger
+from reconciler.store.ledger import Ledger, Listing
 from reconciler.store.trees import files_of
 
 #: A partial download is deleted after so many seconds without a change: until then a later run may continue it.
@@ -60,10 +60,13 @@ class GarbageCollector:
         """Delete what nothing needs, and forget what is missing, so that it is reported as drift only once."""
         self.free(self.garbage())
         with files.translate_errors("look through the store"):
+            # What a scan finds need not be asked for name by name, which takes ten times as long.
+            folders = {name for name, seen in observe.scan(self._layout.trees).items() if stat.S_ISDIR(seen.st_mode)}
+            blobs = observe.scan(self._layout.blobs)
             for recipe, (tree, _) in self._ledger.trees().items():
-                if not self._layout.tree(tree).is_dir():
+                if tree not in folders and not self._layout.tree(tree).is_dir():
                     self._ledger.forget_tree(recipe)
-            for name in self._ledger.verifications():
+            for name in self._ledger.verifications().keys() - blobs.keys():
                 if not os.path.lexists(self._layout.blob(name)):
                     self._ledger.forget_blob(name)
 
@@ -163,10 +166,10 @@ class GarbageCollector:
                 continue
             if model.state != "archived" or (record is not None and record.recipe == model.recipe):
                 blobs.update(model.blobs)
-                trees.update(tree for recipe, (tree, _) in by_recipe.items() if recipe == model.recipe)
+                trees.update(_tree_of(model.recipe, by_recipe))
         for record in self._leaving():
             blobs.update(record.blobs)
-            trees.update(tree for recipe, (tree, _) in by_recipe.items() if recipe == record.recipe)
+            trees.update(_tree_of(record.recipe, by_recipe))
         blobs.update(entry.digest for tree, listing in by_recipe.values() if tree in trees for entry in listing)
         blobs.update(self._made_of(trees - {tree for tree, _ in by_recipe.values()}))
         return trees, blobs
@@ -243,7 +246,8 @@ class GarbageCollector:
 
     def _partials(self) -> list[Garbage]:
         """Return partial downloads of blobs that are not listed, or complete, or that no run continued for long."""
-        good = {name for name, seen in self._ledger.verifications().items() if seen.size >= 0 and self._layout.blob(name).exists()}
+        here = {name for name, seen in observe.scan(self._layout.blobs).items() if stat.S_ISREG(seen.st_mode)}
+        good = {name for name, seen in self._ledger.verifications().items() if seen.size >= 0 and name in here}
         wanted = {name.replace(":", "-") for name in self._lock.blob.keys() - good}
         now = self._now().timestamp()
         return [
@@ -252,6 +256,10 @@ class GarbageCollector:
             if digests.is_digest(path.name.replace("-", ":", 1))
             and (path.name not in wanted or now - path.stat().st_mtime > PARTIAL_SECONDS)
         ]
+
+
+def _tree_of(recipe: str, trees: dict[str, tuple[str, tuple[Listing, ...]]]) -> tuple[str, ...]:
+    return (trees[recipe][0],) if recipe in trees else ()
 
 
 def _is_archived(record: Record | None) -> bool:

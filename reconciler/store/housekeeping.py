@@ -13,7 +13,7 @@ from reconciler.core.errors import InternalError, StoreError
 from reconciler.core.lock import Lock
 from reconciler.core.node import Policy
 from reconciler.ports import TestReport
-from reconciler.store import atomic, crash_report, quarantine
+from reconciler.store import atomic
 from reconciler.store.garbage import GarbageCollector
 from reconciler.store.layout import Layout
 from reconciler.store.ledger import Ledger
@@ -44,6 +44,8 @@ class StoreHousekeeping:
 
     def quarantine(self, model: str, report: TestReport | None, detail: str, tree: str) -> None:
         """Keep a failed model's files with a record of what was expected and found; that they cannot be kept stops no run."""
+        from reconciler.store import quarantine  # most runs have nothing to put there
+
         record = quarantine.QuarantineRecord(model=model, at=self._now(), detail=detail, tree=tree, report=report)
         with contextlib.suppress(StoreError):
             quarantine.keep(self._layout, record, self._policy.quarantine_bytes)
@@ -54,6 +56,8 @@ class StoreHousekeeping:
 
     def report_bug(self, error: Exception, model: str) -> InternalError:
         """Write a report of *error*, which met *model*, and return the error that tells of it; raises nothing."""
+        from reconciler.store import crash_report  # with all that describes a traceback
+
         return crash_report.internal_error(self._layout, error, {"command": "apply", "model": model}, self._now())
 
 

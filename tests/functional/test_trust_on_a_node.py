@@ -237,7 +237,7 @@ def test_a_server_that_gives_one_root_under_every_number_is_asked_no_more_than_o
 
     monkeypatch.setattr(documents, "fetch", fetch)
     with hold_store(used.context()) as ledger:
-        assert node_trust.fetch_newer_roots(used.context(), ledger).version == version
+        assert node_trust.fetch_newer_roots(used.context(), ledger, node_trust.trusted_root(used.context())).version == version
     assert asked == ["2.json", "3.json"][:version]
 
 
