@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 FAST := tests/unit tests/laws tests/contract
 ONE_REAL_PATH := tests/functional/test_main_job.py::test_a_model_is_downloaded_verified_tested_and_served
 
-.PHONY: demo test test-fast test-pythons format release check docs reference man install-check fuzz crash bench gpu-check container lock-requirements clean
+.PHONY: demo test test-fast test-pythons format release check docs reference man install-check fuzz crash bench bench-table gpu-check container lock-requirements clean
 
 demo: $(READY)
 	$(BIN)/reconcile demo
@@ -69,6 +69,11 @@ crash: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m pytest benchmarks --benchmark-only -o addopts="" -o python_files="bench_*.py"
+
+# Every ratio beside its peer, measured anew: benchmarks/ratios.json, and the table in benchmarks/RESULTS.md. About ten minutes; needs nginx,
+# curl and openssl. KEEP=1 makes it the baseline, with which `make test` compares it.
+bench-table: $(READY)
+	$(BIN)/python -m benchmarks.table $(if $(KEEP),--keep)
 
 # The image of deploy/Containerfile, built with podman (PODMAN_OPTIONS are for podman, BUILD_OPTIONS for the build), and run by its tests:
 # from a signed snapshot to an active model, the probes, SIGTERM in a download and in a test job.

@@ -127,27 +127,36 @@ def shell(text: str) -> Work:
     return lambda scratch: ["sh", "-ec", text.format(into=scratch)]
 
 
-def large(url: str, file: Path, digest: str, rounds: int, scratch: Path, extra: dict[str, str]) -> str:
-    """Compare the ways to one large file; return a table."""
+#: Our own name among the contenders.
+OURS = "reconciler (fetched and verified)"
+
+
+def large_contenders(url: str, file: Path, digest: str) -> dict[str, Work]:
+    """Return the ways to one large file."""
     manifest = file.with_suffix(".json")
     manifest.write_text(json.dumps([{"digest": digest, "size": file.stat().st_size, "url": url}]))
     piece = staging.piece_length(file.stat().st_size)
     one = " ".join([str(aria2_daemon.find()), *SAME, f"--piece-length={piece}", f"--min-split-size={piece}", "-d {into} -o f", url])
-    contenders = {
-        "reconciler (fetched and verified)": ours(manifest),
+    return {
+        OURS: ours(manifest),
         "aria2c alone, same options (not verified)": shell(one),
         "aria2c, then openssl dgst -sha256": shell(f"{one} && openssl dgst -sha256 {{into}}/f"),
         "aria2c, then sha256sum": shell(f"{one} && sha256sum {{into}}/f"),
         "curl (not verified)": shell(f"curl -s -o {{into}}/f {url}"),
         "curl, then sha256sum": shell(f"curl -s -o {{into}}/f {url} && sha256sum {{into}}/f"),
-        **{name: shell(text.format(url=url, into="{into}")) for name, text in extra.items()},
     }
+
+
+def large(url: str, file: Path, digest: str, rounds: int, scratch: Path, extra: dict[str, str]) -> str:
+    """Compare the ways to one large file; return a table."""
+    others = {name: shell(text.format(url=url, into="{into}")) for name, text in extra.items()}
+    contenders = large_contenders(url, file, digest) | others
     found = measure(contenders, rounds, scratch)
     return table(found, "aria2c alone, same options (not verified)", file.stat().st_size)
 
 
-def small(base: str, files: list[Path], rounds: int, scratch: Path) -> str:
-    """Compare the ways to many small files; return a table."""
+def small_contenders(base: str, files: list[Path]) -> dict[str, Work]:
+    """Return the ways to many small files."""
     folder = files[0].parent
     manifest, urls, config = folder / "many.json", folder / "many.txt", folder / "many.curl"
     listed = [{"digest": sha256(path), "size": path.stat().st_size, "url": f"{base}{path.name}"} for path in files]
@@ -155,14 +164,18 @@ def small(base: str, files: list[Path], rounds: int, scratch: Path) -> str:
     urls.write_text("".join(f"{it['url']}\n" for it in listed))
     config.write_text("".join(f'url = "{it["url"]}"\nremote-name\n' for it in listed))
     binary = aria2_daemon.find()
-    contenders = {
-        "reconciler (fetched and verified)": ours(manifest),
+    return {
+        OURS: ours(manifest),
         "aria2c -j16 -i list (not verified)": shell(f"{binary} {' '.join(SAME)} -j16 -d {{into}} -i {urls}"),
         "curl --parallel 16 (not verified)": shell(f"cd {{into}} && curl -s --parallel --parallel-max 16 -K {config}"),
         "curl --parallel 16, then sha256sum": shell(f"cd {{into}} && curl -s --parallel --parallel-max 16 -K {config} && sha256sum * >s"),
         "python -c pass": lambda _: [sys.executable, "-c", "pass"],
     }
-    found = measure(contenders, rounds, scratch)
+
+
+def small(base: str, files: list[Path], rounds: int, scratch: Path) -> str:
+    """Compare the ways to many small files; return a table."""
+    found = measure(small_contenders(base, files), rounds, scratch)
     return table(found, "aria2c -j16 -i list (not verified)", sum(path.stat().st_size for path in files))
 
 
@@ -170,7 +183,7 @@ def table(found: dict[str, tuple[float, float, str]], base: str, size: int) -> s
     lines = [f"| {'contender':<44} | seconds | MB/s | ratio | processor |", f"| {'-' * 44} | ------- | ---- | ----- | --------- |"]
     for name, (seconds, spent, _) in found.items():
         lines.append(f"| {name:<44} | {seconds:7.2f} | {size / seconds / 1e6:4.0f} | {seconds / found[base][0]:5.2f} | {spent:7.2f} s |")
-    rss = found["reconciler (fetched and verified)"][2].split()
+    rss = found[OURS][2].split()
     own, child = (f"{int(peak) / 1024:.0f} MiB" for peak in rss)
     lines.append(f"\nPeak memory: {own} in our process, {child} in the largest child (the pages that it maps to hash are counted).")
     return "\n".join(lines)

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.bench_sandbox import BUDGET_SECONDS, MODES, _job, _sandboxed, tree
+from benchmarks.bench_sandbox import BUDGET_SECONDS, MODES, _job, _sandboxed
+from tests import gguf_files as files
 
 TURNS = 9
 BARE = """
@@ -25,6 +26,13 @@ model = Llama(sys.argv[1], n_gpu_layers=0, n_ctx=256, n_batch=256, verbose=False
 prompt, tokens = model.tokenize(sys.argv[2].encode()), int(sys.argv[3])
 print(len([token for token, _ in zip(model.generate(prompt, temp=0.0), range(tokens))]))
 """
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "model.gguf").write_bytes(files.whole().encode())
+    return tmp_path / "tree"
 
 
 def _bare(tree: Path) -> None:

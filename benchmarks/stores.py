@@ -26,14 +26,18 @@ from tests.network import Document, Network
 Rows = tuple[list[tuple[Any, ...]], list[tuple[Any, ...]], list[tuple[Any, ...]]]
 
 
-def full(folder: Path, models: int) -> settings_.Settings:
-    """Make a node in *folder* that holds *models* models of two blobs each, all active and up to date; return its settings."""
+def full(folder: Path, models: int, signed: Network | None = None) -> settings_.Settings:
+    """
+    Make a node in *folder* that holds *models* models of two blobs each, all active and up to date; return its settings.
+
+    The network is *signed*, for who wants to publish more, else one of its own.
+    """
     folder.mkdir(parents=True)
-    signed = Network()
+    signed = signed or Network()
     signed.now = datetime.now(UTC).replace(microsecond=0) - timedelta(minutes=1)
     (folder / "reconcile.toml").write_text('[network]\nsnapshot = "published.json"\n')
     (folder / "root.json").write_bytes(signed.root())
-    (folder / "published.json").write_bytes(signed.snapshot(*(_model(signed, number) for number in range(models))))
+    (folder / "published.json").write_bytes(signed.snapshot(*(model(signed, number) for number in range(models))))
     settings = settings_.decode((folder / "reconcile.toml").read_bytes(), folder)
     context = from_settings(settings)
     fetched = lock_command.update_lock(context)
@@ -41,13 +45,14 @@ def full(folder: Path, models: int) -> settings_.Settings:
     return settings
 
 
-def _model(signed: Network, number: int) -> Document:
-    model = signed.model(f"model-{number}:v1", _bytes(number, 0))
+def model(signed: Network, number: int) -> Document:
+    """Return the entry of the snapshot for the model of *number*."""
+    entry = signed.model(f"model-{number}:v1", _bytes(number, 0))
     second = _bytes(number, 1)
     digits = hashlib.sha256(second).hexdigest()
     urls = [f"https://models.example.org/{digits}"]
-    model["artifacts"].append({"path": "config.json", "digest": f"sha256:{digits}", "size": len(second), "urls": urls})
-    return model
+    entry["artifacts"].append({"path": "config.json", "digest": f"sha256:{digits}", "size": len(second), "urls": urls})
+    return entry
 
 
 def _bytes(number: int, part: int) -> bytes:
