@@ -80,9 +80,7 @@ class _Asked(Struct, frozen=True, kw_only=True):
     address: str
 
 
-def fetch_newer_roots(
-    context: NodeContext, ledger: Ledger, root: TrustRoot, *, every_seconds: float = 0.0, kept: Kept = None
-) -> TrustRoot:
+def fetch_newer_roots(context: NodeContext, ledger: Ledger, root: TrustRoot, *, every_seconds: float = 0.0, kept: Kept = None) -> TrustRoot:
     """
     Fetch roots newer than *root* from where the settings say, one version at a time, until there is none; return the one trusted then.
 

@@ -58,7 +58,7 @@ def ports(context: NodeContext, options: RunOptions, found: VerifiedLock, ledger
 
 @contextlib.contextmanager
 def _fetching(context: NodeContext, options: RunOptions, found: VerifiedLock, ledger: Ledger) -> Iterator[port.Fetcher]:
-    """Give what fetches blobs; at the end, it is closed if it was made."""
+    """Give what fetches blobs; at the end it is closed, if it was made, or if the node has peers: closing it sees to what is seeded."""
 
     def make() -> port.Fetcher:
         from reconciler.commands import blob_sources
@@ -69,7 +69,7 @@ def _fetching(context: NodeContext, options: RunOptions, found: VerifiedLock, le
     try:
         yield at_first_use.Fetcher(fetcher)
     finally:
-        for made in fetcher.made:
+        for made in (fetcher(),) if context.swarm.enabled else fetcher.made:
             made.close()
 
 
