@@ -28,10 +28,10 @@ _WORK = (
 #: For each command: the most modules of this program that it imports, and what it does not import at all, with all that is below it.
 TABLE = {
     "--version": (6, (*_WORK, "reconciler.core.lock", "reconciler.settings", "reconciler.store", "sqlite3", "tomllib", "http")),
-    "--help": (17, (*_WORK, "reconciler.core.lock", "reconciler.settings", "reconciler.store", "sqlite3", "tomllib", "http")),
-    "plan": (63, (*_WORK, "reconciler.apply", "reconciler.fetch.http", "reconciler.hooks", "http", "ssl")),
-    "status": (67, (*_WORK, "reconciler.apply", "reconciler.fetch.http", "http", "ssl")),
-    "sync": (92, _WORK),
+    "--help": (18, (*_WORK, "reconciler.core.lock", "reconciler.settings", "reconciler.store", "sqlite3", "tomllib", "http")),
+    "plan": (64, (*_WORK, "reconciler.apply", "reconciler.fetch.http", "reconciler.hooks", "http", "ssl")),
+    "status": (69, (*_WORK, "reconciler.apply", "reconciler.fetch.http", "http", "ssl")),
+    "sync": (96, _WORK),
 }
 
 
