@@ -82,6 +82,10 @@ class Namespace:
             try:
                 yield process
             finally:
+                if words[0] == "nginx":  # its workers outlive a master that is killed
+                    process.terminate()
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        process.wait(timeout=5)
                 process.kill()
                 process.wait(timeout=PATIENCE)
 
