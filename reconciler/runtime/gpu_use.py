@@ -8,6 +8,7 @@ Rules that hold here:
 2. On a node with a GPU no test that ran on the CPU passes in silence: it could not be tested, and the reason begins with ``UNUSED``. What
    counts as the node's wish for the CPU is ``gpu_layers = 0``, and nothing else.
 3. A server decides for itself where it runs a model; it is held to the GPU only where the network says that the model needs one.
+4. llama.cpp that was built with CUDA needs CUDA's libraries to start, on the CPU and without any GPU too: it is led to them in any case.
 """
 
 from __future__ import annotations
@@ -58,18 +59,20 @@ class GpuUse(Struct, frozen=True, kw_only=True):
 def of_job(found: tuple[Gpu, ...], runtimes: Runtimes, engine: str, *, server: bool) -> GpuUse:
     """Return what a test job with *engine* is given of the node's GPUs *found*."""
     own = runtimes.llama_cpp
-    if not server and own.gpu_layers == 0:  # on the CPU no driver is needed
-        return GpuUse(on_cpu=bool(found))
+    places = driver_libraries.folders(runtimes.library_path(engine))
+    read = tuple(place for place in places if place.is_dir() and not place.is_relative_to("/usr"))
+    on_cpu = GpuUse() if server else GpuUse(read=read, variables=_variables((), places, ""))  # rule 4
+    if not server and own.gpu_layers == 0:
+        return msgspec.structs.replace(on_cpu, on_cpu=bool(found))
     used = found if server or own.split else devices.roomiest(found)
     nodes = devices.job_devices(used)
     if not nodes.given:
-        return GpuUse(gpus=used, lacking=nodes.lacking)
-    places = driver_libraries.folders(runtimes.library_path(engine))
+        return msgspec.structs.replace(on_cpu, gpus=used, lacking=nodes.lacking)
     chosen = bool(own.devices) or devices.choice() is not None or not server
     return GpuUse(
         gpus=used,
         devices=nodes.given,
-        read=tuple(place for place in places if place.is_dir() and not place.is_relative_to("/usr")),
+        read=read,
         variables=_variables(used if chosen else (), places, "" if server else own.cuda_cache),
         lacking=nodes.lacking,
     )

@@ -129,7 +129,7 @@ class GarbageCollector:
         """
         bound, steps = self._policy.generations, generations.steps(found, self._ledger)
         last = steps[-2] if steps[1:] else 0
-        passed = [number for number in found if last < number <= self._newest_before]
+        passed = [number for number in found if last < number <= self._newest_before and number not in steps]
         return {*steps[-bound:], *passed[-bound:], *(number for number in found if number > self._newest_before)}
 
     def _is_expired(self, number: int, found: list[int]) -> bool:

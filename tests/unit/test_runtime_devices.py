@@ -98,7 +98,8 @@ def test_a_test_job_sees_the_one_gpu_with_the_most_room_by_its_own_name(monkeypa
 
 def test_where_models_are_served_on_the_cpu_on_purpose_no_device_is_given() -> None:
     use = gpu_use.of_job(TWO, Runtimes(llama_cpp=LlamaCppSettings(gpu_layers=0)), "llama-cpp", server=False)
-    assert use == gpu_use.GpuUse(on_cpu=True)
+    assert (use.on_cpu, use.gpus, use.devices) == (True, (), ())
+    assert not {"CUDA_VISIBLE_DEVICES", "CUDA_CACHE_PATH"} & use.variables.keys()
 
 
 # -- libraries -----------------------------------------------------------------------------------------
@@ -123,6 +124,18 @@ def test_libraries_outside_of_the_system_are_given_to_read_and_named_to_the_load
     assert not any(path.is_relative_to("/usr") for path in use.read)
     assert use.variables["LD_LIBRARY_PATH"].startswith(f"{tmp_path}:/usr/lib")
     assert use.variables["CUDA_CACHE_PATH"] == str(tmp_path / "cache")
+
+
+@pytest.mark.parametrize("found", [(), TWO])
+@pytest.mark.parametrize("layers", [0, -1])
+def test_an_engine_that_was_built_with_cuda_finds_its_libraries_on_the_cpu_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: tuple[Gpu, ...], layers: int
+) -> None:
+    monkeypatch.setattr(devices, "job_devices", lambda _: DeviceNodes())
+    runtimes = Runtimes(llama_cpp=LlamaCppSettings(library_path=(str(tmp_path),), gpu_layers=layers))
+    use = gpu_use.of_job(found, runtimes, "llama-cpp", server=False)
+    assert tmp_path in use.read
+    assert use.variables["LD_LIBRARY_PATH"].startswith(str(tmp_path))
 
 
 # -- why a GPU was not used ----------------------------------------------------------------------------
