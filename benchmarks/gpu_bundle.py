@@ -103,7 +103,7 @@ def pack(architecture: str, *, there: bool) -> Path:
 
 
 def engine_wheel(architecture: str) -> Path:
-    """Return llama-cpp-python's wheel with the CUDA backend, built if it was not before. Takes 40 minutes on two busy cores, once."""
+    """Return llama-cpp-python's wheel with the CUDA backend, built if it was not before. Takes an hour of processor time, once."""
     version = importlib.metadata.version(ENGINE)
     made = HOME / architecture
     if found := sorted(made.glob(f"llama_cpp_python-{version}-*.whl")):

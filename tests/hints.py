@@ -28,6 +28,7 @@ PACKAGE = Path(__file__).parents[1] / "reconciler"
 
 #: Commands of others that hints name and that no test runs, each with the reason.
 LEFT_ALONE = {
+    "systemctl": "it needs systemd as the first process",
     "timedatectl": "it sets or asks the clock of the machine",
     "pip install": "it needs a package index",
     "dmesg": "it reads the log of the kernel",

@@ -400,6 +400,21 @@ def servers(given: CheckInput) -> Iterator[CheckResult]:
         yield CheckResult(name=name, level=found.level, text=found.text, hint=found.hint)
 
 
+def peers(given: CheckInput) -> Iterator[CheckResult]:
+    """Say whether the process that exchanges files with other nodes answers."""
+    from reconciler.fetch import swarm_daemon  # most nodes have none
+
+    if not given.node.swarm.enabled:
+        return
+    try:
+        known = swarm_daemon.Client(given.node.swarm.folder).known()
+    except swarm_daemon.SwarmLost as error:
+        hint = "`systemctl status reconcile-swarm` says why; files come over HTTP in the meantime"
+        yield CheckResult(name="peers", level="warning", text=f"the swarm's aria2c: {error}", hint=hint)
+    else:
+        yield CheckResult(name="peers", level="ok", text=f"the swarm's aria2c answers; it has {units.count(len(known), 'torrent')}")
+
+
 def agent(given: CheckInput) -> Iterator[CheckResult]:
     """Say how the agent's last cycle ended."""
     health = status_command.read_health(given.node.layout)
@@ -464,6 +479,7 @@ NODE: tuple[Check, ...] = (
     hooks,
     rollback,
     servers,
+    peers,
     agent,
     reachable,
 )

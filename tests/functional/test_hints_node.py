@@ -740,6 +740,11 @@ SERVING = [
         before=(settings('\n[[serve]]\nkind = "command"\nname = "main"\nreload = ["/bin/true"]\n'),),
     ),
     Row(
+        hint="`systemctl status reconcile-swarm` says why; files come over HTTP in the meantime",
+        line="doctor --offline",
+        before=(settings('\n[swarm]\nenabled = true\nfolder = "gone/swarm"\n'),),
+    ),
+    Row(
         hint="look at the server's own log; `reconcile serve reload` tries again at once",
         line="doctor --offline",
         codes=(1,),
