@@ -66,7 +66,12 @@ def _write_torrent(path: Path, data: bytes) -> None:
 @snapshot_swarm.command("remove")
 @click.argument("file", type=FILE)
 def swarm_remove(*, file: Path) -> None:
-    """Take all torrents and trackers out of the snapshot: nodes fetch over HTTP alone."""
+    """
+    Take all torrents and trackers out of the snapshot: nodes fetch over HTTP alone.
+
+    \b
+      reconcile snapshot swarm remove snapshot.json
+    """
     from reconciler.publish import snapshots, swarm
 
     document_io.write_snapshot(file, snapshots.edit(document_io.read_snapshot(file), swarm.without, now=document_io.now()))

@@ -217,9 +217,13 @@ def closed(scene: Scene) -> None:
 
 
 def seeding_on_a_taken_port(scene: Scene) -> Ran:
-    with socket.create_server(("", 0)) as taken:
-        port = taken.getsockname()[1]
-        return scene.type(f"reconcile swarm seed s.json --files . --folder d --ports {port}")
+    """Seed, in a process that is ended where it does not end, at a port that is taken for IPv4 and IPv6."""
+    both = socket.has_dualstack_ipv6()
+    with socket.create_server(("", 0), family=socket.AF_INET6 if both else socket.AF_INET, dualstack_ipv6=both) as taken:
+        arguments = ["swarm", "seed", "s.json", "--files", ".", "--folder", "d", "--ports", str(taken.getsockname()[1])]
+        command = [sys.executable, "-m", "reconciler", *arguments]
+        ran = subprocess.run(command, cwd=scene.folder, capture_output=True, text=True, timeout=60, check=False)
+    return Ran(ran.returncode, ran.stdout, ran.stderr)
 
 
 ENTRY = {"digest": f"sha256:{'0' * 64}", "size": 9, "info_hash": "0" * 40}
