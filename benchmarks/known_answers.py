@@ -75,10 +75,15 @@ class Way(Struct, frozen=True, kw_only=True):
 
 
 class Seen(Struct, frozen=True, kw_only=True):
-    """What the model chose at each position of one answer, and by how many logits; a position that was not reached is left out."""
+    """
+    What the model chose at each position of one answer, by how many logits it led the second, and *over* what was recorded.
+
+    A position that was not reached is left out.
+    """
 
     chosen: tuple[int, ...]
     leads: tuple[float, ...]
+    over: tuple[float, ...]
 
 
 class Compared(Struct, frozen=True, kw_only=True):
@@ -88,9 +93,10 @@ class Compared(Struct, frozen=True, kw_only=True):
     positions: int = 0
     sure: int = 0
     others: int = 0  #: Positions at which the first choice was another.
-    false_alarms: int = 0  #: Sure ones among them.
     recorded_lead: float = 0.0  #: The largest lead of the recorder's where the first choice was another.
-    least_left: float = float("inf")  #: The least lead that was left of a sure position's.
+    doubts: int = 0  #: Sure positions at which the first choice was another.
+    most_over: float = 0.0  #: The most by which it led the recorded token there.
+    false_alarms: int = 0  #: Prompts with a sure position at which it led by the margin.
     most_moved: float = 0.0  #: The most by which the lead of a first choice that stayed was another.
 
 
@@ -149,25 +155,26 @@ def _embed(llama_cpp: Any, model: Any, prompt: str, way: Way, *, stop: bool) -> 
 def _follow(llama_cpp: Any, model: Any, one: dict[str, Any], way: Way, *, stop: bool) -> Any:
     """Return what is chosen at each position; with *stop*, up to the first sure one where it is not what was recorded."""
     answer = one["answer"]
-    tokens, sure, chosen, leads = answer["tokens"], set(answer["sure"]), list[int](), list[float]()
+    tokens, sure, chosen, leads, over = answer["tokens"], set(answer["sure"]), list[int](), list[float](), list[float]()
     feed = _choices(llama_cpp, model, answer["prompt"], tokens) if way.batch == NODE else _in_batches(llama_cpp, model, answer, way.batch)
-    for position, choice in enumerate(feed):
+    for position, (choice, lead) in enumerate(feed):
         chosen.append(choice.token)
         leads.append(round(choice.lead, 4))
-        if stop and position in sure and choice.token != tokens[position]:
+        over.append(round(lead, 4))
+        if stop and position in sure and lead >= known_answer.MARGIN:
             break
-    return {"chosen": chosen, "leads": leads}
+    return {"chosen": chosen, "leads": leads, "over": over}
 
 
-def _choices(llama_cpp: Any, model: Any, prompt: Sequence[int], tokens: Sequence[int]) -> Iterator[known_answer.Choice]:
+def _choices(llama_cpp: Any, model: Any, prompt: Sequence[int], tokens: Sequence[int]) -> Iterator[tuple[known_answer.Choice, float]]:
     reader = known_answer.Reader(llama_cpp, model, prompt)
     for token in tokens:
-        yield reader.choice()
+        yield reader.choice(), reader.lead_over(token)[1]
         reader.feed(token)
 
 
-def _in_batches(llama_cpp: Any, model: Any, answer: dict[str, Any], size: int) -> Iterator[known_answer.Choice]:
-    """Read prompt and answer in batches of *size* tokens, as a server reads what it is sent, and yield the choice at each position."""
+def _in_batches(llama_cpp: Any, model: Any, answer: dict[str, Any], size: int) -> Iterator[tuple[known_answer.Choice, float]]:
+    """Read prompt and answer in batches of *size* tokens, as a server does, and yield each choice with its lead over what was recorded."""
     import numpy as np
 
     llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(model.ctx), True)
@@ -181,10 +188,11 @@ def _in_batches(llama_cpp: Any, model: Any, answer: dict[str, Any], size: int) -
             batch.logits[index] = place >= first
         if llama_cpp.llama_decode(model.ctx, batch):
             raise SystemExit("llama.cpp does not take the batch")
-        for index in (index for index, place in enumerate(part) if place >= first):
+        for index, place in ((index, place) for index, place in enumerate(part) if place >= first):
             logits = np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(model.ctx, index), shape=(model.n_vocab(),))
             second, most = np.partition(logits, -2)[-2:]
-            yield known_answer.Choice(int(np.argmax(logits)), float(most - second), int(np.argmax(logits)))
+            choice = known_answer.Choice(int(np.argmax(logits)), float(most - second), int(np.argmax(logits)))
+            yield choice, float(most - logits[answer["tokens"][place - first]])
     llama_cpp.llama_batch_free(batch)
 
 
@@ -240,8 +248,13 @@ def recorded(model: Path, count: int, *, skip: int = 0, context: int = _CONTEXT)
 def agree(model: Path, way: Way, answers: Sequence[dict[str, Any]], *, context: int = _CONTEXT) -> Compared:
     """Return how the recorded *answers* compare with what *model* computes in this way."""
     found = Compared()
-    for one, line in zip(answers, ask(model, way, answers, context=context), strict=True):
-        found = _with(found, one, msgspec.convert(line, Seen))
+    for number, (one, line) in enumerate(zip(answers, ask(model, way, answers, context=context), strict=True)):
+        seen = msgspec.convert(line, Seen)
+        found = _with(found, one, seen)
+        for position in one["answer"]["sure"]:
+            if seen.over[position] > 0:
+                lead, other = one["leads"][position], seen.over[position]
+                print(f"answer {number}, position {position}: led by {lead:.2f}, another leads by {other:.2f}", file=sys.stderr, flush=True)
     return found
 
 
@@ -254,9 +267,10 @@ def _with(found: Compared, one: dict[str, Any], seen: Seen) -> Compared:
         positions=found.positions + len(chosen),
         sure=found.sure + len(sure),
         others=found.others + len(others),
-        false_alarms=found.false_alarms + len(others & sure),
+        false_alarms=found.false_alarms + any(seen.over[position] >= known_answer.MARGIN for position in sure),
+        doubts=found.doubts + len(others & sure),
+        most_over=max([found.most_over, *(seen.over[position] for position in sure)]),
         recorded_lead=max([found.recorded_lead, *(leads[position] for position in others)]),
-        least_left=min([found.least_left, *(seen.leads[position] for position in sure)]),
         most_moved=max([found.most_moved, *(abs(seen.leads[position] - leads[position]) for position in stayed)]),
     )
 
@@ -268,8 +282,8 @@ def caught(model: Path, answers: Sequence[dict[str, Any]], way: Way, *, context:
 
 
 def _differs(one: dict[str, Any], line: Any) -> bool:
-    tokens, sure = one["answer"]["tokens"], set(one["answer"]["sure"])
-    return any(position in sure and chosen != tokens[position] for position, chosen in enumerate(line["chosen"]))
+    sure = set(one["answer"]["sure"])
+    return any(position in sure and lead >= known_answer.MARGIN for position, lead in enumerate(line["over"]))
 
 
 # -- the command line --------------------------------------------------------------------------------
@@ -324,10 +338,8 @@ def _batch(text: str) -> int:
 
 def _run_agree(given: argparse.Namespace) -> int:
     answers, alarms = _answers(given), 0
-    print(
-        "| way | prompts | positions | of them sure | another first choice | largest lead there | false alarms | least lead left | moved |"
-    )
-    print("|---|---:|---:|---:|---:|---:|---:|---:|---:|")
+    print("| way | prompts | positions | sure | another choice | largest lead there | at sure ones | it led by | false alarms | moved |")
+    print("|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
     for threads in map(int, given.threads.split(",")):
         for batch in given.batches.split(","):
             library = str(Path(given.library).resolve()) if given.library else ""
@@ -336,7 +348,7 @@ def _run_agree(given: argparse.Namespace) -> int:
             alarms += found.false_alarms
             print(
                 f"| {way} | {found.prompts} | {found.positions:,} | {found.sure:,} | {found.others} | {found.recorded_lead:.2f} "
-                f"| {found.false_alarms} | {found.least_left:.2f} | {found.most_moved:.2f} |",
+                f"| {found.doubts} | {found.most_over:.2f} | {found.false_alarms} | {found.most_moved:.2f} |",
                 flush=True,
             )
     return 1 if alarms else 0

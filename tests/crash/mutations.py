@@ -48,7 +48,7 @@ def outcome(mutation: Mutation) -> str:
         return ""
     with tempfile.TemporaryDirectory() as folder:
         here = Path(folder)
-        for name in ("reconciler", "tests"):
+        for name in ("reconciler", "tests", "deploy"):
             shutil.copytree(ROOT / name, here / name, ignore=shutil.ignore_patterns("__pycache__"))
         for name in ("pyproject.toml", "cli.py"):
             shutil.copy(ROOT / name, here)

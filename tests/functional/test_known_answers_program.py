@@ -46,9 +46,9 @@ def test_no_machine_is_called_wrong_that_computes_rightly(model: Path, answers: 
     assert known_answers.main(["agree", *asked]) == 0
     rows = table(capsys.readouterr().out)
     assert len(rows) == 4
-    assert {row[5] for row in rows.values()} == {"0"}
+    assert {row[7] for row in rows.values()} == {"0"}
     assert {row[0] for row in rows.values()} == {"4"}
-    assert rows["1 thread, as a node, own library"][7] == "0.00"
+    assert rows["1 thread, as a node, own library"][8] == "0.00"
 
 
 def test_damage_is_noticed_and_its_absence_is_not(model: Path, answers: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ The models are tiny; those named ``sharp`` have wider leads, as trained models h
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from reconciler.core.errors import BadEnvelope
 from reconciler.demo import models
 from reconciler.demo.server import Server
 from reconciler.ports import TestReport
+from reconciler.runtime import known_answer
+from reconciler.runtime.result import BadModel
 from tests import jobs
 from tests.functional.test_operator import Terminal, ready, terminal
 from tests.network import Network, payload_of
@@ -85,6 +88,34 @@ def test_one_close_choice_does_not_change_what_is_compared_after_it(tmp_path: Pa
     report = ran(tmp_path, sharp("a"), other)
     assert (report.verdict, report.compared) == ("passed", 0)  # and nothing is said to agree
     assert ran(tmp_path, sharp("a"), other | {"sure": [0]}).verdict == "bad"
+
+
+def test_another_choice_contradicts_where_it_is_as_sure_and_not_where_it_hardly_leads(tmp_path: Path) -> None:
+    llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    (tmp_path / "sharp.gguf").write_bytes(sharp("a"))
+    with contextlib.closing(llama_cpp.Llama(str(tmp_path / "sharp.gguf"), n_ctx=256, n_threads=1, verbose=False)) as model:
+        prompt = model.tokenize(b"Hello", add_bos=True)
+        answer, choices = known_answer.record(llama_cpp, model, prompt, lambda _: None)
+        tokens, close = list(answer["tokens"]), min(range(len(choices)), key=lambda position: choices[position].lead)
+        assert choices[close].lead < known_answer.MARGIN
+
+        def compared(position: int, token: int) -> int:
+            """Compare an answer that ends at *position* with *token*, where the recorder would have been sure of it."""
+            said = {"tokens": [*tokens[:position], token], "sure": [*(one for one in answer["sure"] if one < position), position]}
+            return known_answer.compare(llama_cpp, model, prompt, said, lambda _: None)
+
+        def runner_up(position: int) -> int:
+            reader = known_answer.Reader(llama_cpp, model, prompt)
+            for token in tokens[:position]:
+                reader.feed(token)
+            return min(
+                (token for token in range(model.n_vocab()) if token != tokens[position]), key=lambda token: reader.lead_over(token)[1]
+            )
+
+        assert compared(close, runner_up(close)) == len([one for one in answer["sure"] if one < close]) + 1
+        for position in answer["sure"]:
+            with pytest.raises(BadModel, match=f"at position {position} it chooses token {tokens[position]}"):
+                compared(position, runner_up(position))
 
 
 def test_an_answer_is_recorded_anew_where_the_listed_one_is_another(tmp_path: Path) -> None:
