@@ -96,7 +96,7 @@ class Compared(Struct, frozen=True, kw_only=True):
     recorded_lead: float = 0.0  #: The largest lead of the recorder's where the first choice was another.
     doubts: int = 0  #: Sure positions at which the first choice was another.
     most_over: float = 0.0  #: The most by which it led the recorded token there.
-    false_alarms: int = 0  #: Prompts with a sure position at which it led by the margin.
+    false_alarms: int = 0  #: Prompts whose answer would be called another one.
     most_moved: float = 0.0  #: The most by which the lead of a first choice that stayed was another.
 
 
@@ -155,13 +155,16 @@ def _embed(llama_cpp: Any, model: Any, prompt: str, way: Way, *, stop: bool) -> 
 def _follow(llama_cpp: Any, model: Any, one: dict[str, Any], way: Way, *, stop: bool) -> Any:
     """Return what is chosen at each position; with *stop*, up to the first sure one where it is not what was recorded."""
     answer = one["answer"]
-    tokens, sure, chosen, leads, over = answer["tokens"], set(answer["sure"]), list[int](), list[float](), list[float]()
+    tokens, sure, others = answer["tokens"], set(answer["sure"]), list[float]()
+    chosen, leads, over = list[int](), list[float](), list[float]()
     feed = _choices(llama_cpp, model, answer["prompt"], tokens) if way.batch == NODE else _in_batches(llama_cpp, model, answer, way.batch)
     for position, (choice, lead) in enumerate(feed):
         chosen.append(choice.token)
         leads.append(round(choice.lead, 4))
         over.append(round(lead, 4))
-        if stop and position in sure and lead >= known_answer.MARGIN:
+        if position in sure and lead > 0:
+            others.append(lead)
+        if stop and known_answer.contradicts(others, len(sure)):
             break
     return {"chosen": chosen, "leads": leads, "over": over}
 
@@ -267,7 +270,7 @@ def _with(found: Compared, one: dict[str, Any], seen: Seen) -> Compared:
         positions=found.positions + len(chosen),
         sure=found.sure + len(sure),
         others=found.others + len(others),
-        false_alarms=found.false_alarms + any(seen.over[position] >= known_answer.MARGIN for position in sure),
+        false_alarms=found.false_alarms + _differs(one, seen),
         doubts=found.doubts + len(others & sure),
         most_over=max([found.most_over, *(seen.over[position] for position in sure)]),
         recorded_lead=max([found.recorded_lead, *(leads[position] for position in others)]),
@@ -278,12 +281,13 @@ def _with(found: Compared, one: dict[str, Any], seen: Seen) -> Compared:
 def caught(model: Path, answers: Sequence[dict[str, Any]], way: Way, *, context: int = _CONTEXT) -> int:
     """Return on how many of *answers* what *model* computes is another answer than the recorded one."""
     seen = ask(model, way, answers, stop=True, context=context)
-    return sum(_differs(one, line) for one, line in zip(answers, seen, strict=True))
+    return sum(_differs(one, msgspec.convert(line, Seen)) for one, line in zip(answers, seen, strict=True))
 
 
-def _differs(one: dict[str, Any], line: Any) -> bool:
-    sure = set(one["answer"]["sure"])
-    return any(position in sure and lead >= known_answer.MARGIN for position, lead in enumerate(line["over"]))
+def _differs(one: dict[str, Any], seen: Seen) -> bool:
+    sure = one["answer"]["sure"]
+    leads = [seen.over[position] for position in sure if position < len(seen.over) and seen.over[position] > 0]
+    return known_answer.contradicts(leads, len(sure))
 
 
 # -- the command line --------------------------------------------------------------------------------

@@ -118,6 +118,17 @@ def test_another_choice_contradicts_where_it_is_as_sure_and_not_where_it_hardly_
                 compared(position, runner_up(position))
 
 
+@pytest.mark.parametrize(
+    ("leads", "sure", "another"),
+    [
+        ([], 8, False), ([0.9], 8, False), ([1.0], 8, True), ([0.1, 0.1], 8, True), ([0.1, 0.1], 99, True), ([0.1] * 4, 200, False),
+        ([0.1] * 5, 200, True), ([0.1] * 4 + [1.5], 200, True),
+    ],
+)  # fmt: skip
+def test_one_that_leads_or_several_that_hardly_lead_are_another_answer(leads: list[float], sure: int, *, another: bool) -> None:
+    assert known_answer.contradicts(leads, sure) is another
+
+
 def test_an_answer_is_recorded_anew_where_the_listed_one_is_another(tmp_path: Path) -> None:
     old = recorded(tmp_path, sharp("a"))
     assert recorded(tmp_path, sharp("b"), expect={"answer": old})["tokens"] != old["tokens"]
