@@ -402,17 +402,14 @@ def servers(given: CheckInput) -> Iterator[CheckResult]:
 
 def peers(given: CheckInput) -> Iterator[CheckResult]:
     """Say whether the process that exchanges files with other nodes answers."""
-    from reconciler.fetch import swarm_daemon  # most nodes have none
-
     if not given.node.swarm.enabled:
         return
-    try:
-        known = swarm_daemon.Client(given.node.swarm.folder).known()
-    except swarm_daemon.SwarmLost as error:
+    torrents, why = reachability.ask_swarm(given.node.swarm.folder)
+    if why:
         hint = "`systemctl status reconcile-swarm` says why; files come over HTTP in the meantime"
-        yield CheckResult(name="peers", level="warning", text=f"the swarm's aria2c: {error}", hint=hint)
+        yield CheckResult(name="peers", level="warning", text=f"the swarm's aria2c: {why}", hint=hint)
     else:
-        yield CheckResult(name="peers", level="ok", text=f"the swarm's aria2c answers; it has {units.count(len(known), 'torrent')}")
+        yield CheckResult(name="peers", level="ok", text=f"the swarm's aria2c answers; it has {units.count(torrents, 'torrent')}")
 
 
 def agent(given: CheckInput) -> Iterator[CheckResult]:

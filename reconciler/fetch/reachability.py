@@ -1,4 +1,4 @@
-"""Which hosts answer: one connection to each, with TLS where it is asked for, and nothing more."""
+"""Which hosts answer: one connection to each, with TLS where it is asked for, and nothing more; and whether the swarm's aria2c does."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from reconciler.fetch.connection import Connection, Endpoint, TlsContext, endpoint_of
 
-__all__ = ["Endpoint", "Reachability", "check_reachable", "endpoints"]
+__all__ = ["Endpoint", "Reachability", "ask_swarm", "check_reachable", "endpoints"]
 
 #: Connections that ``check_reachable`` makes at a time.
 _AT_ONCE = 16
@@ -49,3 +49,13 @@ def _check_one(endpoint: Endpoint, tls: TlsContext, timeout_seconds: float) -> R
     except (OSError, UnicodeError) as failed:  # UnicodeError: a name that is none
         error = str(getattr(failed, "strerror", None) or str(failed) or type(failed).__name__)
     return Reachability(endpoint=endpoint, seconds=time.monotonic() - begun, error=error)
+
+
+def ask_swarm(folder: Path) -> tuple[int, str]:
+    """Return how many torrents the swarm's aria2c whose folder is *folder* has, and why it does not answer; empty where it does."""
+    from reconciler.fetch import swarm_daemon  # most nodes have none
+
+    try:
+        return len(swarm_daemon.Client(folder).known()), ""
+    except swarm_daemon.SwarmLost as error:
+        return 0, str(error)

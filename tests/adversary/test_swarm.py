@@ -119,7 +119,7 @@ def test_a_lying_peer_beside_an_honest_one_is_outlived(site: Site) -> None:
 def test_a_signed_torrent_of_other_bytes_is_noticed_by_the_digest_and_http_finishes(site: Site) -> None:
     """Whoever makes torrents is not the one whose bytes count, and SHA-1 decides nothing."""
     site.torrent_bytes = bytes(byte ^ 0xFF for byte in DATA)
-    node = site.node(1, HASTY)
+    node = site.node(1, 'slow_after = "30s"\n')  # long enough for the first peer to be found: its bytes are what this is about
     with site.tracker(), site.http(), site.liar("45.66.0.99"), node.daemon():
         assert is_good(node)
         assert over_http(site)
@@ -182,8 +182,8 @@ def test_a_tracker_that_names_this_machine_and_private_networks_is_held_by_the_f
 
 
 def test_slow_peers_are_left_and_http_goes_on_from_their_pieces(site: Site) -> None:
-    node = site.node(1, 'slow_after = "4s"\nmin_rate = "40MiB"\n')
-    with site.tracker(), site.http(), site.seeder(limit="512KiB"), node.daemon():
+    node = site.node(1, 'slow_after = "12s"\nmin_rate = "40MiB"\n')  # a busy machine takes seconds to find its first peer
+    with site.tracker(), site.http(), site.seeder(limit="256KiB"), node.daemon():
         ran = node.sync()
     assert ran.code == 0, ran
     assert node.holds()
