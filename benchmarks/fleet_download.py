@@ -46,6 +46,7 @@ import msgspec
 from msgspec import Struct
 
 from benchmarks import shaped
+from benchmarks.listening import wait_until_it_listens
 from tests.network import Network
 from tests.node import tiny
 
@@ -149,11 +150,7 @@ class Cache:
             ["/usr/sbin/nginx", "-c", str(self._folder / "nginx.conf"), "-e", str(self._folder / "error.log")], start_new_session=True
         )
         try:
-            host, _, port = self.address.removeprefix("http://").partition(":")
-            for _ in range(500):
-                with contextlib.suppress(OSError), socket.create_connection((host, int(port))):
-                    break
-                time.sleep(0.01)  # nginx tells nobody that it listens
+            wait_until_it_listens(self.address.removeprefix("http://"), self._folder / "error.log")
             yield self
         finally:
             self.kill()

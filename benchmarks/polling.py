@@ -26,6 +26,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from benchmarks.listening import wait_until_it_listens
 from reconciler.core import units
 from reconciler.settings import Agent
 
@@ -77,13 +78,7 @@ class Origin:
         """Run it."""
         process = subprocess.Popen(["/usr/sbin/nginx", "-c", str(self.home / "nginx.conf"), "-e", str(self.home / "error.log")])
         try:
-            host, _, port = self.address.removeprefix("https://").partition(":")
-            for _ in range(500):
-                with contextlib.suppress(OSError), socket.create_connection((host, int(port))):
-                    break
-                time.sleep(0.01)  # nginx tells nobody that it listens
-            else:
-                raise TimeoutError((self.home / "error.log").read_text())
+            wait_until_it_listens(self.address.removeprefix("https://"), self.home / "error.log")
             self._workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
             yield
         finally:

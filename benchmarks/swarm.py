@@ -72,8 +72,7 @@ def node(kind: str, folder: Path, go: Path) -> None:
         )
         fetcher = SwarmFetcher(fetcher, context)
     (folder / "ready").touch()
-    while not go.exists():
-        time.sleep(0.02)
+    until(go.exists, "all nodes are ready")
     for outcome in fetcher.fetch([want], lambda _: None):
         assert isinstance(outcome, Fetched), outcome
         outcome.path.rename(blob)

@@ -2,7 +2,7 @@
 The protections of this program, each as the change that takes it out: what guards against one fault or attack.
 
 ``mutations`` yields them, ``TESTS`` has the tests that are about each file, and ``EQUIVALENT`` says of which no test can notice anything.
-A new protection gets a row here; ``tests.crash.mutations`` tries them.
+A new protection gets a row here; ``tests.crash.mutations`` tries them. Longer than 400 lines because it is one list.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""Each hint that whoever runs a node is given, in its situation, and typed (``tests/hints.py``)."""
+"""
+Each hint that whoever runs a node is given, in its situation, and typed (``tests/hints.py``).
+
+Longer than 400 lines because it is one table, a row for each hint.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Each hint that the operator of a network is given, in its situation, and typed (``tests/hints.py``)."""
+"""
+Each hint that the operator of a network is given, in its situation, and typed (``tests/hints.py``).
+
+Longer than 400 lines because it is one table, a row for each hint.
+"""
 
 from __future__ import annotations
 

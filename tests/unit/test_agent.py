@@ -1,4 +1,8 @@
-"""The agent in a world that the test controls: its clock, its timer, its waiting and its work."""
+"""
+The agent in a world that the test controls: its clock, its timer, its waiting and its work.
+
+Longer than 400 lines because all of it needs that world, which stands at the top.
+"""
 
 from __future__ import annotations
 
