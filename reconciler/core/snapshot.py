@@ -64,7 +64,8 @@ class Answer(Struct, frozen=True, kw_only=True):
 
     #: Token ids that it chose one after the other, each the likeliest that does not end the text. A test job feeds these very tokens.
     tokens: Annotated[tuple[Count, ...], Meta(max_length=4096)] = ()
-    #: Positions in ``tokens`` where the first choice led by a wide margin: there a test job's own first choice must be the same.
+    #: Positions in ``tokens`` where the first choice led by a wide margin: other first choices of a test job contradict it
+    #: there (``runtime.known_answer``).
     sure: Annotated[tuple[Count, ...], Meta(max_length=4096)] = ()
     #: The prompt's embedding.
     embedding: Annotated[tuple[float, ...], Meta(max_length=65536)] = ()
