@@ -226,7 +226,7 @@ def main() -> None:
     parser.add_argument("--mbit", type=float, default=40.0)
     parser.add_argument("--latency-ms", type=float, default=1.0, help="there and back, between the origin and the nodes")
     parser.add_argument("--nodes", default="1,4,16")
-    parser.add_argument("--seeders", type=int, default=2, help="aria2c that seed at the origin, each with a port")
+    parser.add_argument("--seeders", type=int, default=3, help="aria2c that seed at the origin, each with a port")
     parser.add_argument("--kinds", default="http,peers")
     asked = parser.parse_args()
     size = asked.mib << 20

@@ -151,6 +151,8 @@ class SwarmTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     min_rate: str = "64KiB"
     #: ... for so long are left, and HTTP takes over.
     slow_after: str = "60s"
+    #: HTTP takes over too where, after so long, one machine alone gives a file, no other node fetches it, and it is not nearly there.
+    alone_after: str = "5s"
 
 
 class SmokeSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -440,6 +442,7 @@ _SIZES = (
 _TIMES = (
     ("network", "quiet_after"), ("store", "grace"), ("download", "timeout"), ("smoke", "timeout"), ("agent", "interval"),
     ("agent", "jitter"), ("agent", "scrub_after"), ("hooks", "healthy_timeout"), ("swarm", "seed_time"), ("swarm", "slow_after"),
+    ("swarm", "alone_after"),
 )  # fmt: skip
 
 

@@ -68,7 +68,7 @@ class Hub:
         return f"http://localhost:{self._cdn.server_address[1]}"
 
     def __enter__(self) -> Self:
-        self._threads = [threading.Thread(target=server.serve_forever, daemon=True) for server in (self._hub, self._cdn)]
+        self._threads = [threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True) for server in (self._hub, self._cdn)]
         for thread in self._threads:
             thread.start()
         return self

@@ -177,15 +177,15 @@ class Site:
             yield
 
     @contextlib.contextmanager
-    def http(self) -> Iterator[None]:
-        """Run nginx at the origin; ``sent`` counts what it sent."""
+    def http(self, *, rate: str = "0") -> Iterator[None]:
+        """Run nginx at the origin, which sends *rate* a second over a connection; ``sent`` counts what it sent."""
         home = self.folder / "nginx"
         home.mkdir(exist_ok=True)
         temporary = " ".join(f"{kind}_temp_path {home}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
         (home / "nginx.conf").write_text(
             f"user root; worker_processes 1; daemon off; pid {home}/pid; error_log {home}/error.log; events {{ }}"
             f"http {{ log_format sent '$uri $body_bytes_sent'; access_log {home}/access.log sent; {temporary}"
-            f"server {{ listen {ORIGIN}:{HTTP_PORT}; root {self.files}; }} }}"
+            f"server {{ listen {ORIGIN}:{HTTP_PORT}; root {self.files}; limit_rate {rate}; }} }}"
         )
         with self.origin_space.running("nginx", "-c", f"{home}/nginx.conf", "-e", f"{home}/error.log", log=self.folder / "nginx.log"):
             until(lambda: self.origin_space.run("ss", "-ltn").stdout.count(f":{HTTP_PORT}"), "nginx")
@@ -241,7 +241,7 @@ class SwarmNode:
         os.chown(self.swarm_folder, USER, USER)
         settings = (
             '[network]\nsnapshot = "published.json"\n\n[store]\nreserve = "1MiB"\n\n[download]\nallow_http = true\n'
-            f'allowed_hosts = ["{ORIGIN}"]\n\n[swarm]\nenabled = true\nfolder = "swarm"\nreserve = "1MiB"\n'
+            f'allowed_hosts = ["{ORIGIN}"]\n\n[swarm]\nenabled = true\nfolder = "swarm"\nreserve = "1MiB"\nalone_after = "1h"\n'
         )
         (folder / "reconcile.toml").write_text(settings + (extra or 'slow_after = "20s"\n'))
         (folder / "root.json").write_bytes(site.network.root())

@@ -38,7 +38,7 @@ def swarm_run(context: CommandContext) -> None:
 @click.option("--files", "folders", type=_FOLDER, multiple=True, required=True, help="A folder with the models' files (may be repeated).")
 @click.option("--torrents", type=_FOLDER, help="Where `snapshot swarm add` wrote the torrents [default: torrents, beside FILE].")
 @click.option("--folder", type=_FOLDER, required=True, help="A folder of its own, for its configuration.")
-@click.option("--ports", default="6881-6882", metavar="PORTS", help="The ports at which peers are answered, each by an aria2c of its own.")
+@click.option("--ports", default="6881-6883", metavar="PORTS", help="The ports at which peers are answered, each by an aria2c of its own.")
 @click.option("--upload-limit", type=Size(), default="0", metavar="SIZE", help="Most bytes a second that peers are given; 0: no limit.")
 def swarm_seed(*, file: Path, folders: tuple[Path, ...], torrents: Path | None, folder: Path, ports: str, upload_limit: int) -> None:
     """
@@ -53,6 +53,6 @@ def swarm_seed(*, file: Path, folders: tuple[Path, ...], torrents: Path | None, 
     from reconciler.fetch.settings import SwarmSettings
 
     if not re.fullmatch(r"\d{4,5}(-\d{4,5})?", ports) or int(ports.partition("-")[2] or 0) > 65535:
-        raise UsageError(f"{ports[:40]!r} is no range of ports such as 6881-6882")
+        raise UsageError(f"{ports[:40]!r} is no range of ports such as 6881-6883")
     settings = SwarmSettings(folder=folder.absolute(), ports=ports, upload_limit_bytes=upload_limit)
     commands.seed(document_io.read_snapshot(file), torrents or file.parent / "torrents", folders, settings)

@@ -215,6 +215,7 @@ def _swarm(settings: Settings) -> SwarmSettings:
         reserve_bytes=units.size(chosen.reserve),
         slow_seconds=units.seconds(chosen.slow_after),
         min_rate_bytes=units.size(chosen.min_rate),
+        alone_seconds=units.seconds(chosen.alone_after),
         ca_file=settings.path(settings.download.ca_file) if settings.download.ca_file else None,
     )
 

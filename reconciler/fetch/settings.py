@@ -89,5 +89,7 @@ class SwarmSettings(Struct, frozen=True, kw_only=True):
     #: Peers that give less than ``min_rate_bytes`` a second for so long are left for HTTP.
     slow_seconds: float = 60.0
     min_rate_bytes: int = 64 << 10
+    #: So long peers have to find each other before a blob counts as one that a single machine gives.
+    alone_seconds: float = 5.0
     #: Certificate authorities for trackers over https, in place of the system's.
     ca_file: Path | None = None

@@ -7,9 +7,11 @@ Rules that hold here:
    reach, is what is handed on; the file in the swarm's folder is never looked at again.
 2. Nothing waits for peers longer than ``slow_seconds``: a blob that gains less than ``min_rate_bytes`` a second for so long, or whose bytes
    are wrong, or that would leave too little of the disk, is fetched over HTTP. HTTP goes on from the pieces that are there and whole.
-3. Blobs without a torrent are fetched over HTTP first, while peers give the others.
-4. A torrent counts if it is the one that the network signed, and has the one shape that a torrent of the blob has (``core.swarm``).
-5. Blobs are seeded from the store itself, which the swarm's user can read and not write; those of a run, from when they are in the store.
+3. Where a single machine gives a blob, and no other node fetches it, HTTP takes over too: it costs the origin the same bytes, and over a
+   long path aria2 has few requests under way for a peer. What arrived is given to peers meanwhile, so that later nodes are not alone.
+4. Blobs without a torrent are fetched over HTTP first, while peers give the others.
+5. A torrent counts if it is the one that the network signed, and has the one shape that a torrent of the blob has (``core.swarm``).
+6. Blobs are seeded from the store itself, which the swarm's user can read and not write; those of a run, from when they are in the store.
 """
 
 from __future__ import annotations
@@ -42,6 +44,10 @@ from reconciler.ports import Fetched, Fetcher, FetchFailed, Reporter, Want
 
 _POLL_SECONDS = 0.3
 _ENDLESS_MINUTES = "5256000"
+#: What a torrent still takes from peers while HTTP fetches its blob; aria2 has no way to take nothing and to give.
+_SHARING_BYTES = 1024
+#: What peers will have given within this time is not worth a change to HTTP, by which the pieces that are not whole are lost.
+_SOON_SECONDS = 15
 
 
 class Memory(Protocol):
@@ -80,8 +86,13 @@ class Download:
         self.digits = digests.parse(want.digest)[1]
         self.gid = seeding.download_gid(want.digest)
         self.progress = Progress(want.size)
-        self.progress.watch(now)
+        self.restart(now)
         self.status: PeerStatus | None = None
+
+    def restart(self, now: float) -> None:
+        """Measure from here on whether peers are slow, and whether it has found them."""
+        self.progress.watch(now)
+        self.since = now
 
     @property
     def whole_pieces(self) -> list[aria2_protocol.Run]:
@@ -108,6 +119,7 @@ class SwarmFetcher:
         """Yield one outcome for each of *wants*."""
         downloads = self._begin(wants, report)
         asked = {one.want.digest for one in downloads}
+        shared: dict[str, Download] = {}
         try:
             yield from self._over_http([want for want in wants if want.digest not in asked], report)
             while downloads and not self._closed.is_set():
@@ -122,17 +134,20 @@ class SwarmFetcher:
                         else:
                             yield outcome
                             self._end(one, outcome.digest)
-                    elif why := self._given_up(one):
-                        report(Notice(level="warning", text=f"peers: {why}; {one.want.digest} is fetched over HTTP"))
-                        self._hand_over(one)
+                    elif (why := self._given_up(one)) or self._is_alone(one):
+                        self._hand_over(one, why, report)
                         downloads.remove(one)
                         left.append(one.want)
-                yield from self._over_http(left, report)
+                        shared |= {} if why else {one.want.digest: one}
+                for ended in self._over_http(left, report):
+                    yield ended
+                    if ended.digest in shared:
+                        self._end(shared.pop(ended.digest), ended.digest)
                 if downloads:
                     self._closed.wait(_POLL_SECONDS)
             yield from (FetchFailed(digest=one.want.digest, error=FetchError("the download was stopped")) for one in downloads)
         finally:
-            for one in downloads:
+            for one in (*downloads, *shared.values()):
                 self._forget(one)
 
     def close(self) -> None:
@@ -195,6 +210,7 @@ class SwarmFetcher:
         }
         with self._guard, contextlib.suppress(SwarmLost):
             self._client.add(one.torrent, options)
+            self._client.limit(one.gid, 0)  # a run that was killed may have left it limited
 
     def _has_room(self, size: int) -> bool:
         """Whether *size* bytes more, here and in the store, leave the reserve free."""
@@ -254,7 +270,7 @@ class SwarmFetcher:
                 continue
             one.status = found[one.gid]
             if one.status.download.state == "waiting":
-                one.progress.watch(time.monotonic())  # its turn has not come
+                one.restart(time.monotonic())  # its turn has not come
             one.progress.done = sum(last - first for first, last in one.whole_pieces)
             one.progress.speed = one.status.download.speed
             report(
@@ -275,6 +291,19 @@ class SwarmFetcher:
         if one.progress.is_slow(time.monotonic(), self._least):
             return f"less than {self._least.min_rate_bytes} bytes a second for {self._least.slow_seconds:g} seconds"
         return ""
+
+    def _is_alone(self, one: Download) -> bool:
+        """Whether one machine, which has all of it, is the only peer, and gives it slowly; asked once in ``alone_seconds``."""
+        now = time.monotonic()
+        if now - one.since < self._context.settings.alone_seconds:
+            return False
+        one.since = now
+        if one.want.size - one.progress.done < one.progress.speed * _SOON_SECONDS:
+            return False
+        with self._guard, contextlib.suppress(SwarmLost):
+            peers = self._client.peers(one.gid)
+            return all(peer.seeder == "true" for peer in peers) and len({peer.ip for peer in peers}) == 1
+        return False
 
     def _over_http(self, wants: Sequence[Want], report: Reporter) -> Iterator[Fetched | FetchFailed]:
         for outcome in self._inner.fetch(wants, report) if wants else ():
@@ -313,14 +342,24 @@ class SwarmFetcher:
                 seeding.begin(self._client, self._seeds(), name, Seeding(since=self._context.now()), self._context.now())
         self._arrivals.delete(one.digits)
 
-    def _hand_over(self, one: Download) -> None:
-        """Let HTTP go on from the pieces that are whole; where that fails, from byte 0."""
-        self._forget(one)
+    def _hand_over(self, one: Download, why: str, report: Reporter) -> None:
+        """Let HTTP go on from the pieces that are whole, or else from byte 0; without a reason *why*, peers are still given them."""
+        text = f"peers: {why or 'no other node fetches it now'}; {one.want.digest} is fetched over HTTP"
+        report(Notice(level="warning" if why else "info", text=text))
+        if why:
+            self._forget(one)
+        else:
+            self._limit(one, _SHARING_BYTES)
         with contextlib.suppress(OSError), self._arrivals.open(one.digits) as source:
             if one.whole_pieces and self._has_room(one.want.size):
                 attempt = self._staging.start_attempt(one.want.digest)
                 swarm_folder.copy_ranges(source, attempt.data, one.whole_pieces)
-        self._arrivals.delete(one.digits)
+        if why:
+            self._arrivals.delete(one.digits)
+
+    def _limit(self, one: Download, rate: int) -> None:
+        with self._guard, contextlib.suppress(SwarmLost):
+            self._client.limit(one.gid, rate)
 
     def _forget(self, one: Download) -> None:
         with self._guard, contextlib.suppress(SwarmLost):

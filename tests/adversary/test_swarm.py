@@ -7,6 +7,7 @@ In each attack the model becomes active with the very bytes that were signed, an
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import sys
@@ -188,6 +189,40 @@ def test_slow_peers_are_left_and_http_goes_on_from_their_pieces(site: Site) -> N
     assert ran.code == 0, ran
     assert node.holds()
     assert [one for one in ran.events if one["type"] == "fetch-progress" and one.get("resumed") and one["source"] != "peers"], ran.out
+
+
+def test_a_node_alone_turns_to_http_from_its_pieces_and_gives_them_to_the_next_meanwhile(site: Site) -> None:
+    alone, later = site.node(1), site.node(2)
+    alone.change('alone_after = "1h"', 'alone_after = "8s"')
+    with site.tracker(), site.http(rate="256k"), site.seeder(limit="192KiB"), alone.daemon(), later.daemon():
+        with alone.syncing() as syncing:
+            swarm.until(lambda: over_http_now(alone), "HTTP takes over")
+            with later.syncing():
+                met = f"{later.space.address}:"
+                swarm.until(lambda: met in alone.space.run("ss", "-tn", "state", "established").stdout, "the later node meets the first")
+                assert syncing.poll() is None
+            assert syncing.wait(timeout=2 * swarm.PATIENCE) == 0, (alone.folder / "sync.out").read_text()
+        assert alone.holds()
+    said = (alone.folder / "sync.out").read_text()
+    assert "no other node fetches it now" in said
+    assert [one for one in map(json.loads, said.splitlines()) if one.get("resumed") and one["source"] != "peers"], said
+
+
+def over_http_now(node: SwarmNode) -> bool:
+    """Whether its run has begun to fetch over HTTP."""
+    return f"{swarm.ORIGIN}:{swarm.HTTP_PORT}" in node.space.run("ss", "-tn", "state", "established").stdout
+
+
+def test_nodes_that_fetch_at_once_are_not_alone(site: Site) -> None:
+    nodes = [site.node(number) for number in (1, 2)]
+    with site.tracker(), site.http(), site.seeder(limit="256KiB"), contextlib.ExitStack() as stack:
+        for node in nodes:
+            node.change('alone_after = "1h"', 'alone_after = "4s"')
+            stack.enter_context(node.daemon())
+            stack.enter_context(node.syncing())
+        # A node alone would have turned to HTTP long before it had so much from this seeder.
+        swarm.until(lambda: all(node.arrived() > 2 << 20 for node in nodes), "both have a good part of it")
+        assert site.sent() == 0
 
 
 @pytest.mark.parametrize("again", [False, True])

@@ -110,23 +110,10 @@ def added(folder: Path, server: Server, model: str, file: str, *more: str) -> Ra
     )  # fmt: skip
 
 
-def test_gemma_3_270m_is_active_and_knows_the_capital_of_france(tmp_path: Path, server: Server) -> None:
-    data = gemma(tmp_path, server)
-
-    began = time.monotonic()
-    assert synced(tmp_path, tmp_path / "node").code == 0
-    seconds = time.monotonic() - began
-
-    found = status(tmp_path / "node", "gemma3-270m:q4-k-m")
-    report(found, seconds)
-    assert (found["state"], found["bytes"], found["test"]["tokens"]) == ("active", len(data), 16)
-    assert "Paris" in found["test"]["text"]
-    assert found["exercised"] == ["gemma.gguf"]
-    assert found["test"]["compared"] >= 8
-
-
-def test_a_gemma_with_two_layers_swapped_fails_on_the_node_although_the_network_signed_it(tmp_path: Path, server: Server) -> None:
-    gemma(tmp_path, server)
+def test_gemma_3_270m_is_active_and_one_with_two_layers_swapped_fails_although_the_network_signed_it(
+    tmp_path: Path, server: Server
+) -> None:
+    data, node = gemma(tmp_path, server), tmp_path / "node"
     answer = snapshots.listed(snapshots.open_((tmp_path / "snapshot.json").read_bytes()), "gemma3-270m:q4-k-m").smoke.expect.answer
     source = damaged_models.Source(tmp_path / "gemma.gguf")
     swapped = next(one for one in damaged_models.damages(source) if one.name == "layers 9 and 10 swapped")
@@ -135,14 +122,20 @@ def test_a_gemma_with_two_layers_swapped_fails_on_the_node_although_the_network_
     signed = f"smoke.expect.answer={msgspec.json.encode(answer).decode()}"
     ok("snapshot", "edit", str(tmp_path / "snapshot.json"), "gemma3-270m:damaged", "--set", signed)
 
-    assert synced(tmp_path, tmp_path / "node").code == 3
+    began = time.monotonic()
+    assert synced(tmp_path, node).code == 3
+    seconds = time.monotonic() - began
 
-    assert status(tmp_path / "node", "gemma3-270m:q4-k-m")["state"] == "active"
-    found = status(tmp_path / "node", "gemma3-270m:damaged")
-    print(found["test"]["reason"])
-    assert found["state"] == "failed"
-    assert "compared" not in found["test"]
-    assert found["test"]["reason"].startswith("it computes another answer than the network signed: at position ")
+    found = status(node, "gemma3-270m:q4-k-m")
+    report(found, seconds)
+    assert (found["state"], found["bytes"], found["test"]["tokens"]) == ("active", len(data), 16)
+    assert "Paris" in found["test"]["text"]
+    assert found["exercised"] == ["gemma.gguf"]
+    assert found["test"]["compared"] >= 8
+    damaged = status(node, "gemma3-270m:damaged")
+    assert damaged["state"] == "failed"
+    assert "compared" not in damaged["test"]
+    assert damaged["test"]["reason"].startswith("it computes another answer than the network signed: at position ")
 
 
 def test_minilm_is_active_with_a_server_that_takes_its_folder(tmp_path: Path, server: Server) -> None:

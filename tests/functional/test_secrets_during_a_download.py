@@ -37,8 +37,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # the pus
 TOP = Path(__file__).parents[2]
 LARGE = random.Random(7).randbytes(24 << 20)
 FILES = {"model.gguf": tiny("secret"), "padding.bin": LARGE}
-#: Slow enough that a run can be stopped in its middle: about twelve seconds for all.
-SLOWLY = '[download]\nlimit = "2MiB"\n'
+#: Slow enough that a run can be stopped in its middle.
+SLOWLY = '[download]\nlimit = "4MiB"\n'
 #: The password itself is a short word; what is sent is this.
 BASIC = base64.b64encode(":".join(PAIR).encode())
 
@@ -69,7 +69,8 @@ def arrived(node: Node) -> int:
 
 def killed_and_resumed(node: Node, secrets: Callable[[], list[bytes]]) -> None:
     """Stop a run with SIGKILL while bytes arrive, look for *secrets* before and after, and let the next run finish."""
-    node.configure((node.folder / "reconcile.toml").read_text().partition("[store]")[2].partition('reserve = "1MiB"\n')[2] + SLOWLY)
+    own = (node.folder / "reconcile.toml").read_text().partition("[store]")[2].partition('reserve = "1MiB"\n')[2]
+    node.configure(own + SLOWLY)
     command = [sys.executable, str(TOP / "cli.py"), "apply", "--yes", "--config", str(node.folder / "reconcile.toml")]
     log = node.folder.parent / "run.log"
     with log.open("wb") as out, subprocess.Popen(command, stdout=out, stderr=out, env=dict(os.environ)) as process:
@@ -80,7 +81,7 @@ def killed_and_resumed(node: Node, secrets: Callable[[], list[bytes]]) -> None:
             assert time.monotonic() < deadline, "nothing arrives"
             assert leaks(node, secrets()) == []
             looked += 1
-            time.sleep(0.1)
+            time.sleep(0.3)  # what arrives tells nobody
         children = psutil.Process(process.pid).children(recursive=True)
         downloaders = [child for child in children if "aria2c" in child.name()]
         assert downloaders, "it is aria2 that downloads"
@@ -89,6 +90,7 @@ def killed_and_resumed(node: Node, secrets: Callable[[], list[bytes]]) -> None:
     psutil.wait_procs(children, timeout=20)
     assert leaks(node, secrets()) == []
     assert not any(secret in log.read_bytes() for secret in secrets())
+    node.configure(own)
     ran = node.run("apply", "--json", "--yes")
     assert ran.code == 0, ran
     progress = [one for one in ran.events if one.get("type") == "fetch-progress" or "resumed" in one]

@@ -145,7 +145,7 @@ def answering(tmp_path: Path) -> Iterator[Answer]:
             del format, args
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     contact = Contact(port=server.server_address[1], secret="s")
     (tmp_path / "rpc.json").write_bytes(msgspec.json.encode(contact))
     yield answer
@@ -189,6 +189,21 @@ def test_an_answer_of_another_form_is_lost(answering: Answer, tmp_path: Path, sa
     answering.body = status_answer(**said)
     with pytest.raises(SwarmLost):
         Client(tmp_path).poll(["0" * 16])
+
+
+@pytest.mark.parametrize(
+    "peers", [None, 3, {}, [3], [{}], [{"ip": "1.2.3.4"}], [{"ip": 1, "seeder": "true"}], [{"ip": "x" * 65, "seeder": "true"}]]
+)
+def test_peers_of_another_form_are_lost(answering: Answer, tmp_path: Path, peers: object) -> None:
+    answering.body = msgspec.json.encode([{"result": peers}])
+    with pytest.raises(SwarmLost):
+        Client(tmp_path).peers("0" * 16)
+
+
+def test_a_torrent_that_is_not_known_has_no_peers_and_cannot_be_limited(answering: Answer, tmp_path: Path) -> None:
+    answering.body = b'[{"error": {"message": "no such download"}}]'
+    assert Client(tmp_path).peers("0" * 16) == []
+    Client(tmp_path).limit("0" * 16, 1024)
 
 
 def test_an_answer_beyond_the_bound_is_lost_although_its_end_would_be_right(answering: Answer, tmp_path: Path) -> None:
