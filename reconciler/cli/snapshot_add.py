@@ -208,12 +208,12 @@ def _with_recorded_answer(model: Model, sources: tuple[SourceFile, ...]) -> Mode
     from msgspec.structs import replace
 
     from reconciler.cli import snapshot_test
-    from reconciler.commands import record_answer
+    from reconciler.commands import run_test_job
     from reconciler.fetch import http
 
     if any(artifact.unpack for artifact in model.artifacts) or any(http.is_url(one.place) for one in sources):
         raise PublishError("--record-answer needs the model's files on this machine, unpacked", hint="give files as SOURCE")
-    found = record_answer.record(model, {one.path: Path(one.place) for one in sources})
+    found = run_test_job.record_answer(model, {one.path: Path(one.place) for one in sources})
     document_io.print_line(f"recorded: {snapshot_test.answer_in_words(found)}")
     return replace(model, smoke=replace(model.smoke, expect=replace(model.smoke.expect, answer=found)))
 

@@ -5,6 +5,7 @@ Rules that hold here:
 
 1. The files are those that the snapshot lists: each is hashed before the job, wherever it comes from.
 2. Nothing is kept: what is fetched lies in a temporary folder, which goes with the command.
+3. What the job computes here may be recorded as the known answer, which nodes compare with theirs.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from msgspec import structs
+from msgspec import UNSET, structs
 
 from reconciler.core import digest as digests
 from reconciler.core import lock, units
 from reconciler.core.errors import PublishError
 from reconciler.core.events import Event
-from reconciler.core.snapshot import Model, Snapshot
+from reconciler.core.snapshot import Answer, Model, Snapshot
 from reconciler.fetch.downloader import Aria2Fetcher
 from reconciler.fetch.settings import FetchSettings
 from reconciler.ports import FetchFailed, TestJob, TestReport, Want
@@ -55,6 +56,20 @@ def run(model: Model, files: Mapping[str, Path], *, runtimes: Runtimes, record: 
                 record=record,
             )
         )
+
+
+def record_answer(model: Model, files: Mapping[str, Path]) -> Answer:
+    """
+    Return what the test job of *model* computes here; *files* are its artifacts, by path.
+
+    Raises:
+        PublishError: the test job did not pass here, or cannot run.
+    """
+    model = structs.replace(model, gpu_memory=0)  # an answer holds on every device, and whoever publishes may have no GPU
+    report = run(model, files, runtimes=Runtimes(), record=True)
+    if report.verdict != "passed" or report.answer is UNSET:
+        raise PublishError(f"no answer was recorded: {report.reason or 'this engine tells none'}", hint="leave --record-answer out")
+    return report.answer
 
 
 @contextlib.contextmanager

@@ -6,10 +6,12 @@ Rules that hold here:
 1. A name is looked up once, every address that it leads to is checked, and the connection goes to one of those: a name that leads
    elsewhere at a second look-up gains nothing. With a proxy, the proxy looks names up.
 2. TLS is 1.2 or newer, with the host's name and its authority checked.
+3. A proxy is the one of the settings, else of the environment. None is on the way to this very machine.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import http.client
 import ipaddress
@@ -17,11 +19,11 @@ import socket
 import ssl
 import threading
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from msgspec import Struct
 
-from reconciler.fetch import proxies, sources
+from reconciler.fetch import sources
 from reconciler.fetch.sources import Rules
 
 _PORTS = {"https": 443, "http": 80}
@@ -77,7 +79,7 @@ class Connection(http.client.HTTPConnection):
         self.default_port = _PORTS["https" if endpoint.tls else "http"]
         self.endpoint, self.proxy, self.proxied = endpoint, proxy, bool(proxy)
         self._addresses, self._tls = addresses, tls
-        self._proxy_headers = proxies.headers(proxy)
+        self._proxy_headers = proxy_headers(proxy)
         self.aborted = self.is_private = False
         if proxy and endpoint.tls:
             self.set_tunnel(endpoint.host, endpoint.port, headers=self._proxy_headers)
@@ -140,3 +142,29 @@ def checked_addresses(rules: Rules, endpoint: Endpoint) -> tuple[str, ...]:
     for address in found:
         rules.check_address(endpoint.host, ipaddress.ip_address(address))
     return found
+
+
+# -- proxies ---------------------------------------------------------------------------------------
+
+
+def proxy_for(host: str, proxy: str, *, tls: bool) -> str:
+    """Return the proxy on the way to *host*: *proxy*, else the environment's; none to this very machine."""
+    if sources.is_loopback_name(host):
+        return ""
+    if proxy:
+        return proxy
+    from urllib import request
+
+    found = request.getproxies().get("https" if tls else "http", "")
+    if not found or request.proxy_bypass(host):
+        return ""
+    return found if "://" in found else f"http://{found}"
+
+
+def proxy_headers(proxy: str) -> dict[str, str]:
+    """Return the header with the proxy's credentials, where its URL has any."""
+    parts = urlsplit(proxy)
+    if parts.username is None:
+        return {}
+    pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+    return {"Proxy-Authorization": "Basic " + base64.b64encode(pair.encode()).decode()}

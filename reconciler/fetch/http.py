@@ -31,8 +31,8 @@ from collections.abc import Callable, Iterator
 from msgspec import Struct, structs
 
 from reconciler.core.errors import FetchError, TooLarge, UsageError
-from reconciler.fetch import content_coding, error_pages, proxies, sources, token_service
-from reconciler.fetch.connection import Connection, TlsContext, checked_addresses, endpoint_of
+from reconciler.fetch import content_coding, error_pages, sources, token_service
+from reconciler.fetch.connection import Connection, TlsContext, checked_addresses, endpoint_of, proxy_for
 from reconciler.fetch.kept_connections import KeptConnections
 from reconciler.fetch.sources import Refused, Rules
 from reconciler.fetch.token_service import Challenge
@@ -211,7 +211,7 @@ class _Client(Struct, frozen=True, kw_only=True):
         rules.check(url)
         endpoint = endpoint_of(url)
         assert endpoint
-        proxy = proxies.proxy_for(endpoint.host, self.proxy, tls=endpoint.tls)
+        proxy = proxy_for(endpoint.host, self.proxy, tls=endpoint.tls)
         timeout = max(self.deadline - time.monotonic(), 0.001)
         if self.kept is not None and (found := self.kept.take((endpoint, proxy))) is not None:
             found.sock.settimeout(timeout)

@@ -25,8 +25,8 @@ from msgspec import Struct
 
 from reconciler.core.errors import ReconcileError
 from reconciler.core.text import printable
-from reconciler.fetch import proxies, sources
-from reconciler.fetch.connection import Connection, TlsContext, checked_addresses, endpoint_of
+from reconciler.fetch import sources
+from reconciler.fetch.connection import Connection, TlsContext, checked_addresses, endpoint_of, proxy_for
 from reconciler.fetch.http import header_lists
 from reconciler.fetch.kept_connections import KeptConnections
 from reconciler.fetch.settings import FetchSettings
@@ -134,7 +134,7 @@ def _connection(url: str, settings: FetchSettings, deadline: float) -> Connectio
     left = deadline - time.monotonic()
     if endpoint is None or left <= 0:
         raise TimeoutError("there was no time left")
-    proxy = proxies.proxy_for(endpoint.host, settings.proxy, tls=endpoint.tls)
+    proxy = proxy_for(endpoint.host, settings.proxy, tls=endpoint.tls)
     addresses = () if proxy else checked_addresses(rules, endpoint)
     return Connection(endpoint, tls=TlsContext(settings.ca_file), timeout=left, addresses=addresses, proxy=proxy)
 
