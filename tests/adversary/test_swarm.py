@@ -111,7 +111,7 @@ def test_a_lying_peer_alone_brings_nothing_in_and_http_finishes(site: Site) -> N
 
 
 def test_a_lying_peer_beside_an_honest_one_is_outlived(site: Site) -> None:
-    node = site.node(1)
+    node = site.node(1, 'slow_after = "60s"\n')
     with site.tracker(), site.http(), site.liar("45.66.0.99"), site.seeder(), node.daemon():
         assert is_good(node)
         assert site.sent() == 0

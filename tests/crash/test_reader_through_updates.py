@@ -22,7 +22,7 @@ from tests.twins.node import POLICY
 
 UPDATES = 200
 _READER = """
-import pathlib, sys
+import pathlib, sys, time
 path, stop = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
 reads = misses = 0
 seen = set()
@@ -36,6 +36,7 @@ while not stop.exists():
             print("miss", error, flush=True)
             continue
         seen.add(data)
+    time.sleep(0.001)
 print(reads, misses, len(seen), all(one.startswith(b"version ") and one.endswith(b" end") for one in seen), flush=True)
 """
 

@@ -111,6 +111,7 @@ def test_a_reader_never_misses_during_twenty_applies(node: Node) -> None:
                 opened += 1
             except OSError as error:
                 misses.append(error)
+            stop.wait(0.0005)
 
     reader = threading.Thread(target=read)
     reader.start()
