@@ -165,7 +165,7 @@ TESTS = {
     GARBAGE: ("unit/test_store_housekeeping",),
     FOLLOW: ("unit/test_serve_follow", "functional/test_serve"),
     CONTENT: ("unit/test_serve_content",),
-    PEERS: ("unit/test_swarm_rules", "adversary/test_swarm"),
+    PEERS: ("unit/test_swarm_rules", "unit/test_swarm_fetcher"),
     PEERS_FOLDER: ("unit/test_swarm_rules",),
     PEERS_DAEMON: ("unit/test_swarm_rules",),
     PEERS_SEEDING: ("unit/test_swarm_rules",),
