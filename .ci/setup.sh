@@ -16,6 +16,11 @@ say "Setting up $venv (once)."
 say "  llama-cpp-python is compiled from its source package unless pip kept the wheel: about 8 minutes on 2 cores."
 say "  Everything that happens is in $log."
 
+# Only what a test job uses is built, and built in less time; whoever sets CMAKE_ARGS, for CUDA say, has the build of its own defaults.
+if [ -z "${CMAKE_ARGS:-}" ]; then
+  export CMAKE_ARGS="'-DCMAKE_PROJECT_INCLUDE=$(pwd)/.ci/llama_cpp.cmake'"
+fi
+
 $pip install --quiet --upgrade pip >"$log" 2>&1 || { cat "$log"; exit 1; }
 $pip install --require-hashes --requirement requirements.lock --verbose >>"$log" 2>&1 &
 job=$!
