@@ -50,6 +50,8 @@ class Fetched(Struct, frozen=True, kw_only=True):
     mtime_ns: int
     #: Where the bytes came from; several when mirrors were used together, empty when they were in staging already.
     sources: tuple[str, ...] = ()
+    #: Another outcome follows at once, so that both may be kept together.
+    more: bool = False
 
 
 class FetchFailed(Struct, frozen=True, kw_only=True):
@@ -57,6 +59,7 @@ class FetchFailed(Struct, frozen=True, kw_only=True):
 
     digest: str
     error: ReconcileError
+    more: bool = False  #: As in ``Fetched``.
 
 
 class Fetcher(Protocol):
@@ -189,8 +192,12 @@ class Tester(Protocol):
 class Blobs(Protocol):
     """Immutable bytes under their digest. What it holds was hashed to its name; nothing else ever has one."""
 
-    def adopt(self, fetched: Fetched) -> None:
-        """Give a verified file in staging its name; MUST refuse one that is not the file that was hashed."""
+    def adopt(self, fetched: Sequence[Fetched]) -> dict[str, ReconcileError]:
+        """
+        Give verified files in staging their names, and return by digest why one did not get it.
+
+        MUST refuse a file that is not the one that was hashed, and name the others all the same; MUST make names durable before it returns.
+        """
         ...
 
     def check(self, name: str) -> bool:

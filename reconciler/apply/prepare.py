@@ -150,27 +150,33 @@ class Preparation:
         wants = [self._want(name) for name in names if name in self._run.lock.blob]
         if not wants or self._stop.is_set():
             return
-        outcomes = self._ports.fetcher.fetch(wants, self._ports.report)
+        outcomes, together = self._ports.fetcher.fetch(wants, self._ports.report), list[Fetched | FetchFailed]()
         for outcome in outcomes:
-            self._messages.put(self._adopted(outcome))
+            together.append(outcome)
+            if outcome.more:
+                continue
+            self._adopt(together)
+            together = []
             if self._stop.is_set():
                 _close(outcomes)
                 return
+        self._adopt(together)
 
     def _want(self, name: str) -> Want:
         blob = self._run.lock.blob[name]
         own = self._run.policy.fallback if self._run.lock.allow_node_fallback else ()
         return Want(digest=name, size=blob.size, sources=(*blob.sources, *plans.expand_templates(own, name)))
 
-    def _adopted(self, outcome: Fetched | FetchFailed) -> BlobResult:
-        if isinstance(outcome, FetchFailed):
-            return BlobResult(digest=outcome.digest, error=outcome.error)
-        try:
-            self._ports.blobs.adopt(outcome)
-        except ReconcileError as error:
-            return BlobResult(digest=outcome.digest, error=error)
-        self._ports.report(BlobReady(digest=outcome.digest, size=outcome.size, sources=outcome.sources))
-        return BlobResult(digest=outcome.digest)
+    def _adopt(self, together: list[Fetched | FetchFailed]) -> None:
+        """Give what was fetched its name; each one's end is a message."""
+        fetched = [one for one in together if isinstance(one, Fetched)]
+        failures = self._ports.blobs.adopt(fetched)
+        failures |= {one.digest: one.error for one in together if isinstance(one, FetchFailed)}
+        for one in fetched:
+            if one.digest not in failures:
+                self._ports.report(BlobReady(digest=one.digest, size=one.size, sources=one.sources))
+        for outcome in together:
+            self._messages.put(BlobResult(digest=outcome.digest, error=failures.get(outcome.digest)))
 
     def _fail_rest(self, error: ReconcileError) -> None:
         for change in self._run.plan.blobs:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Generic, TypeVar
 
 from reconciler import ports
+from reconciler.core.errors import ReconcileError
 from reconciler.core.lock import LockedArtifact
 from reconciler.core.state import TreeSeen
 from reconciler.ports import Fetched, FetchFailed, Reporter, TestJob, TestReport, Want
@@ -47,9 +48,9 @@ class Blobs:
     def __init__(self, make: AtFirstUse[ports.Blobs]) -> None:
         self._port = make
 
-    def adopt(self, fetched: Fetched) -> None:
-        """Give a verified file in staging its name."""
-        self._port().adopt(fetched)
+    def adopt(self, fetched: Sequence[Fetched]) -> dict[str, ReconcileError]:
+        """Give verified files in staging their names, and return by digest why one did not get it."""
+        return self._port().adopt(fetched)
 
     def check(self, name: str) -> bool:
         """Hash the blob in full; return whether it is good."""

@@ -139,7 +139,7 @@ class FetcherWithHistory:
                 if isinstance(outcome, FetchFailed) and isinstance(outcome.error, FetchError) and suspects[outcome.digest]:
                     left.append(outcome.digest)
                 else:
-                    yield outcome
+                    yield msgspec.structs.replace(outcome, more=False)  # the next one may not be passed on
         again = [msgspec.structs.replace(want, sources=suspects[want.digest]) for want in wants if want.digest in left]
         if again:
             yield from self._fetcher.fetch(again, report)

@@ -217,10 +217,10 @@ def _damaged_trees(layout: Layout, ledger: Ledger) -> Iterator[Damage]:
 def _record(done: Checked, store: _Store) -> list[Damage]:
     if done.ok:
         seen = Verification(size=done.size, inode=done.inode, mtime_ns=done.mtime_ns, verified_at=store.clock())
-        store.ledger.record_verified(done.digest, seen)
+        store.ledger.record_verified({done.digest: seen})
         return []
     # A size that no file has marks the blob as damaged until it is replaced: the file itself stays, to be looked at.
-    store.ledger.record_verified(done.digest, Verification(size=-1, inode=0, mtime_ns=0, verified_at=store.clock()))
+    store.ledger.record_verified({done.digest: Verification(size=-1, inode=0, mtime_ns=0, verified_at=store.clock())})
     return [_logged("blob", done, done.error or f"its bytes hash to {done.found}", store)]
 
 

@@ -24,6 +24,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from msgspec import structs
+
 from reconciler import files
 from reconciler.core import digest as digests
 from reconciler.core.errors import FetchError, HashMismatch, ReconcileError, SettingsError
@@ -193,7 +195,7 @@ class _Run:
             self._active = [transfer for transfer in self._active if not transfer.outcome]
             for transfer in ended:
                 assert transfer.outcome
-                yield transfer.outcome
+                yield structs.replace(transfer.outcome, more=transfer is not ended[-1])
             if self._active and not ended:
                 self._context.hashers.wait(self._pause(time.monotonic()))
 

@@ -110,8 +110,8 @@ class Resolver:
 
     @property
     def free_slots(self) -> int:
-        """How many more requests would be sent at once."""
-        return self._most_workers - self._unfinished
+        """How many more requests are taken: as many wait as are under way, so that no thread is idle while results are kept."""
+        return 2 * self._most_workers - self._unfinished
 
     def submit(self, request: ProbeRequest) -> None:
         """Queue *request*."""

@@ -121,10 +121,14 @@ class Staging:
     def start_attempt(self, name: str) -> Attempt:
         """Return a new attempt; what earlier ones left is deleted."""
         with files.translate_errors(f"make a folder for {name}"):
-            self.discard(name)
-            path = self._folder(name) / secrets.token_hex(4)
-            path.mkdir(mode=0o700, parents=True)
-            path.parent.chmod(0o700)
+            folder = self._folder(name)
+            try:
+                folder.mkdir(mode=0o700)
+            except FileExistsError:
+                self.discard(name)
+                folder.mkdir(mode=0o700)
+            path = folder / secrets.token_hex(4)
+            path.mkdir(mode=0o700)
             return Attempt(path)
 
     def discard(self, name: str) -> None:
@@ -136,8 +140,11 @@ class Staging:
         """Delete the blob's folder, if its file is no longer in it."""
         with contextlib.suppress(OSError):
             for path in _listed(self._folder(name)):
-                if length(path / DATA) < 0:
-                    files.delete(path)
+                try:
+                    path.rmdir()  # a file that got its name leaves an empty folder, if it was small
+                except OSError:
+                    if length(path / DATA) < 0:
+                        files.delete(path)
             self._folder(name).rmdir()
 
     def _folder(self, name: str) -> Path:

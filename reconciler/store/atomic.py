@@ -16,6 +16,7 @@ import errno
 import glob
 import os
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 
 from reconciler import files
@@ -155,6 +156,19 @@ def rename(old: Path, new: Path) -> None:
         sync_folder(new.parent)
         if old.parent != new.parent:
             sync_folder(old.parent)
+
+
+def move(old: Path, new: Path) -> None:
+    """Rename *old* to *new*; what was at *new* is replaced atomically. The caller syncs both folders."""
+    with files.translate_errors(f"rename {old} to {new}"):
+        old.rename(new)
+
+
+def sync_folders(folders: Iterable[Path]) -> None:
+    """Make the names in *folders* survive a power cut, each folder once, in the order of their paths."""
+    for folder in sorted(folders):
+        with files.translate_errors(f"sync {folder}"):
+            sync_folder(folder)
 
 
 def set_time(folder: Path, mtime_ns: int) -> None:

@@ -10,16 +10,17 @@ Rules that hold here:
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
 from reconciler import files
 from reconciler.core import digest as digests
-from reconciler.core.errors import BlobDamaged, HashMismatch, StoreError
+from reconciler.core.errors import BlobDamaged, HashMismatch, ReconcileError, StoreError
 from reconciler.ports import Fetched
 from reconciler.store import atomic
 from reconciler.store.layout import Layout
@@ -40,25 +41,40 @@ class Blobs:
         self._hash = hash_file
         self._now = now
 
-    def adopt(self, fetched: Fetched) -> None:
+    def adopt(self, fetched: Sequence[Fetched]) -> dict[str, ReconcileError]:
         """
-        Rename a verified file in staging to its digest.
+        Rename verified files in staging to their digests; return by digest why one was not.
 
-        Raises:
-            HashMismatch: the path leads to another file than the one that was hashed, or it was written to since.
-            StoreError: the disk refused.
+        ``HashMismatch``: the path leads to another file than the one that was hashed, or it was written to since. ``StoreError``: the disk
+        refused. The files are synced one by one, then all are renamed, then each folder is synced once and the ledger has one commit: a
+        hundred small files cost little more than one.
         """
-        fd = _open(fetched.path)
+        failures: dict[str, ReconcileError] = {}
+        for batch in _batches(fetched):
+            with contextlib.ExitStack() as opened:
+                self._adopt_batch(batch, failures, opened)
+        return failures
+
+    def _adopt_batch(self, batch: Sequence[Fetched], failures: dict[str, ReconcileError], opened: contextlib.ExitStack) -> None:
+        ready: list[tuple[Fetched, int]] = []
+        for one in batch:
+            with _failure_of(one, failures):
+                fd = _open(one.path)
+                opened.callback(os.close, fd)
+                _check_hashed(one, fd)
+                self._prepare_name(fd, one.digest)
+                ready.append((one, fd))
+        moved = []
+        for one, fd in ready:
+            with _failure_of(one, failures), files.translate_errors(f"keep {one.digest}"):
+                atomic.move(one.path, self._layout.blob(one.digest))
+                moved.append((one, os.fstat(fd)))
         try:
-            seen = os.fstat(fd)
-            found = (seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns)
-            if not stat.S_ISREG(seen.st_mode) or seen.st_nlink != 1 or found != (
-                fetched.device, fetched.inode, fetched.size, fetched.mtime_ns
-            ):  # fmt: skip
-                raise HashMismatch(f"{fetched.path.name} is not the file that was hashed")
-            self._move_to_digest(fd, fetched.path, fetched.digest)
-        finally:
-            os.close(fd)
+            # A name in staging that comes back is a second name of the blob: the next run deletes it there.
+            atomic.sync_folders({self._layout.blob(one.digest).parent for one, _ in moved})
+            self._record({one.digest: seen for one, seen in moved})
+        except ReconcileError as error:
+            failures |= {one.digest: error for one, _ in moved}
 
     def add_file(self, path: Path) -> tuple[str, int]:
         """Hash the plain file at *path*, rename it to its digest, and return its digest and size; for the members of an archive."""
@@ -73,13 +89,17 @@ class Blobs:
             os.close(fd)
 
     def _move_to_digest(self, fd: int, path: Path, name: str) -> None:
+        self._prepare_name(fd, name)
+        atomic.rename(path, self._layout.blob(name))
+        self._record({name: os.fstat(fd)})
+
+    def _prepare_name(self, fd: int, name: str) -> None:
+        """Make the open file durable, and free the place that its name leads to."""
         target = self._layout.blob(name)
         atomic.make_folder(target.parent)
         with files.translate_errors(f"keep {name}"):
             atomic.sync_file(fd, 0o444)
         _delete_folder_at(target)
-        atomic.rename(path, target)
-        self._record(name, os.fstat(fd))
 
     def check(self, name: str) -> bool:
         """Hash the blob in full and return whether it is good. A bad one stays until it is replaced, and counts as not verified."""
@@ -98,7 +118,7 @@ class Blobs:
         except (StoreError, HashMismatch, BlobDamaged):
             good = False
         if good:
-            self._record(name, before)
+            self._record({name: before})
         else:
             self._ledger.forget_blob(name)
         return good
@@ -134,7 +154,7 @@ class Blobs:
         except BlobDamaged:
             atomic.delete(cold)
             raise
-        self._record(name, target.lstat())
+        self._record({name: target.lstat()})
         atomic.delete(cold)
 
     def _copy_verified(self, source: Path, target: Path, temporary: Path, name: str) -> None:
@@ -150,9 +170,41 @@ class Blobs:
         with files.translate_errors(f"read {path.name}"):
             return self._hash(path, algorithm)
 
-    def _record(self, name: str, seen: os.stat_result) -> None:
-        found = Verification(size=seen.st_size, inode=seen.st_ino, mtime_ns=seen.st_mtime_ns, verified_at=self._now())
-        self._ledger.record_verified(name, found)
+    def _record(self, seen: Mapping[str, os.stat_result]) -> None:
+        if not seen:
+            return
+        now = self._now()
+        self._ledger.record_verified({
+            name: Verification(size=one.st_size, inode=one.st_ino, mtime_ns=one.st_mtime_ns, verified_at=now) for name, one in seen.items()
+        })  # fmt: skip
+
+
+#: Files that are adopted together at most: each is held open until all have their names.
+_BATCH = 64
+
+
+def _batches(fetched: Sequence[Fetched]) -> Iterator[Sequence[Fetched]]:
+    for start in range(0, len(fetched), _BATCH):
+        yield fetched[start : start + _BATCH]
+
+
+def _check_hashed(fetched: Fetched, fd: int) -> None:
+    """Raise ``HashMismatch`` where the open file is not the one that was hashed."""
+    seen = os.fstat(fd)
+    found = (seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns)
+    if not stat.S_ISREG(seen.st_mode) or seen.st_nlink != 1 or found != (
+        fetched.device, fetched.inode, fetched.size, fetched.mtime_ns
+    ):  # fmt: skip
+        raise HashMismatch(f"{fetched.path.name} is not the file that was hashed")
+
+
+@contextlib.contextmanager
+def _failure_of(one: Fetched, failures: dict[str, ReconcileError]) -> Iterator[None]:
+    """Let an error concern this one file and no other."""
+    try:
+        yield
+    except ReconcileError as error:
+        failures[one.digest] = error
 
 
 def set_aside(layout: Layout, name: str) -> None:

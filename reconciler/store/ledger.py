@@ -16,7 +16,7 @@ import functools
 import sqlite3
 import stat
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -193,10 +193,10 @@ class Ledger:
             for name, size, inode, mtime_ns, at in self._rows("SELECT digest, size, inode, mtime_ns, verified_at FROM blobs")
         }
 
-    def record_verified(self, name: str, found: Verification) -> None:
-        """Record that a blob was hashed and found good."""
-        row = (name, found.size, found.inode, found.mtime_ns, units.rfc3339(found.verified_at))
-        self._write("INSERT OR REPLACE INTO blobs VALUES (?, ?, ?, ?, ?)", row)
+    def record_verified(self, found: Mapping[str, Verification]) -> None:
+        """Record, in one transaction, that blobs were hashed and found good; *found* is by digest: one at least, a hundred at most."""
+        rows = ((name, one.size, one.inode, one.mtime_ns, units.rfc3339(one.verified_at)) for name, one in found.items())
+        self._write(ledger_database.insertion_of_blobs(len(found)), [value for row in rows for value in row])
 
     def forget_blob(self, name: str) -> None:
         """Delete the record of a blob that is missing or damaged."""

@@ -68,6 +68,11 @@ def open_writable(path: Path) -> sqlite3.Connection:
     return connection
 
 
+def insertion_of_blobs(count: int) -> str:
+    """Return the statement that records *count* blobs in one transaction."""
+    return "INSERT OR REPLACE INTO blobs VALUES " + ", ".join(["(?, ?, ?, ?, ?)"] * count)  # noqa: S608  only how many is variable
+
+
 def _migrate(connection: sqlite3.Connection, path: Path) -> None:
     """Bring the database to ``FORMAT`` in one transaction; raises StoreNewer."""
     found = _checked_format(connection, path)

@@ -16,7 +16,7 @@ from reconciler.store.layout import Layout
 from reconciler.store.ledger import Ledger
 from tests.storenode import hash_file
 from tests.twins.content import changed, name_of
-from tests.twins.fetch import fetched_at
+from tests.twins.fetch import adopt, fetched_at
 from tests.twins.node import Clock
 from tests.twins.store import MemoryBlobs
 
@@ -91,7 +91,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_a_verified_file_gets_its_name(side: Side, file: Path) -> None:
-    side.port.adopt(fetched_at(file, NAME))
+    adopt(side.port, fetched_at(file, NAME))
 
     assert side.hot(NAME) == DATA
     assert not file.exists()
@@ -103,7 +103,7 @@ def test_a_file_that_is_not_the_one_that_was_hashed_is_refused(side: Side, file:
     fetched = fetched_at(file, NAME)
 
     with pytest.raises(HashMismatch):
-        side.port.adopt(changed(fetched, **{how: getattr(fetched, how) + 1}))
+        adopt(side.port, changed(fetched, **{how: getattr(fetched, how) + 1}))
 
     assert side.hot(NAME) is None
 
@@ -115,31 +115,31 @@ def test_a_file_that_was_replaced_after_its_hash_is_refused(side: Side, file: Pa
     other.rename(file)
 
     with pytest.raises(HashMismatch):
-        side.port.adopt(fetched)
+        adopt(side.port, fetched)
 
 
 def test_a_file_with_another_name_is_refused(side: Side, file: Path) -> None:
     file.with_name("kept open for writing by somebody").hardlink_to(file)
 
     with pytest.raises(HashMismatch):
-        side.port.adopt(fetched_at(file, NAME))
+        adopt(side.port, fetched_at(file, NAME))
 
 
 def test_what_is_adopted_twice_is_there_once(side: Side, file: Path) -> None:
-    side.port.adopt(fetched_at(file, NAME))
+    adopt(side.port, fetched_at(file, NAME))
     file.write_bytes(DATA)
-    side.port.adopt(fetched_at(file, NAME))
+    adopt(side.port, fetched_at(file, NAME))
 
     assert side.hot(NAME) == DATA
 
 
 def test_a_damaged_blob_is_no_longer_good_and_a_new_one_takes_its_place(side: Side, file: Path) -> None:
-    side.port.adopt(fetched_at(file, NAME))
+    adopt(side.port, fetched_at(file, NAME))
     side.spoil(NAME)
     assert not side.port.check(NAME)
 
     file.write_bytes(DATA)
-    side.port.adopt(fetched_at(file, NAME))
+    adopt(side.port, fetched_at(file, NAME))
 
     assert side.port.check(NAME)
 
@@ -149,7 +149,7 @@ def test_a_blob_that_is_not_there_is_not_good(side: Side) -> None:
 
 
 def test_discarding_is_final_and_may_be_repeated(side: Side, file: Path) -> None:
-    side.port.adopt(fetched_at(file, NAME))
+    adopt(side.port, fetched_at(file, NAME))
 
     side.port.discard(NAME)
     side.port.discard(NAME)
@@ -158,7 +158,7 @@ def test_discarding_is_final_and_may_be_repeated(side: Side, file: Path) -> None
 
 
 def test_cold_storage_gives_back_what_it_took(side: Side, file: Path) -> None:
-    side.port.adopt(fetched_at(file, NAME))
+    adopt(side.port, fetched_at(file, NAME))
 
     side.port.archive(NAME)
     assert (side.hot(NAME), side.cold(NAME)) == (None, DATA)
@@ -169,7 +169,7 @@ def test_cold_storage_gives_back_what_it_took(side: Side, file: Path) -> None:
 
 
 def test_bad_bytes_do_not_get_into_cold_storage(side: Side, file: Path) -> None:
-    side.port.adopt(fetched_at(file, NAME))
+    adopt(side.port, fetched_at(file, NAME))
     side.spoil(NAME)
 
     with pytest.raises(BlobDamaged):
@@ -180,7 +180,7 @@ def test_bad_bytes_do_not_get_into_cold_storage(side: Side, file: Path) -> None:
 
 
 def test_bad_bytes_do_not_get_out_of_cold_storage(side: Side, file: Path) -> None:
-    side.port.adopt(fetched_at(file, NAME))
+    adopt(side.port, fetched_at(file, NAME))
     side.port.archive(NAME)
     side.spoil(NAME, cold=True)
 
@@ -200,3 +200,24 @@ def test_what_is_not_there_cannot_move(side: Side, act: str) -> None:
 def test_what_is_no_digest_never_becomes_a_path(side: Side, name: str) -> None:
     with pytest.raises((StoreError, ValueError)):
         side.port.discard(name)
+
+
+def test_of_files_that_are_adopted_together_the_wrong_one_alone_is_refused(side: Side, file: Path) -> None:
+    files, names = [file], [NAME]
+    for number in range(4):
+        data = DATA + bytes([number])
+        files.append(file.with_name(f"data-{number}"))
+        files[-1].write_bytes(data)
+        names.append(name_of(data))
+    fetched = [fetched_at(path, name) for path, name in zip(files, names, strict=True)]
+    fetched[2] = changed(fetched[2], inode=fetched[2].inode + 1)
+
+    failures = side.port.adopt(fetched)
+
+    assert list(failures) == [names[2]]
+    assert isinstance(failures[names[2]], HashMismatch)
+    assert [side.hot(name) is not None for name in names] == [True, True, False, True, True]
+
+
+def test_nothing_is_adopted_of_nothing(side: Side) -> None:
+    assert side.port.adopt([]) == {}

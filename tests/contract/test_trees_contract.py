@@ -18,7 +18,7 @@ from reconciler.store.ledger import Ledger
 from reconciler.store.trees import Trees
 from tests.storenode import hash_file
 from tests.twins.content import Files, name_of, tar
-from tests.twins.fetch import TarUnpacker, fetched_at
+from tests.twins.fetch import TarUnpacker, adopt, fetched_at
 from tests.twins.node import Clock
 from tests.twins.store import MemoryBlobs, MemoryTrees
 
@@ -33,7 +33,7 @@ class Side:
         """Bring *data* in, and return it as an artifact."""
         file = self.root / "data"
         file.write_bytes(data)
-        self.blobs.adopt(fetched_at(file, name_of(data)))
+        adopt(self.blobs, fetched_at(file, name_of(data)))
         return LockedArtifact(path=path, digest=name_of(data), unpack=unpack)
 
     def files(self, tree: str) -> Files:

@@ -331,7 +331,7 @@ def test_a_test_and_a_hash_from_the_future_are_as_old_as_the_first_run_with_the_
     passed = Passed(tree="sha256:1", smoke="s", engine="e", engine_version="1", device="cpu", at=late)
     with Ledger.writing(tmp_path / "ledger.db") as ledger:
         ledger.tested("a:v1", TestReport(verdict="passed"), passed, late)
-        ledger.record_verified(name_of(b"x"), Verification(size=1, inode=1, mtime_ns=1, verified_at=late))
+        ledger.record_verified({name_of(b"x"): Verification(size=1, inode=1, mtime_ns=1, verified_at=late)})
         ledger.set_fact(COLD_VERIFIED, {name_of(b"y"): late, name_of(b"z"): NOW - GRACE})
         ledger.limit_times(NOW)
         assert ledger.fact(COLD_VERIFIED, dict[str, datetime]) == {name_of(b"y"): NOW, name_of(b"z"): NOW - GRACE}

@@ -10,7 +10,7 @@ from pathlib import Path
 from reconciler.core import digest
 from reconciler.core.errors import FetchError, HashMismatch, SizeMismatch, StoreError, UnpackRefused
 from reconciler.core.events import FetchProgress, Incident
-from reconciler.ports import Fetched, FetchFailed, Reporter, Want
+from reconciler.ports import Blobs, Fetched, FetchFailed, Reporter, Want
 from tests.twins.content import tar_members, url_of
 
 
@@ -109,3 +109,9 @@ def _unpacked(data: bytes, into: Path) -> Iterator[str]:
         finally:
             os.close(fd)
         yield name
+
+
+def adopt(blobs: Blobs, fetched: Fetched) -> None:
+    """Give one file its name; raise why it does not get it."""
+    for error in blobs.adopt([fetched]).values():
+        raise error

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from reconciler.core import digest
-from reconciler.core.errors import BlobDamaged, HashMismatch, InternalError, StoreError, UnpackRefused
+from reconciler.core.errors import BlobDamaged, HashMismatch, InternalError, ReconcileError, StoreError, UnpackRefused
 from reconciler.core.lock import LockedArtifact
 from reconciler.core.state import ActiveModel, Generation, Passed, Record, TreeSeen
 from reconciler.ports import Fetched, TestReport
@@ -24,7 +24,16 @@ class MemoryBlobs:
         self.cold: dict[str, bytes] = {}
         self.doubtful: set[str] = set()
 
-    def adopt(self, fetched: Fetched) -> None:
+    def adopt(self, fetched: Sequence[Fetched]) -> dict[str, ReconcileError]:
+        failures: dict[str, ReconcileError] = {}
+        for one in fetched:
+            try:
+                self._adopt(one)
+            except ReconcileError as error:
+                failures[one.digest] = error
+        return failures
+
+    def _adopt(self, fetched: Fetched) -> None:
         seen = fetched.path.lstat()
         if (seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns) != (
             fetched.device, fetched.inode, fetched.size, fetched.mtime_ns

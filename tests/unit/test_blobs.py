@@ -14,10 +14,10 @@ from reconciler.core.errors import HashMismatch, StoreError
 from reconciler.store import atomic
 from reconciler.store.blobs import Blobs
 from reconciler.store.layout import Layout
-from reconciler.store.ledger import Ledger
+from reconciler.store.ledger import Ledger, Verification
 from tests.storenode import hash_file
 from tests.twins.content import name_of
-from tests.twins.fetch import fetched_at
+from tests.twins.fetch import adopt, fetched_at
 from tests.twins.node import Clock
 
 DATA = b"some bytes of a model" * 50
@@ -49,7 +49,7 @@ def staged(layout: Layout, data: bytes = DATA) -> Path:
 
 
 def test_a_blob_is_read_only_and_remembered_with_its_numbers(layout: Layout, ledger: Ledger, blobs: Blobs) -> None:
-    blobs.adopt(fetched_at(staged(layout), NAME))
+    adopt(blobs, fetched_at(staged(layout), NAME))
 
     seen = layout.blob(NAME).stat()
     assert stat.S_IMODE(seen.st_mode) == 0o444
@@ -70,7 +70,7 @@ def test_what_is_no_plain_file_is_not_adopted(layout: Layout, blobs: Blobs, what
         path.mkdir()
 
     with pytest.raises((HashMismatch, StoreError)):
-        blobs.adopt(fetched)
+        adopt(blobs, fetched)
 
     assert not layout.blob(NAME).exists()
 
@@ -80,7 +80,7 @@ def test_what_is_no_plain_file_is_not_adopted_by_its_own_numbers_either(layout: 
     os.mkfifo(path)
 
     with pytest.raises(HashMismatch):
-        blobs.adopt(fetched_at(path, NAME))
+        adopt(blobs, fetched_at(path, NAME))
 
     assert not layout.blob(NAME).exists()
 
@@ -91,19 +91,19 @@ def test_a_file_that_was_written_to_after_its_hash_is_refused(layout: Layout, bl
     os.utime(path, ns=(0, fetched.mtime_ns + 1))
 
     with pytest.raises(HashMismatch):
-        blobs.adopt(fetched)
+        adopt(blobs, fetched)
 
 
 def test_a_blob_takes_the_place_of_a_folder(layout: Layout, blobs: Blobs) -> None:
     (layout.blob(NAME) / "inside").mkdir(parents=True)
 
-    blobs.adopt(fetched_at(staged(layout), NAME))
+    adopt(blobs, fetched_at(staged(layout), NAME))
 
     assert layout.blob(NAME).read_bytes() == DATA
 
 
 def test_a_reader_keeps_what_is_discarded(layout: Layout, blobs: Blobs) -> None:
-    blobs.adopt(fetched_at(staged(layout), NAME))
+    adopt(blobs, fetched_at(staged(layout), NAME))
     with layout.blob(NAME).open("rb") as reader:
         blobs.discard(NAME)
 
@@ -111,7 +111,7 @@ def test_a_reader_keeps_what_is_discarded(layout: Layout, blobs: Blobs) -> None:
 
 
 def test_checking_sets_a_mode_right_and_believes_what_it_hashed(layout: Layout, ledger: Ledger, blobs: Blobs) -> None:
-    blobs.adopt(fetched_at(staged(layout), NAME))
+    adopt(blobs, fetched_at(staged(layout), NAME))
     layout.blob(NAME).chmod(0o600)
     ledger.forget_blob(NAME)
 
@@ -122,7 +122,7 @@ def test_checking_sets_a_mode_right_and_believes_what_it_hashed(layout: Layout, 
 
 
 def test_a_bad_blob_is_believed_no_longer(layout: Layout, ledger: Ledger, blobs: Blobs) -> None:
-    blobs.adopt(fetched_at(staged(layout), NAME))
+    adopt(blobs, fetched_at(staged(layout), NAME))
     layout.blob(NAME).chmod(0o644)
     layout.blob(NAME).write_bytes(b"rot" + DATA[3:])
 
@@ -133,7 +133,7 @@ def test_a_bad_blob_is_believed_no_longer(layout: Layout, ledger: Ledger, blobs:
 
 @pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
 def test_a_process_without_means_says_nothing_about_a_blob(layout: Layout, ledger: Ledger, blobs: Blobs, code: int) -> None:
-    blobs.adopt(fetched_at(staged(layout), NAME))
+    adopt(blobs, fetched_at(staged(layout), NAME))
 
     def refuse(_path: Path, _algorithm: str) -> str:
         raise OSError(code, os.strerror(code))
@@ -145,7 +145,7 @@ def test_a_process_without_means_says_nothing_about_a_blob(layout: Layout, ledge
 
 
 def test_a_blob_that_the_disk_does_not_give_is_bad(layout: Layout, ledger: Ledger, blobs: Blobs) -> None:
-    blobs.adopt(fetched_at(staged(layout), NAME))
+    adopt(blobs, fetched_at(staged(layout), NAME))
 
     def refuse(_path: Path, _algorithm: str) -> str:
         raise OSError(errno.EIO, "bad sector")
@@ -172,7 +172,7 @@ def test_a_member_that_is_here_keeps_its_inode_and_one_that_rotted_is_replaced(l
 
 
 def test_the_original_goes_only_when_the_copy_was_hashed(layout: Layout, ledger: Ledger, blobs: Blobs) -> None:
-    blobs.adopt(fetched_at(staged(layout), NAME))
+    adopt(blobs, fetched_at(staged(layout), NAME))
     hashed: list[bool] = []
 
     def watching(path: Path, algorithm: str) -> str:
@@ -195,3 +195,48 @@ def test_what_is_no_plain_file_in_cold_storage_does_not_come_back(layout: Layout
         blobs.restore(NAME)
 
     assert not layout.blob(NAME).exists()
+
+
+def test_blobs_that_are_adopted_together_cost_one_commit_and_one_sync_a_folder(
+    layout: Layout, ledger: Ledger, blobs: Blobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched = []
+    for number in range(70):  # more than are held open at once
+        data = DATA + bytes([number])
+        path = layout.staging / str(number)
+        path.write_bytes(data)
+        fetched.append(fetched_at(path, name_of(data)))
+    commits: list[int] = []
+    synced: list[Path] = []
+    record, sync = ledger.record_verified, atomic.sync_folder
+
+    def recorded(found: dict[str, Verification]) -> None:
+        record(found)
+        commits.append(len(found))
+
+    def counted(path: Path) -> None:
+        sync(path)
+        synced.append(path)
+
+    monkeypatch.setattr(ledger, "record_verified", recorded)
+    monkeypatch.setattr(atomic, "sync_folder", counted)
+
+    assert blobs.adopt(fetched) == {}
+
+    assert commits == [64, 6]
+    places = {layout.blob(one.digest).parent for one in fetched}
+    assert places <= set(synced)
+    assert max(synced.count(place) for place in places) <= 2
+    assert ledger.verifications().keys() == {one.digest for one in fetched}
+
+
+def test_where_the_ledger_refuses_none_of_the_files_counts_as_kept(
+    layout: Layout, ledger: Ledger, blobs: Blobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: object) -> None:
+        raise StoreError("the disk refused")
+
+    monkeypatch.setattr(ledger, "record_verified", refuse)
+
+    assert blobs.adopt([fetched_at(staged(layout), NAME)]).keys() == {NAME}
+    assert not ledger.verifications()

@@ -118,7 +118,7 @@ def test_everything_is_there_after_a_restart(path: Path) -> None:
     listing = (Listing(path="m", digest="b", size=3),)
     verification = Verification(size=3, inode=2**63 - 1, mtime_ns=2**62, verified_at=NOW)
     with Ledger.writing(path) as writing:
-        writing.record_verified("b", verification)
+        writing.record_verified({"b": verification})
         writing.record_tree(seen, listing)
         writing.put(Record(id="a:v1", state="active"))
         writing.tested("a:v1", TestReport(verdict="bad", reason="no"), None, NOW)
@@ -133,7 +133,7 @@ def test_everything_is_there_after_a_restart(path: Path) -> None:
 
 
 def test_what_is_forgotten_is_gone(ledger: Ledger) -> None:
-    ledger.record_verified("b", Verification(size=3, inode=1, mtime_ns=1, verified_at=NOW))
+    ledger.record_verified({"b": Verification(size=3, inode=1, mtime_ns=1, verified_at=NOW)})
     ledger.record_tree(TreeSeen(digest="t", recipe="r", blobs=(), bytes=0), ())
     ledger.set_fact("key", 1)
 
@@ -155,7 +155,7 @@ def test_a_spoiled_row_is_as_good_as_forgotten(path: Path, spoil: str) -> None:
     with Ledger.writing(path) as writing:
         writing.put(Record(id="a:v1", state="active"))
         writing.tested("a:v1", TestReport(verdict="bad"), None, NOW)
-        writing.record_verified("b", Verification(size=3, inode=1, mtime_ns=1, verified_at=NOW))
+        writing.record_verified({"b": Verification(size=3, inode=1, mtime_ns=1, verified_at=NOW)})
         writing.record_tree(TreeSeen(digest="t", recipe="r", blobs=(), bytes=0), ())
         writing.set_fact("floor", TrustState(version=3))
     connection = sqlite3.connect(path, isolation_level=None)

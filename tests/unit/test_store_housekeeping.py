@@ -201,7 +201,7 @@ def test_a_partial_download_of_what_is_here_goes_unless_what_is_here_is_damaged(
     node.run(lock)
     damaged, here = partial(node, A["a.gguf"]), partial(node, A["shared"])
     with Ledger.writing(node.layout.ledger) as ledger:
-        ledger.record_verified(name_of(A["a.gguf"]), Verification(size=-1, inode=0, mtime_ns=0, verified_at=node.clock()))
+        ledger.record_verified({name_of(A["a.gguf"]): Verification(size=-1, inode=0, mtime_ns=0, verified_at=node.clock())})
 
     assert garbage(node, lock) == [("partial", here.name)]
     assert damaged.exists()
