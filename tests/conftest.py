@@ -15,8 +15,8 @@ os.umask(0o022)  # with 002, the folders that tests make could be changed by a g
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Two workers a core and one: half of the time tests wait, for a disk or for a server that keeps them waiting."""
-    return 2 * len(os.sched_getaffinity(0)) + 1
+    """One worker more than cores: tests wait for a disk or for a server that keeps them waiting. More of them gain nothing."""
+    return len(os.sched_getaffinity(0)) + 1
 
 
 @pytest.fixture
