@@ -13,7 +13,7 @@ say() { printf '%s\n' "$*"; }
 pip="$venv/bin/python -m pip --disable-pip-version-check"
 log=$venv/setup.log
 say "Setting up $venv (once)."
-say "  llama-cpp-python is compiled from its source package unless pip kept the wheel: about 8 minutes on 2 cores."
+say "  llama-cpp-python is compiled from its source package unless pip kept the wheel: about 3 minutes on 2 cores."
 say "  Everything that happens is in $log."
 
 # Only what a test job uses is built, and built in less time; whoever sets CMAKE_ARGS, for CUDA say, has the build of its own defaults.
