@@ -325,17 +325,22 @@ def fence(space: Namespace) -> None:
         "add chain inet fence out { type filter hook output priority 0; }",
         f"add rule inet fence out meta skuid {USER} ip daddr {swarm_daemon.CALLER} accept",
         f"add rule inet fence out meta skuid {USER} ip daddr {{ {', '.join(denied())} }} drop",
+        f"add rule inet fence out meta skuid {USER} ip6 daddr {{ {', '.join(denied(version=6))} }} drop",
     )
     for rule in rules:
         space.run("nft", rule)
 
 
-def denied() -> list[str]:
-    """Return the IPv4 networks that the unit denies, from the unit itself."""
+def denied(version: int = 4) -> list[str]:
+    """Return the networks of the IP *version* that the unit denies, from the unit itself: systemd.resource-control(5)."""
     text = (TOP / "deploy/systemd/reconcile-swarm.service").read_text()
     words = [word for line in text.splitlines() if line.startswith("IPAddressDeny=") for word in line.partition("=")[2].split()]
-    meant = {"localhost": "127.0.0.0/8", "link-local": "169.254.0.0/16", "multicast": "224.0.0.0/4"}
-    return [meant.get(word, word) for word in words if ":" not in word]
+    meant = {
+        "localhost": ("127.0.0.0/8", "::1/128"),
+        "link-local": ("169.254.0.0/16", "fe80::/64"),
+        "multicast": ("224.0.0.0/4", "ff00::/8"),
+    }
+    return [network for word in words for network in meant.get(word, (word,)) if (":" in network) == (version == 6)]
 
 
 @contextlib.contextmanager

@@ -157,13 +157,15 @@ def false_tracker(site: Site, node: SwarmNode, seen: Path) -> Iterator[None]:
     private.run("ip", "address", "add", "10.0.0.5/8", "dev", "eth0")
     node.space.run("ip", "route", "add", "10.0.0.0/8", "dev", "eth0")
     private.run("ip", "route", "add", "45.66.0.0/24", "dev", "eth0", check=False)
+    private.run("ip", "address", "add", "fd00::5/64", "dev", "eth0", "nodad")
+    node.space.run("ip", "address", "add", "fd00::10/64", "dev", "eth0", "nodad")
     log = site.folder / "children.log"
-    named = ["127.0.0.1:7777", "10.0.0.5:7777", "127.6.8.9:7777"]
-    tracker = [sys.executable, CHILD, "tracker", swarm.TRACKER, str(swarm.TRACKER_PORT), *named]
+    here, there = ["127.0.0.1:7777", "127.6.8.9:7777", "[::1]:7777"], ["10.0.0.5:7777", "[fd00::5]:7777"]
+    tracker = [sys.executable, CHILD, "tracker", swarm.TRACKER, str(swarm.TRACKER_PORT), *here, *there, "[::ffff:127.7.7.7]:7777"]
     with (
         site.tracker_space.running(*tracker, log=log),
-        node.space.running(sys.executable, CHILD, "listen", str(seen), "127.0.0.1:7777", "127.6.8.9:7777", log=log),
-        private.running(sys.executable, CHILD, "listen", str(seen), "10.0.0.5:7777", log=log),
+        node.space.running(sys.executable, CHILD, "listen", str(seen), *here, "127.7.7.7:7777", log=log),
+        private.running(sys.executable, CHILD, "listen", str(seen), *there, log=log),
     ):
         swarm.until(lambda: "7777" in node.space.run("ss", "-ltn").stdout, "a listener")
         swarm.until(lambda: "7777" in private.run("ss", "-ltn").stdout, "a listener")
@@ -179,7 +181,8 @@ def test_a_tracker_that_names_this_machine_and_private_networks_is_held_by_the_f
         assert is_good(node)
         assert over_http(site)
     reached = {line.split()[0] for line in seen.read_text().splitlines()}
-    assert reached == (set() if fenced else {"127.0.0.1:7777", "10.0.0.5:7777", "127.6.8.9:7777"})
+    named = {"127.0.0.1:7777", "127.6.8.9:7777", "[::1]:7777", "10.0.0.5:7777", "[fd00::5]:7777", "127.7.7.7:7777"}
+    assert reached == (set() if fenced else named)
 
 
 def test_slow_peers_are_left_and_http_goes_on_from_their_pieces(site: Site) -> None:

@@ -16,8 +16,8 @@ from pathlib import Path
 
 
 def tracker(address: str, port: int, peers: list[str]) -> None:
-    compact = b"".join(socket.inet_aton(one.partition(":")[0]) + struct.pack(">H", int(one.partition(":")[2])) for one in peers)
-    body = b"d8:intervali2e12:min intervali1e5:peers%d:%be" % (len(compact), compact)
+    four, six = (b"".join(_compact(one) for one in peers if one.startswith("[") == wanted) for wanted in (False, True))
+    body = b"d8:intervali2e12:min intervali1e5:peers%d:%b6:peers6%d:%be" % (len(four), four, len(six), six)
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -29,10 +29,21 @@ def tracker(address: str, port: int, peers: list[str]) -> None:
     ThreadingHTTPServer((address, port), Handler).serve_forever()
 
 
+def _compact(place: str) -> bytes:
+    """Return the bytes of *place* in a tracker's answer (BEP 23, and BEP 7 for IPv6)."""
+    address, port = _parts(place)
+    return socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address) + struct.pack(">H", port)
+
+
+def _parts(place: str) -> tuple[str, int]:
+    address, _, port = place.rpartition(":")
+    return address.strip("[]"), int(port)
+
+
 def listen(file: Path, places: list[str]) -> None:
     def serve(place: str) -> None:
-        address, _, port = place.partition(":")
-        with socket.create_server((address, int(port))) as server:
+        address, port = _parts(place)
+        with socket.create_server((address, port), family=socket.AF_INET6 if ":" in address else socket.AF_INET) as server:
             while True:
                 connection, _ = server.accept()
                 with connection:
