@@ -159,7 +159,7 @@ def rename(old: Path, new: Path) -> None:
 
 
 def move(old: Path, new: Path) -> None:
-    """Rename *old* to *new*; what was at *new* is replaced atomically. The caller syncs both folders."""
+    """Rename *old* to *new*; what was at *new* is replaced atomically. It survives a power cut after ``sync_folders``, and no earlier."""
     with files.translate_errors(f"rename {old} to {new}"):
         old.rename(new)
 

@@ -86,6 +86,21 @@ def test_a_rename_is_synced_at_both_ends(tmp_path: Path, calls: list[str]) -> No
     assert calls == ["rename a/f b/f", "fsync b", "fsync a"]
 
 
+def test_files_that_are_moved_together_are_synced_with_each_folder_once(tmp_path: Path, calls: list[str]) -> None:
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+    moves = {"a/1": "c/1", "a/2": "b/2", "a/3": "c/3"}
+    for old in moves:
+        (tmp_path / old).touch()
+    calls.clear()
+
+    for old, new in moves.items():
+        atomic.move(tmp_path / old, tmp_path / new)
+    atomic.sync_folders({(tmp_path / new).parent for new in moves.values()})
+
+    assert calls == ["rename a/1 c/1", "rename a/2 b/2", "rename a/3 c/3", "fsync b", "fsync c"]
+
+
 def test_a_link_is_swapped_by_one_rename_and_synced(tmp_path: Path, calls: list[str]) -> None:
     atomic.symlink("generations/1", tmp_path / "active")
     atomic.symlink("generations/2", tmp_path / "active")
