@@ -4,7 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
+# Byte code is kept, whatever the environment says: else each of thousands of processes compiles what it imports.
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --dist worksteal
 # Whatever starts no engine and no downloader: rules, properties, and each port's contract for its memory twin and its adapter.
 FAST := tests/unit tests/laws tests/contract
 ONE_REAL_PATH := tests/functional/test_main_job.py::test_a_model_is_downloaded_verified_tested_and_served
