@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import kubernetes_validate  # type: ignore[import-untyped]  # it has no types
 import pytest
 import yaml
 
@@ -20,8 +19,8 @@ from tests.functional.test_deploy import parsed
 
 KUBERNETES = Path(__file__).parents[2] / "deploy" / "kubernetes"
 FOLDERS = ("base", *(f"overlays/{path.name}" for path in sorted((KUBERNETES / "overlays").iterdir())))
-#: The oldest release that its makers still support, and the newest that the schemas know.
-RELEASES = ("1.32", kubernetes_validate.latest_version())
+#: The oldest release that its makers still support, and the newest that the schemas know: no name.
+RELEASES = ("1.32", "")
 Object = dict[str, Any]
 
 
@@ -48,17 +47,24 @@ def config(folder: str) -> Object:
     return dict(found)
 
 
+def validate(found: Object, release: str) -> None:
+    """Raise an error where Kubernetes' *release* would refuse *found*, or the newest one that the schemas know."""
+    import kubernetes_validate  # type: ignore[import-untyped]  # it has no types, and takes a second to import
+
+    kubernetes_validate.validate(found, release or kubernetes_validate.latest_version(), strict=True)
+
+
 @pytest.mark.parametrize("release", RELEASES)
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_every_object_is_valid(folder: str, release: str) -> None:
     for found in built(folder):
-        kubernetes_validate.validate(found, release, strict=True)
+        validate(found, release)
 
 
 def test_the_schemas_refuse_what_kubernetes_would() -> None:
     (pod,) = (one for one in built("base") if one["kind"] == "DaemonSet")
-    with pytest.raises(kubernetes_validate.ValidationError):
-        kubernetes_validate.validate({**pod, "spec": {**pod["spec"], "replicas": 1}}, RELEASES[0], strict=True)
+    with pytest.raises(Exception, match="replicas"):
+        validate({**pod, "spec": {**pod["spec"], "replicas": 1}}, RELEASES[0])
 
 
 @pytest.mark.parametrize("folder", FOLDERS)

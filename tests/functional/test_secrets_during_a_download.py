@@ -31,7 +31,7 @@ from tests.registry import PAIR
 
 __all__ = ["s3", "work"]
 
-pytest.importorskip("oras.provider", reason="oras is not installed")
+pytest.importorskip("oras", reason="oras is not installed")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # the pusher's own
 
 TOP = Path(__file__).parents[2]

@@ -22,7 +22,7 @@ from tests.registry import PAIR
 
 moto_server = pytest.importorskip("moto.server", reason="moto's server is not installed")
 pytest.importorskip("botocore", reason="the extra s3 is not installed")
-pytest.importorskip("oras.provider", reason="oras is not installed")
+pytest.importorskip("oras", reason="oras is not installed")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")]
 
 FAILED = ReportedModel(id="a:v1", state="failed", reason="failed-before", detail="smoke-failed: it gave no token")

@@ -13,7 +13,6 @@ import pytest
 
 TOP = Path(__file__).parents[2]
 MODULES = {".".join(path.relative_to(TOP).with_suffix("").parts).removesuffix(".__init__"): path for path in TOP.glob("reconciler/**/*.py")}
-TREES = {name: ast.parse(path.read_text()) for name, path in MODULES.items()}
 
 #: Words in names that said nothing to a stranger, and were replaced.
 ODD = frozenset(
@@ -32,6 +31,11 @@ JOINING = ("reconciler.cli", "reconciler.commands")
 LONG = 400
 
 
+def tree(name: str) -> ast.Module:
+    """Return the syntax tree of a module."""
+    return ast.parse(MODULES[name].read_text())
+
+
 def words(name: str) -> set[str]:
     """Return the words of a name in snake case or camel case; to look something up is one word."""
     return {word.lower() for word in re.findall(r"look_up|[A-Z]?[a-z]+|[A-Z]+", name)}
@@ -40,7 +44,7 @@ def words(name: str) -> set[str]:
 def imported(name: str) -> set[str]:
     """Return the modules outside ``core`` that the module *name* imports, at its top or inside functions."""
     found = set()
-    for node in ast.walk(TREES[name]):
+    for node in ast.walk(tree(name)):
         if isinstance(node, ast.ImportFrom) and node.module:
             found |= {full if (full := f"{node.module}.{one.name}") in MODULES else node.module for one in node.names}
         elif isinstance(node, ast.Import):
@@ -65,13 +69,13 @@ def test_no_module_imports_most_of_the_others(name: str) -> None:
 def test_no_odd_name_comes_back(name: str) -> None:
     last = name.rpartition(".")[2]
     assert last != "confirm", "as a module; a question that a person answers may have the name"
-    assert [one for one in (last, *defined(TREES[name])) if words(one) & ODD] == []
+    assert [one for one in (last, *defined(tree(name))) if words(one) & ODD] == []
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))
 def test_a_long_module_says_why_it_is_long(name: str) -> None:
     lines = len(MODULES[name].read_text().splitlines())
-    said = " ".join((ast.get_docstring(TREES[name]) or "").split())
+    said = " ".join((ast.get_docstring(tree(name)) or "").split())
     assert lines <= LONG or f"Longer than {LONG} lines because" in said, f"{lines} lines"
 
 
