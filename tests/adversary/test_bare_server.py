@@ -24,6 +24,8 @@ from tests.functional.test_server_engines import PYTHON, SERVE, table, told
 from tests.node import tiny
 
 NOTHING = 0x00050000
+#: For how long the programs that a server starts would sleep: by it they are known, and not taken for those of tests beside this one.
+SLEEP = str(4_000_000 + os.getpid())
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +38,7 @@ def _landlock() -> None:
 @pytest.fixture(autouse=True)
 def _no_sleeper_stays() -> Iterator[None]:
     yield
-    for pid in (*_sleepers("4711"), *_sleepers("4712")):
+    for pid in _sleepers():
         os.kill(pid, signal.SIGKILL)
 
 
@@ -93,13 +95,13 @@ def test_each_of_these_doors_is_open_to_a_program_that_nothing_confines(doors: d
 
 def test_nothing_that_it_started_is_left(tmp_path: Path) -> None:
     """In a session of its own, as daemons are: killing a process group would miss it."""
-    begin = "import subprocess; subprocess.Popen(['/bin/sleep', '4711'], start_new_session=True)"
+    begin = f"import subprocess; subprocess.Popen(['/bin/sleep', '{SLEEP}'], start_new_session=True)"
     assert told(tmp_path, "1", mode="landlock", begin=begin) == "1"
     assert _sleepers() == []
 
 
 def test_nothing_that_it_started_is_left_when_the_program_is_killed(tmp_path: Path) -> None:
-    begin = "import subprocess; subprocess.Popen(['/bin/sleep', '4712'], start_new_session=True)"
+    begin = f"import subprocess; subprocess.Popen(['/bin/sleep', '{SLEEP}'], start_new_session=True)"
     text = table("vllm", "--delay=60", f"--begin={begin}", extra='ready_timeout = "60s"\n') + '[smoke]\nsandbox = "landlock"\n'
     lines = (
         "import sys; from pathlib import Path; from tests import jobs; from tests.node import tiny",
@@ -109,18 +111,18 @@ def test_nothing_that_it_started_is_left_when_the_program_is_killed(tmp_path: Pa
     top = Path(__file__).resolve().parents[2]
     child = subprocess.Popen([sys.executable, "-c", "\n".join(lines)], cwd=top)
     try:
-        _until(lambda: _sleepers("4712") != [])
+        _until(lambda: _sleepers() != [])
     finally:
         child.send_signal(signal.SIGKILL)
         child.wait()
-    _until(lambda: _sleepers("4712") == [])
+    _until(lambda: _sleepers() == [])
 
 
-def _sleepers(seconds: str = "4711") -> list[int]:
+def _sleepers() -> list[int]:
     found = []
     for process in psutil.process_iter():
         try:
-            found += [process.pid] if process.cmdline()[-2:] == ["/bin/sleep", seconds] else []
+            found += [process.pid] if process.cmdline()[-2:] == ["/bin/sleep", SLEEP] else []
         except psutil.Error:
             continue
     return found

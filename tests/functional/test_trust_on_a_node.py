@@ -106,6 +106,19 @@ def test_expiry_is_refused_at_the_very_instant(used: Node) -> None:
     assert not apply.preview(used.context(lambda: end - timedelta(seconds=1))).plan.changes
 
 
+def test_an_older_snapshot_from_the_network_fails_a_check_and_is_recorded(used: Node) -> None:
+    older = (used.folder / "published.json").read_bytes()
+    used.publish(used.item("a:v1", tiny("a")), used.item("b:v1", tiny("b")))
+    lock = (used.folder / "models.lock").read_bytes()
+    (used.folder / "published.json").write_bytes(older)
+
+    assert used.run("lock", "--check").code == 4
+    assert used.run("lock").code == 4
+
+    assert "rollback" in [incident.kind for incident in status_command.incidents(used.context())]
+    assert (used.folder / "models.lock").read_bytes() == lock
+
+
 def test_a_clock_before_the_accepted_snapshot_is_refused(used: Node) -> None:
     earlier = used.network.now - timedelta(hours=1)
     with pytest.raises(NotYetValid, match="the clock is behind"):
