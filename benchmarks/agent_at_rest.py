@@ -88,7 +88,7 @@ class Node:
         while not (line in (self.folder / "models.lock").read_text() and self._phase() == "waiting"):
             assert self.child.poll() is None, (self.folder / "agent.log").read_text()[-2000:]
             assert time.monotonic() < end, "the cycle does not end"
-            time.sleep(0.01)  # nothing tells of a cycle's end but its files
+            time.sleep(0.01)  # an agent tells its phase in a file alone; what it tells systemd comes before it waits
 
     def _phase(self) -> str:
         try:
@@ -137,7 +137,7 @@ def main() -> None:
             seen = cycles(node, given.cycles)
             seconds = time.monotonic() - began
             before = look(node.process)
-            time.sleep(given.rest)  # this is what is measured
+            time.sleep(given.rest)  # an agent that has nothing to do, for so long, is what is measured
             after = look(node.process)
         finally:
             node.close()

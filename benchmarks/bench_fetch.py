@@ -1,9 +1,9 @@
 """
 Fetching and verifying, against what one would use instead, in the same run and in turns.
 
-    python benchmarks/bench_fetch.py                     # 2 GiB and 500 small files from nginx on loopback
-    python benchmarks/bench_fetch.py --mib 512 --rounds 3
-    python benchmarks/bench_fetch.py --url http://10.9.0.1:8080/   # another server, with the files of --folder: a shaped link, say
+    python -m benchmarks.bench_fetch                     # 2 GiB and 500 small files from nginx on loopback
+    python -m benchmarks.bench_fetch --mib 512 --rounds 3
+    python -m benchmarks.bench_fetch --url http://10.9.0.1:8080/   # another server, with the files of --folder: a shaped link, say
 
 Every contender is a process of its own, timed from its start to its end; the medians of all rounds are compared, and each round's order
 is another one. Machines differ and so do days: the ratios count, not the rates.
@@ -28,6 +28,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from benchmarks.listening import wait_until_it_listens
 from reconciler.fetch import aria2_daemon, staging
 from reconciler.fetch import hashing as fetch_hashing
 from reconciler.fetch.downloader import Aria2Fetcher
@@ -62,12 +63,7 @@ def nginx(folder: Path) -> Iterator[str]:
         )
         process = subprocess.Popen([str(NGINX), "-c", str(config), "-e", f"{home}/error.log"])
         try:
-            for _ in range(500):
-                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-                    break
-                time.sleep(0.01)  # nginx tells nobody that it listens
-            else:
-                raise TimeoutError(Path(home, "error.log").read_text())
+            wait_until_it_listens(f"127.0.0.1:{port}", Path(home, "error.log"))
             yield f"http://127.0.0.1:{port}/"
         finally:
             process.terminate()
@@ -119,7 +115,7 @@ def processor() -> float:
 
 
 def ours(manifest: Path) -> Work:
-    return lambda scratch: [sys.executable, __file__, "--child", str(manifest), str(scratch / "staging")]
+    return lambda scratch: [sys.executable, "-m", "benchmarks.bench_fetch", "--child", str(manifest), str(scratch / "staging")]
 
 
 def shell(text: str) -> Work:

@@ -29,6 +29,7 @@ import argparse
 import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import statistics
@@ -36,6 +37,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
@@ -46,7 +48,7 @@ import msgspec
 from msgspec import Struct
 
 from benchmarks import shaped
-from benchmarks.listening import wait_until_it_listens
+from benchmarks.listening import until, wait_until_it_listens
 from tests.network import Network
 from tests.node import tiny
 
@@ -103,6 +105,11 @@ class Site:
     def sent(self) -> int:
         """Return how many bytes of bodies left the origin, of requests that ended."""
         return sum(int(line.split()[-1]) for line in self.log.read_text().splitlines()) if self.log.exists() else 0
+
+    def is_idle(self) -> bool:
+        """Return whether the origin answers nobody but this question."""
+        with urllib.request.urlopen(f"{ORIGIN}{shaped.STATUS}") as answer:
+            return b"Writing: 1 " in answer.read()
 
     def crossed(self) -> int:
         """Return how many bytes crossed the link from the origin."""
@@ -171,16 +178,18 @@ def finished(
         subprocess.Popen(command, stdout=log, stderr=log, cwd=tree, env=os.environ | {"PYTHONPATH": str(tree)}) for command in commands
     ]
     seconds = [0.0] * len(running)
+    ends = {os.pidfd_open(process.pid): index for index, process in enumerate(running)}
     try:
-        while not all(seconds):
-            for index, process in enumerate(running):
-                if not seconds[index] and process.poll() is not None:
-                    seconds[index] = time.monotonic() - began
+        while ends:
+            for end in select.select(list(ends), [], [], 0.05)[0]:
+                seconds[ends.pop(end)] = time.monotonic() - began
+                os.close(end)
             if time.monotonic() - began > PATIENCE:
                 raise TimeoutError
             meanwhile()
-            time.sleep(0.05)  # the moment at which one of many processes ends
     finally:
+        for end in ends:
+            os.close(end)
         for process in running:
             process.kill()
             process.wait()
@@ -212,7 +221,7 @@ def _state(settings: Path, tree: Path) -> str:
 
 
 def _copies(site: Site, before: int, link: int) -> tuple[float, float]:
-    time.sleep(1.0)  # nginx writes the line of a request that was cut off when it sees that
+    until(site.is_idle, lambda: "requests under way at the origin")  # nginx writes the line of a request that was cut off when it ends it
     return (site.sent() - before) / len(site.data), (site.crossed() - link) / len(site.data)
 
 

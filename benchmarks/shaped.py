@@ -1,7 +1,7 @@
 """
 A server behind a link with latency, a rate and loss; for ``bench_fetch.py --url``. Needs root, /dev/net/tun, ip, cc and nginx.
 
-    python benchmarks/shaped.py FOLDER --latency-ms 40 --mbit 1000 --loss-ppm 100 -- COMMAND...
+    python -m benchmarks.shaped FOLDER --latency-ms 40 --mbit 1000 --loss-ppm 100 -- COMMAND...
 
 nginx serves FOLDER in a network namespace of its own, at http://10.213.0.2:8080/; COMMAND runs here.
 """
@@ -11,15 +11,17 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from benchmarks.listening import until, wait_until_it_listens
+
 HERE, THERE, PORT = "10.213.0.1", "10.213.0.2", 8080
+#: Where the server says how many requests it answers.
+STATUS = "/-/status"
 #: What the name of the device on this side begins with; the number of this process follows.
 NEAR = "bnear"
 
@@ -41,7 +43,7 @@ def link(latency_ms: float, mbit: float, loss_ppm: int, congestion: str) -> Iter
         peer = subprocess.Popen(["unshare", "--net", "sleep", "infinity"])
         stack.callback(peer.wait)
         stack.callback(peer.kill)
-        _until(lambda: Path(f"/proc/{peer.pid}/ns/net").readlink() != Path("/proc/self/ns/net").readlink())
+        until(lambda: Path(f"/proc/{peer.pid}/ns/net").readlink() != Path("/proc/self/ns/net").readlink(), lambda: "a network namespace")
         inside = ["nsenter", f"--net=/proc/{peer.pid}/ns/net"]
         for made in (
             ["ip", "link", "set", far, "netns", str(peer.pid)],
@@ -57,14 +59,6 @@ def link(latency_ms: float, mbit: float, loss_ppm: int, congestion: str) -> Iter
         yield peer.pid
 
 
-def _until(true: object) -> None:
-    for _ in range(500):
-        if callable(true) and true():
-            return
-        time.sleep(0.01)  # neither a namespace nor a server tells anybody that it is there
-    raise TimeoutError
-
-
 @contextlib.contextmanager
 def server(folder: Path, peer: int, log: Path | None = None) -> Iterator[None]:
     """Serve *folder* at the other end; of each request a line goes to *log*: its path, its status, and the bytes of its answer's body."""
@@ -76,22 +70,16 @@ def server(folder: Path, peer: int, log: Path | None = None) -> Iterator[None]:
             f"events {{ worker_connections 512; }}"
             f"http {{ log_format line '$request_uri $status $body_bytes_sent'; access_log {f'{log} line' if log else 'off'};"
             f"sendfile on; keepalive_requests 100000; {temporary}"
-            f"server {{ listen {THERE}:{PORT} backlog=512; root {folder}; }} }}"
+            f"server {{ listen {THERE}:{PORT} backlog=512; root {folder}; location = {STATUS} {{ stub_status; access_log off; }} }} }}"
         )
         inside = ["nsenter", f"--net=/proc/{peer}/ns/net"]
         process = subprocess.Popen([*inside, "/usr/sbin/nginx", "-c", str(config), "-e", f"{home}/error.log"])
         try:
-            _until(_answers)
+            wait_until_it_listens(f"{THERE}:{PORT}", Path(home, "error.log"))
             yield
         finally:
             process.terminate()
             process.wait()
-
-
-def _answers() -> bool:
-    with contextlib.suppress(OSError), socket.create_connection((THERE, PORT), timeout=2):
-        return True
-    return False
 
 
 def main() -> None:

@@ -33,6 +33,7 @@ from reconciler.fetch.downloader import Aria2Fetcher
 from reconciler.fetch.seeding import Seeding
 from reconciler.fetch.settings import FetchSettings, SwarmSettings
 from reconciler.fetch.swarm import SwarmContext, SwarmFetcher
+from reconciler.fetch.swarm_daemon import Contact
 from reconciler.ports import Fetched, Want
 from tests.swarm import Namespace, until
 
@@ -208,13 +209,20 @@ def measure(line: Line, folder: Path, kind: str, nodes: list[Namespace]) -> tupl
             stack.enter_context(space.running(*words, log=home / "log", cwd=TOP))
         until(lambda: all((home / "ready").exists() for home in homes), "the nodes", 120)
         if kind == "peers":
-            until(lambda: all((home / "swarm" / "rpc.json").exists() for home in homes), "their aria2c", 120)
-            time.sleep(2)  # until all of them listen
+            until(lambda: all(_answers(space, home) for space, home in zip(nodes, homes, strict=True)), "their aria2c", 120)
         before, started = line.left(), time.monotonic()
         go.touch()
         until(lambda: all((home / "seconds").exists() and (home / "seconds").read_text() for home in homes), "the last node", 900)
         ended = [(home / "seconds").read_text().partition(" ") for home in homes]
         return max(float(one[0]) for one in ended) - started, line.left() - before, "+".join(sorted({one[2] for one in ended}))
+
+
+def _answers(space: Namespace, home: Path) -> bool:
+    """Return whether the swarm's aria2c in *home* answers calls; it listens for peers when it has a torrent."""
+    with contextlib.suppress(FileNotFoundError, msgspec.DecodeError):
+        contact = msgspec.json.decode((home / "swarm" / "rpc.json").read_bytes(), type=Contact)
+        return f":{contact.port} " in space.run("ss", "-Htnl").stdout
+    return False
 
 
 def main() -> None:
