@@ -10,14 +10,17 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from msgspec import structs
 
 from reconciler.core import swarm as rules
-from reconciler.core.events import Event, Notice
+from reconciler.core.events import Event, Incident, Notice
 from reconciler.core.swarm import Swarm, Torrent
+from reconciler.demo.server import Server
 from reconciler.fetch import swarm
 from reconciler.fetch.aria2_protocol import Status
+from reconciler.fetch.downloader import Aria2Fetcher
 from reconciler.fetch.seeding import Seeding, download_gid
-from reconciler.fetch.settings import SwarmSettings
+from reconciler.fetch.settings import FetchSettings, SwarmSettings
 from reconciler.fetch.swarm import SwarmContext, SwarmFetcher
 from reconciler.fetch.swarm_daemon import Peer, PeerStatus
 from reconciler.ports import Fetched, FetchFailed, Reporter, Want
@@ -199,6 +202,19 @@ def test_wrong_bytes_are_left_to_http_and_deleted(site: Site) -> None:
     (site.folder / "swarm" / "incoming" / DIGITS / DIGITS).write_bytes(DATA[:-1] + b"?")
     site.fetch(Daemon("f"))
     assert (site.http.asked, site.arrived, handed_over(site)) == ([WANT.digest], False, b"")
+
+
+@pytest.mark.slow
+def test_wrong_pieces_cost_a_new_start_and_no_source_is_blamed(site: Site, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that was taken over says that its pieces are whole: HTTP goes on from them, and the digest of the whole does not agree."""
+    (site.folder / "swarm" / "incoming" / DIGITS / DIGITS).write_bytes(bytes(byte ^ 0xFF for byte in DATA))
+    server.add(DATA)
+    monkeypatch.setitem(globals(), "WANT", structs.replace(WANT, sources=(f"{server.address}/sha256/{DIGITS}",)))
+    settings = FetchSettings(allow_http=True, allowed_hosts=("127.0.0.1",))
+    site.http = Aria2Fetcher(site.folder / "staging", settings)  # type: ignore[assignment]  # the real one
+    said = site.fetch(Daemon("c", peers=[SEEDER]), alone_seconds=0.0)
+    assert site.outcome.path.read_bytes() == DATA
+    assert [(one.kind, one.source) for one in said if isinstance(one, Incident)] == [("hash-mismatch", "")]
 
 
 # -- a node alone
