@@ -1,9 +1,8 @@
 # How llama.cpp is compiled for a development environment: included by cmake after each project() of llama-cpp-python
 # (CMAKE_PROJECT_INCLUDE, set by .ci/setup.sh). The first call comes from the outermost project, whose end is the end of all of them.
 #
-# Several sources are compiled as one (a unity build), but those that do not allow it. What computes
-# (ggml) is optimised as always; what reads files and builds graphs (llama, mtmd) takes two thirds of the time and is optimised less: a test
-# job of a small model does not notice.
+# Several sources are compiled as one (a unity build), except those that do not allow it. ggml, which computes, is optimised as always. llama
+# and mtmd, which read files and build graphs, take two thirds of the time and are optimised less: a test job takes no longer for it.
 if(NOT DEFINED RECONCILE_INCLUDED)
   set(RECONCILE_INCLUDED TRUE)
   set(CMAKE_UNITY_BUILD ON)

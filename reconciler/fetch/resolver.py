@@ -110,7 +110,7 @@ class Resolver:
 
     @property
     def free_slots(self) -> int:
-        """How many more requests are taken: as many wait as are under way, so that no thread is idle while results are kept."""
+        """How many more requests are taken: as many wait as are under way, so that no thread is idle while results are stored."""
         return 2 * self._most_workers - self._unfinished
 
     def submit(self, request: ProbeRequest) -> None:

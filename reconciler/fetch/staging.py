@@ -141,7 +141,7 @@ class Staging:
         with contextlib.suppress(OSError):
             for path in _listed(self._folder(name)):
                 try:
-                    path.rmdir()  # a file that got its name leaves an empty folder, if it was small
+                    path.rmdir()  # a file that was small and is in the store now left an empty folder
                 except OSError:
                     if length(path / DATA) < 0:
                         files.delete(path)

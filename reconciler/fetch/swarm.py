@@ -138,7 +138,8 @@ class SwarmFetcher:
                         self._hand_over(one, why, report)
                         downloads.remove(one)
                         left.append(one.want)
-                        shared |= {} if why else {one.want.digest: one}
+                        if not why:
+                            shared[one.want.digest] = one
                 for ended in self._over_http(left, report):
                     yield ended
                     if ended.digest in shared:
