@@ -151,7 +151,7 @@ class SwarmTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     min_rate: str = "64KiB"
     #: ... for so long are left, and HTTP takes over.
     slow_after: str = "60s"
-    #: HTTP takes over too where, after so long, one machine alone gives a file, no other node fetches it, and more than 15 seconds are left.
+    #: HTTP takes over too where, after so long, one machine alone gives a file, no other node fetches it, and more than 15s are left.
     alone_after: str = "5s"
 
 

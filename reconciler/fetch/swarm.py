@@ -114,12 +114,13 @@ class SwarmFetcher:
         self._closed = threading.Event()
         self._guard = threading.Lock()
         self._fetched: set[str] = set()
+        #: What HTTP fetches while peers are still given it.
+        self._shared: dict[str, Download] = {}
 
     def fetch(self, wants: Sequence[Want], report: Reporter) -> Iterator[Fetched | FetchFailed]:
         """Yield one outcome for each of *wants*."""
         downloads = self._begin(wants, report)
         asked = {one.want.digest for one in downloads}
-        shared: dict[str, Download] = {}
         try:
             yield from self._over_http([want for want in wants if want.digest not in asked], report)
             while downloads and not self._closed.is_set():
@@ -138,17 +139,12 @@ class SwarmFetcher:
                         self._hand_over(one, why, report)
                         downloads.remove(one)
                         left.append(one.want)
-                        if not why:
-                            shared[one.want.digest] = one
-                for ended in self._over_http(left, report):
-                    yield ended
-                    if ended.digest in shared:
-                        self._end(shared.pop(ended.digest), ended.digest)
+                yield from self._over_http(left, report)
                 if downloads:
                     self._closed.wait(_POLL_SECONDS)
             yield from (FetchFailed(digest=one.want.digest, error=FetchError("the download was stopped")) for one in downloads)
         finally:
-            for one in (*downloads, *shared.values()):
+            for one in (*downloads, *self._shared.values()):
                 self._forget(one)
 
     def close(self) -> None:
@@ -311,6 +307,8 @@ class SwarmFetcher:
             yield outcome
             if isinstance(outcome, Fetched) and outcome.digest in self._context.swarm.torrents:
                 self._fetched.add(outcome.digest)
+            if one := self._shared.pop(outcome.digest, None):
+                self._end(one, outcome.digest)
 
     # -- taking what came ----------------------------------------------------------------------------------
 
@@ -350,6 +348,7 @@ class SwarmFetcher:
         if why:
             self._forget(one)
         else:
+            self._shared[one.want.digest] = one
             self._limit(one, _SHARING_BYTES)
         with contextlib.suppress(OSError), self._arrivals.open(one.digits) as source:
             if one.whole_pieces and self._has_room(one.want.size):

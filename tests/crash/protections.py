@@ -650,7 +650,7 @@ def _peers() -> Iterator[Mutation]:
     yield never("peers: the reserve of the disk", PEERS, "not self._has_room(one.want.size - one.progress.done + one.want.size)")
     yield never("peers: HTTP behind slow ones", PEERS, "one.progress.is_slow(time.monotonic(), self._least)")
     yield once("peers: a node alone is not one that others give to", PEERS, "len({peer.ip for peer in peers}) == 1", "len(peers) < 99")
-    yield once("peers: a node alone goes on giving", PEERS, "shared[one.want.digest] = one", "self._forget(one)")
+    yield once("peers: a node alone goes on giving", PEERS, "self._shared[one.want.digest] = one", "self._forget(one)")
     yield once("peers: not asked again for what they lied about", PEERS, " and want.digest not in self._context.refused", "")
     yield once("peers: one shape of a torrent", TORRENTS, "return found is not None and data ==", "return found is not None or data ==")
 
