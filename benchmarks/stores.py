@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from reconciler import settings as settings_
+from reconciler import settings_file
 from reconciler.commands import lock as lock_command
 from reconciler.commands.context import NodeContext, from_settings, measure_node
 from reconciler.core import lifecycle
@@ -38,7 +39,7 @@ def full(folder: Path, models: int, signed: Network | None = None) -> settings_.
     (folder / "reconcile.toml").write_text('[network]\nsnapshot = "published.json"\n')
     (folder / "root.json").write_bytes(signed.root())
     (folder / "published.json").write_bytes(signed.snapshot(*(model(signed, number) for number in range(models))))
-    settings = settings_.decode((folder / "reconcile.toml").read_bytes(), folder)
+    settings = settings_file.decode((folder / "reconcile.toml").read_bytes(), folder)
     context = from_settings(settings)
     fetched = lock_command.update_lock(context)
     _fill(context, fetched.verified_lock.lock, datetime.now(UTC))

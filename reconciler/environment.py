@@ -88,6 +88,22 @@ def legal(of: Any) -> str:
     return words.get(schema.get("type", ""), "a table")
 
 
+def describe(kind: type[Struct], key: str) -> str:
+    """Return what *key* of *kind*, such as ``store.grace``, may be, and its default; empty if there is no such key."""
+    of = dict(keys(kind)).get(tuple(key.split(".")))
+    return f"{key} is {legal(of)}; its default is {_default_of(kind, key)}" if of else ""
+
+
+def _default_of(kind: type[Struct], key: str) -> str:
+    """Return the default of *key* as TOML writes it."""
+    import json
+
+    value: Any = kind()
+    for name in key.split("."):
+        value = value.get(name) if isinstance(value, dict) else getattr(value, name.replace("-", "_"))
+    return json.dumps(msgspec.to_builtins(value))
+
+
 def _tables(kind: type[Struct]) -> list[str]:
     return [found.encode_name for found in msgspec.structs.fields(kind) if found.name != "base"]
 

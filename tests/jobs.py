@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from reconciler import settings
+from reconciler import settings_file
 from reconciler.core import units
 from reconciler.core.snapshot import Runtime, Smoke
 from reconciler.ports import TestJob
@@ -16,7 +16,7 @@ from reconciler.runtime.smoke_test import SandboxedTester
 
 def make_tester(folder: Path, text: str = "") -> SandboxedTester:
     """A tester whose store lies in *folder*, with the settings *text* after a test's own."""
-    chosen = settings.decode(f'[store]\npath = "store"\n{text}'.encode(), folder)
+    chosen = settings_file.decode(f'[store]\npath = "store"\n{text}'.encode(), folder)
     return SandboxedTester(
         chosen.store_path / "cache",
         sandbox=chosen.smoke.sandbox,

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 from msgspec import Struct
 
-from reconciler import cli, settings
+from reconciler import cli, settings_file
 from reconciler.commands.context import Clock, NodeContext, from_settings, wall_clock
 from reconciler.core.events import Event
 from reconciler.demo import models
@@ -117,7 +117,7 @@ class Node:
 
     def context(self, clock: Clock = wall_clock) -> NodeContext:
         """Return the settings as the commands get them."""
-        return from_settings(settings.decode((self.folder / "reconcile.toml").read_bytes(), self.folder), clock=clock)
+        return from_settings(settings_file.decode((self.folder / "reconcile.toml").read_bytes(), self.folder), clock=clock)
 
 
 def run(*arguments: str) -> Ran:

@@ -64,19 +64,19 @@ class CommandContext:
             SettingsError: they cannot be read, or are invalid.
             UntrustedFile: they were found, and another user can change them or what they name.
         """
-        from reconciler import settings
+        from reconciler import settings_file
 
         path = named_config(self.config)
         if path is not None:
-            return settings.decode(_read(path, Path.read_bytes), path.absolute().parent, str(path), os.environ)
+            return settings_file.decode(_read(path, Path.read_bytes), path.absolute().parent, str(path), os.environ)
         path, uid = find_config(), os.geteuid()
         with _with_config_hint(path):
             if path is None:
                 self._has_no_settings = True
-                found = settings.decode(b"", Path.cwd(), "the defaults", os.environ)
+                found = settings_file.decode(b"", Path.cwd(), "the defaults", os.environ)
             else:
-                found = settings.decode(_read(path, lambda path: files.read_trusted(path, uid)), path.parent, str(path), os.environ)
-            found.check_trusted(uid, named=settings.keys_from(os.environ))
+                found = settings_file.decode(_read(path, lambda path: files.read_trusted(path, uid)), path.parent, str(path), os.environ)
+            found.check_trusted(uid, named=settings_file.keys_from(os.environ))
         return found
 
     @property

@@ -93,7 +93,8 @@ def complete_models(context: click.Context, parameter: click.Parameter, incomple
     try:
         from reconciler.cli.command_context import find_config, named_config
         from reconciler.core import lock
-        from reconciler.settings import Settings, decode
+        from reconciler.settings import Settings
+        from reconciler.settings_file import decode
 
         path = named_config(context.params.get("config")) or find_config()
         settings = decode(path.read_bytes(), path.absolute().parent) if path else Settings(base=str(Path.cwd()))

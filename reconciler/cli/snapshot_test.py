@@ -59,11 +59,12 @@ def snapshot_test(*, file: Path, model_id: str, sources: tuple[Path, ...], recor
 
 
 def _settings(path: Path | None) -> Settings:
-    from reconciler import settings
+    from reconciler import settings_file
+    from reconciler.settings import Settings
 
     if path is None:
-        return settings.Settings(base=str(Path.cwd()))
-    return settings.decode(document_io.read(path), path.absolute().parent, str(path))
+        return Settings(base=str(Path.cwd()))
+    return settings_file.decode(document_io.read(path), path.absolute().parent, str(path))
 
 
 def _print(model_id: str, report: TestReport) -> None:

@@ -23,7 +23,8 @@ from reconciler import environment
 from reconciler.commands import documents
 from reconciler.core import trust
 from reconciler.core.errors import ReconcileError
-from reconciler.settings import ServerSettings, Settings, read_tree
+from reconciler.settings import ServerSettings, Settings
+from reconciler.settings_file import read_tree
 
 Origin = Literal["default", "file", "environment"]
 _SERVERS = ("runtime", "servers")

@@ -10,8 +10,7 @@ from urllib.parse import urlsplit
 
 from msgspec import Struct, structs
 
-from reconciler import files
-from reconciler import settings as settings_of
+from reconciler import files, settings_file
 from reconciler.commands import documents, load_lock
 from reconciler.commands.context import NodeContext, hold_store
 from reconciler.core import dsse, trust, units
@@ -97,7 +96,7 @@ def init(
     updates = root_updates or beside(snapshot or "snapshot.json")
     place, node = _quoted(snapshot or "snapshot.json"), _quoted(_node_id(config))
     text = _TEMPLATE.format(snapshot=place, root_updates=_quoted(updates), node=node, store=_quoted(store))
-    settings_of.decode(text.encode(), here, str(config))
+    settings_file.decode(text.encode(), here, str(config))
     envelope = _read_root(root_file) if root_file else root_envelope
     root = inspect_root(envelope, str(root_file or "the root"), fingerprint) if envelope is not None else None
     if root_file is None or (here / "root.json").absolute() != root_file.absolute():
@@ -119,7 +118,7 @@ def init(
 def _node_id(config: Path) -> str:
     """Return the node's name in the settings at *config*, which are replaced, or a new one; never the host's name, which says too much."""
     with contextlib.suppress(OSError, SettingsError):
-        if known := settings_of.decode(config.read_bytes(), config.parent).node.id:
+        if known := settings_file.decode(config.read_bytes(), config.parent).node.id:
             return known
     return str(uuid.uuid4())
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from reconciler import files, settings
+from reconciler import files, settings_file
 from reconciler.core.errors import UntrustedFile
 from reconciler.demo.server import Server
 from tests.network import Network
@@ -376,7 +376,7 @@ def test_a_hook_is_the_one_beside_the_settings_and_not_one_where_the_caller_is(s
     site.give(site.work / "hooks" / "tell", OTHER)
 
     assert site.run("plan").code == 0
-    found = settings.decode(site.settings.read_bytes(), site.node)
+    found = settings_file.decode(site.settings.read_bytes(), site.node)
     assert found.command(found.hooks.activated) == (str(site.node / "hooks" / "tell"),)
 
 

@@ -101,7 +101,7 @@ _LEFT = ("adversary/test_fetch_leftovers", "adversary/test_store_attacks")
 _FETCH = ("contract/test_fetcher_contract", "adversary/test_fetch_leftovers", "adversary/test_fetch_hostile")
 _ENGINE = ("adversary/test_store_attacks", "functional/test_trust_on_a_node")
 #: The tests that are about a file, those that go red soonest first.
-SETTINGS, SHELL = "reconciler/settings.py", "reconciler/cli/command_context.py"
+SETTINGS, SETTINGS_FILE, SHELL = "reconciler/settings.py", "reconciler/settings_file.py", "reconciler/cli/command_context.py"
 PEERS, PEERS_FOLDER, PEERS_DAEMON, PEERS_SEEDING, TORRENTS = (
     f"reconciler/{name}.py" for name in ("fetch/swarm", "fetch/swarm_folder", "fetch/swarm_daemon", "fetch/seeding", "core/swarm")
 )
@@ -122,7 +122,8 @@ TESTS = {
         "adversary/test_archive_leftovers",
         "adversary/test_found_files",
     ),
-    SETTINGS: ("adversary/test_found_files", "functional/test_status_page"),
+    SETTINGS: ("adversary/test_found_files",),
+    SETTINGS_FILE: ("functional/test_status_page",),
     PAGE: ("functional/test_status_page",),
     MARKDOWN: ("functional/test_plan_nodes",),
     ENVIRONMENT: ("unit/test_environment",),
@@ -596,7 +597,7 @@ def _told() -> Iterator[Mutation]:
     yield without("an older snapshot than the base", PLAN_NODES, "found.check_fresh(accepted, now=now, limits=context.limits)")
     yield never("an older root than the base", PLAN_NODES, "base and found.root.version < base.root.version")
     yield never("a fingerprint for a root that is fetched", INIT, "not fingerprint")
-    yield once("a page in the store", SETTINGS, "page.is_relative_to(os.path.normpath(settings.store_path))", "False")
+    yield once("a page in the store", SETTINGS_FILE, "page.is_relative_to(os.path.normpath(settings.store_path))", "False")
     yield once("a variable that names no key", ENVIRONMENT, "if name not in known and any(", "if False and any(")
 
 
@@ -616,7 +617,7 @@ def _found_files() -> Iterator[Mutation]:
         FILES,
         'uid == _UNKNOWN_USER and _USERS.read_text().split() != ["0", "0", "4294967295"]',
     )
-    yield without("found files: what the settings name", SHELL, "found.check_trusted(uid, named=settings.keys_from(os.environ))")
+    yield without("found files: what the settings name", SHELL, "found.check_trusted(uid, named=settings_file.keys_from(os.environ))")
     yield once("found files: the settings", SHELL, "lambda path: files.read_trusted(path, uid)", "Path.read_bytes")
     yield without("found files: a link that is written through", DURABLE, "files.check_trusted_path(path, os.geteuid())")
     yield never("found files: what a link leads to", DURABLE, "target.exists() and not target.is_file()")

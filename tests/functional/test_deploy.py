@@ -21,7 +21,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from reconciler import settings
+from reconciler import settings_file
 from reconciler.cli import cli
 from reconciler.commands import status
 from reconciler.core import errors
@@ -282,7 +282,7 @@ def test_the_server_sees_the_store_read_only_and_no_network_but_the_loopback() -
 
 def test_the_table_beside_the_unit_fits_it() -> None:
     lines = [line[4:] for line in LLAMA.read_text().splitlines() if line.startswith("#   ") and ("=" in line or "[[" in line)]
-    (table,) = settings.decode("\n".join(lines).encode(), Path("/etc/reconcile")).serve
+    (table,) = settings_file.decode("\n".join(lines).encode(), Path("/etc/reconcile")).serve
     words = shlex.split(Unit(LLAMA)["Service"]["ExecStart"])
     given = dict(itertools.pairwise(words))
 

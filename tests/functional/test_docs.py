@@ -39,7 +39,7 @@ from reconciler.commands import status
 from reconciler.core import lock, snapshot, swarm, trust
 from reconciler.core.dsse import Envelope
 from reconciler.demo.server import serving
-from reconciler.settings import decode
+from reconciler.settings_file import decode
 from tests import reference_pages
 from tests.network import Document
 from tests.node import Node, run, tiny

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from reconciler import settings
+from reconciler import settings_file
 from reconciler.commands import init as init_command
 from tests.hostile_server import HostileServer, honest
 from tests.network import Network
@@ -54,10 +54,10 @@ def test_newer_roots_are_looked_for_beside_the_snapshot(snapshot: str, roots: st
 
 def test_what_init_writes_names_them(alone: Path) -> None:
     assert run("init", "--snapshot", "https://config.example.org/s.json").code == 0
-    found = settings.decode((alone / "reconcile.toml").read_bytes(), alone)
+    found = settings_file.decode((alone / "reconcile.toml").read_bytes(), alone)
     assert found.network.root_updates == "https://config.example.org/{version}.root.json"
     assert run("init", "--force", "--snapshot", "s.json", "--root-updates", "https://roots.example.org/r{version}.json").code == 0
-    found = settings.decode((alone / "reconcile.toml").read_bytes(), alone)
+    found = settings_file.decode((alone / "reconcile.toml").read_bytes(), alone)
     assert found.network.root_updates == "https://roots.example.org/r{version}.json"
 
 

@@ -101,7 +101,7 @@ def test_a_bug_before_there_is_a_store_makes_none(tmp_path: Path, monkeypatch: P
 @pytest.mark.parametrize(
     ("place", "command"),
     [
-        ("reconciler.settings.decode", ["plan"]),
+        ("reconciler.settings_file.decode", ["plan"]),
         ("reconciler.commands.context.from_settings", ["status"]),
         ("reconciler.commands.doctor.examine", ["doctor", "--offline"]),
     ],

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from reconciler import settings
+from reconciler import settings_file
 from reconciler.commands.context import from_settings
 from tests.functional.test_deploy import parsed
 
@@ -70,7 +70,7 @@ def test_the_schemas_refuse_what_kubernetes_would() -> None:
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_every_path_port_and_setting_is_the_program_s(folder: str, tmp_path: Path) -> None:
     files = config(folder)
-    found = from_settings(settings.decode(files["reconcile.toml"].encode(), Path("/etc/reconcile")))
+    found = from_settings(settings_file.decode(files["reconcile.toml"].encode(), Path("/etc/reconcile")))
     for pod in pods(folder):
         volumes = {volume["name"] for volume in pod["volumes"]}
         for container in pod["containers"]:

@@ -12,7 +12,7 @@ import msgspec
 import psutil
 import pytest
 
-from reconciler import settings
+from reconciler import settings_file
 from reconciler.core.errors import SettingsError
 from reconciler.ports import TestReport
 from reconciler.runtime import engines
@@ -252,7 +252,7 @@ def test_a_server_sees_its_own_folder_and_what_its_arguments_name_and_never_the_
     options.touch()
 
     def folders(*argv: str) -> tuple[Path, ...]:
-        return OpenAI().folders(settings.decode(configured(*argv).encode(), tmp_path).runtime)
+        return OpenAI().folders(settings_file.decode(configured(*argv).encode(), tmp_path).runtime)
 
     assert folders(str(program), "-m", "{model}", "--config", str(options)) == (tmp_path / "opt/llama", options)
     assert folders(str(program.parent / "linked")) == (tmp_path / "opt/llama", tmp_path / "elsewhere")

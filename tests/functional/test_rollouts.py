@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from reconciler import settings
+from reconciler import settings_file
 from reconciler.core import rollout
 from reconciler.demo.server import Server
 from tests.functional.test_operator import Terminal, accepted, ready, terminal
@@ -39,12 +39,12 @@ def test_a_node_has_a_random_id_from_the_beginning_and_keeps_it(tmp_path: Path, 
     ids = []
     for force in ((), ("--force",)):
         assert run("init", *force).code == 0
-        ids.append(settings.decode((tmp_path / "reconcile.toml").read_bytes(), tmp_path).node.id)
+        ids.append(settings_file.decode((tmp_path / "reconcile.toml").read_bytes(), tmp_path).node.id)
     assert ids[0] == ids[1]
     assert uuid.UUID(ids[0]).version == 4
     (tmp_path / "reconcile.toml").unlink()
     assert run("init").code == 0
-    assert settings.decode((tmp_path / "reconcile.toml").read_bytes(), tmp_path).node.id != ids[0]
+    assert settings_file.decode((tmp_path / "reconcile.toml").read_bytes(), tmp_path).node.id != ids[0]
 
 
 def test_the_operator_widens_takes_back_and_ends_a_rollout(ready: Terminal) -> None:

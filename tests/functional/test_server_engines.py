@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
-from reconciler import settings
+from reconciler import settings_file
 from reconciler.commands import doctor
 from reconciler.core.errors import SettingsError
 from reconciler.ports import TestReport
@@ -429,7 +429,7 @@ def test_the_python_of_a_virtual_environment_comes_with_it(tmp_path: Path) -> No
     (tmp_path / "venv/bin").mkdir(parents=True)
     (tmp_path / "venv/bin/serve").touch()
     (tmp_path / "venv/pyvenv.cfg").write_text(f"home = {base}\nversion = 3.11.7\n")
-    chosen = settings.decode(f'[runtime.vllm]\nargv = ["{tmp_path}/venv/bin/serve"]\n'.encode(), tmp_path)
+    chosen = settings_file.decode(f'[runtime.vllm]\nargv = ["{tmp_path}/venv/bin/serve"]\n'.encode(), tmp_path)
     assert engines.OpenAI("vllm").folders(chosen.engines) == (tmp_path / "venv", tmp_path / "base")
 
 
@@ -478,7 +478,7 @@ def test_the_version_that_a_command_says_decides_what_this_node_can_run(wrapped:
 
 
 def test_a_version_is_asked_for_once_and_again_when_the_program_changes(tmp_path: Path) -> None:
-    chosen = settings.decode(versioned(tmp_path, f"echo x >> {tmp_path}/asked; echo 1.5").encode(), tmp_path).engines
+    chosen = settings_file.decode(versioned(tmp_path, f"echo x >> {tmp_path}/asked; echo 1.5").encode(), tmp_path).engines
     cache = tmp_path / "cache"
     engines.remember_versions(chosen, cache)
     assert engines.installed(chosen, cache)["vllm"] == "1.5"
@@ -490,7 +490,7 @@ def test_a_version_is_asked_for_once_and_again_when_the_program_changes(tmp_path
 
 
 def test_a_reader_that_asks_for_a_version_writes_nothing(tmp_path: Path) -> None:
-    chosen = settings.decode(versioned(tmp_path, "echo 1.5").encode(), tmp_path).engines
+    chosen = settings_file.decode(versioned(tmp_path, "echo 1.5").encode(), tmp_path).engines
     assert engines.installed(chosen, tmp_path / "cache")["vllm"] == "1.5"
     assert not (tmp_path / "cache").exists()
 
@@ -526,13 +526,13 @@ def test_an_engine_whose_command_says_no_version_is_missing_and_no_model_is_to_b
 )
 def test_a_table_that_means_nothing_is_refused(text: str, said: str, hint: str) -> None:
     with pytest.raises(SettingsError) as caught:
-        settings.decode(text.encode(), Path())
+        settings_file.decode(text.encode(), Path())
     assert said in caught.value.message
     assert hint in caught.value.hint
 
 
 def test_bound_folders_are_relative_to_the_settings(tmp_path: Path) -> None:
-    chosen = settings.decode(b'[runtime.vllm]\nargv = ["/x"]\nbind = ["venv", "/opt/cuda"]\n', tmp_path)
+    chosen = settings_file.decode(b'[runtime.vllm]\nargv = ["/x"]\nbind = ["venv", "/opt/cuda"]\n', tmp_path)
     assert chosen.engines.server("vllm").bind == (str(tmp_path / "venv"), "/opt/cuda")
 
 

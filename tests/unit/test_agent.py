@@ -33,7 +33,8 @@ from reconciler.core.errors import Expired, NetworkSilent, SettingsError, StoreB
 from reconciler.core.events import Event, Notice
 from reconciler.ports import Reporter
 from reconciler.report.metrics import NodeMetrics
-from reconciler.settings import Settings, decode
+from reconciler.settings import Settings
+from reconciler.settings_file import decode
 
 START = datetime(2026, 11, 20, tzinfo=UTC)
 Did = int | BaseException | Callable[[], int]

@@ -21,7 +21,8 @@ from reconciler.core.errors import SettingsError
 from reconciler.core.trust import TrustState
 from reconciler.fetch import reachability
 from reconciler.fetch.connection import Endpoint, endpoint_of
-from reconciler.settings import Settings, decode
+from reconciler.settings import Settings
+from reconciler.settings_file import decode
 from reconciler.store import trust_state
 from reconciler.store.ledger import Ledger
 from tests.network import NOW, Network

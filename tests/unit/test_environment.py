@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from reconciler import environment, settings
+from reconciler import environment, settings_file
 from reconciler.core.errors import SettingsError
 from reconciler.settings import Settings
 from tests.node import Node, run
@@ -17,7 +17,7 @@ BASE = Path("/etc/node")
 
 
 def decode(text: str, **variables: str) -> Settings:
-    return settings.decode(text.encode(), BASE, variables={f"RECONCILE_{name}": value for name, value in variables.items()})
+    return settings_file.decode(text.encode(), BASE, variables={f"RECONCILE_{name}": value for name, value in variables.items()})
 
 
 def test_every_key_has_a_variable_of_its_own() -> None:
@@ -36,9 +36,9 @@ def test_the_default_written_as_a_variable_is_the_default(path: tuple[str, ...])
     for name in path:
         value = value[name]
     text = value if isinstance(value, str) else json.dumps(value)
-    given = settings.decode(b"", Path(), variables={environment.variable(path): text})
+    given = settings_file.decode(b"", Path(), variables={environment.variable(path): text})
 
-    assert given == settings.decode(b"", Path())
+    assert given == settings_file.decode(b"", Path())
 
 
 def test_a_variable_wins_over_the_file_and_the_file_over_the_default() -> None:
@@ -119,7 +119,7 @@ def test_what_config_show_prints_are_settings_that_say_the_same(node: Node, monk
     shown = run("config", "show", "--config", str(node.folder / "reconcile.toml")).out
     monkeypatch.undo()
 
-    again = settings.decode(shown.encode(), node.folder)
+    again = settings_file.decode(shown.encode(), node.folder)
 
     assert (again.store.generations, again.store.reserve) == (4, "1MiB")
     assert again.hooks.healthy == ("sh", "-c", 'echo "#"')
@@ -131,9 +131,9 @@ def test_config_show_prints_the_tables_of_servers(node: Node) -> None:
     with (node.folder / "reconcile.toml").open("a") as file:
         file.write("options = { c = 1, tiny = { ngl = 2 } }\n[agent]\ninterval = '9m'\n")
     shown = run("config", "show", "--config", str(node.folder / "reconcile.toml")).out
-    again = settings.decode(shown.encode(), node.folder)
+    again = settings_file.decode(shown.encode(), node.folder)
 
-    assert again == settings.decode((node.folder / "reconcile.toml").read_bytes(), node.folder)
+    assert again == settings_file.decode((node.folder / "reconcile.toml").read_bytes(), node.folder)
     assert again.serve[0].options == table["options"]
 
 
@@ -181,7 +181,7 @@ def test_servers_engines_and_credentials_are_shown_as_settings_too(node: Node) -
         '\n[runtime.vllm]\nargv = ["/bin/true", "{folder}", "{port}"]\nenv = { SECRET = "hush" }\n'
     )
     shown = run("config", "show", "--config", str(node.folder / "reconcile.toml")).out
-    again = settings.decode(shown.encode(), node.folder)
+    again = settings_file.decode(shown.encode(), node.folder)
 
     assert "hush" not in shown
     assert [server.name for server in again.serve] == ["main"]

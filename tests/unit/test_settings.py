@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from reconciler import settings
+from reconciler import settings_file
 from reconciler.core.errors import SettingsError
 from reconciler.settings import Settings
 
@@ -14,7 +14,7 @@ BASE = Path("/etc/node")
 
 
 def decode(text: str) -> Settings:
-    return settings.decode(text.encode(), BASE)
+    return settings_file.decode(text.encode(), BASE)
 
 
 def test_nothing_has_to_be_said() -> None:
@@ -92,7 +92,7 @@ def test_what_means_nothing_is_refused_by_its_key(text: str, said: str) -> None:
 
 def test_bytes_that_are_no_text_are_refused() -> None:
     with pytest.raises(SettingsError):
-        settings.decode(b"\xff\xfe", BASE)
+        settings_file.decode(b"\xff\xfe", BASE)
 
 
 def test_there_is_no_key_that_turns_a_check_off() -> None:
@@ -118,7 +118,7 @@ def test_a_proxy_is_taken(proxy: str) -> None:
 @pytest.mark.parametrize("text", ['[store]\npath = "\\u0000"', '[network]\nlockfile = "a\\u0000b"', '[hooks]\nhealthy = ["sh", "\\u0000"]'])
 def test_a_nul_in_a_value_is_refused(text: str) -> None:
     with pytest.raises(SettingsError, match="NUL character"):
-        settings.decode(text.encode(), Path("/"))
+        settings_file.decode(text.encode(), Path("/"))
 
 
 @pytest.mark.parametrize(
@@ -135,5 +135,5 @@ def test_a_nul_in_a_value_is_refused(text: str) -> None:
 )
 def test_a_home_that_is_not_known_is_refused_with_its_key(tmp_path: Path, key: str, text: str) -> None:
     with pytest.raises(SettingsError) as refused:
-        settings.decode(text.encode(), tmp_path)
+        settings_file.decode(text.encode(), tmp_path)
     assert f"{key}: '~nobody-here/" in refused.value.message

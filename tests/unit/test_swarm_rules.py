@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from reconciler import settings
+from reconciler import settings_file
 from reconciler.commands.context import from_settings
 from reconciler.core.errors import SettingsError
 from reconciler.fetch import seeding, swarm, swarm_daemon, swarm_folder
@@ -318,9 +318,9 @@ def test_a_new_start_of_aria2_counts_on() -> None:
 )  # fmt: skip
 def test_settings_that_could_not_be_meant_are_refused(text: str, said: str) -> None:
     with pytest.raises(SettingsError) as refused:
-        settings.decode(f"[swarm]\n{text}\n".encode(), Path("/etc/node"))
+        settings_file.decode(f"[swarm]\n{text}\n".encode(), Path("/etc/node"))
     assert said in refused.value.message
 
 
 def test_peers_are_not_asked_unless_the_settings_say_so() -> None:
-    assert not from_settings(settings.decode(b"", Path("/etc/node"))).swarm.enabled
+    assert not from_settings(settings_file.decode(b"", Path("/etc/node"))).swarm.enabled
