@@ -3,7 +3,7 @@ The downloader: aria2c as a child process, called over JSON-RPC through aria2p.
 
 Rules that hold here:
 
-1. It starts when it is first needed, from the packaged static build, else from the system's absolute path; never from ``PATH``.
+1. It starts for the first download, from the packaged static build, else from the system's absolute path; never from ``PATH``.
 2. Its secret is new for each start and is passed in a private file, not in its arguments. Before the secret is sent, the port is checked to
    belong to our child. A child that answers calls without the secret is given up: any local user may connect to a port.
 3. It ends with us: the kernel kills it when the thread that started it ends, it watches our process itself, and it inherits the staging
@@ -84,6 +84,7 @@ class Daemon:
         self._folder: Path | None = None
         self._client: Any = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._secret, self._port = "", 0
         self._parent_thread: threading.Thread | None = None
         self._closed_proxy = _closed_port()
         self._answers_anybody = threading.Event()
@@ -107,17 +108,27 @@ class Daemon:
             FetchError: there is no aria2c, or it does not start.
             DaemonLost: it started, and does not behave as it must.
         """
-        if self._process:
+        if self._client:
             return
-        binary = find(self._settings.aria2c)
         for _ in range(_START_ATTEMPTS):
-            secret, port = secrets.token_hex(32), _free_port()
-            self._spawn(binary, secret, port)
-            if self._is_listening(port):
-                self._connect(secret, port)
+            self.launch()
+            if self._is_listening():
+                self._connect()
                 return
             self.kill()  # the port was taken meanwhile, most likely
+        binary = find(self._settings.aria2c)
         raise FetchError("aria2c does not start", hint=f"`{binary} --version` shows whether it runs at all")
+
+    def launch(self) -> None:
+        """
+        Start the child, unless there is one, and do not wait until it can be called: ``start`` does.
+
+        Raises:
+            FetchError: there is no aria2c.
+        """
+        if not self._process:
+            self._secret, self._port = secrets.token_hex(32), _free_port()
+            self._spawn(find(self._settings.aria2c))
 
     def add(self, downloads: Sequence[Download]) -> dict[str, str]:
         """Start *downloads*, all in one call; return why some were refused, by gid."""
@@ -171,16 +182,15 @@ class Daemon:
 
     # -- starting -------------------------------------------------------------------------------------
 
-    def _spawn(self, binary: Path, secret: str, port: int) -> None:
+    def _spawn(self, binary: Path) -> None:
         for left in self._root.glob(".aria2.*"):
             files.delete(left)  # of a run that was killed; the lock shows that nobody uses it
         self._folder = self._root / f".aria2.{secrets.token_hex(4)}"
         self._folder.mkdir(mode=0o700)
         if self._settings.proxy and self._credentials.text():
             _write_private(self._folder / "netrc", self._credentials.text())
-        _write_private(
-            self._folder / "aria2.conf", aria2_protocol.configuration(self._settings, secret, port, self._folder, self._credentials)
-        )
+        configuration = aria2_protocol.configuration(self._settings, self._secret, self._port, self._folder, self._credentials)
+        _write_private(self._folder / "aria2.conf", configuration)
         # setpriv and not preexec_fn, which may deadlock in a program with threads.
         prefix = [str(_SETPRIV), "--pdeathsig", "KILL", "--"] if _SETPRIV.exists() else []
         command = [*prefix, str(binary), f"--conf-path={self._folder / 'aria2.conf'}"]
@@ -209,12 +219,12 @@ class Daemon:
         started.set()
         process.wait()
 
-    def _is_listening(self, port: int) -> bool:
-        """Wait until our child listens on *port*; return whether it does, and no other process."""
+    def _is_listening(self) -> bool:
+        """Wait until our child listens on its port; return whether it does, and no other process."""
         assert self._process
         deadline = time.monotonic() + _START_SECONDS
         while time.monotonic() < deadline and self._process.poll() is None:
-            owner = _owns_port(self._process.pid, port)
+            owner = _owns_port(self._process.pid, self._port)
             if owner is not None:
                 return owner
             time.sleep(0.002)  # there is no event for a port that begins to listen
@@ -231,13 +241,13 @@ class Daemon:
             with contextlib.suppress(OSError):
                 resource.prlimit(self._process.pid, resource.RLIMIT_FSIZE, (self._file_size_limit, resource.RLIM_INFINITY))
 
-    def _connect(self, secret: str, port: int) -> None:
+    def _connect(self) -> None:
         import requests
         from aria2p import Client
 
         session = requests.Session()
         session.trust_env = False  # HTTP_PROXY would send the secret to a proxy
-        self._client = Client(host="http://127.0.0.1", port=port, secret=secret, timeout=self._settings.rpc_seconds)
+        self._client = Client(host="http://127.0.0.1", port=self._port, secret=self._secret, timeout=self._settings.rpc_seconds)
         client = self._client
         client.post = lambda payload: session.post(client.server, data=payload, timeout=client.timeout).json()
         self._answers_anybody.clear()

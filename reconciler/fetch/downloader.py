@@ -173,6 +173,9 @@ class _Run:
         self._most_downloaded = 0
         self._preloading: threading.Thread | None = None
         if self._large:
+            context.hashers.prepare()
+            with contextlib.suppress(FetchError):  # it is tried again, and told, when a source has answered
+                daemon.launch()
             self._preloading = threading.Thread(target=aria2_daemon.preload, name="preload", daemon=True)
             self._preloading.start()
 
@@ -232,7 +235,7 @@ class _Run:
         try:
             self._start_downloads(now)
             downloading = [transfer for transfer in self._active if transfer.gid]
-            if downloading and now >= self._polled_at + poll_interval([transfer.progress for transfer in downloading]):
+            if downloading and now >= self._next_poll(downloading):
                 self._poll(downloading)
                 self._polled_at = time.monotonic()
         except aria2_daemon.DaemonLost as error:
@@ -296,9 +299,12 @@ class _Run:
         downloading = [transfer for transfer in self._active if transfer.gid]
         until = [now + POLL_SECONDS]
         if downloading:
-            until.append(self._polled_at + poll_interval([transfer.progress for transfer in downloading]))
+            until.append(self._next_poll(downloading))
         until += [transfer.wake_at for transfer in self._active if transfer.phase in {"selecting", "probing"} and transfer.wake_at]
         return max(0.0, min(until) - now)
+
+    def _next_poll(self, downloading: list[Transfer]) -> float:
+        return self._polled_at + poll_interval([transfer.progress for transfer in downloading], self._polled_at)
 
     def _report_progress(self, now: float) -> None:
         """Report one file's progress, if it is time: the one that was reported longest ago."""

@@ -63,6 +63,11 @@ class Hashers:
         self._closed = False
         self._wake_guard = threading.Lock()
 
+    def prepare(self) -> None:
+        """Start a process, unless there is one: it is ready by the time at which a file is."""
+        if not self._workers:
+            self._start_worker()
+
     def start(self, path: Path, algorithm: str, size: int, *, upto: int | None = None) -> Job:
         """Hash the file at *path*; with *upto*, only so far at first, and on as ``Job.extend_to`` says."""
         job = Job(path, algorithm, size, size if upto is None else upto)

@@ -13,8 +13,8 @@ from reconciler.fetch.settings import FetchSettings
 
 POLL_SECONDS = 0.25
 _SHORTEST_POLL_SECONDS = 0.01
-#: A file below this size may end before the downloader has told its speed: it is asked sooner.
-_SOON_BYTES, _SOON_SECONDS = 16 << 20, 0.02
+#: A download that is young may end before its speed is known: it is asked about again after so much of its age.
+_OF_ITS_AGE = 0.25
 
 
 class Progress:
@@ -25,10 +25,16 @@ class Progress:
         self.done = self.speed = 0
         self._resumed = self._furthest = 0
         self._watched_at, self._watched_done = 0.0, 0
+        self.started_at = 0.0
 
     def restart(self, resumed: int) -> None:
         """Begin an attempt with *resumed* bytes that are there already."""
         self.done = self._resumed = resumed
+
+    def start(self, now: float) -> None:
+        """Begin to download."""
+        self.started_at = now
+        self.watch(now)
 
     def watch(self, now: float) -> None:
         """Measure from here on whether it is slow."""
@@ -54,8 +60,8 @@ class Progress:
         return True
 
 
-def poll_interval(files: Sequence[Progress]) -> float:
-    """Return how many seconds to wait between two polls: half of the time until the next of *files* should end, within limits."""
-    left = [(file.size - file.done) / file.speed for file in files if file.speed > 0]
-    soon = _SOON_SECONDS if any(file.speed == 0 and file.size < _SOON_BYTES for file in files) else POLL_SECONDS
-    return min(max(min(left, default=POLL_SECONDS) / 2, _SHORTEST_POLL_SECONDS), POLL_SECONDS, soon)
+def poll_interval(files: Sequence[Progress], polled_at: float) -> float:
+    """Return for how many seconds after *polled_at* to wait: half of the time until the next of *files* should end, within limits."""
+    left = [(file.size - file.done) / file.speed / 2 for file in files if file.speed > 0]
+    young = [_OF_ITS_AGE * (polled_at - file.started_at) for file in files]
+    return min(max(min(left + young), _SHORTEST_POLL_SECONDS), POLL_SECONDS)

@@ -206,7 +206,7 @@ class Transfer:
         self.gid = secrets.token_hex(8)
         self.phase = "downloading"
         self.progress.restart(self.attempt.resumed)
-        self.progress.watch(now)
+        self.progress.start(now)
         return aria2_daemon.Download(
             gid=self.gid, urls=tuple(self._resolved[url].url for url in self._used), folder=self.attempt.folder, size=self.want.size,
             connections=1 if single else aria2_protocol.connections(self.context.settings, self.want.size),
