@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from reconciler.demo.server import Server, serving
-from tests.node import Node, tiny
+from tests.node import Node, Prototype, tiny
 
 os.umask(0o022)  # with 002, the folders that tests make could be changed by a group, and the settings in them would be refused
 
@@ -19,11 +19,19 @@ def pytest_xdist_auto_num_workers() -> int:
     return len(os.sched_getaffinity(0)) + 1
 
 
-@pytest.fixture
-def server() -> Iterator[Server]:
-    """A real HTTP server on this machine."""
+@pytest.fixture(scope="session")
+def running_server() -> Iterator[Server]:
+    """A real HTTP server on this machine, for one test after the other."""
     with serving() as running:
         yield running
+
+
+@pytest.fixture
+def server(running_server: Server) -> Server:
+    """A real HTTP server on this machine, which has nothing yet and tells the truth."""
+    running_server.files.clear()
+    running_server.lies.clear()
+    return running_server
 
 
 @pytest.fixture
@@ -32,9 +40,17 @@ def node(tmp_path: Path, server: Server) -> Node:
     return Node(tmp_path / "node", server)
 
 
+@pytest.fixture(scope="session")
+def prototype(running_server: Server, tmp_path_factory: pytest.TempPathFactory) -> Prototype:
+    """A node that serves one model, to be copied."""
+    made = Node(tmp_path_factory.mktemp("prototype") / "node", running_server)
+    made.publish(made.item("a:v1", tiny("a")))
+    assert made.run("apply").code == 0
+    return Prototype(made)
+
+
 @pytest.fixture
-def used(node: Node) -> Node:
+def used(node: Node, prototype: Prototype) -> Node:
     """A node that serves one model."""
-    node.publish(node.item("a:v1", tiny("a")))
-    assert node.run("apply").code == 0
+    prototype.copy_to(node)
     return node

@@ -9,10 +9,13 @@ A whole node in a folder: a network that the test controls, a real HTTP server, 
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import hashlib
 import io
 import json
+import shutil
+import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -118,6 +121,39 @@ class Node:
     def context(self, clock: Clock = wall_clock) -> NodeContext:
         """Return the settings as the commands get them."""
         return from_settings(settings_file.decode((self.folder / "reconcile.toml").read_bytes(), self.folder), clock=clock)
+
+
+class Prototype:
+    """A *node* that was made once, for each test that begins with one like it: a copy needs no download and no test job."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._served = dict(node.server.files)
+
+    def copy_to(self, node: Node) -> None:
+        """Make *node*, which has done nothing yet, and which keeps its settings, a copy of this one. Both have the same server."""
+        assert node.server is self._node.server
+        _copy(self._node.folder, node.folder, "reconcile.toml")
+        node.network = copy.copy(self._node.network)
+        node.server.files |= self._served
+        layout = node.context().layout
+        with contextlib.closing(sqlite3.connect(layout.ledger)) as ledger, ledger:
+            found = [(layout.blob(name).stat().st_ino, name) for (name,) in ledger.execute("SELECT digest FROM blobs")]
+            ledger.executemany("UPDATE blobs SET inode = ? WHERE digest = ?", found)
+
+
+def _copy(source: Path, target: Path, but: str) -> None:
+    """Copy what is in *source*, with modes, times and links, and what is one file by two names; leave out the file *but*."""
+    copies: dict[int, str] = {}
+
+    def copy_file(one: str, to: str) -> None:
+        inode = Path(one).stat().st_ino
+        if inode in copies:
+            Path(to).hardlink_to(copies[inode])
+        else:
+            copies[inode] = shutil.copy2(one, to)
+
+    shutil.copytree(source, target, symlinks=True, ignore=shutil.ignore_patterns(but), copy_function=copy_file, dirs_exist_ok=True)
 
 
 def run(*arguments: str) -> Ran:

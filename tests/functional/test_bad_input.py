@@ -20,14 +20,6 @@ from tests.demand import own_disk
 from tests.node import Node, Ran, tiny, traces
 
 
-@pytest.fixture
-def used(node: Node) -> Node:
-    """A node that serves one model."""
-    node.publish(node.item("a:v1", tiny("a")))
-    assert node.run("apply").code == 0
-    return node
-
-
 def refused(node: Node, ran: Ran, code: int, name: str) -> None:
     assert ran.code == code, ran
     assert json.loads(ran.out)["error"]["name"] == name, ran

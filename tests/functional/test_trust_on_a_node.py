@@ -23,13 +23,6 @@ from tests.node import Node, deaf, tiny, traces
 from tests.node import run as command
 
 
-@pytest.fixture
-def used(node: Node) -> Node:
-    node.publish(node.item("a:v1", tiny("a")))
-    assert node.run("apply").code == 0
-    return node
-
-
 def serves(node: Node) -> bool:
     return (node.store / "active/models/a/v1/a.gguf").read_bytes() == tiny("a")
 
