@@ -88,7 +88,7 @@ def legal(of: Any) -> str:
     return words.get(schema.get("type", ""), "a table")
 
 
-def describe(kind: type[Struct], key: str) -> str:
+def hint_for_key(kind: type[Struct], key: str) -> str:
     """Return what *key* of *kind*, such as ``store.grace``, may be, and its default; empty if there is no such key."""
     of = dict(keys(kind)).get(tuple(key.split(".")))
     return f"{key} is {legal(of)}; its default is {_default_of(kind, key)}" if of else ""

@@ -63,7 +63,7 @@ def decode(data: bytes, base: Path, name: str = "reconcile.toml", variables: Map
 def _legal_hint(message: str) -> str:
     """Return what the key may be that msgspec's *message* names; empty where it names none."""
     found = re.search(r"`\$\.([\w.-]+)", message)
-    return environment.describe(Settings, found[1]) if found else ""
+    return environment.hint_for_key(Settings, found[1]) if found else ""
 
 
 def keys_from(variables: Mapping[str, str]) -> frozenset[str]:

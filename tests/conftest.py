@@ -43,10 +43,7 @@ def node(tmp_path: Path, server: Server) -> Node:
 @pytest.fixture(scope="session")
 def prototype(running_server: Server, tmp_path_factory: pytest.TempPathFactory) -> Prototype:
     """A node that serves one model, to be copied."""
-    made = Node(tmp_path_factory.mktemp("prototype") / "node", running_server)
-    made.publish(made.item("a:v1", tiny("a")))
-    assert made.run("apply").code == 0
-    return Prototype(made)
+    return Prototype(tmp_path_factory.mktemp("prototype"), running_server, a=tiny("a"))
 
 
 @pytest.fixture

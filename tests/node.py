@@ -124,11 +124,15 @@ class Node:
 
 
 class Prototype:
-    """A *node* that was made once, for each test that begins with one like it: a copy needs no download and no test job."""
+    """A node that was made once, for tests that begin with one like it: a copy needs no download and no test job."""
 
-    def __init__(self, node: Node) -> None:
-        self._node = node
-        self._served = dict(node.server.files)
+    def __init__(self, folder: Path, server: Server, **served: bytes) -> None:
+        """Make a node in *folder* that serves *served*, the version v1 of each."""
+        server.files.clear()  # of the test before
+        self._node = Node(folder, server)
+        self._node.publish(*(self._node.item(f"{name}:v1", data) for name, data in served.items()))
+        assert self._node.run("apply").code == 0
+        self._served = dict(server.files)
 
     def copy_to(self, node: Node) -> None:
         """Make *node*, which has done nothing yet, and which keeps its settings, a copy of this one. Both have the same server."""

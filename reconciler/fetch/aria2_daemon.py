@@ -47,8 +47,7 @@ Call = tuple[str, list[Any]]
 
 _SYSTEM = (Path("/usr/bin/aria2c"), Path("/usr/local/bin/aria2c"), Path("/opt/homebrew/bin/aria2c"))
 _SETPRIV = Path("/usr/bin/setpriv")
-_START_SECONDS = 10.0
-_START_ATTEMPTS = 5
+_START_SECONDS, _START_ATTEMPTS = 10.0, 5
 _FILE_SIZE_MARGIN = 64 << 20
 _UNAUTHORIZED_CALL = '{"jsonrpc":"2.0","id":1,"method":"aria2.getVersion","params":[]}'
 _STATUS_KEYS = ["gid", "status", "totalLength", "completedLength", "downloadSpeed", "errorCode", "errorMessage", "bitfield", "pieceLength"]
@@ -116,8 +115,7 @@ class Daemon:
                 self._connect()
                 return
             self.kill()  # the port was taken meanwhile, most likely
-        binary = find(self._settings.aria2c)
-        raise FetchError("aria2c does not start", hint=f"`{binary} --version` shows whether it runs at all")
+        raise FetchError("aria2c does not start", hint=f"`{find(self._settings.aria2c)} --version` shows whether it runs at all")
 
     def launch(self) -> None:
         """
@@ -247,8 +245,7 @@ class Daemon:
 
         session = requests.Session()
         session.trust_env = False  # HTTP_PROXY would send the secret to a proxy
-        self._client = Client(host="http://127.0.0.1", port=self._port, secret=self._secret, timeout=self._settings.rpc_seconds)
-        client = self._client
+        self._client = client = Client(host="http://127.0.0.1", port=self._port, secret=self._secret, timeout=self._settings.rpc_seconds)
         client.post = lambda payload: session.post(client.server, data=payload, timeout=client.timeout).json()
         self._answers_anybody.clear()
         # aria2 delays its answer to a call without the secret by two seconds; the fetch does not wait for that.

@@ -209,7 +209,8 @@ def _entry_point_names(group: str) -> Iterator[str]:
     """Yield the names of the entry points of *group* that installed packages declare."""
     for folder in _metadata_folders():
         try:
-            text = Path(folder.path, "entry_points.txt").read_text(encoding="utf-8")
+            with open(f"{folder.path}/entry_points.txt", encoding="utf-8") as file:  # noqa: PTH123  each plan opens dozens
+                text = file.read()
         except OSError:  # most declare nothing
             continue
         if f"[{group}]" in text:

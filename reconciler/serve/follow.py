@@ -61,7 +61,7 @@ class ServerFollower:
         *,
         report: Reporter,
         now: Callable[[], datetime],
-        refresh: Callable[[Generation], None] | None = None,
+        refresh: Callable[[Generation], Index | None] | None = None,
     ) -> None:
         self._layout = layout
         self._servers = servers
@@ -79,9 +79,8 @@ class ServerFollower:
         Raises:
             StoreError: ``serving.json`` or the index cannot be written.
         """
-        if self._refresh is not None and generation.number:
-            self._refresh(generation)
-        index = self._index(generation)
+        renewed = self._refresh(generation) if self._refresh is not None and generation.number else None
+        index = renewed if renewed is not None else self._index(generation)
         known = {state.name: state for state in serving.read(self._layout).servers}
         states = {server.name: _known_state(server, known) for server in self._servers}
         if self._servers or known:

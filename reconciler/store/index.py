@@ -139,24 +139,28 @@ class Describer:
 
     def __call__(self, made: Generation) -> Index:
         """Return the index of *made*, which becomes active now."""
+        if not self._facts:
+            self._remember_facts(self._read_active())
         return self._describe(made, self._now())
 
-    def refresh(self, active: Generation) -> None:
+    def refresh(self, active: Generation) -> Index | None:
         """
-        Write the index of the *active* generation anew where what it says has changed.
+        Write the index of the *active* generation anew where what it says has changed; return it, or None where there is none to renew.
 
         Raises:
             StoreError: the disk refused.
         """
         before = read(self._layout, active.number)
         if before is None:  # there is none yet, or it is damaged: the next swap makes one
-            return
+            return None
+        if not self._facts:
+            self._remember_facts(before)
         after = self._describe(active, before.swapped_at or self._now())
         if after != before:
             write(self._layout, after)
+        return after
 
     def _describe(self, made: Generation, swapped_at: datetime) -> Index:
-        self._remember_facts()
         passed, listings = self._ledger.passed(), dict(self._ledger.trees().values())
         snapshot = self._lock.snapshot
         return Index(
@@ -170,18 +174,18 @@ class Describer:
             models=tuple(self._model(entry, passed, listings.get(entry.tree, ())) for entry in made.entries.values()),
         )
 
-    def _remember_facts(self) -> None:
-        """Take what is known of trees from the active index: reading a thousand headers at each swap would take minutes."""
-        if self._facts:
-            return
+    def _remember_facts(self, known: Index | None) -> None:
+        """Take what is known of trees from an index: reading a thousand headers at each swap would take minutes."""
+        for model in known.models if known else ():
+            if model.files:
+                self._facts[_content(model)] = _facts_of(model)
+
+    def _read_active(self) -> Index | None:
         try:
             number = int(os.readlink(self._layout.active).rpartition("/")[2])  # noqa: PTH115  a text is wanted
         except (OSError, ValueError):
-            return
-        found = read(self._layout, number)
-        for model in found.models if found else ():
-            if model.files:
-                self._facts[_content(model)] = _facts_of(model)
+            return None
+        return read(self._layout, number)
 
     def _model(self, entry: ActiveModel, passed: dict[str, Passed], listing: tuple[Listing, ...]) -> IndexModel:
         facts = self._facts.get(_content(entry))

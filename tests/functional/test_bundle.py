@@ -19,7 +19,7 @@ from reconciler.commands.context import RunOptions, wall_clock
 from reconciler.core.errors import BadBundle, Expired
 from reconciler.demo.server import Server
 from reconciler.fetch.bundle import Bundle
-from tests.node import Node, Ran, deaf, flip, run, tiny
+from tests.node import Node, Prototype, Ran, deaf, flip, run, tiny
 
 ITEMS = ("a:v1", "b:v1")
 
@@ -28,10 +28,14 @@ def bundle(node: Node, command: str, *arguments: str) -> Ran:
     return run("bundle", command, "--config", str(node.folder / "reconcile.toml"), *arguments)
 
 
+@pytest.fixture(scope="module")
+def with_items(running_server: Server, tmp_path_factory: pytest.TempPathFactory) -> Prototype:
+    return Prototype(tmp_path_factory.mktemp("online"), running_server, a=tiny("a:v1"), b=tiny("b:v1"))
+
+
 @pytest.fixture
-def online(node: Node) -> Node:
-    node.publish(*(node.item(name, tiny(name)) for name in ITEMS))
-    assert node.run("apply").code == 0
+def online(node: Node, with_items: Prototype) -> Node:
+    with_items.copy_to(node)
     return node
 
 

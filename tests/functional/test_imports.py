@@ -29,9 +29,9 @@ _WORK = (
 TABLE = {
     "--version": (6, (*_WORK, "reconciler.core.lock", "reconciler.settings", "reconciler.store", "sqlite3", "tomllib", "http")),
     "--help": (18, (*_WORK, "reconciler.core.lock", "reconciler.settings", "reconciler.store", "sqlite3", "tomllib", "http")),
-    "plan": (64, (*_WORK, "reconciler.apply", "reconciler.fetch.http", "reconciler.hooks", "http", "ssl")),
-    "status": (69, (*_WORK, "reconciler.apply", "reconciler.fetch.http", "http", "ssl")),
-    "sync": (96, _WORK),
+    "plan": (65, (*_WORK, "reconciler.apply", "reconciler.fetch.http", "reconciler.hooks", "http", "ssl")),
+    "status": (70, (*_WORK, "reconciler.apply", "reconciler.fetch.http", "http", "ssl")),
+    "sync": (97, _WORK),
 }
 
 
