@@ -14,9 +14,35 @@ from tests.node import Node, Prototype, tiny
 os.umask(0o022)  # with 002, the folders that tests make could be changed by a group, and the settings in them would be refused
 
 
+#: Where tests take seconds each, or wait for as long.
+_LONG = tuple(
+    f"tests/{name}"
+    for name in (
+        "adversary/test_aria2_faults", "adversary/test_fetch_hostile", "adversary/test_fetch_ranges", "adversary/test_swarm", "crash/",
+        "functional/test_agent_process", "functional/test_ci_templates", "functional/test_failure_table", "functional/test_fleet_simulation",
+        "functional/test_real_models", "functional/test_secrets_during", "functional/test_signals", "laws/test_lifecycle_machine",
+    )
+)  # fmt: skip
+
+
 def pytest_xdist_auto_num_workers() -> int:
-    """One worker more than cores: tests wait for a disk or for a server that keeps them waiting. More of them gain nothing."""
-    return len(os.sched_getaffinity(0)) + 1
+    """Two workers for each core: tests wait for a disk, for a child, or for a server that keeps them waiting."""
+    return 2 * len(os.sched_getaffinity(0))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Let each worker begin with its share of the long tests: what is left at the end is short, and whoever is idle can take it over."""
+    workers: int = getattr(config, "workerinput", {}).get("workercount", 1)
+    long = [item for item in items if item.nodeid.startswith(_LONG)]
+    short = [item for item in items if not item.nodeid.startswith(_LONG)]
+    begun = 0
+    items.clear()
+    for worker in range(workers):
+        share = long[worker::workers]
+        ended = len(short) if worker == workers - 1 else begun + max(0, (len(long) + len(short)) // workers - len(share))
+        items += [*share, *short[begun:ended]]
+        begun = ended
 
 
 @pytest.fixture(scope="session")

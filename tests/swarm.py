@@ -243,7 +243,7 @@ class SwarmNode:
             '[network]\nsnapshot = "published.json"\n\n[store]\nreserve = "1MiB"\n\n[download]\nallow_http = true\n'
             f'allowed_hosts = ["{ORIGIN}"]\n\n[swarm]\nenabled = true\nfolder = "swarm"\nreserve = "1MiB"\nalone_after = "1h"\n'
         )
-        (folder / "reconcile.toml").write_text(settings + (extra or 'slow_after = "20s"\n'))
+        (folder / "reconcile.toml").write_text(settings + (extra or 'slow_after = "60s"\n'))
         (folder / "root.json").write_bytes(site.network.root())
         (folder / "published.json").write_bytes(site.snapshot())
         if fenced:
