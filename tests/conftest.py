@@ -15,14 +15,13 @@ os.umask(0o022)  # with 002, the folders that tests make could be changed by a g
 
 
 #: Where tests take seconds each, or wait for as long.
-_LONG = tuple(
-    f"tests/{name}"
-    for name in (
-        "adversary/test_aria2_faults", "adversary/test_fetch_hostile", "adversary/test_fetch_ranges", "adversary/test_swarm", "crash/",
-        "functional/test_agent_process", "functional/test_ci_templates", "functional/test_failure_table", "functional/test_fleet_simulation",
-        "functional/test_real_models", "functional/test_secrets_during", "functional/test_signals", "laws/test_lifecycle_machine",
-    )
-)  # fmt: skip
+_FUNCTIONAL = ("agent_process", "ci_templates", "failure_table", "fleet_simulation", "real_models", "secrets_during", "signals")
+_LONG = (
+    *(f"tests/adversary/test_{name}" for name in ("aria2_faults", "fetch_hostile", "fetch_ranges", "swarm")),
+    "tests/crash/",
+    *(f"tests/functional/test_{name}" for name in _FUNCTIONAL),
+    "tests/laws/test_lifecycle_machine",
+)
 
 
 def pytest_xdist_auto_num_workers() -> int:
