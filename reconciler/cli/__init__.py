@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import click
 
@@ -24,20 +24,58 @@ from reconciler import __version__
 from reconciler.cli.command_context import from_os_error, print_error
 from reconciler.core.errors import ReconcileError, UsageError
 
-#: The commands by section of the help text, each with the module that defines it.
+
+class _Command(NamedTuple):
+    """Where a command is defined, and what the help of the whole program says of it: that imports no command."""
+
+    module: str
+    summary: str
+
+
+#: The commands by section of the help text.
 _SECTIONS = {
-    "The node": {"init": "init", "lock": "node", "plan": "node", "apply": "node", "sync": "node", "agent": "agent", "status": "status"},
-    "Housekeeping": {
-        "verify": "maintenance", "gc": "maintenance", "rollback": "history", "resume": "history", "history": "history",
-        "incidents": "maintenance", "retry": "maintenance", "doctor": "doctor", "config": "configuration",
+    "The node": {
+        "init": _Command("init", "Write reconcile.toml and pin the network's trust root."),
+        "lock": _Command("node", "Verify a snapshot and compile it to models.lock."),
+        "plan": _Command("node", "Show what apply would do, and why."),
+        "apply": _Command("node", "Apply the lock to this node: download, verify, test, activate."),
+        "sync": _Command("node", "Fetch the latest snapshot, then apply it."),
+        "agent": _Command("agent", "Run sync repeatedly, and re-hash and repair the store."),
+        "status": _Command("status", "Show every model's state and why."),
     },
-    "Without a network": {"bundle": "bundle"},
-    "Servers": {"serve": "serve"},
-    "Trust and publishing": {"trust": "maintenance", "key": "operator", "root": "operator", "snapshot": "operator"},
-    "Many nodes": {"fleet": "fleet", "swarm": "swarm"},
-    "Demonstration and shells": {"demo": "maintenance", "completion": "configuration"},
-}  # fmt: skip
-_MODULES = {name: module for names in _SECTIONS.values() for name, module in names.items()}
+    "Housekeeping": {
+        "verify": _Command("maintenance", "Re-hash all stored files and compare them with the signed digests."),
+        "gc": _Command("maintenance", "Delete files that no listed model, kept generation or grace period needs."),
+        "rollback": _Command("history", "Return to the models that served before the last run, or in generation N."),
+        "resume": _Command("history", "End the hold of a rollback."),
+        "history": _Command("history", "Show which generations were activated, when, by which command and why."),
+        "incidents": _Command("maintenance", "Show what was refused, failed, quarantined or repaired."),
+        "retry": _Command("maintenance", "Clear MODEL's failure record so that the next apply retries it immediately."),
+        "doctor": _Command("doctor", "Check this machine for problems and show how to fix them."),
+        "config": _Command("configuration", "Show and check the settings of this node."),
+    },
+    "Without a network": {
+        "bundle": _Command("bundle", "Carry a snapshot and its models to nodes without a network."),
+    },
+    "Servers": {
+        "serve": _Command("serve", "Show the servers that follow the active set, and reload them by hand."),
+    },
+    "Trust and publishing": {
+        "trust": _Command("maintenance", "Show and update the trust root and the record of accepted snapshots."),
+        "key": _Command("operator", "Make and show signing keys."),
+        "root": _Command("operator", "Make, change and sign the trust root: which keys may sign, and how many must."),
+        "snapshot": _Command("operator", "Make, change and sign the snapshot: the list of models that nodes hold."),
+    },
+    "Many nodes": {
+        "fleet": _Command("fleet", "Read the signed statuses of many nodes."),
+        "swarm": _Command("swarm", "Run the process that gives files to other nodes and takes them, over BitTorrent."),
+    },
+    "Demonstration and shells": {
+        "demo": _Command("maintenance", "Run the whole workflow here, on small real models that it makes."),
+        "completion": _Command("configuration", "Print the completion script for a shell: commands, options and model ids."),
+    },
+}
+_COMMANDS = {name: command for names in _SECTIONS.values() for name, command in names.items()}
 
 
 _Handler = Callable[[int, FrameType | None], Any] | signal.Handlers
@@ -53,14 +91,14 @@ class _Sections(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of all commands."""
         del ctx
-        return list(_MODULES)
+        return list(_COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Return the command *cmd_name*, or None."""
         del ctx
-        if cmd_name not in _MODULES:
+        if cmd_name not in _COMMANDS:
             return None
-        found: click.Command = getattr(importlib.import_module(f"reconciler.cli.{_MODULES[cmd_name]}"), cmd_name)
+        found: click.Command = getattr(importlib.import_module(f"reconciler.cli.{_COMMANDS[cmd_name].module}"), cmd_name)
         return found
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
@@ -68,7 +106,7 @@ class _Sections(click.Group):
         if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
             import difflib
 
-            near = difflib.get_close_matches(args[0], _MODULES, n=1)
+            near = difflib.get_close_matches(args[0], _COMMANDS, n=1)
             ctx.fail(f"there is no command {args[0]!r}{f'; did you mean {near[0]!r}?' if near else ''}")
         return super().resolve_command(ctx, args)
 
@@ -81,11 +119,11 @@ class _Sections(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the commands, section by section."""
-        width = max(map(len, _MODULES))
+        del ctx
+        width = max(map(len, _COMMANDS))
         for title, names in _SECTIONS.items():
-            found = [(name, self.get_command(ctx, name)) for name in names]
             with formatter.section(title):
-                formatter.write_dl([(name.ljust(width), command.get_short_help_str(100)) for name, command in found if command])
+                formatter.write_dl([(name.ljust(width), command.summary) for name, command in names.items()])
 
 
 def _show_version(context: click.Context, _: click.Parameter, asked: bool) -> None:
