@@ -35,6 +35,9 @@ BLOCK = 16 << 10
 #: connections sent 1.21 to 1.27 times its size, and 1.12 to 1.15 times over 4.
 _BYTES_A_CONNECTION = 6 << 20
 _FEWEST_CONNECTIONS = 4
+#: Where a connection's range ends at another's, what the server sent past it is lost. Where other files keep the line busy, a file
+#: therefore gets one connection for so many bytes: 200 files of 4 MiB over 400 Mbit/s took 1.14 of ``aria2c -i``, and 1.06 since.
+_BYTES_A_CONNECTION_AMONG_OTHERS = 24 << 20
 #: A range of bytes: the first, and the one after the last.
 Run = tuple[int, int]
 
@@ -110,8 +113,10 @@ def least_rate(settings: FetchSettings) -> int:
     return min(settings.min_rate_bytes, settings.limit_bytes // (4 * settings.concurrent))
 
 
-def connections(settings: FetchSettings, size: int) -> int:
-    """Return over how many connections a file of *size* bytes comes."""
+def connections(settings: FetchSettings, size: int, *, among_others: bool = False) -> int:
+    """Return over how many connections a file of *size* bytes comes; *among_others*: as many files as may come at a time wait beside it."""
+    if among_others:
+        return min(settings.connections, max(1, size // _BYTES_A_CONNECTION_AMONG_OTHERS))
     return min(settings.connections, max(_FEWEST_CONNECTIONS, size // _BYTES_A_CONNECTION))
 
 

@@ -252,10 +252,11 @@ class _Run:
         if self._preloading:
             self._preloading.join()
         self._daemon.start()
-        started = []
+        started, open_ones = [], len(self._large) + sum(not transfer.direct for transfer in self._active)
         for transfer in ready:
             with _failures_of(transfer):
-                started.append((transfer, transfer.start_download(now)))
+                among_others = open_ones > self._context.settings.concurrent
+                started.append((transfer, transfer.start_download(now, among_others=among_others)))
         wrong = self._daemon.add([download for _, download in started])
         for transfer, download in started:
             if download.gid in wrong:

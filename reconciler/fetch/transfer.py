@@ -195,7 +195,7 @@ class Transfer:
 
     # -- the transfer ----------------------------------------------------------------------------------
 
-    def start_download(self, now: float) -> aria2_daemon.Download:
+    def start_download(self, now: float, *, among_others: bool) -> aria2_daemon.Download:
         """Return the download that is to be started."""
         self.late_mirrors.clear()
         ranges = self._resolved[self._used[0]].ranges
@@ -209,7 +209,7 @@ class Transfer:
         self.progress.start(now)
         return aria2_daemon.Download(
             gid=self.gid, urls=tuple(self._resolved[url].url for url in self._used), folder=self.attempt.folder, size=self.want.size,
-            connections=1 if single else aria2_protocol.connections(self.context.settings, self.want.size),
+            connections=1 if single else aria2_protocol.connections(self.context.settings, self.want.size, among_others=among_others),
             authorization=self._resolved[self._used[0]].authorization,
         )  # fmt: skip
 

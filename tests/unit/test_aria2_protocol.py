@@ -8,6 +8,7 @@ import pytest
 
 from reconciler.fetch import aria2_protocol
 from reconciler.fetch.aria2_protocol import prefix
+from reconciler.fetch.settings import FetchSettings
 from reconciler.fetch.staging import piece_length
 
 MIB = 1 << 20
@@ -79,3 +80,10 @@ def test_pieces_are_few_enough_to_report_and_enough_for_all_connections() -> Non
     assert piece_length(16 << 30) == 8 * MIB
     for size in (1 << 36, 1 << 40):
         assert size / piece_length(size) <= 16384
+
+
+def test_a_file_among_others_comes_over_fewer_connections_than_one_alone() -> None:
+    settings = FetchSettings(connections=8)
+
+    assert [aria2_protocol.connections(settings, size * MIB) for size in (4, 24, 48, 1024)] == [4, 4, 8, 8]
+    assert [aria2_protocol.connections(settings, size * MIB, among_others=True) for size in (4, 24, 48, 1024)] == [1, 1, 2, 8]
