@@ -299,8 +299,9 @@ def test_killed_at_ten_points_the_next_run_goes_on_and_little_is_downloaded_twic
     assert server.sent("/x") <= 1.2 * len(big)
 
 
+@pytest.mark.parametrize(("at_a_time", "expected"), [(2, [4, 6]), (1, [1, 1])], ids=["alone", "among others"])
 def test_a_small_file_is_not_spread_over_more_connections_than_a_kill_may_lose(
-    tmp_path: Path, server: HostileServer, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, server: HostileServer, monkeypatch: pytest.MonkeyPatch, at_a_time: int, expected: list[int]
 ) -> None:
     begun: list[int] = []
     add = aria2_daemon.Daemon.add
@@ -312,12 +313,12 @@ def test_a_small_file_is_not_spread_over_more_connections_than_a_kill_may_lose(
     monkeypatch.setattr(aria2_daemon.Daemon, "add", adding)
     larger = some(37 << 20, 2)
     wants = [want(DATA, server.on("/x", honest(DATA))), want(larger, server.on("/y", honest(larger)))]
-    fetcher = Aria2Fetcher(tmp_path, msgspec.structs.replace(FAST, connections=8, concurrent=1))
+    fetcher = Aria2Fetcher(tmp_path, msgspec.structs.replace(FAST, connections=8, concurrent=at_a_time))
     try:
         collect(fetcher, wants)
     finally:
         fetcher.close()
-    assert sorted(begun) == [4, 6]
+    assert sorted(begun) == expected
 
 
 def test_no_thread_outlives_a_run_in_which_no_source_answers(
