@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import select
 import signal
 import statistics
 import subprocess
@@ -27,6 +29,7 @@ import psutil
 from msgspec import Struct
 
 from benchmarks import stores
+from benchmarks.listening import until
 from tests.network import Network
 
 MODELS = 20
@@ -84,11 +87,20 @@ class Node:
 
     def wait(self, line: str = "") -> None:
         """Wait until the agent waits, with *line* in its lock."""
-        end = time.monotonic() + _CYCLE_SECONDS
-        while not (line in (self.folder / "models.lock").read_text() and self._phase() == "waiting"):
+
+        def waits() -> bool:
             assert self.child.poll() is None, (self.folder / "agent.log").read_text()[-2000:]
-            assert time.monotonic() < end, "the cycle does not end"
-            time.sleep(0.01)  # an agent tells its phase in a file alone; what it tells systemd comes before it waits
+            return line in (self.folder / "models.lock").read_text() and self._phase() == "waiting"
+
+        until(waits, lambda: "the cycle does not end", _CYCLE_SECONDS)
+
+    def rest(self, seconds: float) -> None:
+        """Let the agent rest for so long; it may not end meanwhile."""
+        end = os.pidfd_open(self.child.pid)
+        try:
+            assert not select.select([end], [], [], seconds)[0], (self.folder / "agent.log").read_text()[-2000:]
+        finally:
+            os.close(end)
 
     def _phase(self) -> str:
         try:
@@ -137,7 +149,7 @@ def main() -> None:
             seen = cycles(node, given.cycles)
             seconds = time.monotonic() - began
             before = look(node.process)
-            time.sleep(given.rest)  # an agent that has nothing to do, for so long, is what is measured
+            node.rest(given.rest)
             after = look(node.process)
         finally:
             node.close()

@@ -20,11 +20,11 @@ import http.client
 import json
 import os
 import secrets
+import select
 import socket
 import ssl
 import subprocess
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
@@ -189,13 +189,22 @@ def seed(settings: SwarmSettings, seeds: Sequence[Seed], trackers: Sequence[str]
         for command in commands:
             process = subprocess.Popen([*_ENDS_WITH_US, *command], env=_environment(settings.folder), stdin=subprocess.DEVNULL)
             processes.append(process)
-        while all(process.poll() is None for process in processes):
-            time.sleep(1)
+        _wait_for_any(processes)
         raise FetchError("an aria2c that seeds has ended", hint="its port is in use, or it was killed: start it again, with other --ports")
     finally:
         for process in processes:
             process.kill()
             process.wait()
+
+
+def _wait_for_any(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Wait until one of *processes* has ended."""
+    ends = [os.pidfd_open(process.pid) for process in processes]
+    try:
+        select.select(ends, [], [])
+    finally:
+        for end in ends:
+            os.close(end)
 
 
 #: What lets the kernel end a child with this process; where it is missing, systemd ends all of the unit.

@@ -190,6 +190,37 @@ def test_a_port_that_is_taken_is_not_spoken_to(tmp_path: Path, monkeypatch: pyte
     assert recorder == []
 
 
+def test_a_port_that_is_taken_over_before_the_first_call_is_not_spoken_to(tmp_path: Path) -> None:
+    """The child is started before it is needed: whoever kills it meanwhile and listens in its place never receives the secret."""
+    daemon = aria2_daemon.Daemon(FAST, tmp_path, -1, credentials.read(None))
+    try:
+        daemon.launch()
+        assert daemon._is_listening()
+        taken = daemon._port
+        os.kill(daemon.pid, signal.SIGKILL)
+        assert daemon._parent_thread
+        daemon._parent_thread.join()
+        with socket.create_server(("127.0.0.1", taken)) as other:
+            daemon.start()
+            assert daemon._port != taken
+            assert daemon.poll(["0000000000000001"]) == {}
+            other.settimeout(0)
+            with pytest.raises(BlockingIOError):
+                other.accept()
+    finally:
+        daemon.close()
+
+
+def test_a_child_that_was_started_and_never_needed_leaves_nothing(tmp_path: Path) -> None:
+    daemon = aria2_daemon.Daemon(FAST, tmp_path, -1, credentials.read(None))
+    daemon.launch()
+    pid = daemon.pid
+    daemon.close()
+
+    assert list(tmp_path.iterdir()) == []
+    assert not Path(f"/proc/{pid}").exists()
+
+
 def test_no_aria2c_is_a_clear_error(tmp_path: Path, server: HostileServer) -> None:
     fetcher = Aria2Fetcher(tmp_path, msgspec.structs.replace(FAST, aria2c=tmp_path / "missing"))
     try:

@@ -227,7 +227,7 @@ TESTS = {
     SIGNER: ("functional/test_operator_review",),
     ARIA2: ("adversary/test_store_attacks",),
     SELECTION: ("unit/test_source_selection", "adversary/test_fetch_ranges"),
-    DOCUMENT: ("adversary/test_fetch_documents", "functional/test_trust_on_a_node", "functional/test_operator"),
+    DOCUMENT: ("adversary/test_fetch_documents", "functional/test_trust_on_a_node", "functional/test_operator_models"),
     "reconciler/fetch/connection.py": ("adversary/test_fetch_documents", "adversary/test_sources_tls"),
     CONFIRM: _ENGINE,
     BALLAST: ("unit/test_reserve", "crash/test_full_disk"),

@@ -21,10 +21,10 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from reconciler.agent import cycle, loop, service
+from reconciler.agent import loop, service
 from reconciler.agent.loop import Agent, AgentOptions
 from reconciler.commands import status
 from reconciler.commands.context import NodeContext, RunOptions, from_settings
@@ -583,50 +583,6 @@ def test_the_jitter_is_the_same_on_every_start_of_a_host() -> None:
     assert drawn == [second(30.0) for _ in range(20)]
     assert len(set(drawn)) == 20
     assert all(0.0 <= one <= 30.0 for one in drawn)
-
-
-# -- scrubbing
-
-
-def test_a_fresh_store_is_not_hashed_again_at_once() -> None:
-    assert cycle.due([], 100.0) == 0
-    assert cycle.due([0.0] * 50, 100.0) == 0
-
-
-def test_blobs_that_came_together_are_hashed_one_after_the_other() -> None:
-    ages, hashed = [0.0] * 10, []
-    for _ in range(100):
-        ages = [age + 1.0 for age in ages]
-        count = cycle.due(ages, 100.0)
-        ages = sorted(ages)[: len(ages) - count] + [0.0] * count
-        hashed.append(count)
-
-    assert max(hashed) == 1
-    assert sum(hashed) == 10
-
-
-def test_a_single_blob_is_hashed_when_it_comes_of_age() -> None:
-    assert [cycle.due([age], 100.0) for age in (0.0, 1.0, 99.0, 100.0)] == [0, 0, 0, 1]
-
-
-def test_what_was_never_hashed_is_due_at_once() -> None:
-    assert cycle.due([float("inf"), 1.0, 2.0], 100.0) == 1
-    assert cycle.due([1.0, 2.0], 0.0) == 2
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    ages=st.lists(st.floats(0, 1000), min_size=1, max_size=40),
-    steps=st.lists(st.floats(0.1, 50.0), min_size=5, max_size=60),
-    within=st.floats(60.0, 2000.0),
-)
-def test_no_blob_stays_unchecked_longer_than_asked(ages: list[float], steps: list[float], within: float) -> None:
-    for step in steps:
-        count = cycle.due(ages, within)
-        ages = sorted(ages)[: len(ages) - count] + [0.0] * count
-        assert max(ages) < within * (1 + 1e-9)  # sums of floats are not exact
-        ages = [age + step for age in ages]
-        assert max(ages) < (within + step) * (1 + 1e-9)
 
 
 # -- staying
