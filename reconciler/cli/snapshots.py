@@ -12,7 +12,7 @@ import click
 from reconciler.cli import document_io, snapshot_edit, snapshot_review, snapshot_test
 from reconciler.cli.options import FILE, MODEL_STATE, Part
 from reconciler.cli.snapshot_add import snapshot_add
-from reconciler.cli.snapshot_swarm import snapshot_swarm
+from reconciler.cli.swarm import snapshot_swarm
 from reconciler.core import units
 from reconciler.core.errors import UsageError
 

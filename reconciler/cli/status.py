@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from reconciler.cli.command_context import CommandContext, common_options
+from reconciler.cli.command_context import CommandContext, common_options, print_error
 from reconciler.cli.options import FILE, Seconds, complete_models
+from reconciler.core.errors import ReconcileError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -77,8 +81,6 @@ def status(context: CommandContext, *, model: str | None, watched: bool, every: 
             to.print(f"active set {short(found.active_digest)}", style="dim", markup=False)
 
     if watched:
-        from reconciler.cli.watch import watch
-
         watch(context, lambda: status_command.status(node, model or ""), show, every, _essence)
         return
     found = status_command.status(node, model or "")
@@ -106,3 +108,64 @@ def _write_page(context: CommandContext, page: Path) -> None:
     context.check_output(page)
     status_page.write(context.node(), page.absolute())
     context.show({"schema": 1, "page": str(page)}, lambda to: to.print(f"wrote {page}", markup=False))
+
+
+_T = TypeVar("_T")
+#: Moves to the upper left corner and clears what is below it.
+_HOME = "\x1b[H\x1b[J"
+
+
+def watch(
+    context: CommandContext,
+    find: Callable[[], _T],
+    show: Callable[[Console, _T], None],
+    every_seconds: float,
+    essence: Callable[[_T], object],
+) -> None:
+    """
+    Print what *find* returns every so often, until SIGINT.
+
+    A terminal is redrawn. Elsewhere, and with ``--json``, it is printed when its *essence* changed; the JSON is one document a line.
+    An error ends it at the start alone: later it may last for a moment, as while another run writes a new lock.
+    """
+    before: object = None
+    to = context.console
+    try:
+        while True:
+            try:
+                found = find()
+            except ReconcileError as error:
+                if before is None:
+                    raise
+                before = _show_error(context, error, before)
+            else:
+                now = essence(found)
+                if to.is_terminal and not context.json:
+                    sys.stdout.write(_HOME)
+                    show(to, found)
+                elif now != before:
+                    _print(context, to, found, show)
+                before = now
+            sys.stdout.flush()
+            time.sleep(every_seconds)  # what is shown comes from files, a database and the clock, and no event tells of all of them
+    except KeyboardInterrupt:
+        return
+
+
+def _show_error(context: CommandContext, error: ReconcileError, before: object) -> object:
+    """Show *error* unless it was shown last, and return what stands for it."""
+    now = (error.name, error.message)
+    if now != before:
+        print_error(error, json=context.json)
+        sys.stdout.flush()
+    return now
+
+
+def _print(context: CommandContext, to: Console, found: _T, show: Callable[[Console, _T], None]) -> None:
+    if context.json:
+        import msgspec
+
+        sys.stdout.write(msgspec.json.encode(found, order="deterministic").decode() + "\n")
+    else:
+        show(to, found)
+        to.print("", markup=False)

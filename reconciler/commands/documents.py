@@ -19,12 +19,11 @@ from reconciler.core.errors import BadEnvelope, BadSignature, FetchError, Publis
 from reconciler.fetch.settings import FetchSettings
 
 if TYPE_CHECKING:
-    from reconciler.fetch.connection import Connection
+    from reconciler.fetch.connection import KeptConnections
     from reconciler.fetch.http import Document
-    from reconciler.fetch.kept_connections import KeptConnections
 
 #: Connections that the documents of one run share; None: each has its own.
-Kept: TypeAlias = "KeptConnections[Connection] | None"
+Kept: TypeAlias = "KeptConnections | None"
 
 BAD_ROOT_HINT = "get root.json anew from the network's operator; `reconcile root inspect FILE` shows who signed it"
 NOT_READABLE_HINT = "let the user who runs reconcile read it: it must be a plain file"
@@ -76,11 +75,11 @@ def _authorize(download: FetchSettings) -> Callable[[str], str | None] | None:
 
 
 @contextlib.contextmanager
-def kept_connections() -> Iterator[KeptConnections[Connection]]:
+def kept_connections() -> Iterator[KeptConnections]:
     """Give what keeps connections open between the documents of one run."""
-    from reconciler.fetch.kept_connections import KeptConnections
+    from reconciler.fetch.connection import KeptConnections
 
-    found: KeptConnections[Connection] = KeptConnections()
+    found = KeptConnections()
     with contextlib.closing(found) as kept:
         yield kept
 

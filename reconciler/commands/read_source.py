@@ -28,9 +28,8 @@ from reconciler.core.errors import FetchError, PublishError, SettingsError
 from reconciler.core.gguf import GgufFacts
 from reconciler.core.snapshot import Artifact
 from reconciler.fetch import bucket, credentials, http, sources
-from reconciler.fetch.connection import Connection
+from reconciler.fetch.connection import KeptConnections
 from reconciler.fetch.credentials import Credential, Credentials
-from reconciler.fetch.kept_connections import KeptConnections
 from reconciler.publish import artifacts
 from reconciler.publish.artifacts import Measured
 from reconciler.publish.sources import bucket as bucket_source
@@ -99,7 +98,7 @@ class SourceReader:
         name = sources.file_name(source)
         return Listing(files=(SourceFile(path=name, place=source, urls=(source,) if http.is_url(source) else ()),))
 
-    def document(self, url: str, headers: dict[str, str], *, kept: KeptConnections[Connection] | None = None) -> bytes:
+    def document(self, url: str, headers: dict[str, str], *, kept: KeptConnections | None = None) -> bytes:
         """
         Return the document of a registry at *url*, over one of the *kept* connections, if one leads there.
 
@@ -185,9 +184,7 @@ class SourceReader:
     # -- the network -------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _opened(
-        self, place: str, headers: dict[str, str] | None = None, kept: KeptConnections[Connection] | None = None
-    ) -> Iterator[HTTPResponse]:
+    def _opened(self, place: str, headers: dict[str, str] | None = None, kept: KeptConnections | None = None) -> Iterator[HTTPResponse]:
         visited: list[str] = []
         with _as_publish_error():
             url = bucket.locate(place)

@@ -28,8 +28,7 @@ from reconciler.commands.read_source import SourceReader
 from reconciler.core.errors import FetchError, PublishError
 from reconciler.core.text import printable
 from reconciler.fetch import bucket
-from reconciler.fetch.connection import Connection
-from reconciler.fetch.kept_connections import KeptConnections
+from reconciler.fetch.connection import KeptConnections
 from reconciler.fetch.sources import Refused
 from reconciler.fleet import collect, statement
 from reconciler.fleet.collect import Status
@@ -141,7 +140,7 @@ class _Registry:
         self._has_tag = ":" in place.rpartition("/")[2] or bool(self._reference.digest)
         self._reader = SourceReader()
         self._local = threading.local()
-        self._kept: list[KeptConnections[Connection]] = []
+        self._kept: list[KeptConnections] = []
 
     def tasks(self) -> Iterator[_Task]:
         """Yield what reads each artifact; of one artifact alone, what reads each of its statuses."""
@@ -184,7 +183,7 @@ class _Registry:
             last = found[-1]
 
     def _document(self, url: str, headers: dict[str, str]) -> bytes:
-        kept: KeptConnections[Connection] | None = getattr(self._local, "kept", None)
+        kept: KeptConnections | None = getattr(self._local, "kept", None)
         if kept is None:
             kept = self._local.kept = KeptConnections()
             self._kept.append(kept)

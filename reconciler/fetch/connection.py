@@ -7,6 +7,9 @@ Rules that hold here:
    elsewhere at a second look-up gains nothing. With a proxy, the proxy looks names up.
 2. TLS is 1.2 or newer, with the host's name and its authority checked.
 3. A proxy is the one of the settings, else of the environment. None is on the way to this very machine.
+4. A connection is kept open for the next document where its answer was read to the end and the server agrees to keep it. Any other one is
+   closed. Whoever takes one may find it closed by the server meanwhile, and asks once more over a new one.
+5. A kept connection is of one run and of one thread: the addresses that it leads to were checked for this run.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import ipaddress
 import socket
 import ssl
 import threading
+from collections.abc import Hashable
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -27,6 +31,9 @@ from reconciler.fetch import sources
 from reconciler.fetch.sources import Rules
 
 _PORTS = {"https": 443, "http": 80}
+#: What is left of an answer and still read, so that its connection can be kept.
+_DRAIN_BYTES = 64 << 10
+_DRAIN_SECONDS = 0.2
 
 
 class Endpoint(Struct, frozen=True, kw_only=True):
@@ -168,3 +175,39 @@ def proxy_headers(proxy: str) -> dict[str, str]:
         return {}
     pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
     return {"Proxy-Authorization": "Basic " + base64.b64encode(pair.encode()).decode()}
+
+
+class KeptConnections:
+    """Open connections by where they lead, one each; for the small documents of one run: roots, the snapshot, a registry's manifest."""
+
+    def __init__(self) -> None:
+        self._kept: dict[Hashable, Connection] = {}
+
+    def take(self, place: Hashable) -> Connection | None:
+        """Return the open connection to *place*, which is the caller's from then on; None where there is none."""
+        return self._kept.pop(place, None)
+
+    def keep(self, place: Hashable, connection: Connection, answer: http.client.HTTPResponse) -> bool:
+        """Keep *connection*, of which *answer* was the last, for the next document from *place*; return whether it was kept."""
+        if connection.sock is None or place in self._kept or not self._is_read(connection, answer):
+            return False
+        self._kept[place] = connection
+        return True
+
+    def _is_read(self, connection: Connection, answer: http.client.HTTPResponse) -> bool:
+        """Return whether nothing is left of *answer*, after one look at what came in already: the page of a refusal, say."""
+        left = answer.length
+        if answer.isclosed() or left is None:
+            return answer.isclosed()
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            connection.sock.settimeout(_DRAIN_SECONDS)
+            if left <= _DRAIN_BYTES:
+                answer.read1(left)
+            if answer.length == 0:
+                answer.read()  # of nothing: it counts as read from then on
+        return answer.isclosed()
+
+    def close(self) -> None:
+        """Close all of them."""
+        while self._kept:
+            self._kept.popitem()[1].close()

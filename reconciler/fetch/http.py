@@ -32,8 +32,7 @@ from msgspec import Struct, structs
 
 from reconciler.core.errors import FetchError, TooLarge, UsageError
 from reconciler.fetch import content_coding, error_pages, sources, token_service
-from reconciler.fetch.connection import Connection, TlsContext, checked_addresses, endpoint_of, proxy_for
-from reconciler.fetch.kept_connections import KeptConnections
+from reconciler.fetch.connection import Connection, KeptConnections, TlsContext, checked_addresses, endpoint_of, proxy_for
 from reconciler.fetch.sources import Refused, Rules
 from reconciler.fetch.token_service import Challenge
 
@@ -71,7 +70,7 @@ def is_url(text: str) -> bool:
 
 def get(
     url: str, *, max_bytes: int, timeout_seconds: float, etag: str = "", proxy: str = "", ca_file: str = "", allow_http: bool = False,
-    authorize: Authorize | None = None, accept: str = "application/json, */*;q=0.1", kept: KeptConnections[Connection] | None = None,
+    authorize: Authorize | None = None, accept: str = "application/json, */*;q=0.1", kept: KeptConnections | None = None,
 ) -> Document:  # fmt: skip
     """
     Return the signed document at *url*, or that it is still what *etag* names. One of the *kept* connections is used, if it leads there.
@@ -104,7 +103,7 @@ class _Unchanged(Exception):
 def opened(
     url: str, *, timeout_seconds: float, headers: dict[str, str] | None = None, proxy: str = "", ca_file: str = "",
     allow_http: bool = False, authorize: Authorize | None = None, visited: list[str] | None = None,
-    kept: KeptConnections[Connection] | None = None,
+    kept: KeptConnections | None = None,
 ) -> Iterator[http.client.HTTPResponse]:  # fmt: skip
     """
     Give the answer of *url*; its body is read with ``chunks`` inside. Without *proxy*, the environment's is used.
@@ -145,7 +144,7 @@ class _Client(Struct, frozen=True, kw_only=True):
     deadline: float
     authorize: Authorize | None = None
     visited: list[str] | None = None
-    kept: KeptConnections[Connection] | None = None
+    kept: KeptConnections | None = None
 
     def follow(self, url: str, headers: dict[str, str], *, may_be_private: bool = True) -> tuple[Connection, http.client.HTTPResponse]:
         """Return the connection and the answer to which *url* and its redirects lead. A private address is a person's, not a server's."""

@@ -26,9 +26,8 @@ from msgspec import Struct
 from reconciler.core.errors import ReconcileError
 from reconciler.core.text import printable
 from reconciler.fetch import sources
-from reconciler.fetch.connection import Connection, TlsContext, checked_addresses, endpoint_of, proxy_for
+from reconciler.fetch.connection import Connection, KeptConnections, TlsContext, checked_addresses, endpoint_of, proxy_for
 from reconciler.fetch.http import header_lists
-from reconciler.fetch.kept_connections import KeptConnections
 from reconciler.fetch.settings import FetchSettings
 from reconciler.fetch.sources import Refused, Rules
 from reconciler.fleet.outbox import Outbox
@@ -82,7 +81,7 @@ def _to_folder(outbox: Outbox, waiting: list[Path], folder: Path, node: str, now
 
 def _to_address(outbox: Outbox, waiting: list[Path], url: str, settings: FetchSettings, now: datetime, deadline: float) -> Delivery:
     sent = dropped = 0
-    kept: KeptConnections[Connection] = KeptConnections()
+    kept = KeptConnections()
     with contextlib.closing(kept):
         for path in waiting:
             try:
@@ -97,7 +96,7 @@ def _to_address(outbox: Outbox, waiting: list[Path], url: str, settings: FetchSe
     return Delivery(sent=sent, dropped=dropped)
 
 
-def _post(url: str, data: bytes, settings: FetchSettings, deadline: float, kept: KeptConnections[Connection]) -> None:
+def _post(url: str, data: bytes, settings: FetchSettings, deadline: float, kept: KeptConnections) -> None:
     try:
         if (open_one := kept.take(url)) is not None:
             with contextlib.suppress(OSError, http.client.HTTPException):  # the receiver closed it meanwhile: once more, on a new one
@@ -112,7 +111,7 @@ def _post(url: str, data: bytes, settings: FetchSettings, deadline: float, kept:
         raise _NotTaken(f"{sources.redact(url)}: {printable(str(cause), 200)}") from None
 
 
-def _post_over(connection: Connection, url: str, data: bytes, deadline: float, kept: KeptConnections[Connection]) -> None:
+def _post_over(connection: Connection, url: str, data: bytes, deadline: float, kept: KeptConnections) -> None:
     is_kept = False
     try:
         with _ended_at(connection, deadline):
