@@ -25,6 +25,7 @@ _LONG = (
 )
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """Two workers for each core: tests wait for a disk, for a child, or for a server that keeps them waiting."""
     return 2 * len(os.sched_getaffinity(0))

@@ -17,7 +17,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.crash import power_cut, syscalls
-from tests.crash.scenario import KILLED, UNTOUCHED, Scene, effects_of_a_run, interrupted_again, interrupted_run, killed_at
+from tests.crash.scenario import (
+    KILLED,
+    UNTOUCHED,
+    Scene,
+    differences,
+    effects_of_a_run,
+    interrupted_again,
+    interrupted_run,
+    killed_at,
+    untouched_end,
+)
 from tests.crash.test_fail_at_every_effect import ERRORS, faults_after
 from tests.storenode import memory
 
@@ -28,10 +38,7 @@ class Bench:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._number = 0
-        untouched = Scene(self.fresh())
-        untouched.prepare()
-        untouched.run()
-        self.end = untouched.end()
+        self.end = untouched_end(self.fresh())
         self.effects = len(effects_of_a_run(self.fresh()))
         self.calls = len(effects_of_a_run(self.fresh(), opening=True))
 
@@ -46,8 +53,7 @@ class Bench:
         scene = Scene(root)
         found = scene.faults()
         scene.run()
-        end = scene.end()
-        return found + scene.faults() + [f"{key} is {end[key]}, expected {self.end[key]}" for key in self.end if end[key] != self.end[key]]
+        return found + scene.faults() + differences(scene.end(), self.end)
 
 
 def kills(bench: Bench) -> Iterator[list[str]]:

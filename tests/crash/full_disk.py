@@ -23,7 +23,7 @@ from typing import Any
 
 from reconciler.core.errors import ReconcileError
 from reconciler.demo.server import serving
-from tests.crash.scenario import Scene
+from tests.crash.scenario import Scene, differences, untouched_end
 from tests.node import Node, tiny
 
 SIZE_KIB = 2048
@@ -153,10 +153,7 @@ WHOLE_PROGRAM = {"last-block": taken_away, "no-inodes": without_inodes, "read-on
 
 def filled(folder: Path, kind: str, step: int) -> dict[str, Any]:
     """Return what was wrong with runs in which the disk fills up, at every *step*-th point."""
-    untouched = Scene(folder / "u")
-    untouched.prepare()
-    untouched.run()
-    end = untouched.end()
+    expected = untouched_end(folder / "u")
     shutil.rmtree(folder / "u")
     tried, refusals, violations, left = 0, 0, list[str](), 0
     while True:
@@ -169,7 +166,7 @@ def filled(folder: Path, kind: str, step: int) -> dict[str, Any]:
         relieve(folder)
         scene.run()
         found += scene.faults()
-        found += [f"{key} is {scene.end()[key]}, expected {end[key]}" for key in end if scene.end()[key] != end[key]]
+        found += differences(scene.end(), expected)
         violations += [f"{left} {kind} left: {text}" for text in found]
         shutil.rmtree(folder / "s")
         tried, refusals, left = tried + 1, refusals + ended, left + step

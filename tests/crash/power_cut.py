@@ -31,7 +31,7 @@ from typing import Any
 from unittest import mock
 
 from reconciler.store import ledger_database
-from tests.crash.scenario import KILLED, UNTOUCHED, Scene, child, effects_of_a_run, interrupted_run
+from tests.crash.scenario import KILLED, UNTOUCHED, Scene, child, differences, effects_of_a_run, interrupted_run, untouched_end
 from tests.storenode import memory
 
 _SHUTDOWN = 0x8004587D  # EXT4_IOC_SHUTDOWN, linux/ext4.h
@@ -103,13 +103,6 @@ def faults(scene: Scene) -> list[str]:
     return [text for text in scene.faults() if "never tested" not in text]
 
 
-def ended(disk: Disk) -> dict[str, object]:
-    scene = Scene(disk.fresh())
-    scene.prepare()
-    scene.run()
-    return scene.end()
-
-
 def faults_after_a_cut(disk: Disk, number: int, expected: dict[str, object]) -> list[str]:
     """Return what is wrong after a cut before the *number*-th effect, and after the next run."""
     root = disk.fresh()
@@ -121,14 +114,13 @@ def faults_after_a_cut(disk: Disk, number: int, expected: dict[str, object]) -> 
     found = [] if code in {KILLED, UNTOUCHED} else [f"the child exited with {code}"]
     found += faults(scene)
     scene.run()
-    end = scene.end()
-    found += faults(scene) + [f"{key} is {end[key]}, expected {expected[key]}" for key in expected if end[key] != expected[key]]
+    found += faults(scene) + differences(scene.end(), expected)
     return [f"cut before effect {number}: {text}" for text in found]
 
 
 def points(disk: Disk, step: int) -> dict[str, Any]:
     """Cut before every *step*-th effect; return how many cuts there were, and what did not hold."""
-    expected = ended(disk)
+    expected = untouched_end(disk.fresh())
     numbers = range(1, len(effects_of_a_run(disk.fresh())) + 2, step)
     return {"tried": len(numbers), "violations": [text for number in numbers for text in faults_after_a_cut(disk, number, expected)]}
 
@@ -150,7 +142,7 @@ def kept(disk: Disk) -> bool:
         whole, found = not faults(scene), scene.end()
     except Exception:
         return False  # what is there cannot even be read
-    return whole and found == ended(disk)
+    return whole and found == untouched_end(disk.fresh())
 
 
 def _careless(path: Path) -> sqlite3.Connection:

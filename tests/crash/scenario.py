@@ -263,6 +263,19 @@ def interrupted_again(root: Path, at: Callable[[int, str], None]) -> int:
     return child(work)
 
 
+def untouched_end(root: Path) -> dict[str, object]:
+    """Return how an untouched run of a node at *root* ends."""
+    scene = Scene(root)
+    scene.prepare()
+    scene.run()
+    return scene.end()
+
+
+def differences(found: dict[str, object], expected: dict[str, object]) -> list[str]:
+    """Return where a run's end is not the expected one."""
+    return [f"{key} is {found[key]}, expected {expected[key]}" for key in expected if found[key] != expected[key]]
+
+
 def effects_of_a_run(root: Path, *, opening: bool = False) -> list[str]:
     """Return the names of the effects of an untouched run."""
     names: list[str] = []

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash.scenario import REFUSED, UNTOUCHED, Scene, effects_of_a_run, failing_at, interrupted_run
+from tests.crash.scenario import REFUSED, UNTOUCHED, Scene, differences, effects_of_a_run, failing_at, interrupted_run, untouched_end
 from tests.storenode import memory
 
 ERRORS = (errno.EIO, errno.ENOSPC, errno.EROFS, errno.EMFILE, errno.EINTR)
@@ -31,16 +31,14 @@ def folders() -> Iterator[Callable[[], Path]]:
 
 @pytest.mark.parametrize("once", [True, False], ids=["once", "from-then-on"])
 def test_a_refused_step_costs_a_run_and_nothing_else(folders: Callable[[], Path], once: bool) -> None:
-    untouched = Scene(folders())
-    untouched.prepare()
-    untouched.run()
+    expected = untouched_end(folders())
     calls = len(effects_of_a_run(folders(), opening=True))
     assert calls > 800
 
     violations = []
     for turn, number in enumerate(range(1 + once * 5, calls, STEP)):
         code = ERRORS[turn % len(ERRORS)]
-        found = faults_after(folders(), number, code, untouched.end(), once=once)
+        found = faults_after(folders(), number, code, expected, once=once)
         violations += [f"call {number}, {errno.errorcode[code]}: {text}" for text in found]
 
     assert not violations, "\n".join(violations)
@@ -54,5 +52,4 @@ def faults_after(root: Path, number: int, code: int, expected: dict[str, object]
     found += scene.faults()
     scene.run()
     found += scene.faults()
-    end = scene.end()
-    return found + [f"{key} is {end[key]}, expected {expected[key]}" for key in expected if end[key] != expected[key]]
+    return found + differences(scene.end(), expected)

@@ -15,7 +15,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash.scenario import KILLED, UNTOUCHED, Scene, effects_of_a_run, interrupted_again, interrupted_run, killed_at
+from tests.crash.scenario import (
+    KILLED,
+    UNTOUCHED,
+    Scene,
+    differences,
+    effects_of_a_run,
+    interrupted_again,
+    interrupted_run,
+    killed_at,
+    untouched_end,
+)
 from tests.storenode import memory
 
 #: An fsync changes nothing that a killed process could miss: the store is as it is before the next effect. ``make crash`` tries them all.
@@ -43,9 +53,7 @@ def test_the_effects_are_counted_and_a_run_has_hundreds(folders: Callable[[], Pa
 
 @pytest.mark.parametrize("share", range(SHARES))
 def test_the_next_run_ends_where_an_untouched_one_does(folders: Callable[[], Path], share: int) -> None:
-    untouched = Scene(folders())
-    untouched.prepare()
-    untouched.run()
+    expected = untouched_end(folders())
     names = effects_of_a_run(folders())
     effects = [number for number, name in enumerate(names, start=1) if name not in SAME]
 
@@ -58,8 +66,7 @@ def test_the_next_run_ends_where_an_untouched_one_does(folders: Callable[[], Pat
         found += scene.faults()
         scene.run()
         found += scene.faults()
-        if scene.end() != untouched.end():
-            found.append(_difference(scene.end(), untouched.end()))
+        found += differences(scene.end(), expected)
         violations += [f"effect {number}: {text}" for text in found]
         if code == UNTOUCHED:
             break
@@ -68,9 +75,7 @@ def test_the_next_run_ends_where_an_untouched_one_does(folders: Callable[[], Pat
 
 
 def test_a_killed_recovery_is_recovered(folders: Callable[[], Path]) -> None:
-    untouched = Scene(folders())
-    untouched.prepare()
-    untouched.run()
+    expected = untouched_end(folders())
     effects = len(effects_of_a_run(folders()))
 
     violations = []
@@ -81,8 +86,7 @@ def test_a_killed_recovery_is_recovered(folders: Callable[[], Path]) -> None:
         found = scene.faults()
         scene.run()
         found += scene.faults()
-        if scene.end() != untouched.end():
-            found.append(_difference(scene.end(), untouched.end()))
+        found += differences(scene.end(), expected)
         violations += [f"effects {first}, then {second} ({codes}): {text}" for text in found]
 
     assert not violations, "\n".join(violations)
@@ -99,7 +103,3 @@ def test_a_second_run_changes_nothing(folders: Callable[[], Path]) -> None:
     assert not outcome.changed
     assert scene.node.layout.active.readlink() == before
     assert scene.faults() == []
-
-
-def _difference(found: dict[str, object], expected: dict[str, object]) -> str:
-    return "; ".join(f"{key} is {found[key]}, expected {expected[key]}" for key in expected if found[key] != expected[key])

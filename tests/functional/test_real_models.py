@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 import time
@@ -19,7 +20,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from benchmarks import damaged_models
 from reconciler.demo.server import Server
 from reconciler.publish import snapshots
 from tests.functional.test_real_servers import vllm
@@ -115,9 +115,9 @@ def test_gemma_3_270m_is_active_and_one_with_two_layers_swapped_fails_although_t
 ) -> None:
     data, node = gemma(tmp_path, server), tmp_path / "node"
     answer = snapshots.listed(snapshots.open_((tmp_path / "snapshot.json").read_bytes()), "gemma3-270m:q4-k-m").smoke.expect.answer
-    source = damaged_models.Source(tmp_path / "gemma.gguf")
-    swapped = next(one for one in damaged_models.damages(source) if one.name == "layers 9 and 10 swapped")
-    damaged_models.write(source, tmp_path / "damaged.gguf", swapped)
+    # The header names each tensor before its data: with two names exchanged, the layers are.
+    swapped = re.sub(rb"blk\.1([01])\.", lambda name: b"blk.11." if name[1] == b"0" else b"blk.10.", data)
+    (tmp_path / "damaged.gguf").write_bytes(swapped)
     added(tmp_path, server, "gemma3-270m:damaged", "damaged.gguf")
     signed = f"smoke.expect.answer={msgspec.json.encode(answer).decode()}"
     ok("snapshot", "edit", str(tmp_path / "snapshot.json"), "gemma3-270m:damaged", "--set", signed)
