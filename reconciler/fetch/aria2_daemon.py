@@ -36,7 +36,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from reconciler import files
+from reconciler import files, loopback
 from reconciler.core.errors import FetchError
 from reconciler.fetch import aria2_protocol, sources, staging
 from reconciler.fetch.aria2_protocol import Status
@@ -85,7 +85,7 @@ class Daemon:
         self._process: subprocess.Popen[bytes] | None = None
         self._secret, self._port = "", 0
         self._parent_thread: threading.Thread | None = None
-        self._closed_proxy = _closed_port()
+        self._closed_proxy = loopback.refusing_port()
         self._answers_anybody = threading.Event()
         self._file_size_limit = 0
 
@@ -125,7 +125,7 @@ class Daemon:
             FetchError: there is no aria2c.
         """
         if not self._process:
-            self._secret, self._port = secrets.token_hex(32), _free_port()
+            self._secret, self._port = secrets.token_hex(32), loopback.free_port()
             self._spawn(find(self._settings.aria2c))
 
     def add(self, downloads: Sequence[Download]) -> dict[str, str]:
@@ -222,7 +222,7 @@ class Daemon:
         assert self._process
         deadline = time.monotonic() + _START_SECONDS
         while time.monotonic() < deadline and self._process.poll() is None:
-            owner = _owns_port(self._process.pid, self._port)
+            owner = loopback.belongs_to(self._process.pid, self._port)
             if owner is not None:
                 return owner
             time.sleep(0.002)  # there is no event for a port that begins to listen
@@ -249,18 +249,17 @@ class Daemon:
         client.post = lambda payload: session.post(client.server, data=payload, timeout=client.timeout).json()
         self._answers_anybody.clear()
         # aria2 delays its answer to a call without the secret by two seconds; the fetch does not wait for that.
-        threading.Thread(target=self._check_requires_secret, args=(client,), name="probe", daemon=True).start()
+        threading.Thread(target=self._check_requires_secret, name="probe", daemon=True).start()
         self._call([("aria2.getVersion", [])])
         assert self._folder
         (self._folder / "aria2.conf").unlink()  # read once, at the start
 
-    def _check_requires_secret(self, client: Any) -> None:
+    def _check_requires_secret(self) -> None:
         """Call without the secret: a child that answers that obeys every user of this machine."""
         import requests
 
-        with contextlib.suppress(requests.exceptions.RequestException, OSError, ValueError), requests.Session() as session:
-            session.trust_env = False
-            if "result" in session.post(client.server, data=_UNAUTHORIZED_CALL, timeout=self._settings.rpc_seconds).json():
+        with contextlib.suppress(requests.exceptions.RequestException, OSError):
+            if '"result"' in _answer_without_secret(self._port, self._settings.rpc_seconds):
                 self._answers_anybody.set()
 
     # -- talking --------------------------------------------------------------------------------------
@@ -365,6 +364,26 @@ def find(chosen: Path | None = None) -> Path:
     )
 
 
+def _answer_without_secret(port: int, seconds: float) -> str:
+    """
+    Return the answer to a call without the secret; empty where there is none in time.
+
+    Over HTTP, aria2 would use a whole processor for as long as it delays the answer.
+    """
+    import requests
+    import websocket
+
+    with socket.create_connection(("127.0.0.1", port), seconds) as connection, contextlib.suppress(websocket.WebSocketException):
+        asked = websocket.create_connection(f"ws://127.0.0.1:{port}/jsonrpc", socket=connection, timeout=seconds)
+        with contextlib.suppress(websocket.WebSocketException):
+            asked.send(_UNAUTHORIZED_CALL)
+            return str(asked.recv())
+        return ""
+    with requests.Session() as session:  # to one that knows no WebSockets
+        session.trust_env = False
+        return session.post(f"http://127.0.0.1:{port}/jsonrpc", data=_UNAUTHORIZED_CALL, timeout=seconds).text
+
+
 def _refusal(answer: Mapping[str, Any]) -> str:
     return sources.clean(str(answer.get("message", "refused")))
 
@@ -373,28 +392,3 @@ def _write_private(path: Path, text: str) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with os.fdopen(fd, "w", encoding="utf-8") as file:
         file.write(text)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def _closed_port() -> socket.socket:
-    """Return a socket that holds a port and does not listen: whoever connects is refused, and nobody else can take it."""
-    held = socket.socket()
-    held.bind(("127.0.0.1", 0))
-    return held
-
-
-def _owns_port(pid: int, port: int) -> bool | None:
-    """Whether the process *pid* is the one that listens on 127.0.0.1:*port*; nothing, if nobody listens yet."""
-    wanted = f"0100007F:{port:04X}"
-    with contextlib.suppress(OSError):
-        rows = [line.split() for line in Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]]
-        inodes = {f"socket:[{row[9]}]" for row in rows if row[1] == wanted and row[3] == "0A"}
-        held = {str(entry.readlink()) for entry in Path(f"/proc/{pid}/fd").iterdir()} if inodes else set()
-        return inodes <= held if inodes else None
-    return None

@@ -17,11 +17,11 @@ import http.client
 import json
 import os
 import signal
-import socket
 import time
 from pathlib import Path
 from typing import Any
 
+from reconciler import loopback
 from reconciler.runtime import hub_folder, inventory, known_answer, result
 from reconciler.runtime.result import TEXT_CHARACTERS, BadModel, CannotTest
 from reconciler.runtime.server_process import ServerProcess, filled
@@ -49,7 +49,7 @@ class Server:
     def __init__(self, job: dict[str, Any], context: int, began: float) -> None:
         options, model = job["options"], job["model"]
         self._bare = "port" in job
-        self._port = job.get("port") or _free_port()
+        self._port = job.get("port") or loopback.free_port()
         values = {"model": model, "folder": job["tree"], "name": job["name"], "port": str(self._port), "context": str(context)}
         self._names = (job["name"], job["tree"], model)
         self._command = filled(options["argv"], values)
@@ -296,12 +296,6 @@ def _decoded(path: str, status: int, body: bytes) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise BadModel(f"the server's answer to {path} is not a JSON document")
     return found
-
-
-def _free_port() -> int:
-    """Return a free port; no other program is in this network namespace to take it."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return int(taken.getsockname()[1])
 
 
 if __name__ == "__main__":

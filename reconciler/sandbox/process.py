@@ -18,7 +18,6 @@ import functools
 import json
 import os
 import secrets
-import socket
 import subprocess
 import sys
 import tempfile
@@ -29,6 +28,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
+from reconciler import loopback
 from reconciler.core.errors import SandboxUnavailable
 from reconciler.sandbox import confine, machine_view, supervision
 from reconciler.sandbox.supervision import OUTPUT_BYTES, ProcessResult
@@ -101,7 +101,7 @@ class Sandbox:
         if why := confine.no_tcp_rules():
             raise SandboxUnavailable(f"landlock: {why}")
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="reconcile-server-"))
-        given = {"port": _free_port(), "scratch": scratch, "scratch_bytes": job.scratch_bytes}
+        given = {"port": loopback.free_port(), "scratch": scratch, "scratch_bytes": job.scratch_bytes}
         return msgspec.structs.replace(job, job=job.job | given, write=Path(scratch))
 
     def _start(self, job: SandboxJob, given: dict[Path, int]) -> subprocess.Popen[bytes]:
@@ -194,11 +194,6 @@ def _server_view(job: SandboxJob, etc: dict[str, int]) -> list[str]:
     for hidden in machine_view.HIDDEN:
         arguments += ["--dev-bind", "/dev/null", hidden] if Path(hidden).exists() else []
     return arguments
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return int(taken.getsockname()[1])
 
 
 @contextlib.contextmanager

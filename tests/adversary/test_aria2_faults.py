@@ -15,8 +15,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
+import psutil
 import pytest
 
+from reconciler import loopback
 from reconciler.core.errors import FetchError, StoreBusy
 from reconciler.core.events import FetchProgress, Notice
 from reconciler.fetch import aria2_daemon, credentials
@@ -159,6 +161,41 @@ def test_a_downloader_that_answers_without_the_secret_is_refused(tmp_path: Path)
         daemon.close()
 
 
+def test_a_real_downloader_that_ignores_its_secret_is_refused(tmp_path: Path) -> None:
+    """Asked over a WebSocket, as a real one is."""
+    body = (
+        "import os, pathlib, sys; conf = pathlib.Path(sys.argv[1].partition('=')[2]); "
+        "conf.write_text(''.join(line for line in conf.open() if not line.startswith('rpc-secret'))); "
+        f"os.execv({str(aria2_daemon.find())!r}, ['aria2c', sys.argv[1]])"
+    )
+    daemon = aria2_daemon.Daemon(msgspec.structs.replace(FAST, aria2c=_fake(tmp_path, body)), tmp_path, -1, credentials.read(None))
+
+    def use() -> None:
+        daemon.start()
+        _until(lambda: daemon.poll(["0000000000000001"]) and None)
+
+    try:
+        with pytest.raises(aria2_daemon.DaemonLost, match="without its secret"):
+            use()
+    finally:
+        daemon.close()
+
+
+def test_to_be_asked_without_its_secret_costs_the_downloader_no_processor(tmp_path: Path) -> None:
+    """Over HTTP, it would use a whole one until it answers: the one with which the first bytes are hashed."""
+    daemon = aria2_daemon.Daemon(FAST, tmp_path, -1, credentials.read(None))
+    try:
+        daemon.start()
+        begun = psutil.Process(daemon.pid).cpu_times()
+        for thread in threading.enumerate():
+            if thread.name == "probe":
+                thread.join(timeout=30)
+        ended = psutil.Process(daemon.pid).cpu_times()
+    finally:
+        daemon.close()
+    assert ended.user + ended.system - begun.user - begun.system < 0.3
+
+
 def _until(act: Callable[[], object], seconds: float = 20.0) -> None:
     """Do *act* again and again, until it raises or the time is over."""
     done = threading.Event()
@@ -173,9 +210,9 @@ def test_a_port_that_is_taken_is_not_spoken_to(tmp_path: Path, monkeypatch: pyte
     recorder: list[bytes] = []
     with socket.create_server(("127.0.0.1", 0)) as other:
         taken = other.getsockname()[1]
-        free = aria2_daemon._free_port
+        free = loopback.free_port
         ports = iter([taken])
-        monkeypatch.setattr(aria2_daemon, "_free_port", lambda: next(ports, None) or free())
+        monkeypatch.setattr(loopback, "free_port", lambda: next(ports, None) or free())
         daemon = aria2_daemon.Daemon(FAST, tmp_path, -1, credentials.read(None))
         try:
             daemon.start()

@@ -178,7 +178,7 @@ def test_a_program_of_another_user_that_takes_the_port_is_not_mistaken_for_the_s
     try:
         _until(lambda: _answers(port))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("reconciler.sandbox.process._free_port", lambda: port)
+            patch.setattr("reconciler.loopback.free_port", lambda: port)
             text = f"[runtime.vllm]\nargv = {json.dumps([PYTHON, SERVE, '--model={model}', '--port={port}', '--delay=5'])}\n"
             tester = jobs.make_tester(tmp_path, text + '[smoke]\nsandbox = "landlock"\n')
             report = tester.test(jobs.job(tmp_path, tiny("a"), engine="vllm", expect={"text": "Paris"}))
