@@ -21,7 +21,7 @@ _LONG = (
     *(f"tests/adversary/test_{name}" for name in ("aria2_faults", "fetch_hostile", "fetch_ranges", "swarm")),
     "tests/crash/",
     *(f"tests/functional/test_{name}" for name in _FUNCTIONAL),
-    "tests/laws/test_lifecycle_machine",
+    "tests/laws/",
 )
 
 
@@ -33,7 +33,11 @@ def pytest_xdist_auto_num_workers() -> int:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Let each worker begin with its share of the long tests: what is left at the end is short, and whoever is idle can take it over."""
+    """
+    Let each worker begin with its share of the long tests: what is left at the end is short, and whoever is idle can take it over.
+
+    Each worker begins at another place of its share: some of these tests wait, as those with peers do, and some compute, as the laws do.
+    """
     workers: int = getattr(config, "workerinput", {}).get("workercount", 1)
     long = [item for item in items if item.nodeid.startswith(_LONG)]
     short = [item for item in items if not item.nodeid.startswith(_LONG)]
@@ -42,7 +46,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for worker in range(workers):
         share = long[worker::workers]
         ended = len(short) if worker == workers - 1 else begun + max(0, (len(long) + len(short)) // workers - len(share))
-        items += [*share, *short[begun:ended]]
+        first = len(share) * worker // workers
+        items += [*share[first:], *share[:first], *short[begun:ended]]
         begun = ended
 
 

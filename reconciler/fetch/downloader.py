@@ -114,7 +114,7 @@ class Aria2Fetcher:
 
     def _make_empty(self, want: Want) -> Fetched | FetchFailed:
         """Make an empty file for *want*, whose signed size is 0."""
-        path = self._staging.start_attempt(want.digest).data
+        path = self._staging.start_attempt(want.digest, small=True).data
         with files.translate_errors(f"make {path.name}"):
             fd = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
@@ -212,7 +212,7 @@ class _Run:
         for transfer in self._active:
             transfer.abandon()
         for transfer in self._by_token.values():
-            if transfer.phase == "done":
+            if transfer.phase == "done" and not transfer.direct:
                 self._context.staging.remove_if_empty(transfer.want.digest)
 
     def _admit_waiting(self) -> None:

@@ -2,6 +2,8 @@
 The folder of files that are being fetched, and of what earlier runs left of them.
 
 ``<staging>/<algorithm>-<hex>/<attempt>/data``: one folder for each blob, in it one for each attempt, with a file of a fixed name.
+``<staging>/small-<random>/<algorithm>-<hex>``: one folder for all small blobs of a run. They come in one piece, and nothing of one is ever
+continued; two folders for each would cost more than its bytes.
 
 Rules that hold here:
 
@@ -9,7 +11,8 @@ Rules that hold here:
 2. What the file system says was written (``SEEK_DATA``) decides what is continued, and aria2's control file is written from that each time
    (``aria2_protocol``). Whether the bytes are right is decided by the digest alone.
 3. One process at a time: aria2 inherits the lock, so that one that outlived its parent still holds it.
-4. A blob keeps one attempt at most. Its folder gets a new time whenever a run continues it; the store deletes old ones.
+4. A blob keeps one attempt at most. Its folder gets a new time whenever a run continues it; the store deletes old ones, and the folder of
+   small blobs of a run that was killed.
 """
 
 from __future__ import annotations
@@ -28,6 +31,8 @@ from reconciler.core.errors import StoreBusy
 from reconciler.fetch import aria2_protocol
 
 DATA = "data"
+#: How the name of the folder for the small blobs of a run begins; ``store.housekeeping`` knows it.
+_SMALL = "small-"
 _CONTROL = f"{DATA}.aria2"
 _PIECES = "pieces"
 _Pieces = list[list[aria2_protocol.Run]]
@@ -45,11 +50,11 @@ _MOST_RECORDED_BYTES = 1 << 20
 
 
 class Attempt:
-    """One attempt's folder; *resumed* bytes of its file are from an earlier transfer."""
+    """One attempt's folder, with the file *name* for its bytes; *resumed* of them are from an earlier transfer."""
 
-    def __init__(self, folder: Path, resumed: int = 0) -> None:
+    def __init__(self, folder: Path, resumed: int = 0, name: str = DATA) -> None:
         self.folder = folder
-        self.data = folder / DATA
+        self.data = folder / name
         self.resumed = resumed
         self.recorded = ""
 
@@ -61,6 +66,7 @@ class Staging:
         self.root = root
         self._lock = -1
         self._holes: int | None = None
+        self._small: Path | None = None
 
     def open(self) -> None:
         """
@@ -88,6 +94,10 @@ class Staging:
 
     def close(self) -> None:
         """Release the lock."""
+        if self._small:
+            with contextlib.suppress(OSError):
+                self._small.rmdir()  # what is still in it, the next run deletes
+            self._small = None
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
@@ -118,23 +128,37 @@ class Staging:
             with contextlib.suppress(OSError):
                 _write(attempt.folder / _PIECES, bitfield.encode())
 
-    def start_attempt(self, name: str) -> Attempt:
-        """Return a new attempt; what earlier ones left is deleted."""
+    def start_attempt(self, name: str, *, small: bool = False) -> Attempt:
+        """Return a new attempt, for a blob that comes in one piece if *small*; what earlier ones left is deleted."""
         with files.translate_errors(f"make a folder for {name}"):
-            folder = self._folder(name)
-            try:
-                folder.mkdir(mode=0o700)
-            except FileExistsError:
-                self.discard(name)
-                folder.mkdir(mode=0o700)
-            path = folder / secrets.token_hex(4)
-            path.mkdir(mode=0o700)
-            return Attempt(path)
+            return self._start_small(name) if small else self._start_large(name)
+
+    def _start_small(self, name: str) -> Attempt:
+        self.discard(name)
+        if not self._small:
+            made = self.root / f"{_SMALL}{secrets.token_hex(4)}"
+            made.mkdir(mode=0o700)
+            self._small = made
+        return Attempt(self._small, name=self._folder(name).name)
+
+    def _start_large(self, name: str) -> Attempt:
+        folder = self._folder(name)
+        try:
+            folder.mkdir(mode=0o700)
+        except FileExistsError:
+            self.discard(name)
+            folder.mkdir(mode=0o700)
+        path = folder / secrets.token_hex(4)
+        path.mkdir(mode=0o700)
+        return Attempt(path)
 
     def discard(self, name: str) -> None:
         """Delete all that there is of *name*."""
+        folder = self._folder(name)
         with files.translate_errors(f"delete what is left of {name}"):
-            files.delete(self._folder(name))
+            files.delete(folder)
+            if self._small:
+                files.delete(self._small / folder.name)
 
     def remove_if_empty(self, name: str) -> None:
         """Delete the blob's folder, if its file is no longer in it."""

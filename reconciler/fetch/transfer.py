@@ -316,7 +316,7 @@ class Transfer:
             self._start_over()
 
     def _start_over(self) -> None:
-        self._attempt = self.context.staging.start_attempt(self.want.digest)
+        self._attempt = self.context.staging.start_attempt(self.want.digest, small=self.direct)
         self._contributors.clear()
         self._has_leftover = False
         self.progress.restart(0)

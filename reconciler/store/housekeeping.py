@@ -18,6 +18,9 @@ from reconciler.store.garbage import GarbageCollector
 from reconciler.store.layout import Layout
 from reconciler.store.ledger import Ledger
 
+#: How the names begin of what a run has in staging and no later run continues.
+_INTERRUPTED = ("unpack-", "tree-", "thaw-", "index-", "small-")
+
 
 class StoreHousekeeping:
     """Housekeeping on a disk, for the store's one writer."""
@@ -35,7 +38,7 @@ class StoreHousekeeping:
         atomic.make_folder(self._layout.staging, 0o700)
         trust = self._layout.trust
         with files.translate_errors("clear what an interrupted run left"):
-            left = [path for path in self._layout.staging.iterdir() if path.name.startswith(("unpack-", "tree-", "thaw-", "index-"))]
+            left = [path for path in self._layout.staging.iterdir() if path.name.startswith(_INTERRUPTED)]
             for folder in (self._layout.root, self._layout.staging, self._layout.generations, trust, trust / "roots", trust / "snapshots"):
                 left += folder.glob(".*.tmp")
             left += (self._layout.cold / "blobs").glob("*/*/.*.tmp")

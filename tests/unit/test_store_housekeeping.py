@@ -210,7 +210,7 @@ def test_a_partial_download_of_what_is_here_goes_unless_what_is_here_is_damaged(
 def test_what_a_run_left_in_the_making_goes(node: StoreNode) -> None:
     lock = node.lock(node.item("a:v1", A))
     node.run(lock)
-    for name in ("unpack-12", "tree-34/sub"):
+    for name in ("unpack-12", "tree-34/sub", "small-78"):
         (node.layout.staging / name).mkdir(parents=True)
     (node.layout.staging / "thaw-56").write_bytes(b"x")
     for folder in (node.layout.root, node.layout.generations, node.layout.trust, node.layout.trust / "snapshots"):
