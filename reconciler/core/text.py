@@ -16,7 +16,7 @@ def printable(text: str, limit: int = 0) -> str:
     document chose cannot forge a line. With a *limit*, at most so many characters of *text* are kept, and ``…`` says where it was cut.
     """
     kept = text[:limit] if limit else text
-    shown = "".join(character if character.isprintable() else ascii(character)[1:-1] for character in kept)
+    shown = kept if kept.isprintable() else "".join(one if one.isprintable() else ascii(one)[1:-1] for one in kept)
     return shown if len(kept) == len(text) else f"{shown}…"
 
 

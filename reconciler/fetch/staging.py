@@ -67,6 +67,8 @@ class Staging:
         self._lock = -1
         self._holes: int | None = None
         self._small: Path | None = None
+        #: Entries that may be there: what earlier runs left, and small blobs that this one began.
+        self._entries_seen: set[str] = set()
 
     def open(self) -> None:
         """
@@ -86,6 +88,8 @@ class Staging:
             os.close(fd)
             raise StoreBusy(f"another downloader still writes to {self.root}")
         self._lock = fd
+        with files.translate_errors(f"read {self.root}"):
+            self._entries_seen = {path.name for path in self.root.iterdir()}
 
     @property
     def lock(self) -> int:
@@ -134,12 +138,15 @@ class Staging:
             return self._start_small(name) if small else self._start_large(name)
 
     def _start_small(self, name: str) -> Attempt:
-        self.discard(name)
+        entry = _entry(name)
+        if entry in self._entries_seen:
+            self.discard(name)
+        self._entries_seen.add(entry)
         if not self._small:
             made = self.root / f"{_SMALL}{secrets.token_hex(4)}"
             made.mkdir(mode=0o700)
             self._small = made
-        return Attempt(self._small, name=self._folder(name).name)
+        return Attempt(self._small, name=entry)
 
     def _start_large(self, name: str) -> Attempt:
         folder = self._folder(name)
@@ -154,11 +161,10 @@ class Staging:
 
     def discard(self, name: str) -> None:
         """Delete all that there is of *name*."""
-        folder = self._folder(name)
         with files.translate_errors(f"delete what is left of {name}"):
-            files.delete(folder)
+            files.delete(self._folder(name))
             if self._small:
-                files.delete(self._small / folder.name)
+                files.delete(self._small / _entry(name))
 
     def remove_if_empty(self, name: str) -> None:
         """Delete the blob's folder, if its file is no longer in it."""
@@ -172,8 +178,7 @@ class Staging:
             self._folder(name).rmdir()
 
     def _folder(self, name: str) -> Path:
-        algorithm, digits = digests.parse(name)
-        return self.root / f"{algorithm}-{digits}"
+        return self.root / _entry(name)
 
     def _entries(self, name: str) -> Iterator[Path]:
         folder = self._folder(name)
@@ -219,6 +224,11 @@ class Staging:
                 os.close(fd)
             self._holes = max(found, _BLOCK) if 0 < found <= _COARSEST else 0
         return self._holes
+
+
+def _entry(name: str) -> str:
+    algorithm, digits = digests.parse(name)
+    return f"{algorithm}-{digits}"
 
 
 def piece_length(size: int) -> int:
