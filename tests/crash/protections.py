@@ -67,6 +67,7 @@ STAGING, HASHER, TRANSFER, VERIFY, RESOLVE, ARIA2, DOCUMENT, SELECTION = (
     f"reconciler/fetch/{name}.py"
     for name in ("staging", "hash_worker", "transfer", "hashing", "resolver", "aria2_daemon", "http", "source_selection")
 )
+LOOPBACK = "reconciler/loopback.py"
 RULES, CREDENTIALS, PUBLISH = "reconciler/fetch/sources.py", "reconciler/fetch/credentials.py", "reconciler/publish/snapshots.py"
 SIGNATURE, SIGNER = "reconciler/publish/model_signature.py", "reconciler/publish/external_signer.py"
 CONFIRM, NETWORK, RUN, SETUP, UPKEEP, SCRUB, CONTEXT, NODE_TRUST = (
@@ -225,12 +226,13 @@ TESTS = {
     PUBLISH: ("functional/test_operator_review",),
     SIGNATURE: ("functional/test_model_signatures",),
     SIGNER: ("functional/test_operator_review",),
-    ARIA2: ("adversary/test_store_attacks",),
+    ARIA2: ("adversary/test_aria2_faults", "adversary/test_store_attacks"),
+    LOOPBACK: ("adversary/test_aria2_faults",),
     SELECTION: ("unit/test_source_selection", "adversary/test_fetch_ranges"),
     DOCUMENT: ("adversary/test_fetch_documents", "functional/test_trust_on_a_node", "functional/test_operator_models"),
     "reconciler/fetch/connection.py": ("adversary/test_fetch_documents", "adversary/test_sources_tls"),
     CONFIRM: _ENGINE,
-    BALLAST: ("unit/test_reserve", "crash/test_full_disk"),
+    BALLAST: ("unit/test_reserve", "unit/test_store_housekeeping", "crash/test_full_disk"),
     NETWORK: _ENGINE,
     CONTEXT: (*_ENGINE, "crash/test_full_disk"),
     NODE_TRUST: _ENGINE,
@@ -499,6 +501,7 @@ def _serving() -> Iterator[Mutation]:
     yield never("letting go of the ballast", BALLAST, "_free(path) < RESERVE_BYTES")
     yield once("room beside the ballast", BALLAST, " and _free(path) >= 4 * RESERVE_BYTES", "")
     yield once("ballast that is all holes", BALLAST, "st_blocks * 512", "st_size")
+    yield once("small files of a run that was killed", BALLAST, ', "small-")', ")")
     yield once("ballast before a run", CONTEXT, "housekeeping.released_when_full(layout.space_reserve)", "contextlib.nullcontext()")
 
 
@@ -593,6 +596,8 @@ def _told() -> Iterator[Mutation]:
     yield once("the policy of the page", PAGE, "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'", "")
     yield once("a state on the page", PAGE, 'model.state if model.state in _MARKS else "absent"', "model.state")
     yield once("text in Markdown", MARKDOWN, "_SPECIAL.sub(", "re.sub('(?!)', ")
+    yield without("a downloader that obeys anybody", ARIA2, "self._answers_anybody.set()")
+    yield once("a port that another program took", LOOPBACK, "return inodes <= held if", "return True if")
     yield once("secrets of addresses in config show", CONFIGURATION, "documents.redacted(value) if", "value if")
     yield without("an older snapshot than the base", PLAN_NODES, "found.check_fresh(accepted, now=now, limits=context.limits)")
     yield never("an older root than the base", PLAN_NODES, "base and found.root.version < base.root.version")
