@@ -34,9 +34,9 @@ def relink(run: RunState, ports: Ports) -> RunState:
 
 
 def install(run: RunState, ports: Ports) -> RunState:
-    """Prepare the models that need work, and activate each as soon as it is ready."""
+    """Prepare the models that need work, and activate each as soon as it is ready; hash the copies that serve on without any."""
     work = [run.models[change.id] for change in run.planned(*WORK) if change.id not in run.fates]
-    if not work:
+    if not work and not run.plan.blobs:
         return run
     with contextlib.closing(Preparation(run, ports).batches(work)) as batches:
         for batch in batches:

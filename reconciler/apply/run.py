@@ -127,7 +127,7 @@ def _outcome(run: RunState, ports: Ports) -> Outcome:
     generation, unfetched = ports.generations.current(), run.ended("unfetched")
     waiting = {change.id for change in run.planned("keep") if change.from_ == "failed" and change.reason.startswith("failed-before")}
     failed = tuple(sorted({*run.ended("failed", "refused"), *waiting}))
-    changed = any(change.changes for change in run.plan.models)
+    changed = any(change.changes for change in run.plan.models) or bool(run.plan.blobs)
     seconds = (ports.now() - run.began).total_seconds()
     active = tuple(generation.entries)
     ports.report(

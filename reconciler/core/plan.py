@@ -116,7 +116,7 @@ def diff(lock: Lock, lock_digest: str, state: NodeState, node: NodeFacts, policy
         lock=lock_digest,
         generation=state.active.number,
         snapshot=lock.snapshot.digest,
-        changes=any(change.changes for change in models) or state.unfinished or bool(active),
+        changes=any(change.changes for change in models) or bool(blobs) or state.unfinished or bool(active),
         summary=_summary(models, ordered, disk),
         disk=disk,
         models=models,
@@ -239,13 +239,18 @@ def _add_blobs(model: LockedModel, given: lifecycle.PlanInput, blobs: dict[str, 
 
 
 def _mark_kept_copies_unverified(listed: list[ModelChange], state: NodeState, blobs: dict[str, BlobChange]) -> None:
-    """Have copies hashed that may go on serving although others are wanted: an older content, a version whose successor is awaited."""
-    serving = {state.active.tree_of(change.id) for change in listed if change.op in {"install", "archive"}}
+    """Have copies hashed that serve on without work: an older content, a version that awaits its successor, what cannot run here now."""
+    serving = {state.active.tree_of(change.id) for change in listed if change.op in {"install", "archive"} or _is_left_serving(change)}
     for tree in state.trees.values():
         for name in tree.blobs if tree.digest in serving else ():
             seen = state.blobs.get(name)
             if seen is not None and seen.verified_at is None and not seen.damaged and name not in blobs:
                 blobs[name] = BlobChange(digest=name, op="check", bytes=seen.size)
+
+
+def _is_left_serving(change: ModelChange) -> bool:
+    """Return whether a model serves on, and something else is to be said of it than that it is up to date, or left out by a person."""
+    return change.op == "keep" and change.from_ == "active" and not change.reason.startswith(("up-to-date", "excluded"))
 
 
 def _state_of(model: str, observed: Observed, state: NodeState) -> ModelState:

@@ -79,7 +79,7 @@ ROLES, DOWNLOADER = "reconciler/core/roles.py", "reconciler/fetch/downloader.py"
 INVENTORY, BESIDE, WORKER, KNOWN = (
     f"reconciler/runtime/{name}.py" for name in ("inventory", "llama_cpp_files", "llama_cpp_worker", "known_answer")
 )
-INSTALL, LINT = "reconciler/apply/install.py", "reconciler/publish/lint.py"
+INSTALL, RECORDS, LINT = "reconciler/apply/install.py", "reconciler/apply/records.py", "reconciler/publish/lint.py"
 FOLLOW, CONTENT, DRAIN, RELOAD, PRESETS = (
     f"reconciler/serve/{name}.py" for name in ("follow", "content", "drain", "reload", "llama_server")
 )
@@ -195,6 +195,7 @@ TESTS = {
         "unit/test_apply_faults",
         "unit/test_apply_endings",
         "laws/test_plan_laws",
+        "laws/test_lifecycle_machine",
         "adversary/test_store_attacks",
     ),
     LIFECYCLE: (
@@ -213,7 +214,8 @@ TESTS = {
     BESIDE: ("functional/test_model_roles",),
     WORKER: ("functional/test_recorded_answers", "functional/test_smoke_test"),
     KNOWN: ("functional/test_recorded_answers",),
-    INSTALL: _APPLY,
+    INSTALL: (*_APPLY, "laws/test_lifecycle_machine"),
+    RECORDS: ("laws/test_lifecycle_machine",),
     LINT: ("functional/test_operator_edit",),
     DOWNLOADER: ("functional/test_model_roles",),
     STAGING: _LEFT,
@@ -501,6 +503,9 @@ def _serving() -> Iterator[Mutation]:
     yield never("letting go of the ballast", BALLAST, "_free(path) < RESERVE_BYTES")
     yield once("room beside the ballast", BALLAST, " and _free(path) >= 4 * RESERVE_BYTES", "")
     yield once("ballast that is all holes", BALLAST, "st_blocks * 512", "st_size")
+    yield once("copies that serve on without work", PLAN, " or _is_left_serving(change)}", "}")
+    yield once("hashes without any work", INSTALL, "if not work and not run.plan.blobs:", "if not work:")
+    yield once("a failure while an older content serves", RECORDS, 'if known.state == "failed" and', "if False and")
     yield once("small files of a run that was killed", BALLAST, ', "small-")', ")")
     yield once("ballast before a run", CONTEXT, "housekeeping.released_when_full(layout.space_reserve)", "contextlib.nullcontext()")
 

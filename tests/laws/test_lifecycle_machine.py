@@ -251,8 +251,11 @@ class Life(RuleBasedStateMachine):
         tried within a day, one model a run. A run after that does nothing.
         """
         self.node.run(self.lock)
-        for _ in lifecycle.paused(self.lock, self.node.state(), self.node.clock()):
-            self.node.clock.forward(hours=25)
+        for _ in IDS:
+            if lifecycle.paused(self.lock, self.node.state(), self.node.clock()):
+                self.node.clock.forward(hours=25)
+            elif not self.node.plan(self.lock).changes:
+                break
             self.node.run(self.lock)
         assert self.node.active() == self.expected.enabled()
         assert list(self.node._tree_faults()) == []
@@ -390,3 +393,69 @@ def test_a_lost_generation_is_made_anew_though_nothing_can_serve(tmp_path: Path)
     node.run(lock)
 
     assert node.active() == {}
+
+
+# -- what serves on without any work
+
+
+def _rot(node: StoreNode, data: bytes) -> None:
+    path = node.layout.blob(name_of(data))
+    path.chmod(0o644)
+    path.write_bytes(b"rot" + data[3:])
+    path.chmod(0o444)
+
+
+@pytest.fixture
+def waiting(tmp_path: Path) -> tuple[StoreNode, Lock]:
+    """A node that serves an older content, since it was not healthy with the listed one, which it tries again later."""
+    node = StoreNode(tmp_path)
+    node.run(node.lock(node.item("a:v1", CONTENTS[1])))
+    lock = node.lock(node.item("a:v1", CONTENTS[2]))
+    node.hooks.verdict = lambda _: "sick"
+    node.run(lock)
+    node.hooks.verdict = lambda _: ""
+    assert node.active() == {"a:v1": CONTENTS[1]}
+    return node, lock
+
+
+def test_an_older_content_serves_until_the_pause_of_the_listed_one_is_over(waiting: tuple[StoreNode, Lock]) -> None:
+    node, lock = waiting
+    for _ in range(3):
+        node.run(lock)
+        assert node.active() == {"a:v1": CONTENTS[1]}
+    assert node.state().records["a:v1"].attempts == 1
+
+    node.clock.forward(minutes=11)
+    node.run(lock)
+
+    assert node.active() == {"a:v1": CONTENTS[2]}
+
+
+def test_an_older_content_that_serves_meanwhile_is_hashed_when_its_file_changes(waiting: tuple[StoreNode, Lock]) -> None:
+    node, lock = waiting
+    _rot(node, CONTENTS[1]["m"])
+
+    assert node.plan(lock).changes
+    node.run(lock)
+
+    assert node.active() == {}
+    assert not node.plan(lock).changes
+
+
+@pytest.mark.parametrize("damaged", [True, False])
+def test_a_model_that_the_node_cannot_run_any_more_is_hashed_when_its_file_changes(tmp_path: Path, damaged: bool) -> None:
+    node = StoreNode(tmp_path)
+    lock = node.lock(node.item("a:v1", CONTENTS[1]), node.item("b:v1", CONTENTS[0]))
+    node.run(lock)
+    node.facts = msgspec.structs.replace(node.facts, engines={})
+    path = node.layout.blob(name_of(CONTENTS[1]["m"]))
+    if damaged:
+        _rot(node, CONTENTS[1]["m"])
+    else:
+        os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
+
+    node.run(lock)
+
+    assert node.active() == {"b:v1": CONTENTS[0]} | ({} if damaged else {"a:v1": CONTENTS[1]})
+    node.run(lock)
+    assert not node.plan(lock).changes
