@@ -221,10 +221,31 @@ def _must_leave(run: RunState, one: Prepared) -> bool:
     return _serves_listed(run, one) and (damaged or fate == "failed")
 
 
+def stop_bad_copies(run: RunState, ports: Ports) -> RunState:
+    """Take out of service what is damaged, and hash what is not believed; for a run that can install and repair nothing."""
+    serving = {entry.tree for entry in run.serving.values()}
+    named = {name for tree in run.trees.values() if tree.digest in serving for name in tree.blobs}
+    bad = {change.digest for change in run.plan.blobs if change.op == "check" and change.digest in named and _is_bad(ports, change.digest)}
+    run = _stop_damaged(structs.replace(run, damaged=run.damaged | bad), ports)
+    gone = [change.id for change in run.planned("repair") if change.id in run.serving]
+    return activate.swap(run, ports, {}, gone, "damaged")
+
+
+def _is_bad(ports: Ports, name: str) -> bool:
+    """Hash a blob; what the disk refuses to read is not known to be bad."""
+    try:
+        good = ports.blobs.check(name)
+    except StoreError:
+        return False
+    if not good:
+        ports.report(Incident(kind="blob-damaged", blob=name, detail="its bytes have changed"))
+    return not good
+
+
 def _stop_damaged(run: RunState, ports: Ports) -> RunState:
-    """Take out of service the older copies in which a check of this run found a damaged blob, and which it did not mend."""
+    """Take out of service the copies in which a check of this run found a damaged blob, and which it did not mend."""
     damaged = {tree.digest for tree in run.trees.values() if run.damaged & set(tree.blobs)} - run.made
     gone = [model for model, entry in run.serving.items() if entry.tree in damaged]
     for model in gone:
-        ports.report(Incident(kind="blob-damaged", model=model, detail="its older copy is damaged and is not served any more"))
+        ports.report(Incident(kind="blob-damaged", model=model, detail="the copy that served is damaged and is not served any more"))
     return activate.swap(run, ports, {}, gone, "damaged")

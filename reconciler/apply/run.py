@@ -4,7 +4,8 @@ Carries out a plan. The order of effects is the safety proof; each line is one s
 1. ``activate.stop``: what may not serve leaves the active set in one swap, before anything is fetched.
 2. ``_begin``: the ledger remembers that a run is going on. Staging is cleared of what an interrupted run left.
 3. ``install.relink``: models that need only their link again come back, which waits for nothing.
-4. ``_refuse_without_room``: a plan for which the disk has no room is refused before the first byte is fetched.
+4. ``_refuse_without_room``: a plan for which the disk has no room is refused before the first byte is fetched. What serves and is
+   damaged stops all the same.
 5. ``records.reject``: models that this node cannot run are recorded.
 6. ``install.install``: blobs are fetched, restored or hashed again; a blob gets its name only when its digest was checked. As soon as all
    blobs of a model are there, its tree is made, its test job runs, and it is activated by one swap, while others are still on their way.
@@ -94,6 +95,7 @@ def _refuse_without_room(run: RunState, ports: Ports) -> RunState:
         return run
     run = retire.remove(run, ports)  # what nothing needs may be all that is in the way of the next run
     ports.housekeeping.collect_garbage()
+    run = install.stop_bad_copies(run, ports)
     run = activate.announce(activate.rebuild(run, ports), ports)
     ports.ledger.set_running(running=False)
     raise _no_room(run, ports)

@@ -79,7 +79,8 @@ ROLES, DOWNLOADER = "reconciler/core/roles.py", "reconciler/fetch/downloader.py"
 INVENTORY, BESIDE, WORKER, KNOWN = (
     f"reconciler/runtime/{name}.py" for name in ("inventory", "llama_cpp_files", "llama_cpp_worker", "known_answer")
 )
-INSTALL, RECORDS, LINT = "reconciler/apply/install.py", "reconciler/apply/records.py", "reconciler/publish/lint.py"
+INSTALL, RECORDS, STEPS = (f"reconciler/apply/{name}.py" for name in ("install", "records", "run"))
+LINT = "reconciler/publish/lint.py"
 FOLLOW, CONTENT, DRAIN, RELOAD, PRESETS = (
     f"reconciler/serve/{name}.py" for name in ("follow", "content", "drain", "reload", "llama_server")
 )
@@ -216,6 +217,7 @@ TESTS = {
     KNOWN: ("functional/test_recorded_answers",),
     INSTALL: (*_APPLY, "laws/test_lifecycle_machine"),
     RECORDS: ("laws/test_lifecycle_machine",),
+    STEPS: ("laws/test_lifecycle_machine",),
     LINT: ("functional/test_operator_edit",),
     DOWNLOADER: ("functional/test_model_roles",),
     STAGING: _LEFT,
@@ -504,6 +506,8 @@ def _serving() -> Iterator[Mutation]:
     yield once("room beside the ballast", BALLAST, " and _free(path) >= 4 * RESERVE_BYTES", "")
     yield once("ballast that is all holes", BALLAST, "st_blocks * 512", "st_size")
     yield once("copies that serve on without work", PLAN, " or _is_left_serving(change)}", "}")
+    yield without("what is damaged, on a disk without room", STEPS, "run = install.stop_bad_copies(run, ports)")
+    yield once("hashes on a disk without room", INSTALL, "return not good", "return False")
     yield once("hashes without any work", INSTALL, "if not work and not run.plan.blobs:", "if not work:")
     yield once("a failure while an older content serves", RECORDS, 'if known.state == "failed" and', "if False and")
     yield once("small files of a run that was killed", BALLAST, ', "small-")', ")")

@@ -196,6 +196,7 @@ class Life(RuleBasedStateMachine):
             self.node.run(self.lock)
         except DiskFull:
             assert set(self.node.active()) <= self.expected.may_serve() | set(self.expected.listed)
+            assert list(self.node._active_faults(self.expected.approved)) == []
         finally:
             self.node.facts = facts
 
@@ -459,3 +460,29 @@ def test_a_model_that_the_node_cannot_run_any_more_is_hashed_when_its_file_chang
     assert node.active() == {"b:v1": CONTENTS[0]} | ({} if damaged else {"a:v1": CONTENTS[1]})
     node.run(lock)
     assert not node.plan(lock).changes
+
+
+@pytest.mark.parametrize("how", ["other bytes", "fewer bytes", "a file is gone"])
+def test_what_serves_and_is_damaged_stops_though_the_disk_has_no_room(tmp_path: Path, how: str) -> None:
+    node = StoreNode(tmp_path)
+    a, b = node.item("a:v1", CONTENTS[1]), node.item("b:v1", CONTENTS[0])
+    node.run(node.lock(a, b))
+    lock = node.lock(a, b, node.item("c:v1", CONTENTS[2]))
+    if how == "other bytes":
+        _rot(node, CONTENTS[1]["m"])
+    elif how == "fewer bytes":
+        path = node.layout.blob(name_of(CONTENTS[1]["m"]))
+        path.chmod(0o644)
+        path.write_bytes(CONTENTS[1]["m"][1:])
+    else:
+        (node.layout.active / "models/a/v1/m").unlink()
+    facts = node.facts
+    node.facts = msgspec.structs.replace(facts, disk_free_bytes=0)
+
+    with pytest.raises(DiskFull):
+        node.run(lock)
+
+    assert node.active() == {"b:v1": CONTENTS[0]}
+    node.facts = facts
+    node.run(lock)
+    assert node.active() == {"a:v1": CONTENTS[1], "b:v1": CONTENTS[0], "c:v1": CONTENTS[2]}
