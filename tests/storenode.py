@@ -40,7 +40,7 @@ from tests.twins.fetch import Internet, MemoryFetcher, TarUnpacker
 from tests.twins.node import FACTS, POLICY, Clock, EventLog, SnapshotAuthor
 from tests.twins.testing import MemoryHooks, MemoryServers, MemoryTester
 
-_TEMPORARY = re.compile(r"\.tmp$|^(unpack|tree|thaw|index)-")
+_TEMPORARY = re.compile(r"\.tmp$|^(unpack|tree|thaw|index|small)-")
 
 
 def memory() -> str | None:
