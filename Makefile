@@ -15,7 +15,7 @@ ONE_REAL_PATH := tests/functional/test_main_job.py::test_a_model_is_downloaded_v
 demo: $(READY)
 	$(BIN)/reconcile demo
 
-# Everything, side by side: about eleven minutes on two cores.
+# Everything, side by side: about eight minutes on two cores.
 test: $(READY)
 	$(PYTEST)
 
