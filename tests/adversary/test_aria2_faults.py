@@ -148,17 +148,7 @@ def test_a_downloader_that_answers_without_the_secret_is_refused(tmp_path: Path)
     """Every user of the machine could call it."""
     answer = "import json; said = json.dumps({'id': 1, 'result': [{}] if b'multicall' in asked else {}}).encode()"
     body = _FAKE_SERVER.replace("ANSWER", answer)
-    daemon = aria2_daemon.Daemon(msgspec.structs.replace(FAST, aria2c=_fake(tmp_path, body)), tmp_path, -1, credentials.read(None))
-
-    def use() -> None:
-        daemon.start()  # where the one who knocks is answered first, it is refused here
-        _until(lambda: daemon.poll(["0000000000000001"]) and None)
-
-    try:
-        with pytest.raises(aria2_daemon.DaemonLost, match="without its secret"):
-            use()
-    finally:
-        daemon.close()
+    _refused(tmp_path, body)
 
 
 def test_a_real_downloader_that_ignores_its_secret_is_refused(tmp_path: Path) -> None:
@@ -168,17 +158,7 @@ def test_a_real_downloader_that_ignores_its_secret_is_refused(tmp_path: Path) ->
         "conf.write_text(''.join(line for line in conf.open() if not line.startswith('rpc-secret'))); "
         f"os.execv({str(aria2_daemon.find())!r}, ['aria2c', sys.argv[1]])"
     )
-    daemon = aria2_daemon.Daemon(msgspec.structs.replace(FAST, aria2c=_fake(tmp_path, body)), tmp_path, -1, credentials.read(None))
-
-    def use() -> None:
-        daemon.start()
-        _until(lambda: daemon.poll(["0000000000000001"]) and None)
-
-    try:
-        with pytest.raises(aria2_daemon.DaemonLost, match="without its secret"):
-            use()
-    finally:
-        daemon.close()
+    _refused(tmp_path, body)
 
 
 def test_to_be_asked_without_its_secret_costs_the_downloader_no_processor(tmp_path: Path) -> None:
@@ -194,6 +174,20 @@ def test_to_be_asked_without_its_secret_costs_the_downloader_no_processor(tmp_pa
     finally:
         daemon.close()
     assert ended.user + ended.system - begun.user - begun.system < 0.3
+
+
+def _refused(tmp_path: Path, body: str) -> None:
+    daemon = aria2_daemon.Daemon(msgspec.structs.replace(FAST, aria2c=_fake(tmp_path, body)), tmp_path, -1, credentials.read(None))
+
+    def use() -> None:
+        daemon.start()  # where the one who knocks is answered first, it is refused here
+        _until(lambda: daemon.poll(["0000000000000001"]) and None)
+
+    try:
+        with pytest.raises(aria2_daemon.DaemonLost, match="without its secret"):
+            use()
+    finally:
+        daemon.close()
 
 
 def _until(act: Callable[[], object], seconds: float = 20.0) -> None:
