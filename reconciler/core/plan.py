@@ -364,7 +364,8 @@ def _stop_reason(change: ModelChange, listed: LockedModel | None, state: NodeSta
         return ""
     if change.id in state.misdirected:
         return "damaged: its link does not lead to its tree"
-    return OLDER_COPY_DAMAGED if change.op == "install" and is_copy_damaged(entry.tree, state) else ""
+    stays = change.op == "install" or _is_left_serving(change)
+    return OLDER_COPY_DAMAGED if stays and is_copy_damaged(entry.tree, state) else ""
 
 
 def is_copy_damaged(tree: str, state: NodeState) -> bool:

@@ -443,6 +443,18 @@ def test_an_older_content_that_serves_meanwhile_is_hashed_when_its_file_changes(
     assert not node.plan(lock).changes
 
 
+@pytest.mark.parametrize("name", ["m", "more"])
+def test_an_older_content_that_serves_meanwhile_stops_when_its_folder_has_another_file(waiting: tuple[StoreNode, Lock], name: str) -> None:
+    node, lock = waiting
+    folder = (node.layout.active / "models/a/v1").resolve()
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).write_bytes(b"other")
+
+    node.run(lock)
+
+    assert node.active() == {}
+
+
 @pytest.mark.parametrize("damaged", [True, False])
 def test_a_model_that_the_node_cannot_run_any_more_is_hashed_when_its_file_changes(tmp_path: Path, damaged: bool) -> None:
     node = StoreNode(tmp_path)
