@@ -18,7 +18,6 @@ from msgspec import structs
 
 from reconciler.apply import records
 from reconciler.apply.run_state import RunState
-from reconciler.core import plan as plans
 from reconciler.core.errors import SmokeFailed
 from reconciler.core.events import Announced, Incident, Swapped
 from reconciler.core.plan import OLDER_COPY_DAMAGED
@@ -154,4 +153,4 @@ def _may_return(run: RunState, model: str, entry: ActiveModel) -> bool:
     if entry.tree in run.made or _is_same(run, model, entry):
         return True
     blobs = {name for tree in run.trees.values() if tree.digest == entry.tree for name in tree.blobs}
-    return not run.damaged & blobs and not plans.is_copy_damaged(entry.tree, run.observed)
+    return not run.damaged & blobs and entry.tree not in run.observed.damaged_trees

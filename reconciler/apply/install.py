@@ -79,7 +79,7 @@ def _record_test(run: RunState, ports: Ports, one: Prepared) -> bool:
 
 def _copy_pass(run: RunState, ports: Ports, model: LockedModel, tree: TreeSeen) -> None:
     """Record for *model*, which runs no test, the pass of the same content and test job under another id."""
-    passed = lifecycle.newest_passes(run.observed).get((tree.digest, lifecycle.smoke_digest(model)))
+    passed = run.observed.newest_passes.get((tree.digest, lifecycle.smoke_digest(model)))
     own = run.observed.passed.get(model.id)
     if passed is None or (own is not None and (own.tree, own.smoke) == (passed.tree, passed.smoke)):
         return

@@ -13,6 +13,7 @@ is damaged (``damaged``).
 
 from __future__ import annotations
 
+import functools
 from datetime import datetime, timedelta
 from typing import Literal
 
@@ -22,7 +23,7 @@ from msgspec import Struct
 from reconciler.core import digest, units
 from reconciler.core.lock import Lock, LockedModel
 from reconciler.core.node import NodeFacts, Policy
-from reconciler.core.state import ActiveModel, BlobSeen, ModelState, NodeState, Passed, TreeSeen
+from reconciler.core.state import ActiveModel, ModelState, NodeState, Passed, TreeSeen, is_damaged
 
 Observed = Literal["absent", "pending", "active", "outdated", "due", "damaged", "inactive", "failed", "archived"]
 #: ``retired``: it serves here and nothing that replaces it does; ``standby``: nor does it itself. A retired model that is replaced is
@@ -143,24 +144,39 @@ def desired(model: LockedModel, given: PlanInput, misfit: str) -> Desired | Lite
 # -- which row a model is in -----------------------------------------------------------------------
 
 
-class PlanInput(Struct, frozen=True, kw_only=True):
-    """What a plan is computed from."""
+class PlanInput(Struct, frozen=True, kw_only=True, dict=True):
+    """What a plan is computed from, and what follows from it for every model alike."""
 
     lock: Lock
     state: NodeState
     node: NodeFacts
     policy: Policy
     now: datetime
-    #: The newest pass for each (tree, test job): a pass counts for what was tested, under whatever id.
-    passes: dict[tuple[str, str], Passed] = {}
-    #: For each replaced model the ids of those that replace it, directly or through others.
-    replacements: dict[str, frozenset[str]] = {}
-    #: Active models that the lock permits to serve on.
-    serving: frozenset[str] = frozenset()
-    #: Models that the lock enables.
-    enabled: frozenset[str] = frozenset()
-    #: Models with which the node was not healthy and that are not tried now, with why.
-    paused: dict[str, str] = {}
+
+    @functools.cached_property
+    def replacements(self) -> dict[str, frozenset[str]]:
+        """Return for each replaced model the ids of those that replace it, directly or through others."""
+        return replacements(self.lock, self.state)
+
+    @functools.cached_property
+    def serving(self) -> frozenset[str]:
+        """Return the active models that the lock permits to serve on."""
+        return frozenset(model.id for model in self.lock.model if model.serves and model.id in self.state.active.entries)
+
+    @functools.cached_property
+    def enabled(self) -> frozenset[str]:
+        """Return the models that the lock enables."""
+        return frozenset(model.id for model in self.lock.model if model.state == "enabled")
+
+    @functools.cached_property
+    def paused(self) -> dict[str, str]:
+        """Return the models with which the node was not healthy and that are not tried now, with why."""
+        return paused(self.lock, self.state, self.now)
+
+    @functools.cached_property
+    def still_needed(self) -> set[str]:
+        """Return the blobs that no archived model takes along."""
+        return blobs_still_needed(self.lock, self.state.trees, self.state.active.entries)
 
 
 #: A content with which the node was not healthy is tried again after this time, which doubles with each attempt up to a day.
@@ -236,8 +252,8 @@ def _is_damaged(model: LockedModel, tree: TreeSeen, given: PlanInput) -> bool:
     """
     state = given.state
     if model.state == "archived" and model.id not in state.active.entries:
-        return any(_damaged(name, state.blobs) and _damaged(name, state.archived) for name in model.blobs)
-    return tree.damaged or any(_damaged(name, state.blobs) for name in (*tree.blobs, *model.blobs))
+        return any(is_damaged(name, state.blobs) and is_damaged(name, state.archived) for name in model.blobs)
+    return tree.damaged or any(is_damaged(name, state.blobs) for name in (*tree.blobs, *model.blobs))
 
 
 def _index_change(model: LockedModel, tree: TreeSeen, entry: ActiveModel) -> str:
@@ -253,7 +269,8 @@ def _without_tree(model: LockedModel, given: PlanInput, recorded: ModelState | N
         if model.state == "archived" and _is_partly_archived(model, given):
             return "inactive", "up-to-date"
         return "archived", "listed-again"
-    if model.state == "disabled" and not any(_damaged(name, state.blobs) for name in needed):  # the ledger was lost, or others share it all
+    whole = not any(is_damaged(name, state.blobs) for name in needed)
+    if model.state == "disabled" and whole:  # the ledger was lost, or others share it all
         return ("inactive", "up-to-date") if recorded == "inactive" else ("pending", "not-tested")
     return "absent", "not-installed"
 
@@ -262,7 +279,7 @@ def _is_partly_archived(model: LockedModel, given: PlanInput) -> bool:
     """Return whether a blob of an archived model never reached cold storage, and nobody else holds it back any more."""
     state = given.state
     here = {name for name in model.blobs if name in state.blobs and name not in state.archived}
-    return bool(here) and not here <= blobs_still_needed(given.lock, state.trees, state.active.entries)
+    return bool(here) and not here <= given.still_needed
 
 
 def blobs_still_needed(lock: Lock, trees: dict[str, TreeSeen], active: dict[str, ActiveModel]) -> set[str]:
@@ -272,11 +289,6 @@ def blobs_still_needed(lock: Lock, trees: dict[str, TreeSeen], active: dict[str,
     recipes, serving = {model.recipe for model in others}, {entry.tree for entry in active.values() if entry.id in listed}
     found = {name for tree in trees.values() if tree.recipe in recipes or tree.digest in serving for name in tree.blobs}
     return found.union(*(model.blobs for model in others))
-
-
-def _damaged(name: str, blobs: dict[str, BlobSeen]) -> bool:
-    seen = blobs.get(name)
-    return seen is None or seen.damaged
 
 
 def _retest_reason(model: LockedModel, given: PlanInput) -> str:
@@ -293,13 +305,8 @@ def _retest_reason(model: LockedModel, given: PlanInput) -> str:
 
 def same_content_pass(model: LockedModel, tree: str, given: PlanInput) -> Passed | None:
     """Return a pass that is still good, of the same *tree* with the same test job as *model*'s, or None; its model may have another id."""
-    passed = given.passes.get((tree, smoke_digest(model)))
+    passed = given.state.newest_passes.get((tree, smoke_digest(model)))
     return passed if passed is not None and not _outdated_pass(passed, model, given) else None
-
-
-def newest_passes(state: NodeState) -> dict[tuple[str, str], Passed]:
-    """Return the newest passed test of each (tree, test job)."""
-    return {(passed.tree, passed.smoke): passed for passed in sorted(state.passed.values(), key=lambda passed: passed.at)}
 
 
 def _outdated_pass(passed: Passed, model: LockedModel, given: PlanInput) -> str:

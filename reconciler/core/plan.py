@@ -92,25 +92,14 @@ class Plan(Struct, frozen=True, kw_only=True):
 def diff(lock: Lock, lock_digest: str, state: NodeState, node: NodeFacts, policy: Policy, *, now: datetime) -> Plan:
     """Return the plan that takes *state* to *lock* on *node* under *policy*, at *now*."""
     blobs: dict[str, BlobChange] = {}
-    given = lifecycle.PlanInput(
-        lock=lock,
-        state=state,
-        node=node,
-        policy=policy,
-        now=now,
-        passes=lifecycle.newest_passes(state),
-        replacements=lifecycle.replacements(lock, state),
-        serving=frozenset(model.id for model in lock.model if model.serves and model.id in state.active.entries),
-        enabled=frozenset(model.id for model in lock.model if model.state == "enabled"),
-        paused=lifecycle.paused(lock, state, now),
-    )
+    given = lifecycle.PlanInput(lock=lock, state=state, node=node, policy=policy, now=now)
     listed = [_listed(model, given, blobs) for model in lock.model]
     _mark_kept_copies_unverified(listed, state, blobs)
     models = tuple(sorted([*listed, *_unlisted(lock, state, policy, now)], key=lambda change: change.id))
     installed = {change.id for change in models if change.op in {"install", "repair", "restore"}}
     arriving = {change.digest: change.bytes for change in blobs.values() if change.op in {"fetch", "restore"}}
     disk = disks.need(lock, state, node, policy, installed, arriving)
-    active = tuple(_active_changes(models, lock, state))
+    active = tuple(_active_changes(models, given))
     ordered = tuple(sorted(blobs.values(), key=lambda change: change.digest))
     return Plan(
         lock=lock_digest,
@@ -338,8 +327,9 @@ WORK: frozenset[Op] = frozenset({"install", "repair", "retest", "enable", "resto
 OLDER_COPY_DAMAGED = "damaged: its older copy is damaged and is not served any more"
 
 
-def _active_changes(models: tuple[ModelChange, ...], lock: Lock, state: NodeState) -> Iterator[ActiveChange]:
-    listed, changes = {model.id: model for model in lock.model}, {change.id: change for change in models}
+def _active_changes(models: tuple[ModelChange, ...], given: lifecycle.PlanInput) -> Iterator[ActiveChange]:
+    state = given.state
+    listed, changes = {model.id: model for model in given.lock.model}, {change.id: change for change in models}
     for model in sorted(state.active.entries):
         why = _stop_reason(changes[model], listed.get(model), state)
         if why:
@@ -349,7 +339,7 @@ def _active_changes(models: tuple[ModelChange, ...], lock: Lock, state: NodeStat
     entries = state.active.entries
     if state.active_damaged or state.misdirected:
         yield ActiveChange(op="rebuild", reason="damaged: what is active differs from its index")
-    elif with_current(entries, lock.names, lifecycle.replacements(lock, state)) != entries:
+    elif with_current(entries, given.lock.names, given.replacements) != entries:
         yield ActiveChange(op="rebuild", reason="index-changed: a name leads to another version now")
 
 
@@ -365,14 +355,7 @@ def _stop_reason(change: ModelChange, listed: LockedModel | None, state: NodeSta
     if change.id in state.misdirected:
         return "damaged: its link does not lead to its tree"
     stays = change.op == "install" or _is_left_serving(change)
-    return OLDER_COPY_DAMAGED if stays and is_copy_damaged(entry.tree, state) else ""
-
-
-def is_copy_damaged(tree: str, state: NodeState) -> bool:
-    """Return whether the copy of a model that *tree* names was observed not to be intact; one of unknown files is not said to be."""
-    seen = [one for one in state.trees.values() if one.digest == tree]
-    blobs = [state.blobs.get(name) for one in seen for name in one.blobs]
-    return any(one.damaged for one in seen) or any(blob is None or blob.damaged for blob in blobs)
+    return OLDER_COPY_DAMAGED if stays and entry.tree in state.damaged_trees else ""
 
 
 # -- the whole -------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ and the lock alone, so that every node with the same ones gives the same answer 
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from datetime import datetime
@@ -126,7 +127,7 @@ class ServerState(Struct, frozen=True, kw_only=True):
     error: str = ""
 
 
-class NodeState(Struct, frozen=True, kw_only=True):
+class NodeState(Struct, frozen=True, kw_only=True, dict=True):
     """Everything that a plan is computed against."""
 
     active: Generation = Generation()
@@ -150,6 +151,23 @@ class NodeState(Struct, frozen=True, kw_only=True):
     held: dict[str, str] = {}
     #: The last generation that the servers and hooks were told of, where an interrupted run swapped in another one after it.
     announced: Generation | None = None
+
+    @functools.cached_property
+    def newest_passes(self) -> dict[tuple[str, str], Passed]:
+        """Return the newest passed test of each (tree, test job): a pass counts for what was tested, under whatever id."""
+        return {(passed.tree, passed.smoke): passed for passed in sorted(self.passed.values(), key=lambda passed: passed.at)}
+
+    @functools.cached_property
+    def damaged_trees(self) -> frozenset[str]:
+        """Return the digests of the trees that were observed not to be intact; one of unknown files is not said to be."""
+        trees, blobs = self.trees.values(), self.blobs
+        return frozenset(tree.digest for tree in trees if tree.damaged or any(is_damaged(name, blobs) for name in tree.blobs))
+
+
+def is_damaged(name: str, blobs: Mapping[str, BlobSeen]) -> bool:
+    """Return whether the blob *name* is not among *blobs*, or was observed to be damaged."""
+    seen = blobs.get(name)
+    return seen is None or seen.damaged
 
 
 _RUNS = re.compile(r"(\d+)")

@@ -495,7 +495,7 @@ def _serving() -> Iterator[Mutation]:
     yield once(
         "a swap that went back to bytes in doubt",
         ACTIVATE,
-        "not run.damaged & blobs and not plans.is_copy_damaged(entry.tree, run.observed)",
+        "not run.damaged & blobs and entry.tree not in run.observed.damaged_trees",
         "True",
     )
     yield once("a swap that nobody announced", OBSERVE, "number == active.number or not (logged or unfinished)", "True")

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
+from types import FrameType
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -219,15 +223,7 @@ def test_the_drawn_states_reach_every_row_and_column() -> None:
     @settings(max_examples=150, deadline=None, derandomize=True, database=None)
     def draw(scene: tuple[Lock, NodeState]) -> None:
         lock, state = scene
-        drawn = lifecycle.PlanInput(
-            lock=lock,
-            state=state,
-            node=FACTS,
-            policy=Policy(),
-            now=NOW,
-            replacements=lifecycle.replacements(lock, state),
-            serving=frozenset(model.id for model in lock.model if model.serves) & state.active.entries.keys(),
-        )
+        drawn = lifecycle.PlanInput(lock=lock, state=state, node=FACTS, policy=Policy(), now=NOW)
         for model in lock.model:
             column = lifecycle.desired(model, drawn, lifecycle.incompatible(model, FACTS))
             reached.add((lifecycle.classify(model, drawn)[0], column))
@@ -236,3 +232,76 @@ def test_the_drawn_states_reach_every_row_and_column() -> None:
 
     assert {row for row, _ in reached} == set(OBSERVED)
     assert {column for _, column in reached} == set(DESIRED) - {"unlisted"} | {"replaced"}
+
+
+# -- growth ----------------------------------------------------------------------------------------
+
+
+def _lines_run(work: Callable[[], object]) -> int:
+    """Return how many lines of Python *work* runs, each round of a loop counted: what it costs, whatever else the machine does."""
+    count, before = 0, sys.gettrace()
+
+    def trace(frame: FrameType, event: str, arg: Any) -> Any:
+        nonlocal count
+        count += event == "line"
+        return trace
+
+    sys.settrace(trace)
+    try:
+        work()
+    finally:
+        sys.settrace(before)
+    return count
+
+
+def _list_of(models: int, text: bytes, **changes: Any) -> Lock:
+    word = SnapshotAuthor(Network(), Internet())
+    return word.lock(*(word.item(f"m{number}:v1", {"m": b"%s %d" % (text, number)}, **changes) for number in range(models)))
+
+
+def _node_with(lock: Lock, state: ModelState = "active") -> NodeState:
+    node = NodeState()
+    for model in lock.model:
+        node = _settled(model, state, lock, node, serves=state == "active")
+    return node
+
+
+def _unverified(node: NodeState) -> NodeState:
+    blobs = {name: changed(seen, verified_at=None) for name, seen in node.blobs.items()}
+    return changed(node, blobs=blobs)  # type: ignore[no-any-return]
+
+
+def _half_archived(lock: Lock) -> NodeState:
+    """A node whose archived models never reached cold storage with all their blobs."""
+    node = _node_with(lock, "archived")
+    return changed(node, trees={}, archived={name: seen for name, seen in node.blobs.items() if name < "sha256:8"})  # type: ignore[no-any-return]
+
+
+GROWTH: dict[str, Callable[[int], tuple[Lock, NodeState]]] = {
+    "nothing is here": lambda models: (_list_of(models, b"one"), NodeState()),
+    "nothing has changed": lambda models: (_list_of(models, b"one"), _node_with(_list_of(models, b"one"))),
+    "each content is another": lambda models: (_list_of(models, b"two"), _node_with(_list_of(models, b"one"))),
+    "each content is another, and what serves is to be hashed": lambda models: (
+        _list_of(models, b"two"),
+        _unverified(_node_with(_list_of(models, b"one"))),
+    ),
+    "all are disabled": lambda models: (_list_of(models, b"one", state="disabled"), _node_with(_list_of(models, b"one"))),
+    "all are archived": lambda models: (_list_of(models, b"one", state="archived"), _node_with(_list_of(models, b"one"))),
+    "all are archived in part": lambda models: (
+        _list_of(models, b"one", state="archived"),
+        _half_archived(_list_of(models, b"one", state="archived")),
+    ),
+    "none is listed": lambda models: (_list_of(0, b"one"), _node_with(_list_of(models, b"one"))),
+    "none fits the GPU": lambda models: (_list_of(models, b"one", gpu_memory=1 << 50), _node_with(_list_of(models, b"one"))),
+    "all failed": lambda models: (_list_of(models, b"one"), _node_with(_list_of(models, b"one"), "failed")),
+}
+
+
+@pytest.mark.parametrize("case", GROWTH)
+def test_a_plan_of_twice_as_many_models_takes_twice_the_work(case: str) -> None:
+    work = []
+    for models in (300, 600):
+        lock, node = GROWTH[case](models)
+        work.append(_lines_run(lambda lock=lock, node=node: plan.diff(lock, "", node, FACTS, Policy(), now=NOW)))  # type: ignore[misc]
+
+    assert work[1] < 2.3 * work[0], work
