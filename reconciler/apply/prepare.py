@@ -62,6 +62,9 @@ class Preparation:
         self._stop = threading.Event()
         #: Blobs that were on the disk, and whose bytes are not what they were.
         self._damaged: set[str] = set()
+        #: Blobs that the plan moves or hashes, and those of them whose files become others.
+        self._planned = frozenset(change.digest for change in run.plan.blobs)
+        self._replaced = frozenset(change.digest for change in run.plan.blobs if change.op != "check")
         #: Reports of this run's test jobs, by what they depend on.
         self._reports: dict[tuple[str, str, str], TestReport] = {}
 
@@ -101,8 +104,7 @@ class Preparation:
     def _needed(self, model: LockedModel) -> set[str]:
         """Return the digests that must be there before *model*'s tree can be made."""
         tree = self._run.observed.trees.get(model.recipe)
-        own = {*model.blobs, *(tree.blobs if tree else ())}
-        return own & {change.digest for change in self._run.plan.blobs}
+        return {*model.blobs, *(tree.blobs if tree else ())} & self._planned
 
     def _move_blobs(self) -> None:
         """Fetch, restore or hash every blob of the plan, in a thread of its own; each one's end is a message."""
@@ -186,25 +188,28 @@ class Preparation:
 
     def _ended(self, work: list[LockedModel], waiting: dict[str, set[str]], tests: ThreadPoolExecutor) -> Iterator[list[Prepared]]:
         """Take messages until every model of *work* has ended."""
-        open_ = {model.id: model for model in work}
+        open_ = {model.id for model in work}
+        users: dict[str, list[LockedModel]] = {}
+        for model in work:
+            for name in waiting[model.id]:
+                users.setdefault(name, []).append(model)
         while open_:
             ready: list[Prepared] = []
             for message in _all_waiting(self._messages):
                 if isinstance(message, Prepared):
                     ready.append(message)
                 else:
-                    ready += self._after(message, open_, waiting, tests)
-            for prepared in ready:
-                open_.pop(prepared.model.id, None)
+                    ready += self._after(message, users.get(message.digest, []), waiting, tests)
+            open_ -= {prepared.model.id for prepared in ready}
             if ready:
                 yield ready
 
     def _after(
-        self, brought: BlobResult, open_: dict[str, LockedModel], waiting: dict[str, set[str]], tests: ThreadPoolExecutor
+        self, brought: BlobResult, users: list[LockedModel], waiting: dict[str, set[str]], tests: ThreadPoolExecutor
     ) -> list[Prepared]:
-        """Start the models for which *brought* was the last blob; return those that fail with it."""
+        """Start those of the *users* of a blob for which it was the last one; return those that fail with it."""
         ended = []
-        for model in open_.values():
+        for model in users:
             if brought.digest not in waiting[model.id]:
                 continue
             waiting[model.id].discard(brought.digest)
@@ -231,8 +236,9 @@ class Preparation:
     def _is_standing(self, model: LockedModel) -> bool:
         """Return whether the tree of *model* is there and its blobs are what they were: no archive is unpacked again for a test."""
         tree = self._run.observed.trees.get(model.recipe)
-        replaced = {change.digest for change in self._run.plan.blobs if change.op != "check"} | self._damaged
-        return tree is not None and not tree.damaged and self._run.changes[model.id].op != "repair" and not replaced & set(tree.blobs)
+        if tree is None or tree.damaged or self._run.changes[model.id].op == "repair":
+            return False
+        return self._replaced.isdisjoint(tree.blobs) and self._damaged.isdisjoint(tree.blobs)
 
     def _made(self, model: LockedModel) -> Prepared:
         report = self._ports.report

@@ -37,7 +37,9 @@ def _stays(run: RunState, model: str) -> bool:
 
 def stop_archived(run: RunState, ports: Ports) -> RunState:
     """Take the archived models out of service, each once no listed version of it is still to come."""
-    gone = [change.id for change in run.planned("archive") if change.id in run.serving and not _is_awaited(run, change.id)]
+    coming = [one for one in run.lock.model if one.state == "enabled" and one.id not in run.serving]
+    awaited = {one.name for one in coming if run.changes[one.id].op != "reject"}
+    gone = [change.id for change in run.planned("archive") if change.id in run.serving and change.id.partition(":")[0] not in awaited]
     return activate.swap(run, ports, {}, gone, "archived by the snapshot")
 
 
@@ -45,9 +47,10 @@ def archive(run: RunState, ports: Ports) -> RunState:
     """Move the archived models that do not serve to cold storage; while a server lags, they stay, since it may still read from them."""
     if run.is_lagging:
         return run
-    for change in run.planned("archive"):
-        if change.id not in run.serving:
-            run = _archive(run, ports, run.models[change.id], change)
+    leaving = [change for change in run.planned("archive") if change.id not in run.serving]
+    needed = lifecycle.blobs_still_needed(run.lock, run.trees, run.serving) if leaving else set[str]()
+    for change in leaving:
+        run = _archive(run, ports, run.models[change.id], change, needed)
     return run
 
 
@@ -66,17 +69,9 @@ def remove(run: RunState, ports: Ports) -> RunState:
     return run
 
 
-def _is_awaited(run: RunState, model: str) -> bool:
-    """Return whether *model* still serves because a listed version that follows it is not active yet."""
-    name = model.partition(":")[0]
-    successors = [one.id for one in run.lock.model if one.name == name and one.id != model and one.state == "enabled"]
-    coming = [one for one in successors if run.changes[one].op != "reject"]
-    return model in run.serving and any(one not in run.serving for one in coming)
-
-
-def _archive(run: RunState, ports: Ports, model: LockedModel, change: ModelChange) -> RunState:
+def _archive(run: RunState, ports: Ports, model: LockedModel, change: ModelChange, needed: Collection[str]) -> RunState:
+    """Move the blobs of *model* to cold storage, but those that are *needed* elsewhere, and record how that ended."""
     ports.report(ModelPhase(model=model.id, phase="archiving"))
-    needed = lifecycle.blobs_still_needed(run.lock, run.trees, run.serving)
     try:
         for name in model.blobs:
             if name not in needed and name in run.observed.blobs:
@@ -89,7 +84,7 @@ def _archive(run: RunState, ports: Ports, model: LockedModel, change: ModelChang
         ports.report(kind or Notice(level="warning", text=f"{model.id} is not archived yet: {error.message}"))
         return run.with_fate(model.id, "refused")
     tree = run.observed.trees.get(model.recipe)
-    if tree is not None and tree.digest not in {entry.tree for entry in run.serving.values()}:
+    if tree is not None and all(tree.digest != entry.tree for entry in run.serving.values()):
         ports.trees.remove(tree.digest)
     return records.settle(run, ports, model.id, "archived", change.reason)
 
