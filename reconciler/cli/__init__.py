@@ -1,8 +1,9 @@
 """
 The command line: it reads options, calls a function of ``commands``, prints text or JSON, and turns an error into an exit code.
 
-Nothing is decided here. A module of commands is imported when one of its commands is asked for, and each command imports what it needs
-when it runs, so that ``plan`` loads no downloader, no engine and no other command.
+Nothing is decided here. Start with ``node`` (lock, plan, apply, sync); ``command_context`` is what each command gets. A module of commands
+is imported when one of its commands is asked for, and each command imports what it needs when it runs, so that ``plan`` loads no
+downloader, no engine and no other command.
 """
 
 from __future__ import annotations

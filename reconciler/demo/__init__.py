@@ -2,7 +2,7 @@
 The demo: a network, a real HTTP server, real models and the real commands, all on this machine.
 
 Each step prints the command that a person would type and runs it, in a folder of its own. First from the committed lock, as a node
-that was cloned from git; then on a network that is made on the spot, through a new snapshot version.
+that was cloned from git; then on a network that is made on the spot (``network``), through a new snapshot version.
 """
 
 from __future__ import annotations

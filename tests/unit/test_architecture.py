@@ -79,6 +79,19 @@ def test_a_long_module_says_why_it_is_long(name: str) -> None:
     assert lines <= LONG or f"Longer than {LONG} lines because" in said, f"{lines} lines"
 
 
+PACKAGES = {name for name, path in MODULES.items() if path.name == "__init__.py" and name != "reconciler"}
+
+
+@pytest.mark.parametrize("name", sorted(PACKAGES))
+def test_a_package_says_where_to_start_reading(name: str) -> None:
+    said = re.findall(r"``([a-z0-9_.]+)``", ast.get_docstring(tree(name)) or "")
+    own = {module.removeprefix(f"{name}.") for module in MODULES if module.startswith(f"{name}.")}
+    anywhere = {module.rpartition(".")[2] for module in MODULES}
+
+    assert own & set(said), "it names none of its modules"
+    assert [word for word in said if word.rpartition(".")[2] not in anywhere] == [], "there is no such module"
+
+
 def test_words_of_names_are_found() -> None:
     assert words("_hear_and_accept") & ODD == {"hear"}
     assert words("FetcherWithWary") & ODD == {"wary"}

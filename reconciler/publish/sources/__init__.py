@@ -1,5 +1,6 @@
 """
-Where models are added from: a hub, a registry, a bucket, a folder. Each module lists the files of one source, pinned to exact bytes.
+Where models are added from: a hub, a registry, a bucket, a folder. Each module lists the files of one source, pinned to exact bytes, as
+``listing`` describes them.
 
 Rules that hold here:
 
