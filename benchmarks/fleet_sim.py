@@ -8,7 +8,7 @@ Ten thousand nodes in a simulation (simpy) that drives the real code: what polli
 Real are: the signatures and their verification (``core.trust``) on each node and for each snapshot, the lock and what it asks of a node
 (``core.lock``, ``core.rollout``), the plan (``core.plan``), the order of effects (``apply.run``, over the memory twins of the ports that
 the tests use), when the agent wakes (``core.rollout.start_delay``, ``agent.loop.delay``), how a server is left alone
-(``commands.left_alone``), and statuses, their verification and the verdict (``fleet``). Simulated are time, the bytes of models on links
+(``commands.retry_after``), and statuses, their verification and the verdict (``fleet``). Simulated are time, the bytes of models on links
 that are shared evenly, caches, and how long a sync and a test job take. A node whose lock and state are those of a plan without changes is
 not planned again, but one in a hundred: a plan is a function of both.
 
@@ -36,7 +36,7 @@ from msgspec import Struct
 
 from benchmarks.fleet_download import Way
 from reconciler.agent import loop
-from reconciler.commands import left_alone, node_trust
+from reconciler.commands import node_trust, retry_after
 from reconciler.core import digest, lock, rollout, trust, units
 from reconciler.core.errors import FetchError
 from reconciler.core.lock import Lock
@@ -326,8 +326,8 @@ class SimNode:
         now, address = self.world.clock(), "https://config.example.org/snapshot.json"
         roots = self.world.env.now - self.roots_at >= node_trust.ROOTS_EVERY_SECONDS
         try:
-            left_alone.check(address, self.facts, now)
-            with left_alone.remembered(address, self.facts, now):
+            retry_after.check(address, self.facts, now)
+            with retry_after.remembered(address, self.facts, now):
                 self.roots_at = self.world.env.now if roots else self.roots_at
                 document = self.world.get(self.etag, roots=roots)
         except FetchError:

@@ -18,7 +18,7 @@ from datetime import datetime
 
 from msgspec import Struct
 
-from reconciler.commands import documents, fetch_record, left_alone, load_lock, node_trust
+from reconciler.commands import documents, fetch_record, load_lock, node_trust, retry_after
 from reconciler.commands.context import NodeContext, hold_store
 from reconciler.commands.documents import Kept
 from reconciler.commands.load_lock import KnownLock, LockFiles, VerifiedLock
@@ -73,11 +73,11 @@ def update_lock(
         trusted = known.verified_lock.root if known else node_trust.trusted_root(context)
         with (
             fetch_record.recorded(context, source, ledger, now),
-            left_alone.remembered(address, ledger, now),
+            retry_after.remembered(address, ledger, now),
             documents.kept_connections() as kept,
         ):
             if patient:
-                left_alone.check(address, ledger, now)
+                retry_after.check(address, ledger, now)
             root = node_trust.fetch_newer_roots(context, ledger, trusted, every_seconds=roots_every_seconds, kept=kept)
             with node_trust.refusals_logged(ledger, now, documents.redacted(address)):
                 try:

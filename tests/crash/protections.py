@@ -112,7 +112,7 @@ COLLECT, REGISTER, ASSESS, FLEET_PAGE, OUTBOX, PUBLIC = (
 )
 REPORTING, FORMAT = "reconciler/commands/reporting.py", "reconciler/store/store_format.py"
 CODING, HEALTH = "reconciler/fetch/content_coding.py", "reconciler/fetch/host_health.py"
-LEFT_ALONE = "reconciler/commands/left_alone.py"
+RETRY_AFTER = "reconciler/commands/retry_after.py"
 PAGE, MARKDOWN, ENVIRONMENT = "reconciler/report/page.py", "reconciler/report/markdown.py", "reconciler/environment.py"
 CONFIGURATION, PLAN_NODES, INIT = "reconciler/commands/configuration.py", "reconciler/commands/plan_nodes.py", "reconciler/cli/init.py"
 TESTS = {
@@ -150,7 +150,7 @@ TESTS = {
     REPORTING: ("functional/test_fleet",),
     FORMAT: ("functional/test_versions",),
     CODING: ("functional/test_gentle_polling",),
-    LEFT_ALONE: ("functional/test_gentle_polling",),
+    RETRY_AFTER: ("functional/test_gentle_polling",),
     HEALTH: ("unit/test_host_health",),
     BLOBS: ("unit/test_blobs", "contract/test_blobs_contract", *_STORE, "adversary/test_store_attacks"),
     TREES: ("unit/test_trees", "adversary/test_archive_leftovers", *_STORE, "adversary/test_store_attacks"),
@@ -687,9 +687,9 @@ def _fleet() -> Iterator[Mutation]:
     )
     yield never("fleet: the key of who enrols", REGISTER, "not found.signed_by(key)")
     yield never("fleet: an enrolled key stays", REGISTER, "self.key(node) is not None")
-    yield never("a server that asked to be left alone", LEFT_ALONE, "0 < left <= LONGEST_SECONDS")
-    yield once("how long a server is left alone", LEFT_ALONE, "min(error.asked_seconds, LONGEST_SECONDS)", "error.asked_seconds")
-    yield once("a time of a clock that was wrong", LEFT_ALONE, "0 < left <= LONGEST_SECONDS", "0 < left")
+    yield never("a server that asked to be left alone", RETRY_AFTER, "0 < left <= LONGEST_SECONDS")
+    yield once("how long a server is left alone", RETRY_AFTER, "min(error.asked_seconds, LONGEST_SECONDS)", "error.asked_seconds")
+    yield once("a time of a clock that was wrong", RETRY_AFTER, "0 < left <= LONGEST_SECONDS", "0 < left")
     yield once("fleet: silence counts against", ASSESS, "against = model.failed + model.silent", "against = model.failed")
     yield once("fleet: served up to the newest status", ASSESS, "sum(settled <= heard for", "sum(settled <= now for")
     yield never(

@@ -26,7 +26,7 @@ LONGEST_SECONDS = 3600.0
 _FACT = "snapshot-left-alone"
 
 
-class _LeftAlone(Struct, frozen=True, kw_only=True):
+class _RetryAfter(Struct, frozen=True, kw_only=True):
     #: SHA-256 of the address: it may contain a secret.
     address: str
     until: datetime
@@ -35,14 +35,14 @@ class _LeftAlone(Struct, frozen=True, kw_only=True):
 @contextlib.contextmanager
 def remembered(address: str, ledger: Ledger, now: datetime) -> Iterator[None]:
     """Remember what the server at *address*, which is asked inside, asks for, and raise its refusal again."""
-    known = ledger.fact(_FACT, _LeftAlone)
+    known = ledger.fact(_FACT, _RetryAfter)
     try:
         yield
     except FetchError as error:
         if error.asked_seconds > 0:
             until = now + timedelta(seconds=min(error.asked_seconds, LONGEST_SECONDS))
             with contextlib.suppress(StoreError):  # the refusal says more
-                ledger.set_fact(_FACT, _LeftAlone(address=digest.of(address.encode()), until=until))
+                ledger.set_fact(_FACT, _RetryAfter(address=digest.of(address.encode()), until=until))
         raise
     if known is not None:
         ledger.set_fact(_FACT, None)
@@ -55,7 +55,7 @@ def check(address: str, ledger: Ledger, now: datetime) -> None:
     Raises:
         FetchError: it is.
     """
-    found = ledger.fact(_FACT, _LeftAlone)
+    found = ledger.fact(_FACT, _RetryAfter)
     if found is None or found.address != digest.of(address.encode()):
         return
     left = (found.until - now).total_seconds()
