@@ -156,7 +156,7 @@ def _give_up(run: RunState, ports: Ports, one: Prepared) -> RunState:
 def _leave_untested(run: RunState, ports: Ports, one: Prepared, why: str) -> RunState:
     if why.startswith("sandbox-unavailable"):
         ports.report(Incident(kind="sandbox-unavailable", model=one.model.id, detail=why))
-    state: ModelState = "active" if _serves_listed(run, one) else "pending"
+    state: ModelState = "active" if run.serves_as_listed(one.model, one.tree) else "pending"
     return records.settle(run.with_fate(one.model.id, "untested"), ports, one.model.id, state, f"not-tested: {why}")
 
 
@@ -191,7 +191,7 @@ def _state_without_work(run: RunState, one: Prepared) -> ModelState:
     before = run.changes[one.model.id].from_
     if before != "active":
         return before
-    return "pending" if _must_leave(run, one) else "active" if _serves_listed(run, one) else "absent"
+    return "pending" if _must_leave(run, one) else "active" if run.serves_as_listed(one.model, one.tree) else "absent"
 
 
 def _leave_as_it_was(run: RunState, ports: Ports, model: LockedModel, error: InternalError) -> RunState:
@@ -199,12 +199,6 @@ def _leave_as_it_was(run: RunState, ports: Ports, model: LockedModel, error: Int
     ports.report(Incident(kind=error.name, model=model.id, detail=error.message))
     ports.report(ModelDone(model=model.id, state=run.changes[model.id].from_, reason=f"{error.name}: {error.message}"))
     return run.with_fate(model.id, "internal-error")
-
-
-def _serves_listed(run: RunState, one: Prepared) -> bool:
-    """Return whether a model is active with the very content that the snapshot lists."""
-    entry, tree = run.serving.get(one.model.id), one.tree or run.observed.trees.get(one.model.recipe)
-    return entry is not None and tree is not None and tree.digest == entry.tree
 
 
 def _must_leave(run: RunState, one: Prepared) -> bool:
@@ -218,7 +212,7 @@ def _must_leave(run: RunState, one: Prepared) -> bool:
     damaged = bool(run.damaged & set(model.blobs))
     if one.tree is None and model.recipe not in run.observed.trees:  # which content serves was forgotten with the ledger
         return damaged
-    return _serves_listed(run, one) and (damaged or fate == "failed")
+    return run.serves_as_listed(model, one.tree) and (damaged or fate == "failed")
 
 
 def stop_bad_copies(run: RunState, ports: Ports) -> RunState:

@@ -9,7 +9,6 @@ from msgspec import structs
 from reconciler.apply.run_state import RunState
 from reconciler.core.errors import ReconcileError
 from reconciler.core.events import Incident, ModelDone
-from reconciler.core.lock import LockedModel
 from reconciler.core.state import ModelState, Record
 from reconciler.ports import Ports
 
@@ -97,17 +96,11 @@ def correct(run: RunState, ports: Ports) -> RunState:
         listed, known = run.models.get(change.id), run.records.get(change.id)
         if listed is None or known is None or change.id in run.fates or change.reason.startswith("excluded"):
             continue
-        if known.state == "failed" and known.recipe == listed.recipe and change.from_ == "active" and not _serves(run, listed):
+        if known.state == "failed" and known.recipe == listed.recipe and change.from_ == "active" and not run.serves_as_listed(listed):
             continue  # what failed is the listed content, and what serves is an older one
         if known.state != change.from_ or (known.recipe != listed.recipe and change.from_ != "absent"):
             run = settle(run, ports, change.id, change.from_, change.reason)
     return run
-
-
-def _serves(run: RunState, listed: LockedModel) -> bool:
-    """Return whether a model serves with the very content that the snapshot lists."""
-    entry, tree = run.serving.get(listed.id), run.trees.get(listed.recipe)
-    return entry is not None and tree is not None and tree.digest == entry.tree
 
 
 def _put(run: RunState, ports: Ports, record: Record) -> RunState:

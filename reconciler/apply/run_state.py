@@ -66,6 +66,11 @@ class RunState(Struct, frozen=True, kw_only=True):
         """Return the changes with one of *ops*, in the order of the plan."""
         return [change for change in self.plan.models if change.op in ops]
 
+    def serves_as_listed(self, model: LockedModel, made: TreeSeen | None = None) -> bool:
+        """Return whether *model* is active with the very content that the snapshot lists; *made* is its tree, where this run made it."""
+        entry, tree = self.serving.get(model.id), made or self.trees.get(model.recipe)
+        return entry is not None and tree is not None and tree.digest == entry.tree
+
     def with_fate(self, model: str, fate: Fate) -> RunState:
         """Return the run in which *model* has ended with *fate*."""
         return structs.replace(self, fates={**self.fates, model: fate})
