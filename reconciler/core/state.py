@@ -183,9 +183,12 @@ def with_current(
     replaces, the highest in natural order.
     """
     by_name: dict[str, list[str]] = {}
-    for model in sorted(entries):
+    for model in entries:
         by_name.setdefault(model.partition(":")[0], []).append(model)
-    current = {_current(models, chosen.get(name), entries, replacements) for name, models in by_name.items()}
+    current = {
+        models[0] if len(models) == 1 else _current(sorted(models), chosen.get(name), entries, replacements)
+        for name, models in by_name.items()
+    }
     return {
         model: entry if entry.current == (model in current) else structs.replace(entry, current=model in current)
         for model, entry in entries.items()
