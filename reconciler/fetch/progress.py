@@ -31,6 +31,10 @@ class Progress:
         """Begin an attempt with *resumed* bytes that are there already."""
         self.done = self._resumed = resumed
 
+    def update(self, done: int, speed: int) -> None:
+        """Take what the downloader says: until it has opened the file it says 0, and what an earlier run left is there all the same."""
+        self.done, self.speed = done or self._resumed, speed
+
     def start(self, now: float) -> None:
         """Begin to download."""
         self.started_at = now
@@ -54,7 +58,7 @@ class Progress:
 
     def is_further(self) -> bool:
         """Whether this attempt came clearly further than any before it; from now on it counts as one before."""
-        if self.done <= self._furthest + max(self.size // 64, 1):
+        if self.is_stuck() or self.done <= self._furthest + max(self.size // 64, 1):
             return False
         self._furthest = self.done
         return True

@@ -215,7 +215,7 @@ class Transfer:
 
     def on_status(self, status: Status, now: float) -> bool:
         """Take a status from aria2; return whether the download is to be stopped."""
-        self.progress.done, self.progress.speed = status.done, status.speed
+        self.progress.update(status.done, status.speed)
         if self.phase == "stopping":
             if status.state in {"removed", "error", "complete"}:
                 self._on_stopped(now)
