@@ -2,7 +2,8 @@
 Hashes the files of the store and of cold storage, all or a share, and records the result. It never asks the network.
 
 Damage is recorded at once: a blob is marked, so that the next plan says ``repair``; a copy in cold storage is set aside, so that
-nothing is restored from it.
+nothing is restored from it. What is good is recorded together, a second's worth at most: each record is synced, which takes as long as
+hashing a MiB.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextlib
 import math
 import os
 import random
+import time
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -96,12 +98,12 @@ def verify(
         chosen = _chosen(_files(layout, ledger, state), sample)
         store = _Store(layout, ledger, report, context.clock)
         tracker = _Progress(report if progress else _ignore, sum(file.size for file in chosen))
-        with contextlib.closing(Hashers(workers)) as hashers, contextlib.closing(tracker):
-            for cold, record in ((False, _record), (True, _record_cold)):
+        with contextlib.closing(Hashers(workers)) as hashers, contextlib.closing(tracker), contextlib.closing(_Records(store)) as records:
+            for cold, record in ((False, records.add), (True, records.add_cold)):
                 files = [(file.name, file.size, file.path) for file in chosen if file.cold == cold]
                 for done in hashers.check_many(files, tracker.hashed, rate):
                     tracker.finished(done.digest, done.size)
-                    damage += record(done, store)
+                    damage += record(done)
         _forget_removed(store, state)
         unexpected = _unexpected(layout)
     for path in unexpected:
@@ -214,29 +216,59 @@ def _damaged_trees(layout: Layout, ledger: Ledger) -> Iterator[Damage]:
 # -- what was found --------------------------------------------------------------------------------
 
 
-def _record(done: Checked, store: _Store) -> list[Damage]:
-    if done.ok:
-        seen = Verification(size=done.size, inode=done.inode, mtime_ns=done.mtime_ns, verified_at=store.clock())
-        store.ledger.record_verified({done.digest: seen})
-        return []
-    # A size that no file has marks the blob as damaged until it is replaced: the file itself stays, to be looked at.
-    store.ledger.record_verified({done.digest: Verification(size=-1, inode=0, mtime_ns=0, verified_at=store.clock())})
-    return [_logged("blob", done, done.error or f"its bytes hash to {done.found}", store)]
+#: Good files that are recorded together: at most so many, and so many seconds after the last record.
+_TOGETHER, _TOGETHER_SECONDS = 64, 1.0
 
 
-def _record_cold(done: Checked, store: _Store) -> list[Damage]:
-    if done.ok:
-        known = store.ledger.fact(COLD_VERIFIED, dict[str, datetime]) or {}
-        store.ledger.set_fact(COLD_VERIFIED, known | {done.digest: store.clock()})
-        return []
-    if not done.found:  # a process without memory, or a disk that is away, says nothing about the bytes
-        return [_logged("cold", done, f"its copy in cold storage cannot be read, and stays: {done.error}", store)]
-    try:
-        blobs.set_aside(store.layout, done.digest)
-        after = "it is set aside, and downloaded if the network lists it again"
-    except StoreError as error:
-        after = f"it stays: {error.message}"
-    return [_logged("cold", done, f"its copy in cold storage hashes to {done.found}; {after}", store)]
+class _Records:
+    """Records what was found of each file; closing it records the rest, also where hashing was interrupted."""
+
+    def __init__(self, store: _Store) -> None:
+        self._store = store
+        self._good: dict[str, Verification] = {}
+        self._good_cold: dict[str, datetime] = {}
+        self._recorded_at = time.monotonic()
+
+    def add(self, done: Checked) -> list[Damage]:
+        """Record a blob of the store; return the damage."""
+        now = self._store.clock()
+        if done.ok:
+            self._good[done.digest] = Verification(size=done.size, inode=done.inode, mtime_ns=done.mtime_ns, verified_at=now)
+            self._record_some()
+            return []
+        # A size that no file has marks the blob as damaged until it is replaced: the file itself stays, to be looked at.
+        self._store.ledger.record_verified({done.digest: Verification(size=-1, inode=0, mtime_ns=0, verified_at=now)})
+        return [_logged("blob", done, done.error or f"its bytes hash to {done.found}", self._store)]
+
+    def add_cold(self, done: Checked) -> list[Damage]:
+        """Record a copy in cold storage; return the damage."""
+        if done.ok:
+            self._good_cold[done.digest] = self._store.clock()
+            self._record_some()
+            return []
+        if not done.found:  # a process without memory, or a disk that is away, says nothing about the bytes
+            return [_logged("cold", done, f"its copy in cold storage cannot be read, and stays: {done.error}", self._store)]
+        try:
+            blobs.set_aside(self._store.layout, done.digest)
+            after = "it is set aside, and downloaded if the network lists it again"
+        except StoreError as error:
+            after = f"it stays: {error.message}"
+        return [_logged("cold", done, f"its copy in cold storage hashes to {done.found}; {after}", self._store)]
+
+    def close(self) -> None:
+        """Record what is good and not recorded yet."""
+        ledger, self._recorded_at = self._store.ledger, time.monotonic()
+        if self._good:
+            ledger.record_verified(self._good)
+        if self._good_cold:
+            known = ledger.fact(COLD_VERIFIED, dict[str, datetime]) or {}
+            ledger.set_fact(COLD_VERIFIED, known | self._good_cold)
+        self._good, self._good_cold = {}, {}
+
+    def _record_some(self) -> None:
+        together = len(self._good) + len(self._good_cold)
+        if together >= _TOGETHER or time.monotonic() - self._recorded_at >= _TOGETHER_SECONDS:
+            self.close()
 
 
 def _logged(kind: str, done: Checked, detail: str, store: _Store) -> Damage:

@@ -244,7 +244,7 @@ TESTS = {
     ROLLBACK: ("functional/test_rollback", "functional/test_cold_storage"),
     ACTIVATE: (*_APPLY, "unit/test_updates", "laws/test_lifecycle_machine"),
     HOOKS: ("unit/test_hooks",),
-    SCRUB: ("functional/test_cold_storage",),
+    SCRUB: ("functional/test_cold_storage", "functional/test_verify_records"),
     RUN: (*_ENGINE, "functional/test_housekeeping"),
     CLOCK: ("laws/test_clock_machine",),
     FETCH_RECORD: ("functional/test_silent_network",),
@@ -501,7 +501,10 @@ def _serving() -> Iterator[Mutation]:
     yield once("a swap that nobody announced", OBSERVE, "number == active.number or not (logged or unfinished)", "True")
     yield once("a hook that failed", HOOKS, " and not before.error", "")
     yield never("a cold copy that is away for now", SCRUB, "not done.found")
-    yield without("a cold copy that rotted", SCRUB, "blobs.set_aside(store.layout, done.digest)")
+    yield without("a cold copy that rotted", SCRUB, "blobs.set_aside(self._store.layout, done.digest)")
+    yield once(
+        "what was hashed before an interruption", SCRUB, "contextlib.closing(_Records(store))", "contextlib.nullcontext(_Records(store))"
+    )
     yield never("letting go of the ballast", BALLAST, "_free(path) < RESERVE_BYTES")
     yield once("room beside the ballast", BALLAST, " and _free(path) >= 4 * RESERVE_BYTES", "")
     yield once("ballast that is all holes", BALLAST, "st_blocks * 512", "st_size")
