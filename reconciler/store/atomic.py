@@ -250,8 +250,17 @@ def sync_tree(path: Path) -> None:
             sync_folder(Path(folder))
 
 
-def delete(path: Path) -> None:
-    """Delete what is at *path*, a folder with all that is in it; links are deleted and never followed. Missing is fine."""
-    with files.translate_errors(f"delete {path}"):
-        if files.delete(path):
-            sync_folder(path.parent)
+def delete(*paths: Path) -> None:
+    """
+    Delete what is at each of *paths*, a folder with all that is in it, and sync the folders above.
+
+    Links are deleted and never followed. Missing is fine.
+    """
+    above = set()
+    try:
+        for path in paths:
+            with files.translate_errors(f"delete {path}"):
+                if files.delete(path):
+                    above.add(path.parent)
+    finally:
+        sync_folders(above)

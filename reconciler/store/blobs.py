@@ -120,12 +120,12 @@ class Blobs:
         if good:
             self._record({name: before})
         else:
-            self._ledger.forget_blob(name)
+            self._ledger.forget_blobs([name])
         return good
 
     def discard(self, name: str) -> None:
         """Delete the blob; a reader that holds it open keeps it."""
-        self._ledger.forget_blob(name)
+        self._ledger.forget_blobs([name])
         atomic.delete(self._layout.blob(name))
 
     def archive(self, name: str) -> None:

@@ -9,6 +9,7 @@ no digest's place is neither needed nor garbage: it is nobody's, and stays (``ob
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import stat
 from collections.abc import Callable
@@ -29,6 +30,8 @@ from reconciler.store.layout import Layout
 from reconciler.store.ledger import Ledger, Listing
 from reconciler.store.trees import files_of
 
+#: So many are forgotten in one transaction and deleted together: on a full disk, a larger one would want more room than is set aside.
+_TOGETHER = 64
 #: A partial download is deleted after so many seconds without a change: until then a later run may continue it.
 PARTIAL_SECONDS = 7 * 86400.0
 #: A damaged copy in cold storage is kept for so many seconds, for people to examine.
@@ -63,12 +66,14 @@ class GarbageCollector:
             # What a scan finds need not be asked for name by name, which takes ten times as long.
             folders = {name for name, seen in observe.scan(self._layout.trees).items() if stat.S_ISDIR(seen.st_mode)}
             blobs = observe.scan(self._layout.blobs)
-            for recipe, (tree, _) in self._ledger.trees().items():
-                if tree not in folders and not self._layout.tree(tree).is_dir():
-                    self._ledger.forget_tree(recipe)
-            for name in self._ledger.verifications().keys() - blobs.keys():
-                if not os.path.lexists(self._layout.blob(name)):
-                    self._ledger.forget_blob(name)
+            trees = {tree for tree, _ in self._ledger.trees().values()} - folders
+            names = self._ledger.verifications().keys() - blobs.keys()
+            lost = [tree for tree in trees if not self._layout.tree(tree).is_dir()]
+            gone = [name for name in names if not os.path.lexists(self._layout.blob(name))]
+        if lost:
+            self._ledger.forget_trees(lost)
+        if gone:
+            self._ledger.forget_blobs(gone)
 
     def garbage(self) -> tuple[Garbage, ...]:
         """Return everything that may be deleted, and why; changes nothing."""
@@ -80,32 +85,35 @@ class GarbageCollector:
 
     def free(self, garbage: tuple[Garbage, ...], *, at_most: int | None = None) -> int:
         """Delete *garbage* in its order until *at_most* bytes are freed; return how many are."""
-        freed = 0
+        freed, chosen = 0, list[Garbage]()
         for one in garbage:
             if at_most is not None and freed >= at_most:
                 break
-            self._delete(one)
+            chosen.append(one)
             freed += one.bytes
+        for kind, alike in itertools.groupby(chosen, key=lambda one: one.kind):
+            names = [one.name for one in alike]
+            for start in range(0, len(names), _TOGETHER):
+                self._delete(kind, names[start : start + _TOGETHER])
         return freed
 
-    def _delete(self, one: Garbage) -> None:
-        match one.kind:
+    def _delete(self, kind: str, names: list[str]) -> None:
+        """Delete all of one *kind*: first what is remembered of them, since a half-deleted tree must not count as a missing one."""
+        match kind:
             case "generation":
-                atomic.delete(self._layout.generations / one.name)
+                atomic.delete(*(self._layout.generations / name for name in names))
             case "tree":
-                for recipe, (tree, _) in self._ledger.trees().items():
-                    if tree == one.name:
-                        self._ledger.forget_tree(recipe)
-                atomic.delete(self._layout.tree(one.name))
+                self._ledger.forget_trees(names)
+                atomic.delete(*map(self._layout.tree, names))
             case "blob":
-                self._ledger.forget_blob(one.name)
-                atomic.delete(self._layout.blob(one.name))
+                self._ledger.forget_blobs(names)
+                atomic.delete(*map(self._layout.blob, names))
             case "cold":
-                atomic.delete(self._layout.cold_blob(one.name))
+                atomic.delete(*map(self._layout.cold_blob, names))
             case "aside":
-                atomic.delete(self._layout.cold / "blobs" / one.name)
+                atomic.delete(*(self._layout.cold / "blobs" / name for name in names))
             case _:
-                atomic.delete(self._layout.staging / one.name)
+                atomic.delete(*(self._layout.staging / name for name in names))
 
     # -- roots -------------------------------------------------------------------------------------
 

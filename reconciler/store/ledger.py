@@ -12,11 +12,10 @@ Rules that hold here:
 from __future__ import annotations
 
 import contextlib
-import functools
 import sqlite3
 import stat
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -165,7 +164,7 @@ class Ledger:
     def fact(self, key: str, kind: type[_T]) -> _T | None:
         """Return the fact *key*, or None."""
         for (value,) in self._rows("SELECT value FROM facts WHERE key = ?", (key,)):
-            found: _T | None = _decode(value, kind)
+            found: _T | None = ledger_database.decode(value, kind)
             return found
         return None
 
@@ -198,34 +197,34 @@ class Ledger:
         rows = ((name, one.size, one.inode, one.mtime_ns, units.rfc3339(one.verified_at)) for name, one in found.items())
         self._write(ledger_database.insertion_of_blobs(len(found)), [value for row in rows for value in row])
 
-    def forget_blob(self, name: str) -> None:
-        """Delete the record of a blob that is missing or damaged."""
-        self._write("DELETE FROM blobs WHERE digest = ?", (name,))
+    def forget_blobs(self, names: Collection[str]) -> None:
+        """Delete, in one transaction, the records of blobs that are missing, damaged or about to be deleted."""
+        self._write("DELETE FROM blobs WHERE digest IN (SELECT value FROM json_each(?))", (msgspec.json.encode([*names]).decode(),))
 
     def trees(self) -> dict[str, tuple[str, tuple[Listing, ...]]]:
         """Return the digest and the files of each tree, by recipe."""
         rows = self._rows("SELECT recipe, tree, listing FROM trees")
-        found = ((recipe, tree, _decode(listing, tuple[Listing, ...])) for recipe, tree, listing in rows)
+        found = ((recipe, tree, ledger_database.decode(listing, tuple[Listing, ...])) for recipe, tree, listing in rows)
         return {recipe: (tree, listing) for recipe, tree, listing in found if listing is not None}
 
     def listing(self, recipe: str) -> tuple[Listing, ...]:
         """Return the files of the tree of *recipe*; none where it is unknown."""
         rows = self._rows("SELECT listing FROM trees WHERE recipe = ?", (recipe,))
-        return (_decode(rows[0][0], tuple[Listing, ...]) if rows else None) or ()
+        return (ledger_database.decode(rows[0][0], tuple[Listing, ...]) if rows else None) or ()
 
     def record_tree(self, seen: TreeSeen, listing: tuple[Listing, ...]) -> None:
         """Record the tree of a recipe, and its files."""
         self._write("INSERT OR REPLACE INTO trees VALUES (?, ?, ?)", (seen.recipe, seen.digest, msgspec.json.encode(listing)))
 
-    def forget_tree(self, recipe: str) -> None:
-        """Delete the record of the tree of *recipe*."""
-        self._write("DELETE FROM trees WHERE recipe = ?", (recipe,))
+    def forget_trees(self, names: Collection[str]) -> None:
+        """Delete, in one transaction, the records of trees, by their own digests; several recipes may have one."""
+        self._write("DELETE FROM trees WHERE tree IN (SELECT value FROM json_each(?))", (msgspec.json.encode([*names]).decode(),))
 
     # -- models ------------------------------------------------------------------------------------
 
     def records(self) -> dict[str, Record]:
         """Return the record of each model, by id."""
-        found = (_decode(value, Record) for (value,) in self._rows("SELECT record FROM models"))
+        found = (ledger_database.decode(value, Record) for (value,) in self._rows("SELECT record FROM models"))
         return {record.id: record for record in found if record is not None}
 
     def put(self, record: Record) -> None:
@@ -241,7 +240,7 @@ class Ledger:
     def passed(self) -> dict[str, Passed]:
         """Return the last passed test of each model."""
         rows = self._rows("SELECT id, passed FROM models WHERE passed IS NOT NULL")
-        found = ((model, _decode(value, Passed)) for model, value in rows)
+        found = ((model, ledger_database.decode(value, Passed)) for model, value in rows)
         return {model: passed for model, passed in found if passed is not None}
 
     def tested(self, model: str, report: TestReport, passed: Passed | None, at: datetime) -> None:
@@ -256,7 +255,7 @@ class Ledger:
     def report(self, model: str) -> tuple[TestReport, datetime] | None:
         """Return the last report of *model*'s test job and when it was made, or None."""
         for report, at in self._rows("SELECT report, tested_at FROM models WHERE id = ? AND report IS NOT NULL", (model,)):
-            found = _decode(report, TestReport)
+            found = ledger_database.decode(report, TestReport)
             return (found, _parse_time(at)) if found else None
         return None
 
@@ -268,16 +267,10 @@ class Ledger:
 
     def follow_clock(self, records: Iterable[Record], reading: object) -> None:
         """Write *records* and the clock's *reading* (``store.clock``), all or nothing: their times were moved by what it says."""
-        with self._mutex:
-            self._write("BEGIN IMMEDIATE", ())
-            try:
-                for record in records:
-                    self.put(record)
-                self.set_fact("clock", reading)
-            except BaseException:
-                self._write("ROLLBACK", ())
-                raise
-            self._write("COMMIT", ())
+        with self._transaction():
+            for record in records:
+                self.put(record)
+            self.set_fact("clock", reading)
 
     def limit_times(self, now: datetime) -> None:
         """Let tests and verifications of a time after *now* count as of *now*; *now* was accepted by the trust rules."""
@@ -296,7 +289,7 @@ class Ledger:
     def log_incident(self, incident: Incident, at: datetime) -> None:
         """Log *incident*; one that repeats within a day is counted, and the oldest are deleted past ``MAX_INCIDENTS``."""
         key = tuple(printable(text, MAX_TEXT) for text in (incident.kind, incident.model, incident.blob, incident.source, incident.detail))
-        with self._mutex:
+        with self._transaction():
             counted = f"{_INCIDENT_COUNTS}{incident.kind}"
             self.set_fact(counted, (self.fact(counted, int) or 0) + 1)  # a counter must not fall when old rows are deleted
             since = units.rfc3339(datetime.fromtimestamp(at.timestamp() - REPEAT_SECONDS, UTC))
@@ -330,7 +323,7 @@ class Ledger:
     def incident_totals(self) -> dict[str, int]:
         """Return how many incidents were ever logged, by kind."""
         rows = self._rows("SELECT key, value FROM facts WHERE key >= ? AND key < ?", (_INCIDENT_COUNTS, f"{_INCIDENT_COUNTS}\x7f"))
-        return {key.removeprefix(_INCIDENT_COUNTS): _decode(value, int) or 0 for key, value in rows}
+        return {key.removeprefix(_INCIDENT_COUNTS): ledger_database.decode(value, int) or 0 for key, value in rows}
 
     def record_change(self, change: Change) -> None:
         """Add a set that was announced to the history; the oldest are deleted past ``MAX_HISTORY``."""
@@ -338,7 +331,7 @@ class Ledger:
             units.rfc3339(change.at), change.generation, change.actor, change.what, change.lock,
             msgspec.json.encode(change.added), msgspec.json.encode(change.removed),
         )  # fmt: skip
-        with self._mutex:
+        with self._transaction():
             self._write("INSERT INTO history (at, generation, actor, what, lock, added, removed) VALUES (?,?,?,?,?,?,?)", row)
             self._write("DELETE FROM history WHERE id <= (SELECT max(id) FROM history) - ?", (MAX_HISTORY,))
 
@@ -352,8 +345,8 @@ class Ledger:
                 actor=actor,
                 what=what,
                 lock=lock,
-                added=_decode(added, tuple[str, ...]) or (),
-                removed=_decode(removed, tuple[str, ...]) or (),
+                added=ledger_database.decode(added, tuple[str, ...]) or (),
+                removed=ledger_database.decode(removed, tuple[str, ...]) or (),
             )
             for at, number, actor, what, lock, added, removed in reversed(rows)
         )
@@ -369,6 +362,19 @@ class Ledger:
             except sqlite3.DatabaseError as error:
                 raise ledger_database.store_error(error, self._path) from error
 
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """Make what is written inside one transaction: all or nothing, with one sync."""
+        with self._mutex:
+            self._write("BEGIN IMMEDIATE", ())
+            try:
+                yield
+                self._write("COMMIT", ())
+            except BaseException:
+                if self._connection is not None and self._connection.in_transaction:
+                    self._write("ROLLBACK", ())
+                raise
+
     def _write(self, statement: str, values: Iterable[Any]) -> None:
         if self._connection is None:
             raise StoreError("the ledger is not open for writing")
@@ -377,20 +383,6 @@ class Ledger:
                 self._connection.execute(statement, tuple(values))
             except sqlite3.DatabaseError as error:
                 raise ledger_database.store_error(error, self._path) from error
-
-
-def _decode(value: bytes, kind: Any) -> Any:
-    """Return *value* as *kind*, or None where it is damaged."""
-    try:
-        return _decoder(kind).decode(value)
-    except (msgspec.DecodeError, TypeError):
-        return None
-
-
-@functools.cache
-def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
-    """Return the decoder of one *kind*, made once: to make it takes longer than to decode a row."""
-    return msgspec.json.Decoder(kind)
 
 
 def _parse_time(text: str) -> datetime:

@@ -4,7 +4,7 @@ The SQLite database of the ledger: its tables, and how it is opened for reading 
 Rules that hold here:
 
 1. The journal is a rollback journal and not WAL, because readers of a WAL write to its folder and a reader must leave no trace.
-2. Each statement is a transaction of its own and is durable when it returns: ``synchronous=EXTRA`` also syncs the deletion of the
+2. A transaction, and each statement outside one, is durable when it returns: ``synchronous=EXTRA`` also syncs the deletion of the
    journal, without which a power cut could undo a commit.
 3. The database has a format number (``user_version``). An older one is brought to ``FORMAT`` in one transaction, whole or not at all: a
    crash leaves it as it was, and the next run does it again. A newer one is refused, by readers too, and not changed.
@@ -15,8 +15,12 @@ Rules that hold here:
 from __future__ import annotations
 
 import contextlib
+import functools
 import sqlite3
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from reconciler import files
 from reconciler.core.errors import DiskFull, StoreError
@@ -160,3 +164,17 @@ def store_error(error: sqlite3.Error, path: Path | None) -> StoreError:
         return files.store_error(f"write the ledger ({error})", refused, path)
     kind = DiskFull if "full" in str(error) else StoreError
     return kind(f"the ledger refused: {error}")
+
+
+def decode(value: bytes, kind: Any) -> Any:
+    """Return *value* as *kind*, or None where it is damaged."""
+    try:
+        return _decoder(kind).decode(value)
+    except (msgspec.DecodeError, TypeError):
+        return None
+
+
+@functools.cache
+def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
+    """Return the decoder of one *kind*, made once: to make it takes longer than to decode a row."""
+    return msgspec.json.Decoder(kind)

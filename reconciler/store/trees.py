@@ -66,9 +66,7 @@ class Trees:
 
     def remove(self, name: str) -> None:
         """Delete the tree *name*; its blobs stay."""
-        for recipe, (tree, _) in self._ledger.trees().items():
-            if tree == name:  # first: a half-deleted tree must not count as a missing one
-                self._ledger.forget_tree(recipe)
+        self._ledger.forget_trees([name])  # first: a half-deleted tree must not count as a missing one
         atomic.delete(self._layout.tree(name))
 
     def _listing(self, artifacts: Sequence[LockedArtifact]) -> tuple[Listing, ...]:

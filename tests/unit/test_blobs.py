@@ -113,7 +113,7 @@ def test_a_reader_keeps_what_is_discarded(layout: Layout, blobs: Blobs) -> None:
 def test_checking_sets_a_mode_right_and_believes_what_it_hashed(layout: Layout, ledger: Ledger, blobs: Blobs) -> None:
     adopt(blobs, fetched_at(staged(layout), NAME))
     layout.blob(NAME).chmod(0o600)
-    ledger.forget_blob(NAME)
+    ledger.forget_blobs([NAME])
 
     assert blobs.check(NAME)
 

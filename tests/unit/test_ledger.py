@@ -137,8 +137,8 @@ def test_what_is_forgotten_is_gone(ledger: Ledger) -> None:
     ledger.record_tree(TreeSeen(digest="t", recipe="r", blobs=(), bytes=0), ())
     ledger.set_fact("key", 1)
 
-    ledger.forget_blob("b")
-    ledger.forget_tree("r")
+    ledger.forget_blobs(["b"])
+    ledger.forget_trees(["t"])
     ledger.set_fact("key", None)
 
     assert (ledger.verifications(), ledger.trees(), ledger.fact("key", int)) == ({}, {}, None)
