@@ -287,6 +287,7 @@ def _syncs() -> Iterator[Mutation]:
     yield without("sync in atomic._write_new", DURABLE, "sync_file(fd, mode)")
     yield without("sync in atomic.copy", DURABLE, "sync_file(target, mode)")
     yield without("sync in atomic.delete", DURABLE, "sync_folders(above)")
+    yield without("the end of a transaction that was refused", LEDGER, 'self._write("ROLLBACK", ())')
     yield without("sync in blobs._prepare_name", BLOBS, "atomic.sync_file(fd, 0o444)")
     yield from every("sync of the folders of a batch", BLOBS, r"atomic\.sync_folders\(.*\)", "pass")
     yield once("durable ledger", DATABASE, "PRAGMA synchronous = EXTRA", "PRAGMA synchronous = OFF")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -50,6 +50,27 @@ def test_the_same_incident_within_a_day_is_counted_and_not_repeated(ledger: Ledg
     assert (first.times, first.at, first.last_at) == (12, NOW, NOW + timedelta(minutes=55))
     assert (second.model, second.times) == ("b:v1", 1)
     assert ledger.incident_totals() == {"hash-mismatch": 13}
+
+
+@pytest.mark.parametrize("refused", ["INSERT INTO incidents", "DELETE FROM incidents", "COMMIT"])
+def test_an_incident_is_written_as_a_whole_or_not_at_all(ledger: Ledger, monkeypatch: pytest.MonkeyPatch, refused: str) -> None:
+    ledger.log_incident(INCIDENT, NOW)
+    write = Ledger._write
+
+    def full(self: Ledger, statement: str, values: Iterable[object]) -> None:
+        if statement.startswith(refused):
+            raise DiskFull("no room")
+        write(self, statement, values)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Ledger, "_write", full)
+        with pytest.raises(DiskFull):
+            ledger.log_incident(Incident(kind="hash-mismatch", model="b:v1"), NOW)
+
+    assert [one.model for one in ledger.incidents()] == ["a:v1"]
+    assert ledger.incident_totals() == {"hash-mismatch": 1}
+    ledger.log_incident(Incident(kind="hash-mismatch", model="c:v1"), NOW)
+    assert ledger.incident_totals() == {"hash-mismatch": 2}
 
 
 def test_the_same_incident_after_a_day_is_told_again(ledger: Ledger) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -220,6 +220,31 @@ def test_what_a_run_left_in_the_making_goes(node: StoreNode) -> None:
     node.run(lock)
 
     assert node.leftovers() == []
+
+
+def test_many_blobs_are_forgotten_and_deleted_together(node: StoreNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = node.lock(node.item("a:v1", A))
+    node.run(lock)
+    kept = hot(node)
+    for number in range(300):
+        path = node.layout.blob(name_of(b"%d" % number))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"%d" % number)
+    forgotten: list[int] = []
+    forget = Ledger.forget_blobs
+
+    def counted(self: Ledger, names: Collection[str]) -> None:
+        forgotten.append(len(names))
+        forget(self, names)
+
+    monkeypatch.setattr(Ledger, "forget_blobs", counted)
+    with Ledger.writing(node.layout.ledger) as ledger:
+        collector(node, lock, ledger).collect()
+
+    assert hot(node) == kept
+    assert sum(forgotten) == 300
+    assert len(forgotten) < 10, "each is a transaction, which is synced"
+    assert max(forgotten) <= 64, "a full disk has no room for a large one"
 
 
 def test_no_more_is_freed_than_was_asked_for(node: StoreNode) -> None:
