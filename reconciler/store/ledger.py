@@ -372,7 +372,8 @@ class Ledger:
                 self._write("COMMIT", ())
             except BaseException:
                 if self._connection is not None and self._connection.in_transaction:
-                    self._write("ROLLBACK", ())
+                    with contextlib.suppress(StoreError):  # why it was refused says more
+                        self._write("ROLLBACK", ())
                 raise
 
     def _write(self, statement: str, values: Iterable[Any]) -> None:

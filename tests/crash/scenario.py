@@ -186,6 +186,10 @@ class _Connection:
                 raise sqlite3.OperationalError("database or disk is full" if full else "disk I/O error") from None
         return self._real.execute(statement, values)
 
+    @property
+    def in_transaction(self) -> bool:
+        return self._real.in_transaction
+
     def close(self) -> None:
         self._real.close()
 
