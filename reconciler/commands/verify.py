@@ -257,6 +257,9 @@ class _Records:
 
     def close(self) -> None:
         """Record what is good and not recorded yet."""
+        self._record_good()
+
+    def _record_good(self) -> None:
         ledger, self._recorded_at = self._store.ledger, time.monotonic()
         if self._good:
             ledger.record_verified(self._good)
@@ -268,7 +271,7 @@ class _Records:
     def _record_some(self) -> None:
         together = len(self._good) + len(self._good_cold)
         if together >= _TOGETHER or time.monotonic() - self._recorded_at >= _TOGETHER_SECONDS:
-            self.close()
+            self._record_good()
 
 
 def _logged(kind: str, done: Checked, detail: str, store: _Store) -> Damage:
