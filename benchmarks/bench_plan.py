@@ -89,8 +89,7 @@ def test_ten_thousand_models_cost_at_most_ten_times_as_much(benchmark, thousand,
 def test_dvc_status_over_as_many_files(benchmark, thousand, surroundings, tmp_path):  # type: ignore[no-untyped-def]
     dvc = shutil.which(os.environ.get("DVC", "dvc"))
     if dvc is None:
-        # Not among the development dependencies: it brings a hundred packages, with other versions of some of ours.
-        pytest.skip("dvc is not installed: set DVC to its program to compare with it")
+        pytest.skip("dvc is not installed (it brings a hundred packages, with other versions of some of ours): set DVC to its program")
     environment = os.environ | {"DVC_NO_ANALYTICS": "1", "DVC_SITE_CACHE_DIR": str(tmp_path / "cache")}
     data = tmp_path / "data"
     data.mkdir()

@@ -54,7 +54,7 @@ def _bare(tree: Path) -> None:
 def _sandboxed(tree: Path, mode: str) -> Callable[[], None]:
     probed = next(found for found in choose.probe_all() if found.mode == mode)
     if not probed.works:
-        pytest.skip(f"{mode} cannot work on this machine: {probed.detail}")
+        pytest.skip(f"{mode} cannot work on this machine: {probed.detail}")  # what a mode costs is measured where it works
     text = f'[smoke]\nsandbox = "{mode}"\n[runtime.llama-cpp]\ngpu_layers = 0\n'
     tester = make_tester(tree.parent, text)
     job = _job(tree)
